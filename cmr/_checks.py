@@ -1,0 +1,98 @@
+"""Checks of single configuration values. Each names field, value and what was expected."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+from cmr.errors import ConfigError
+
+
+def refuse(field: str, value: object, expected: str) -> ConfigError:
+    """The error for `value` in `field`, ready to be raised."""
+    return ConfigError(f"{field}: {expected} expected, got {value!r}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'; did you mean ...?' for the known name that is closest, else the list of known names."""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def integer(field: str, value: Any, low: int, high: int | None = None) -> int:
+    """`value` as int, if it is an integer (not a bool) in [low, high]."""
+    expected = f"an integer of at least {low}" if high is None else f"an integer in {low}..{high}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise refuse(field, value, expected) from None
+    if isinstance(value, bool) or number < low or (high is not None and number > high):
+        raise refuse(field, value, expected)
+    return number
+
+
+def real(field: str, value: Any, low: float, high: float = math.inf) -> float:
+    """`value` as float, if it is a finite real number (not a bool) in [low, high]."""
+    if high == math.inf:
+        expected = "a finite number" if low == -math.inf else f"a number of at least {low:g}"
+    else:
+        expected = f"a number in [{low:g}, {high:g}]"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise refuse(field, value, expected)
+    number = float(value)
+    if not math.isfinite(number) or not low <= number <= high:
+        raise refuse(field, value, expected)
+    return number
+
+
+def flag(field: str, value: Any) -> bool:
+    """`value`, if it is a bool."""
+    if not isinstance(value, bool):
+        raise refuse(field, value, "True or False")
+    return value
+
+
+def choice(field: str, value: Any, allowed: Iterable[str]) -> str:
+    """`value`, if it is one of `allowed`; the error names the nearest one."""
+    allowed = tuple(allowed)
+    if not isinstance(value, str) or value not in allowed:
+        hint = f" ({nearest(value, allowed)})" if isinstance(value, str) else ""
+        raise refuse(field, value, "one of " + ", ".join(map(repr, allowed)) + hint)
+    return value
+
+
+def layers(field: str, value: Any) -> tuple[int, ...]:
+    """`value` as a sorted tuple of distinct layer numbers, none negative, at least one."""
+    expected = "a non-empty sequence of distinct layer numbers from 0 on"
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise refuse(field, value, expected)
+    items = list(value)
+    try:
+        numbers_ = [operator.index(item) for item in items]
+    except TypeError:
+        raise refuse(field, value, expected) from None
+    wrong = any(isinstance(item, bool) for item in items) or any(n < 0 for n in numbers_)
+    if wrong or not numbers_ or len(set(numbers_)) != len(numbers_):
+        raise refuse(field, value, expected)
+    return tuple(sorted(numbers_))
+
+
+def weights(field: str, value: Any, criteria: Iterable[str]) -> tuple[tuple[str, float], ...]:
+    """`value` (a mapping, or its items) as items: known names, weights >= 0, not all of them 0."""
+    criteria = tuple(criteria)
+    expected = f"a dict of weights of at least 0, one above 0, for {', '.join(criteria)}"
+    try:
+        given = dict(value)
+    except (TypeError, ValueError):
+        raise refuse(field, value, expected) from None
+    for name, weight in given.items():
+        choice(f"{field} key", name, criteria)
+        real(f"{field}[{name!r}]", weight, 0.0)
+    if sum(given.values(), 0.0) <= 0:
+        raise refuse(field, value, expected)
+    return tuple((name, float(weight)) for name, weight in given.items())

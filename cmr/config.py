@@ -1,0 +1,378 @@
+"""The settings of a memory: one frozen dataclass a topic, each value checked when it is built.
+
+`CMRConfig()` is the measured default. `CMRConfig.from_dict` takes plain dictionaries, nested by
+topic or flat, and `with_overrides` changes single fields by name. A value that names something
+this version does not implement parses, and `CMRConfig.unavailable` says so: attaching refuses it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from cmr import _checks as check
+from cmr import _config_keys as keys
+from cmr.errors import ConfigError
+
+STORES = ("auto", "kv", "states", "tokens")
+INDEX_DTYPES = ("model", "float32", "bfloat16", "float16")
+SCORING_METHODS = ("surprise", "attention_based", "variance_based", "hybrid", "gradient_based")
+EVICTION_STRATEGIES = ("oldest", "lru_relevance", "lru", "relevance")
+STRATEGIES = (
+    "maxsim",
+    "contextual_relevance",
+    "multi_criteria",
+    "hierarchical",
+    "task_specific",
+    "hybrid_ensemble",
+)
+STRATEGY_SYNONYMS = {"semantic_similarity": "maxsim"}
+CRITERIA = ("relevance", "similarity", "recency", "diversity")
+METHODS = ("attention", "weighted_sum")
+POSITIONS = ("constant", "layout", "true")
+
+
+def _set(instance: object, name: str, value: object) -> None:
+    object.__setattr__(instance, name, value)
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """What is stored, and how much of it.
+
+    Attributes:
+        target_layers: hidden states that are captured, as indices into transformers'
+            `hidden_states` (state i enters block i). None: the contiguous range from 13 % to 83 %
+            of the depth. Else distinct integers from 0 on; the upper end is checked at attach.
+        budget: tokens kept per layer, 1 or more. Whole blocks are stored: `budget // block_size`.
+        block_size: tokens in a block, the unit of storage and eviction, 1..512, at most `budget`.
+        store: 'kv' keeps un-rotated keys and values, 'states' hidden states, 'tokens' only token
+            ids (recomputed when recalled), 'auto' the smaller of the first two for the model.
+        sinks: first tokens of the local cache that never leave it, 0..64.
+        left_context: tokens of left context kept while reading window by window, 0 or more.
+        index_dtype: dtype of the index states: 'model', 'float32', 'bfloat16' or 'float16'.
+        scoring_method: relevance of a token: 'surprise', 'attention_based', 'variance_based',
+            'hybrid' or 'gradient_based'. None: blocks are not scored.
+        relevance_threshold: calibrated block relevance in [0, 1] below which a block is dropped
+            first. None: none is dropped for its relevance.
+        eviction_strategy: 'oldest', 'lru_relevance', 'lru' or 'relevance'.
+        max_total_entries: tokens kept over all layers together, 1 or more; None: no such limit.
+        device: where the memory lives. None: with each layer.
+
+    Raises:
+        ConfigError: a value is of the wrong type or out of its range.
+    """
+
+    target_layers: tuple[int, ...] | None = None
+    budget: int = 32768
+    block_size: int = 32
+    store: str = "auto"
+    sinks: int = 4
+    left_context: int = 128
+    index_dtype: str = "model"
+    scoring_method: str | None = None
+    relevance_threshold: float | None = None
+    eviction_strategy: str = "oldest"
+    max_total_entries: int | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every field."""
+        if self.target_layers is not None:
+            _set(self, "target_layers", check.layers("target_layers", self.target_layers))
+        _set(self, "budget", check.integer("budget", self.budget, 1))
+        _set(self, "block_size", check.integer("block_size", self.block_size, 1, 512))
+        if self.block_size > self.budget:
+            raise check.refuse(
+                "block_size", self.block_size, f"at most the budget of {self.budget} tokens"
+            )
+        check.choice("store", self.store, STORES)
+        _set(self, "sinks", check.integer("sinks", self.sinks, 0, 64))
+        _set(self, "left_context", check.integer("left_context", self.left_context, 0))
+        check.choice("index_dtype", self.index_dtype, INDEX_DTYPES)
+        if self.scoring_method is not None:
+            check.choice("scoring_method", self.scoring_method, SCORING_METHODS)
+        if self.relevance_threshold is not None:
+            threshold = check.real("relevance_threshold", self.relevance_threshold, 0.0, 1.0)
+            _set(self, "relevance_threshold", threshold)
+        check.choice("eviction_strategy", self.eviction_strategy, EVICTION_STRATEGIES)
+        if self.max_total_entries is not None:
+            total = check.integer("max_total_entries", self.max_total_entries, 1)
+            _set(self, "max_total_entries", total)
+        if self.device is not None and not isinstance(self.device, str):
+            raise check.refuse("device", self.device, "None or a device name such as 'cpu'")
+
+    @property
+    def budget_blocks(self) -> int:
+        """Whole blocks that fit the budget of one layer, at least 1."""
+        return self.budget // self.block_size
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """How blocks are found.
+
+    Attributes:
+        strategy: 'maxsim' (synonym 'semantic_similarity'), 'contextual_relevance',
+            'multi_criteria', 'hierarchical', 'task_specific' or 'hybrid_ensemble'.
+        index_layer: hidden state that is indexed and searched, 0 or more; None: half the depth.
+        blocks: passages recalled at once, 1..64.
+        neighbours: blocks read on each side of a passage, 0..8.
+        query_tokens: newest tokens that make up the query, 1..4096.
+        refresh: decode steps between retrievals, 1 or more.
+        threshold: certainty (standardised score, in standard deviations, 0 or more) below which
+            nothing is recalled. 0: the best passage is always recalled.
+        similarity_threshold: least cosine in [-1, 1] of a recalled entry; None: no limit.
+        context_heads: heads of the contextual scorer, 1..64; None: no such scorer.
+        cache_size: queries whose result is kept, 0 or more; None: no cache.
+        max_clusters: clusters of the long-term index, 1 or more; None: no clusters.
+        criteria_weights: weights of 'relevance', 'similarity', 'recency', 'diversity', each at
+            least 0, scaled to sum 1 where used; a dict, kept as its items. None: not ranked so.
+
+    Raises:
+        ConfigError: a value is of the wrong type or out of its range.
+    """
+
+    strategy: str = "maxsim"
+    index_layer: int | None = None
+    blocks: int = 2
+    neighbours: int = 1
+    query_tokens: int = 64
+    refresh: int = 16
+    threshold: float = 0.0
+    similarity_threshold: float | None = None
+    context_heads: int | None = None
+    cache_size: int | None = None
+    max_clusters: int | None = None
+    criteria_weights: Mapping[str, float] | tuple[tuple[str, float], ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every field and resolves synonyms."""
+        if isinstance(self.strategy, str):
+            _set(self, "strategy", STRATEGY_SYNONYMS.get(self.strategy, self.strategy))
+        check.choice("strategy", self.strategy, STRATEGIES)
+        _set(self, "blocks", check.integer("blocks", self.blocks, 1, 64))
+        _set(self, "neighbours", check.integer("neighbours", self.neighbours, 0, 8))
+        _set(self, "query_tokens", check.integer("query_tokens", self.query_tokens, 1, 4096))
+        _set(self, "refresh", check.integer("refresh", self.refresh, 1))
+        _set(self, "threshold", check.real("threshold", self.threshold, 0.0))
+        for name, low, high in (
+            ("index_layer", 0, None),
+            ("context_heads", 1, 64),
+            ("cache_size", 0, None),
+            ("max_clusters", 1, None),
+        ):
+            value = getattr(self, name)
+            if value is not None:
+                _set(self, name, check.integer(name, value, low, high))
+        if self.similarity_threshold is not None:
+            least = check.real("similarity_threshold", self.similarity_threshold, -1.0, 1.0)
+            _set(self, "similarity_threshold", least)
+        if self.criteria_weights is not None:
+            items = check.weights("criteria_weights", self.criteria_weights, CRITERIA)
+            _set(self, "criteria_weights", items)
+
+
+@dataclass(frozen=True)
+class ReweaveConfig:
+    """How what was recalled enters the model.
+
+    Attributes:
+        method: 'attention' reads blocks through each layer's own attention; 'weighted_sum' adds a
+            cosine-weighted sum of stored states to the layer's input, h' = (1 - w) h + w sum.
+        memory_weight: a number w in [0, 1], or 'auto'. With 'attention', logit(w) is added to the
+            memory's logits: 0 is off, 0.5 one joint softmax, 'auto' follows how certain retrieval
+            is. With 'weighted_sum', w is the fixed gate and 'auto' means 0.1.
+        positions: 'constant' puts memory one window away, 'layout' lays the blocks out just before
+            the window, 'true' keeps their distances.
+        sink_guard: first tokens of a text without a real beginning that do not read memory, 0..64.
+        layers: layers that read memory (synonym 'intervention_layers'); None: the target layers.
+        reconstruction_method: how states are rebuilt from several memories; None: not at all.
+        max_memory_tokens: most memory tokens read at once, 1 or more; None: as retrieval gives.
+        compression_ratio: share of the recalled tokens that is read, in (0, 1]; None: all.
+
+    Raises:
+        ConfigError: a value is of the wrong type or out of its range.
+    """
+
+    method: str = "attention"
+    memory_weight: float | str = "auto"
+    positions: str = "constant"
+    sink_guard: int = 8
+    layers: tuple[int, ...] | None = None
+    reconstruction_method: str | None = None
+    max_memory_tokens: int | None = None
+    compression_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every field."""
+        check.choice("method", self.method, METHODS)
+        if isinstance(self.memory_weight, str):
+            if self.memory_weight != "auto":
+                raise check.refuse(
+                    "memory_weight", self.memory_weight, "'auto' or a number in [0, 1]"
+                )
+        else:
+            weight = check.real("memory_weight", self.memory_weight, 0.0, 1.0)
+            _set(self, "memory_weight", weight)
+        check.choice("positions", self.positions, POSITIONS)
+        _set(self, "sink_guard", check.integer("sink_guard", self.sink_guard, 0, 64))
+        if self.layers is not None:
+            _set(self, "layers", check.layers("layers", self.layers))
+        if self.reconstruction_method is not None and not isinstance(
+            self.reconstruction_method, str
+        ):
+            raise check.refuse(
+                "reconstruction_method", self.reconstruction_method, "None or a method's name"
+            )
+        if self.max_memory_tokens is not None:
+            most = check.integer("max_memory_tokens", self.max_memory_tokens, 1)
+            _set(self, "max_memory_tokens", most)
+        if self.compression_ratio is not None:
+            ratio = check.real("compression_ratio", self.compression_ratio, 0.0, 1.0)
+            if ratio == 0:
+                raise check.refuse("compression_ratio", ratio, "a number in (0, 1]")
+            _set(self, "compression_ratio", ratio)
+
+    @property
+    def bias(self) -> float | None:
+        """logit(memory_weight): -inf at 0, +inf at 1; None where 'auto' decides at each recall."""
+        if isinstance(self.memory_weight, str):
+            return None
+        if self.memory_weight in (0.0, 1.0):
+            return math.copysign(math.inf, self.memory_weight - 0.5)
+        return math.log(self.memory_weight) - math.log1p(-self.memory_weight)
+
+    @property
+    def fixed_gate(self) -> float:
+        """The gate w of 'weighted_sum': memory_weight, 0.1 where that is 'auto'."""
+        return 0.1 if isinstance(self.memory_weight, str) else self.memory_weight
+
+
+@dataclass(frozen=True)
+class OptimizationConfig:
+    """Which helpers may steer a running memory; each True or False."""
+
+    enable_adaptive_thresholds: bool = False
+    enable_batch_optimization: bool = False
+    enable_prefetching: bool = False
+    enable_background_optimization: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks every field."""
+        for name in keys.fields_of(self):
+            check.flag(name, getattr(self, name))
+
+
+TOPICS = {
+    "memory": MemoryConfig,
+    "retrieval": RetrievalConfig,
+    "reweave": ReweaveConfig,
+    "optimization": OptimizationConfig,
+}
+
+
+@dataclass(frozen=True)
+class CMRConfig:
+    """All settings of one attached memory.
+
+    Attributes:
+        window: tokens that the model sees locally, 16 or more, above `memory.sinks` and
+            `reweave.sink_guard`; the model's own limit is checked at attach.
+        memory: what is stored. A dict of its fields is taken too.
+        retrieval: how blocks are found. Likewise.
+        reweave: how they enter the model. Likewise.
+        optimization: which helpers may steer. Likewise.
+
+    Raises:
+        ConfigError: a value is unknown, of the wrong type or out of its range.
+    """
+
+    window: int = 512
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    reweave: ReweaveConfig = field(default_factory=ReweaveConfig)
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+
+    def __post_init__(self) -> None:
+        """Checks the window and that each topic has its type."""
+        for topic, kind in TOPICS.items():
+            if not isinstance(getattr(self, topic), kind):
+                raise check.refuse(topic, getattr(self, topic), f"a {kind.__name__}")
+        _set(self, "window", check.integer("window", self.window, 16))
+        least = max(self.memory.sinks, self.reweave.sink_guard)
+        if self.window <= least:
+            raise check.refuse(
+                "window", self.window, f"more than the {least} tokens of sinks and sink_guard"
+            )
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> CMRConfig:
+        """Builds the settings from dictionaries, nested by topic or flat.
+
+        Args:
+            settings: field names, synonyms (`buffer_size`, `max_entries_per_layer` and
+                `max_states_per_layer` for `budget`; `retrieval_strategy` for `strategy`;
+                `intervention_layers` for `layers`; `integration_method` for `method`) and topics
+                (`memory_config`, `retrieval_config`, `reconstruction_config`,
+                `optimization_config`, or without `_config`). Inside `reconstruction_config`,
+                `method` is `reconstruction_method`. Several names of the budget: the least holds.
+                A budget below the default block size makes the blocks as small as itself.
+
+        Raises:
+            ConfigError: unknown key (names the nearest known one), one field given twice with
+                different values, or a bad value.
+        """
+        return cls()._changed(keys.resolve(settings, TOPICS))
+
+    def with_overrides(self, **flat: Any) -> CMRConfig:
+        """These settings with single fields changed, by the names that `from_dict` takes."""
+        return self._changed(keys.resolve(flat, TOPICS))
+
+    def _changed(self, changes: dict[str, dict[str, Any]]) -> CMRConfig:
+        memory = changes.get("memory", {})
+        budget = memory.get("budget")
+        if isinstance(budget, int) and 0 < budget < self.memory.block_size:
+            memory.setdefault("block_size", budget)
+        parts = {
+            topic: replace(getattr(self, topic), **changes[topic])
+            for topic in TOPICS
+            if changes.get(topic)
+        }
+        return replace(self, **parts, **changes.get("", {}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionaries, ready for JSON; `from_dict` of them equals these settings."""
+        plain = asdict(self)
+        weights = plain["retrieval"]["criteria_weights"]
+        if weights is not None:
+            plain["retrieval"]["criteria_weights"] = dict(weights)
+        for topic, name in (("memory", "target_layers"), ("reweave", "layers")):
+            if plain[topic][name] is not None:
+                plain[topic][name] = list(plain[topic][name])
+        return plain
+
+    def unavailable(self) -> list[str]:
+        """One line for each value that is legal but not implemented in this version."""
+        lines = []
+        for topic, names in keys.AVAILABLE.items():
+            for name, available in names.items():
+                value = getattr(getattr(self, topic), name)
+                if value not in available:
+                    which = ", ".join(repr(item) for item in available)
+                    lines.append(
+                        f"{topic}.{name}={value!r} is not available yet (available: {which})"
+                    )
+        return lines
+
+
+__all__ = [
+    "CMRConfig",
+    "ConfigError",
+    "MemoryConfig",
+    "OptimizationConfig",
+    "RetrievalConfig",
+    "ReweaveConfig",
+]

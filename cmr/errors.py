@@ -1,0 +1,35 @@
+"""The exception types of this package.
+
+Every error says what was wrong and what was expected. Each type also derives from the built-in
+exception that fits, so that callers who know nothing of this package can still catch it.
+"""
+
+from __future__ import annotations
+
+
+class CMRError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(CMRError, ValueError):
+    """A setting is unknown, has the wrong type or lies outside its range."""
+
+
+class UnsupportedModelError(CMRError, TypeError):
+    """The object is not a decoder, or of a family that is not described."""
+
+
+class UnknownSessionError(CMRError, KeyError):
+    """No session of that name has a memory."""
+
+    def __str__(self) -> str:
+        """The plain message; `KeyError` alone would show its `repr`."""
+        return str(self.args[0]) if self.args else ""
+
+
+class ModelMismatchError(CMRError, ValueError):
+    """A memory belongs to another model, shape, dtype or device."""
+
+
+class AttachError(CMRError, RuntimeError):
+    """A model is already attached, or a memory is used after it was detached."""

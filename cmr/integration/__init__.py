@@ -1,0 +1,1 @@
+"""Attaching a memory to a transformers decoder."""

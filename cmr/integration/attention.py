@@ -1,0 +1,143 @@
+"""The plug in transformers' attention interface: local attention, then the memory woven in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from cmr.kernels.reference.attention import attention_with_lse
+from cmr.kernels.reference.reweave import reweave_attention
+
+PREFIX = "cmr_"
+MARK = "_cmr_reader"
+"""Attribute that marks an attention module as read by a memory, present only while attached."""
+
+
+class Reader(Protocol):
+    """What the attention plug needs of a memory."""
+
+    def memory_for(self, layer: int) -> LayerMemory | None:
+        """What block `layer` reads in this forward; None reads nothing."""
+
+    def note_gate(self, layer: int, gate: torch.Tensor) -> None:
+        """Take note of the share of attention that went to memory, `[batch, heads, tokens]`."""
+
+
+class LayerMemory:
+    """The chosen blocks as one layer reads them.
+
+    Attributes:
+        keys: `[batch, kv_heads, read, head_dim]`, rotated for where they are read.
+        values: the same shape.
+        mask: `[batch, read]` bool, True where a token may be read.
+        bias: `[batch]` float32, added to the memory's logits.
+        query_mask: `[batch, tokens]` bool, False for tokens that must not read; None for all.
+        turn: rotates the query to where memory is read; None leaves it.
+    """
+
+    __slots__ = ("bias", "keys", "mask", "query_mask", "turn", "values")
+
+    def __init__(
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor,
+        bias: torch.Tensor,
+        query_mask: torch.Tensor | None,
+        turn: Callable[[torch.Tensor], torch.Tensor] | None,
+    ) -> None:
+        self.keys, self.values, self.mask, self.bias = keys, values, mask, bias
+        self.query_mask, self.turn = query_mask, turn
+
+
+def memory_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention as transformers calls it, with the memory of `module`'s reader woven in.
+
+    Without a reader, or where it has nothing to read, the model's own function is called with the
+    arguments as they came: the result is bit-identical to the model without a memory.
+
+    Args:
+        module: the attention module.
+        query: `[batch, heads, tokens, head_dim]`, rotated.
+        key: `[batch, kv_heads, seen, head_dim]`, rotated, the local window.
+        value: the same shape.
+        attention_mask: None, bool or additive `[batch, 1, tokens, seen]`.
+        scaling: of the logits; `head_dim ** -0.5` when None.
+        dropout: of the attention weights; memory is not read while it is above 0.
+        **kwargs: what else the model passes on.
+
+    Returns:
+        `[batch, tokens, heads, head_dim]`, and the local attention weights where the model's own
+        function gives them and no memory was read.
+    """
+    reader: Reader | None = getattr(module, MARK, None)
+    memory = None
+    if reader is not None and dropout == 0.0:
+        memory = reader.memory_for(module.layer_idx)  # type: ignore[arg-type]
+    if memory is None:
+        return _own(module)(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    tokens = query.shape[2]
+    softcap = kwargs.get("softcap")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    local, lse = attention_with_lse(
+        query,
+        key,
+        value,
+        mask=attention_mask,
+        is_causal=attention_mask is None and tokens > 1,
+        scale=scale,
+        softcap=softcap,
+    )
+    out, gate = reweave_attention(
+        query if memory.turn is None else memory.turn(query),
+        memory.keys,
+        memory.values,
+        memory.mask,
+        local,
+        lse,
+        bias=memory.bias,
+        scale=scale,
+        softcap=softcap,
+        query_mask=memory.query_mask,
+    )
+    reader.note_gate(module.layer_idx, gate)  # type: ignore[union-attr, arg-type]
+    return out.transpose(1, 2), None
+
+
+def plug(own: str) -> str:
+    """Register the plug over the implementation `own`; returns the name to set on a model.
+
+    The masks of `own` are used as they are. Registering a name changes no other model.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    name = PREFIX + own
+    AttentionInterface.register(name, memory_attention)
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
+    return name
+
+
+def _own(module: nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    """The attention function that the model would call without a memory."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    name = module.config._attn_implementation.removeprefix(PREFIX)  # type: ignore[union-attr]
+    if name == "eager":
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS[name]

@@ -1,0 +1,162 @@
+"""The local window: transformers' cache layers, bounded, with sinks kept and leavers handed on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+Take = Callable[[int, torch.Tensor, torch.Tensor], None]
+Turn = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class WindowLayer(DynamicLayer):
+    """A layer's keys and values of the first `sinks` tokens and of the last ones.
+
+    Once more than `sinks + window` tokens are held, the oldest behind the sinks leave in steps of
+    `block` and are handed to `on_leave`. The sinks' keys are turned forward by as many positions,
+    so they stay next to the window (Xiao et al. 2023, StreamingLLM). Rows that are padded on the
+    left take their first real tokens for sinks.
+
+    The layer reports the length of everything it has seen, so masks and positions come out as for
+    a cache that keeps all; columns of the sinks stand in front of the window without a gap.
+    """
+
+    def __init__(self, owner: LocalWindow, number: int) -> None:
+        super().__init__()
+        self.owner = owner
+        self.number = number
+        self.seen = 0
+        self.left = 0
+        self.peeking = False
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append `[batch, heads, new, dim]`; returns all that the new tokens may attend to."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        keys = torch.cat([self.keys, key_states], dim=-2)
+        values = torch.cat([self.values, value_states], dim=-2)
+        if self.peeking:
+            return keys, values
+        self.seen += key_states.shape[-2]
+        self.keys, self.values = keys, values
+        if self.owner.on_new is not None:
+            self.owner.on_new(self.number, key_states, value_states)
+        leaving = self.owner.leaving(keys.shape[-2])
+        if leaving:
+            self._let_go(leaving)
+        return keys, values
+
+    def _let_go(self, leaving: int) -> None:
+        owner, sinks = self.owner, self.owner.sinks
+        keys, values = self.keys, self.values
+        behind = slice(sinks + leaving, None)
+        if owner.on_leave is not None:
+            going = slice(sinks, sinks + leaving)
+            owner.on_leave(self.number, keys[..., going, :], values[..., going, :])
+        shift = owner.sink_shift(self.left, leaving).to(keys.device)
+        columns = shift[:, None] + torch.arange(sinks, device=keys.device)
+        kept_keys = owner.turn(self.number, _pick(keys, columns), leaving - shift)
+        self.keys = torch.cat([kept_keys, keys[..., behind, :]], dim=-2)
+        self.values = torch.cat([_pick(values, columns), values[..., behind, :]], dim=-2)
+        self.left += leaving
+
+    def get_seq_length(self) -> int:
+        """Tokens seen so far, those that left included."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Columns that `update` will return for `query_length` new tokens, and their offset."""
+        held = self.seen - self.left
+        return held + query_length, self.left
+
+    def reset(self) -> None:
+        """Drop everything."""
+        super().reset()
+        self.seen = self.left = 0
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Rows follow their beams; the record of the window follows once."""
+        super().reorder_cache(beam_idx)
+        if self.number == 0 and self.owner.on_reorder is not None:
+            self.owner.on_reorder(beam_idx)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last tokens (a negative number), as assisted decoding does."""
+        super().crop(tokens_to_remove)
+        self.seen -= abs(tokens_to_remove)
+
+
+class LocalWindow:
+    """What all layers of one cache share, beside a record of the tokens in it.
+
+    Args:
+        window: tokens kept behind the sinks.
+        sinks: first tokens that are always kept.
+        block: tokens that leave at once.
+        turn: rotates `(layer, keys, positions [batch])` forward.
+        padding: tokens of left padding of each row.
+        device: of the token ids.
+        on_new: takes `(layer, keys, values)` of the tokens that come, or None.
+        on_leave: the same of the tokens that leave.
+        on_reorder: takes the rows that follow their beams.
+
+    Attributes:
+        record: what the cache's user knows of the tokens in it.
+    """
+
+    def __init__(
+        self,
+        *,
+        window: int,
+        sinks: int,
+        block: int,
+        turn: Turn,
+        padding: Sequence[int],
+        device: torch.device,
+        on_new: Take | None = None,
+        on_leave: Take | None = None,
+        on_reorder: Callable[[torch.Tensor], None] | None = None,
+    ) -> None:
+        self.window, self.sinks, self.block = window, sinks, block
+        self.turn, self.on_new = turn, on_new
+        self.on_leave, self.on_reorder = on_leave, on_reorder
+        self.record: object | None = None
+        self.padding = torch.tensor(list(padding), device=device)
+
+    def leaving(self, held: int) -> int:
+        """How many tokens leave when `held` are held: whole blocks, enough to fit the window."""
+        over = held - self.sinks - self.window
+        return -(-over // self.block) * self.block if over > 0 else 0
+
+    def sink_shift(self, left: int, leaving: int) -> torch.Tensor:
+        """Columns `[batch]` by which each row's sinks move on before `leaving` columns go.
+
+        A row whose padding reaches behind the present sinks moves on to its first real tokens.
+        """
+        return (self.padding - left).clamp(0, leaving)
+
+    def adopt(self, cache: DynamicCache, depth: int) -> DynamicCache:
+        """Make every layer of an empty cache a bounded one."""
+        cache.layers = [WindowLayer(self, i) for i in range(depth)]
+        cache.layer_class_to_replicate = None
+        return cache
+
+
+def _pick(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Columns `[batch, n]` of `[batch, heads, tokens, dim]`."""
+    return x.gather(2, columns[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[-1]))
+
+
+def is_windowed(cache: object) -> bool:
+    """Whether the cache's layers are ours."""
+    layers = getattr(cache, "layers", None)
+    return bool(layers) and isinstance(layers[0], WindowLayer)
+
+
+def can_adopt(cache: object) -> bool:
+    """Whether the cache is an empty dynamic one."""
+    return isinstance(cache, DynamicCache) and cache.get_seq_length() == 0

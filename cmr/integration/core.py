@@ -1,0 +1,259 @@
+"""What the hooks, the reader and the public memory share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from cmr.config import CMRConfig
+from cmr.errors import ConfigError
+from cmr.integration.adapter import ModelAdapter
+from cmr.integration.cache import LocalWindow
+from cmr.integration.capture import BlockWriter
+from cmr.integration.recall import Recall
+from cmr.integration.recompute import Recomputer
+from cmr.integration.record import WindowRecord
+from cmr.memory.entry import MemoryEntry
+from cmr.memory.ring import RingBuffer
+from cmr.memory.sessions import NO_SESSION, SessionTable
+from cmr.retrieval import MaxSimRetriever
+
+logger = logging.getLogger("cmr")
+
+
+class Core:
+    """The store, the search and the settings as they apply to one model.
+
+    Attributes:
+        adapter: the model.
+        config: the settings.
+        store: `kv`, `states` or `tokens`.
+        targets: layers that are stored and may be read.
+        read_layers: layers that read.
+        state_layers: layers whose hidden states are stored.
+        kv_layers: layers whose keys and values are stored.
+        index_layer: layer whose states are searched.
+        ring: the store.
+        table: session names.
+        named: names of the surrounding `session(...)`, None outside.
+        active: False while paused.
+        batch: rows of the inputs of the `generate` under way, None outside.
+
+    Raises:
+        ConfigError: for settings that do not fit the model.
+    """
+
+    def __init__(self, adapter: ModelAdapter, config: CMRConfig) -> None:
+        self.adapter, self.config = adapter, config
+        memory, reweave = config.memory, config.reweave
+        if config.window > adapter.max_positions:
+            raise ConfigError(
+                f"window: at most this model's {adapter.max_positions} positions expected, "
+                f"got {config.window}"
+            )
+        self.residual = reweave.method == "weighted_sum"
+        self.store = "states" if self.residual else adapter.store_kind(memory.store)
+        if self.residual and memory.store not in ("auto", "states"):
+            raise ConfigError(
+                f"method='weighted_sum' blends hidden states: store 'auto' or 'states' expected, "
+                f"got {memory.store!r}"
+            )
+        self.targets = adapter.target_layers(memory.target_layers)
+        self.read_layers = self._readers()
+        kept = self.targets if self.store != "tokens" else ()
+        self.state_layers = kept if self.store == "states" else ()
+        self.kv_layers = kept if self.store == "kv" else ()
+        self.index_layer = adapter.index_layer(config.retrieval.index_layer)
+        index_dtype = (
+            adapter.dtype if memory.index_dtype == "model" else getattr(torch, memory.index_dtype)
+        )
+        self.ring = RingBuffer(
+            slots=memory.budget_blocks,
+            block_size=memory.block_size,
+            hidden=adapter.hidden,
+            layers={n: adapter.layer_shape(n, self.store) for n in kept},
+            index_dtype=index_dtype,
+            device=adapter.device(self.index_layer),
+        )
+        self.table = SessionTable()
+        self.writer = BlockWriter(adapter, self.ring, self.table)
+        self.retriever = MaxSimRetriever.from_config(config.retrieval)
+        self.recomputer = Recomputer(adapter, self.targets)
+        self.named: tuple[str, ...] | None = None
+        self.active = True
+        self.batch: int | None = None
+        self.searches = self.recalls_made = 0
+
+    def _readers(self) -> frozenset[int]:
+        wanted = self.config.reweave.layers
+        if wanted is None:
+            return frozenset(self.targets)
+        missing = sorted(set(wanted) - set(self.targets))
+        if missing:
+            raise ConfigError(
+                f"layers: layers that are captured expected ({list(self.targets)}), "
+                f"got {list(wanted)}: {missing} store nothing to read"
+            )
+        return frozenset(wanted)
+
+    # -- sessions --------------------------------------------------------------------------------
+
+    def rows(self, batch: int, create: bool = False) -> tuple[list[int], list[int]]:
+        """Session number of each row of a forward, and the rows that write.
+
+        Beams and several returned sequences come as groups of rows of one input: they share its
+        session, and the first of each group writes.
+        """
+        inputs = self.batch if self.batch and batch % self.batch == 0 else batch
+        group = batch // inputs
+        names = self._names(self.named, inputs)
+        get = self.table.create if create else self.table.find
+        numbers = [get(name) for name in names]
+        return [n for n in numbers for _ in range(group)], list(range(0, batch, group))
+
+    def sessions_to_write(self, names: Sequence[str] | None, batch: int) -> list[int]:
+        """Session number of each row of a text to read; sessions are made when new."""
+        if names is not None:
+            if isinstance(names, str):
+                raise TypeError(f"sessions: a list of names, one a row, expected, got {names!r}")
+            if len(names) != batch:
+                raise ValueError(f"sessions: {batch} names expected, one a row, got {len(names)}")
+            if len(set(names)) != batch:
+                raise ValueError(f"sessions: a name of its own for each row expected, got {names}")
+        chosen = self._names(names if names is not None else self.named, batch)
+        if len(set(chosen)) != batch:
+            raise ValueError(
+                f"{batch} rows cannot be read into one session at once; read them one by one"
+            )
+        return [self.table.create(name) for name in chosen]
+
+    @staticmethod
+    def _names(given: Sequence[str] | None, batch: int) -> list[str]:
+        if given is None:
+            return [str(row) for row in range(batch)]
+        if len(given) == 1:
+            return [given[0]] * batch
+        if len(given) != batch:
+            raise ValueError(f"{len(given)} session names for a batch of {batch} rows")
+        return list(given)
+
+    def name_of(self, number: int) -> str:
+        """A session's name, empty for a row without one."""
+        return "" if number == NO_SESSION else self.table.name_of(number)
+
+    # -- the hooks' side -------------------------------------------------------------------------
+
+    def new_window(self, padding: Sequence[int]) -> LocalWindow:
+        """A bounded local window for rows of that much left padding."""
+        return LocalWindow(
+            window=self.config.window,
+            sinks=self.config.memory.sinks,
+            block=self.config.memory.block_size,
+            turn=self.adapter.turn_forward,
+            padding=padding,
+            device=self.adapter.input_device,
+        )
+
+    def wants_recall(self, sessions: Sequence[int]) -> bool:
+        """Whether there is anything that these sessions may recall. Host only: no device sync."""
+        return self.config.reweave.memory_weight != 0 and self.ring.has(sessions)
+
+    def search(
+        self,
+        query: torch.Tensor,
+        query_mask: torch.Tensor | None,
+        sessions: Sequence[int],
+        base: torch.Tensor,
+    ) -> Recall:
+        """Search with index states `[batch, tokens, hidden]`.
+
+        The decoder's hooks must rest meanwhile: recomputing a block runs the decoder.
+        """
+        device = self.ring.device
+        numbers = torch.tensor(list(sessions), device=device)
+        choice = self.retriever.search(
+            query.to(device),
+            None if query_mask is None else query_mask.to(device),
+            numbers,
+            self.ring,
+        )
+        self.searches += 1
+        self.recalls_made += 1
+        self.ring.touch(choice.table)
+        return Recall(
+            choice,
+            self.retriever.bias(choice, self.config.reweave),
+            adapter=self.adapter,
+            ring=self.ring,
+            load=self._loader(choice.table),
+            positions=self.config.reweave.positions,
+            base=base.to(device),
+        )
+
+    def _loader(self, table: torch.Tensor):  # noqa: ANN202
+        """How a layer's un-rotated keys and values of the chosen blocks are come by."""
+        flat = table.flatten(1)
+        if self.store == "tokens":
+            return self.recomputer.recompute(self.ring, table).__getitem__
+
+        def load(layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+            keys, values = self.ring.gather(layer, flat)
+            if values is None:
+                keys, values = self.adapter.keys_values(layer, keys[:, 0])
+            return keys, values
+
+        return load
+
+    def leave(
+        self, record: WindowRecord, layers: dict[int, tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
+        """Store what left the window of a cache; the first row of each group writes."""
+        tokens = next(iter(layers.values()))[0].shape[2]
+        columns, valid = record.pop(tokens)
+        writers = torch.tensor(record.writers)
+        kept: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {
+            n: (layers[n][0][writers], layers[n][1][writers]) for n in self.kv_layers
+        }
+        for number in self.state_layers:
+            kept[number] = (columns[f"state{number}"][writers][:, None], None)
+        self.writer.write(
+            sessions=[record.sessions[row] for row in record.writers],
+            token_ids=columns["token_ids"][writers],
+            rope_positions=columns["rope"][writers],
+            index=columns["index"][writers],
+            layers=kept,
+            valid=[valid[row] for row in record.writers],
+        )
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def entries(self, session: str | None) -> list[MemoryEntry]:
+        """The stored blocks, oldest first."""
+        wanted = None if session is None else self.table.require(session)
+        ring = self.ring
+        owners = ring.session.tolist()
+        order = ring.created.argsort().tolist()
+        found = []
+        for slot in order:
+            owner = owners[slot]
+            if owner == NO_SESSION or wanted not in (None, owner):
+                continue
+            held = ring.positions[slot] >= 0
+            found.append(
+                MemoryEntry(
+                    hidden_state=ring.index[slot][held],
+                    layer_idx=self.index_layer,
+                    sequence_id=owner,
+                    position_idx=int(ring.positions[slot][held].min()),
+                    relevance_score=float(ring.relevance[slot]),
+                    timestamp=float(ring.created[slot]),
+                    access_count=int(ring.access_count[slot]),
+                    last_access=float(ring.last_access[slot]),
+                    session=self.table.name_of(owner),
+                    token_ids=tuple(ring.token_ids[slot][held].tolist()),
+                    slot=slot,
+                )
+            )
+        return found

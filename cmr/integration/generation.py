@@ -1,0 +1,88 @@
+"""`generate`: how many rows its inputs have, and prompts longer than the window."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+
+from cmr.integration.cache import is_windowed
+from cmr.integration.core import Core
+from cmr.integration.stepper import Stepper
+
+
+class GenerationPlug:
+    """Wraps `generate` of one model instance while attached.
+
+    `generate` repeats its inputs for beams and returned sequences; only it knows how often, and
+    rows must never be taken for another session's. Prompts longer than the window are read through
+    it in pieces, so that what does not fit becomes memory; only the last piece recalls.
+
+    Args:
+        core: the memory's store and settings.
+        stepper: the decoder's hooks.
+    """
+
+    def __init__(self, core: Core, stepper: Stepper) -> None:
+        self._core, self._stepper = core, stepper
+        self._handle: Any = None
+
+    def attach(self) -> None:
+        """Put the wrapper and the hook in place."""
+        model = self._core.adapter.model
+        own = model.generate
+        core = self._core
+
+        @functools.wraps(own)  # type: ignore[arg-type]
+        def generate(inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+            given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+            first = next((x for x in given if isinstance(x, torch.Tensor)), None)
+            before, core.batch = core.batch, None if first is None else first.shape[0]
+            try:
+                return own(inputs, *args, **kwargs)  # type: ignore[operator]
+            finally:
+                core.batch = before
+
+        model.generate = generate  # type: ignore[assignment]
+        self._handle = model.register_forward_pre_hook(self._before, with_kwargs=True)
+
+    def detach(self) -> None:
+        """Take the wrapper and the hook away."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+            del self._core.adapter.model.generate
+
+    def _before(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Feeds all but the end of a long prompt through the window."""
+        ids, keep = kwargs.get("input_ids"), kwargs.get("logits_to_keep")
+        if not self._core.active or self._core.batch is None or args or ids is None or keep != 1:
+            return None
+        cache, piece = kwargs.get("past_key_values"), self._core.config.window // 2
+        total = ids.shape[1]
+        if total <= self._core.config.window or not self._stepper.adopt(kwargs):
+            return None
+        mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        cache = kwargs["past_key_values"]
+        assert is_windowed(cache)
+        past = cache.get_seq_length()
+        start = 0
+        with self._stepper.without_recall(), torch.no_grad():
+            while total - start > self._core.config.window:
+                stop = start + piece
+                self._core.adapter.decoder(
+                    input_ids=ids[:, start:stop],
+                    attention_mask=None if mask is None else mask[:, : past + stop],
+                    position_ids=None if positions is None else positions[:, start:stop],
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                start = stop
+        kwargs = {**kwargs, "input_ids": ids[:, start:]}
+        if positions is not None:
+            kwargs["position_ids"] = positions[:, start:]
+        return args, kwargs

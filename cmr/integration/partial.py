@@ -1,0 +1,48 @@
+"""A pass over the first layers of a decoder only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from cmr.integration.adapter import ModelAdapter
+
+
+class _EnoughError(Exception):
+    """Leaves a decoder in front of a block; never reaches a user."""
+
+
+class Stopped:
+    """What a partial pass gave: the states that were about to enter the block, or None."""
+
+    states: torch.Tensor | None = None
+
+
+@contextmanager
+def stop_before(adapter: ModelAdapter, layer: int) -> Iterator[Stopped]:
+    """Forwards inside end in front of block `layer`; those of a shallower decoder run to the end.
+
+    Args:
+        adapter: the model.
+        layer: the first block that is not run.
+    """
+    stopped = Stopped()
+    if layer >= adapter.depth:
+        yield stopped
+        return
+
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        stopped.states = args[0] if args else kwargs["hidden_states"]
+        raise _EnoughError
+
+    handle = adapter.layers[layer].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        yield stopped
+    except _EnoughError:
+        pass
+    finally:
+        handle.remove()

@@ -1,0 +1,36 @@
+"""Rotary arithmetic: stored keys are un-rotated, and rotated again for where they are read."""
+
+from __future__ import annotations
+
+import torch
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary rotation, in float32, of the first `cos.shape[-1]` features.
+
+    Args:
+        x: `[batch, heads, tokens, head_dim]`.
+        cos: `[batch, tokens, rotary_dim]` float32.
+        sin: the same shape.
+
+    Returns:
+        The rotated tensor in the dtype of `x`. Equivalent PyTorch: `x * cos + rotate_half(x) * sin`
+        (Su et al. 2021, RoFormer, in the half-split layout of transformers).
+    """
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    width = cos.shape[-1]
+    part = x[..., :width].float()
+    first, second = part.chunk(2, dim=-1)
+    turned = part * cos + torch.cat((-second, first), dim=-1) * sin
+    turned = turned.to(x.dtype)
+    return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
+
+
+def unrotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """The inverse of `rotate`, also where `cos² + sin²` is not 1.
+
+    That sum is not 1 where an embedding scales its attention (YaRN) or where cosine and sine were
+    rounded; dividing by it inverts each pair's rotation exactly, up to the rounding of `x`.
+    """
+    norm = cos * cos + sin * sin
+    return rotate(x, cos / norm, -sin / norm)

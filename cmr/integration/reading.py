@@ -1,0 +1,198 @@
+"""Reading a text of any length, window by window, into memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from cmr.config import CMRConfig
+from cmr.integration.cache import LocalWindow
+from cmr.integration.core import Core
+from cmr.integration.partial import stop_before
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ReadReport:
+    """What one `read` did.
+
+    Attributes:
+        tokens: tokens read, padding not counted.
+        blocks: blocks stored.
+        seconds: wall time.
+    """
+
+    tokens: int
+    blocks: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens read a second."""
+        return self.tokens / self.seconds if self.seconds else float("inf")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The texts of a batch, without padding, packed to the left.
+
+    Attributes:
+        token_ids: `[batch, longest]`.
+        lengths: tokens of each row.
+    """
+
+    token_ids: torch.Tensor
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def pack(
+        cls, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, vocabulary: int
+    ) -> Rows:
+        """Checks a batch and packs it.
+
+        Raises:
+            TypeError: when `input_ids` is no integer tensor.
+            ValueError: for an empty text, an id outside the vocabulary, or a mask of another shape.
+        """
+        if not isinstance(input_ids, torch.Tensor) or input_ids.is_floating_point():
+            kind = getattr(input_ids, "dtype", type(input_ids).__name__)
+            raise TypeError(f"input_ids must be an integer tensor of token ids, got {kind}")
+        ids = input_ids[None] if input_ids.ndim == 1 else input_ids
+        if ids.ndim != 2:
+            raise ValueError(f"input_ids must be [tokens] or [batch, tokens], got {tuple(input_ids.shape)}")
+        mask = torch.ones_like(ids) if attention_mask is None else attention_mask
+        mask = mask[None] if mask.ndim == 1 else mask
+        if mask.shape != ids.shape:
+            raise ValueError(
+                f"attention_mask must have the shape of input_ids {tuple(ids.shape)}, "
+                f"got {tuple(mask.shape)}"
+            )
+        rows = [row[keep.bool()] for row, keep in zip(ids, mask, strict=True)]
+        lengths = tuple(len(row) for row in rows)
+        if not lengths or min(lengths) == 0:
+            empty = lengths.index(0) if lengths else 0
+            raise ValueError(f"row {empty} of the text is empty: there is nothing to read")
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= vocabulary:
+            raise ValueError(
+                f"token ids must be 0..{vocabulary - 1} for this model, got {low}..{high}: "
+                "was the text tokenised with another model's tokenizer?"
+            )
+        packed = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return cls(packed, lengths)
+
+
+class Reader:
+    """Runs the decoder over a text in chunks, each with some left context still in its cache.
+
+    Args:
+        core: the memory's store and settings.
+        config: its configuration.
+    """
+
+    def __init__(self, core: Core, config: CMRConfig) -> None:
+        self.adapter, self.writer = core.adapter, core.writer
+        self.left_context = min(config.memory.left_context, config.window // 2)
+        self.chunk = config.window - self.left_context
+        self.sinks, self.block = config.memory.sinks, config.memory.block_size
+        self.state_layers, self.kv_layers = core.state_layers, frozenset(core.kv_layers)
+        self.index_layer = core.index_layer
+        self._last = max([self.index_layer, *self.kv_layers, *self.state_layers])
+
+    def read(self, rows: Rows, sessions: Sequence[int], progress: Progress | None) -> ReadReport:
+        """Read and store; the model's own forwards, without recall."""
+        started = time.perf_counter()
+        total, done, blocks = sum(rows.lengths), 0, 0
+        for token_ids, valid, index, layers, positions in self._chunks(rows):
+            blocks += self.writer.write(
+                sessions=sessions,
+                token_ids=token_ids,
+                rope_positions=positions,
+                index=index,
+                layers=layers,
+                valid=valid,
+            )
+            done += sum(stop - start for start, stop in valid)
+            if progress is not None:
+                progress(done, total)
+        return ReadReport(total, blocks, time.perf_counter() - started)
+
+    def _chunks(self, rows: Rows) -> Iterator[tuple]:
+        adapter, device = self.adapter, self.adapter.input_device
+        batch, longest = rows.token_ids.shape
+        fresh: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+
+        def take(layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+            if layer in self.kv_layers:
+                fresh[layer] = (keys, values)
+
+        window = LocalWindow(
+            window=self.left_context,
+            sinks=self.sinks,
+            block=self.block,
+            turn=adapter.turn_forward,
+            padding=[0] * batch,
+            device=device,
+            on_new=take,
+        )
+        cache = window.adopt(DynamicCache(config=adapter.config), adapter.depth)
+        lengths = torch.tensor(rows.lengths, device=device)
+        for start in range(0, longest, self.chunk):
+            ids = rows.token_ids[:, start : start + self.chunk].to(device)
+            stop = start + ids.shape[1]
+            mask = None
+            if min(rows.lengths) < stop:
+                mask = (torch.arange(stop, device=device) < lengths[:, None]).long()
+            positions = self._positions(start, ids.shape[1], device).expand(batch, -1)
+            states = self._forward(ids, mask, positions, cache)
+            layers = dict(fresh)
+            layers.update({n: (states[n][:, None], None) for n in self.state_layers})
+            fresh.clear()
+            valid = [(0, max(0, min(n, stop) - start)) for n in rows.lengths]
+            yield ids, valid, states[self.index_layer], layers, positions
+
+    def _positions(self, start: int, tokens: int, device: torch.device) -> torch.Tensor:
+        """Rotary positions go on; absolute ones start again behind the left context."""
+        if not self.adapter.has_rotary:
+            start = min(start, self.left_context)
+        return torch.arange(start, start + tokens, device=device)[None]
+
+    def _forward(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor | None,
+        positions: torch.Tensor,
+        cache: DynamicCache,
+    ) -> dict[int, torch.Tensor]:
+        """States that enter the wanted layers, `[batch, tokens, hidden]` each."""
+        states: dict[int, torch.Tensor] = {}
+        wanted = {self.index_layer, *self.state_layers}
+
+        def keep(number: int):  # noqa: ANN202 (a hook)
+            def hook(_, args, kwargs):  # noqa: ANN001, ANN202
+                states[number] = args[0] if args else kwargs["hidden_states"]
+
+            return hook
+
+        handles = [
+            self.adapter.layers[n].register_forward_pre_hook(keep(n), with_kwargs=True)
+            for n in wanted
+        ]
+        try:
+            with torch.no_grad(), stop_before(self.adapter, self._last + 1):
+                self.adapter.decoder(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+        finally:
+            for handle in handles:
+                handle.remove()
+        return states

@@ -1,0 +1,84 @@
+"""What is known of the tokens in a local window: ids, validity and index states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from cmr.integration.recall import Recall
+
+
+class WindowRecord:
+    """The tokens behind the sinks of one cache, and the memory that its rows belong to.
+
+    Chunks are kept as they came and joined only when tokens leave or a search needs them, so a
+    decoding step copies nothing.
+
+    Attributes:
+        sessions: session number of each row; fixed for the life of the cache.
+        writers: the rows that write to memory: the first of each group that beams or several
+            returned sequences made of one input.
+        padding: tokens of left padding of each row.
+        recall: what the rows read at present.
+        steps: forwards since the last search.
+        seen: tokens seen, sinks included.
+    """
+
+    def __init__(
+        self, sessions: Sequence[int], writers: Sequence[int], padding: Sequence[int], sinks: int
+    ) -> None:
+        self.sessions = list(sessions)
+        self.writers = list(writers)
+        self.padding = list(padding)
+        self.recall: Recall | None = None
+        self.steps = 0
+        self.seen = 0
+        self._skip = sinks
+        self._first = sinks
+        self._chunks: list[dict[str, torch.Tensor]] = []
+
+    def append(self, **columns: torch.Tensor) -> None:
+        """Take note of new tokens; every column is `[batch, tokens, ...]`."""
+        tokens = next(iter(columns.values())).shape[1]
+        self.seen += tokens
+        if self._skip:
+            dropped = min(self._skip, tokens)
+            self._skip -= dropped
+            columns = {name: column[:, dropped:] for name, column in columns.items()}
+        self._chunks.append(columns)
+
+    def tail(self, name: str, tokens: int) -> torch.Tensor:
+        """The last `tokens` of a column (fewer where there are fewer), `[batch, <= tokens, ...]`."""
+        parts, held = [], 0
+        for chunk in reversed(self._chunks):
+            parts.append(chunk[name])
+            held += chunk[name].shape[1]
+            if held >= tokens:
+                break
+        return torch.cat(parts[::-1], dim=1)[:, -tokens:]
+
+    def pop(self, tokens: int) -> tuple[dict[str, torch.Tensor], list[tuple[int, int]]]:
+        """Take the oldest `tokens` out.
+
+        Returns:
+            The columns, `[batch, tokens, ...]`, and for each row the half-open range in them that
+            is no padding.
+        """
+        names = self._chunks[0]
+        joined = {n: torch.cat([c[n] for c in self._chunks], dim=1) for n in names}
+        self._chunks = [{n: x[:, tokens:] for n, x in joined.items()}]
+        valid = [(min(tokens, max(0, p - self._first)), tokens) for p in self.padding]
+        self._first += tokens
+        return {n: x[:, :tokens] for n, x in joined.items()}, valid
+
+    @property
+    def start(self) -> int:
+        """Column, in all that the cache has seen, of the first token in the record."""
+        return self._first
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Rows follow their beams. Beams of one input share their session, so only tokens move."""
+        self._chunks = [{n: x.index_select(0, rows) for n, x in c.items()} for c in self._chunks]
+        if self.recall is not None:
+            self.recall = self.recall.select(rows)

@@ -1,0 +1,342 @@
+"""The hooks around the decoder: look ahead, search, let the layers read, keep what leaves."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from transformers.cache_utils import DynamicCache
+
+from cmr.config import CMRConfig
+from cmr.integration.attention import MARK, LayerMemory, plug
+from cmr.integration.cache import can_adopt, is_windowed
+from cmr.integration.core import Core
+from cmr.integration.partial import stop_before
+from cmr.integration.positions import rotate
+from cmr.integration.recall import Recall
+from cmr.integration.record import WindowRecord
+
+
+@dataclass
+class Step:
+    """One forward of the decoder."""
+
+    record: WindowRecord | None
+    sessions: list[int]
+    recall: Recall | None
+    position_ids: torch.Tensor
+    query_mask: torch.Tensor | None
+    token_ids: torch.Tensor
+    index: torch.Tensor | None = None
+    states: dict[int, torch.Tensor] = field(default_factory=dict)
+    leaving: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    turns: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    gates: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+class Stepper:
+    """Hooks on the decoder and on the blocks whose states are wanted.
+
+    Args:
+        core: the memory's store and settings.
+        config: its configuration.
+    """
+
+    def __init__(self, core: Core, config: CMRConfig) -> None:
+        self.core = core
+        self.window = config.window
+        self.sinks = config.memory.sinks
+        self.constant = config.reweave.positions == "constant"
+        self.guard = config.reweave.sink_guard
+        self.query_tokens = config.retrieval.query_tokens
+        self.refresh = config.retrieval.refresh
+        self.step: Step | None = None
+        self.last: Step | None = None
+        self._busy = False
+        self._recalls = True
+        self._foreign: WeakKeyDictionary[Any, Recall | None] = WeakKeyDictionary()
+        self._names = list(inspect.signature(core.adapter.decoder.forward).parameters)
+        self._handles: list[Any] = []
+
+    # -- attaching -------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Put the hooks in place."""
+        adapter = self.core.adapter
+        take = self._handles.append
+        take(adapter.decoder.register_forward_pre_hook(self._before, with_kwargs=True))
+        take(
+            adapter.decoder.register_forward_hook(
+                self._after, with_kwargs=True, always_call=True
+            )
+        )
+        for number in sorted({self.core.index_layer, *self.core.state_layers}):
+            hook = self._state_hook(number)
+            take(adapter.layers[number].register_forward_pre_hook(hook, with_kwargs=True))
+        for attention in adapter.attentions():
+            setattr(attention, MARK, self)
+        model = adapter.model
+        self._implementation = model.config._attn_implementation
+        model.set_attn_implementation(plug(self._implementation))
+
+    def detach(self) -> None:
+        """Take the hooks and marks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for attention in self.core.adapter.attentions():
+            if getattr(attention, MARK, None) is self:
+                delattr(attention, MARK)
+        self.core.adapter.model.set_attn_implementation(self._implementation)
+        self.step = self.last = None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Forwards inside are the model's own: nothing is captured or recalled."""
+        before, self._busy = self._busy, True
+        step, self.step = self.step, None
+        try:
+            yield
+        finally:
+            self._busy, self.step = before, step
+
+    @contextmanager
+    def without_recall(self) -> Iterator[None]:
+        """Forwards inside capture as always and recall nothing."""
+        before, self._recalls = self._recalls, False
+        try:
+            yield
+        finally:
+            self._recalls = before
+
+    def adopt(self, kwargs: dict[str, Any]) -> bool:
+        """Give the forward's cache a bounded window where that can be done."""
+        ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
+        mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        return self._record(kwargs, mask, ids.shape[0], ids.device) is not None
+
+    # -- the attention plug's side ---------------------------------------------------------------
+
+    def memory_for(self, layer: int) -> LayerMemory | None:
+        """What block `layer` reads in this forward."""
+        step = self.step
+        if step is None or step.recall is None or layer not in self.core.read_layers:
+            return None
+        keys, values = step.recall.layer(layer)
+        device = keys.device
+        mask = step.query_mask
+        return LayerMemory(
+            keys,
+            values,
+            step.recall.mask.to(device),
+            step.recall.bias.to(device),
+            None if mask is None else mask.to(device),
+            self._turn(step, layer) if self.constant and self.core.adapter.has_rotary else None,
+        )
+
+    def note_gate(self, layer: int, gate: torch.Tensor) -> None:
+        """Keep the gate of this forward, for `recalled`."""
+        if self.step is not None:
+            self.step.gates[layer] = gate
+
+    def _turn(self, step: Step, layer: int) -> Any:
+        """Rotates a query from its own position to one window behind position 0."""
+        kind = self.core.adapter.rotary_kind(layer)
+        if kind not in step.turns:
+            cos, sin = self.core.adapter.rotary(layer, self.window - step.position_ids)
+            norm = (cos * cos + sin * sin).sqrt()
+            step.turns[kind] = (cos / norm, sin / norm)
+        cos, sin = step.turns[kind]
+        return lambda query: rotate(query, cos.to(query.device), sin.to(query.device))
+
+    # -- hooks -----------------------------------------------------------------------------------
+
+    def _state_hook(self, number: int) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            step = self.step
+            if step is None:
+                return
+            states = args[0] if args else kwargs["hidden_states"]
+            if number == self.core.index_layer:
+                step.index = states.detach()
+            if number in self.core.state_layers:
+                step.states[number] = states.detach()
+
+        return hook
+
+    def _before(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._busy or not self.core.active:
+            return None
+        kwargs = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        inputs = ids if ids is not None else embeds
+        if inputs is None:
+            return None
+        batch, tokens = inputs.shape[:2]
+        mask = kwargs.get("attention_mask")
+        mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        record = self._record(kwargs, mask, batch, inputs.device)
+        seen = 0 if record is None else record.seen
+        positions = self._positions(kwargs, mask, seen, batch, tokens, inputs.device)
+        if not self.core.adapter.has_rotary:
+            kwargs["position_ids"] = positions.clamp(max=self.core.adapter.max_positions - 1)
+        new = None if mask is None or tokens > mask.shape[1] else mask[:, -tokens:].bool()
+        step = Step(
+            record=record,
+            sessions=self.core.rows(batch)[0] if record is None else record.sessions,
+            recall=None,
+            position_ids=positions,
+            query_mask=self._guarded(mask, record, seen, tokens),
+            token_ids=ids if ids is not None else inputs.new_zeros((batch, tokens)).long(),
+        )
+        if self._recalls and self.core.wants_recall(step.sessions):
+            step.recall = self._recall(step, decoder, kwargs, new)
+        self.step = step
+        return (), kwargs
+
+    def _after(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        step, self.step = (None, self.step) if self._busy else (self.step, None)
+        if step is None or step.index is None:
+            return
+        self.last = step
+        record = step.record
+        if record is None:
+            return
+        if step.index.shape[1] == step.token_ids.shape[1]:
+            states = {f"state{n}": s for n, s in step.states.items()}
+            record.append(
+                token_ids=step.token_ids, rope=step.position_ids, index=step.index, **states
+            )
+        if step.leaving:
+            self.core.leave(record, step.leaving)
+
+    # -- parts of a step -------------------------------------------------------------------------
+
+    def _record(
+        self, kwargs: dict[str, Any], mask: torch.Tensor | None, batch: int, device: torch.device
+    ) -> WindowRecord | None:
+        """The record of the cache in use; an empty dynamic cache becomes a bounded one."""
+        cache = kwargs.get("past_key_values")
+        use_cache = kwargs.get("use_cache")
+        if use_cache is None:
+            use_cache = getattr(self.core.adapter.config, "use_cache", True)
+        if cache is None and use_cache:
+            cache = kwargs["past_key_values"] = DynamicCache(config=self.core.adapter.config)
+        if is_windowed(cache):
+            record = cache.layers[0].owner.record  # type: ignore[union-attr]
+            return record if isinstance(record, WindowRecord) else None
+        if cache is None or not can_adopt(cache):
+            return None
+        padding = [0] * batch
+        if mask is not None and not bool(mask[:, 0].all()):
+            padding = mask.long().argmax(dim=-1).tolist()
+        sessions, writers = self.core.rows(batch, create=True)
+        record = WindowRecord(sessions, writers, padding, self.sinks)
+        window = self.core.new_window(padding)
+        window.record = record
+        window.on_leave = self._leaving
+        window.on_reorder = record.reorder
+        window.adopt(cache, self.core.adapter.depth)
+        return record
+
+    def _leaving(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        if self.step is not None:
+            self.step.leaving[layer] = (keys, values)
+
+    def _positions(
+        self,
+        kwargs: dict[str, Any],
+        mask: torch.Tensor | None,
+        seen: int,
+        batch: int,
+        tokens: int,
+        device: torch.device,
+    ) -> torch.Tensor:
+        """Positions `[batch, tokens]` that the model will use."""
+        given = kwargs.get("position_ids")
+        if given is not None:
+            return given.expand(batch, -1)
+        cache = kwargs.get("past_key_values")
+        past = seen or (0 if cache is None else int(cache.get_seq_length()))
+        return (torch.arange(tokens, device=device) + past).expand(batch, -1)
+
+    def _guarded(
+        self, mask: torch.Tensor | None, record: WindowRecord | None, seen: int, tokens: int
+    ) -> torch.Tensor | None:
+        """`[batch or 1, tokens]`, False for the first tokens of a text; None when all may read."""
+        padding = max(record.padding, default=0) if record is not None else 0
+        if seen >= self.guard + padding and (record is not None or mask is None):
+            return None
+        if mask is not None:
+            return mask.long().cumsum(-1)[:, -tokens:] > self.guard
+        return (torch.arange(seen, seen + tokens) >= self.guard)[None]
+
+    def _recall(
+        self,
+        step: Step,
+        decoder: nn.Module,
+        kwargs: dict[str, Any],
+        new: torch.Tensor | None,
+    ) -> Recall | None:
+        record = step.record
+        tokens = step.token_ids.shape[1]
+        cache = kwargs.get("past_key_values")
+        if record is None and tokens == 1 and cache in self._foreign:
+            return self._foreign[cache]
+        if record is not None and tokens == 1 and record.seen:
+            record.steps += 1
+            if record.steps % self.refresh:
+                return record.recall
+            query, mask = record.tail("index", self.query_tokens), None
+        else:
+            query = self._look_ahead(step, decoder, kwargs)[:, -self.query_tokens :]
+            mask = None if new is None else new[:, -self.query_tokens :]
+        base = step.position_ids[:, 0]
+        if record is not None:
+            base = base - max(0, record.seen - record.start)
+        with self.alone():
+            recall = self.core.search(query, mask, step.sessions, base)
+        if record is not None:
+            record.recall = recall
+        elif cache is not None:
+            self._foreign[cache] = recall
+        return recall
+
+    def _look_ahead(
+        self, step: Step, decoder: nn.Module, kwargs: dict[str, Any]
+    ) -> torch.Tensor:
+        """States that enter the index layer, from a pass over the layers before it.
+
+        Nothing is captured, recalled or added to the cache.
+        """
+
+        cache = kwargs.get("past_key_values")
+        layers = cache.layers if is_windowed(cache) else []  # type: ignore[union-attr]
+        usable = cache if layers else None
+        seen = {**kwargs, "past_key_values": usable, "use_cache": usable is not None}
+        seen["output_hidden_states"] = False
+        mask = kwargs.get("attention_mask")
+        if usable is None and mask is not None:  # such a mask also covers what the cache holds
+            plain = isinstance(mask, torch.Tensor) and mask.ndim == 2
+            seen["attention_mask"] = mask[:, -step.token_ids.shape[1] :] if plain else None
+        for layer in layers:
+            layer.peeking = True
+        partial = stop_before(self.core.adapter, self.core.index_layer)
+        try:
+            with self.alone(), torch.no_grad(), partial as stopped:
+                decoder(**seen)
+        finally:
+            for layer in layers:
+                layer.peeking = False
+        assert stopped.states is not None, "the decoder never reached its index layer"
+        return stopped.states

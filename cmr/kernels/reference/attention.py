@@ -1,0 +1,266 @@
+"""Attention that also returns its log-sum-exp, so that two attentions can be merged exactly."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from cmr.kernels.reference._shapes import (
+    expect_float,
+    expect_heads,
+    expect_same_dtype,
+    expect_shape,
+)
+
+NEG_INF = float("-inf")
+
+
+def group_logits(
+    query: torch.Tensor, key: torch.Tensor, scale: float, softcap: float | None
+) -> torch.Tensor:
+    """Scaled (and capped) q·k of grouped-query attention, without copying keys per head.
+
+    Args:
+        query: [B, H, S, D]; H a multiple of G, head h belongs to group h // (H / G).
+        key: [B, G, L, D], same dtype.
+        scale: factor of q·k.
+        softcap: None, or c of c tanh(x / c).
+
+    Returns:
+        [B, G, H / G, S, L] float32 (float64 for float64 inputs).
+    """
+    batch, heads, steps, width = query.shape
+    groups, length = key.shape[1], key.shape[2]
+    rows = heads // groups * steps
+    folded = query.reshape(batch * groups, rows, width)
+    logits = torch.bmm(folded, key.reshape(batch * groups, length, width).transpose(1, 2))
+    logits = (logits if logits.dtype == torch.float64 else logits.float()) * scale
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    return logits.view(batch, groups, heads // groups, steps, length)
+
+
+def group_sum(weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Weighted sum of values per head.
+
+    Args:
+        weights: [B, G, H / G, S, L], cast to the values' dtype.
+        value: [B, G, L, D].
+
+    Returns:
+        [B, H, S, D] in the values' dtype.
+    """
+    batch, groups, repeat, steps, length = weights.shape
+    folded = weights.reshape(batch * groups, repeat * steps, length).to(value.dtype)
+    summed = torch.bmm(folded, value.reshape(batch * groups, length, value.shape[-1]))
+    return summed.view(batch, groups * repeat, steps, value.shape[-1])
+
+
+def attention_with_lse(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled dot-product attention and the log-sum-exp of its logits.
+
+    On a CPU, without softcap and gradients, PyTorch's own fused kernel runs, which keeps no logits
+    in memory; `attention_with_lse_plain` is the specification and runs everywhere else.
+
+    Args:
+        query: [B, H, S, D], any float dtype.
+        key: [B, G, L, D], same dtype; H a multiple of G (grouped queries), L may be 0.
+        value: [B, G, L, E], same dtype.
+        mask: None; bool, True = visible; or float, added to the scaled logits, where -inf (and
+            nothing else) hides a key. Broadcastable to [B, H, S, L].
+        is_causal: query i sees keys up to L - S + i: the last query sees every key. Equal to
+            PyTorch's flag where S = L. Combines with `mask`.
+        scale: factor of q·k; None: D ** -0.5.
+        softcap: None, or c > 0: logits become c tanh(x / c) before the mask.
+
+    Returns:
+        out [B, H, S, E] in the query's dtype and lse [B, H, S] float32. A row that sees no key has
+        out 0 and lse -inf. Keys and values must be finite, hidden ones too.
+
+    Raises:
+        TypeError: not a tensor, or dtypes differ.
+        ValueError: shapes do not fit, or softcap is not above 0.
+
+    Changes nothing in place. Low-precision products accumulate in float32.
+
+    Source: Dao et al., FlashAttention (2022), section 3 for the log-sum-exp; Ainslie et al., GQA
+    (2023) for the groups.
+
+    Equivalent PyTorch:
+        `F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=True)` and
+        `torch.logsumexp(scale * query @ key.mT + mask, -1)`.
+    """
+    scale = _check(query, key, value, mask, scale, softcap)
+    return attend(query, key, value, mask, is_causal, scale, softcap)
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float,
+    softcap: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`attention_with_lse` of arguments that were checked already."""
+    if not _fused_fits(query, key, value, softcap):
+        return _plain(query, key, value, mask, is_causal, scale, softcap)
+    steps, length = query.shape[2], key.shape[2]
+    causal = is_causal and steps > 1
+    flag = causal and mask is None and steps == length
+    if causal and not flag:
+        mask = _with_causal(mask, steps, length, query.device)
+    added = _additive(mask, query.dtype)
+    blind = None
+    if added is not None:
+        blind = (added == NEG_INF).all(-1)
+        added = added.expand(*added.shape[:-2], steps, length)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, flag, attn_mask=added, scale=scale
+    )
+    lse = lse.float()
+    if blind is not None:
+        # The fused kernel reports 0 for a row that sees nothing.
+        lse = lse.masked_fill(blind, NEG_INF)
+    return out, lse
+
+
+def attention_with_lse_plain(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The specification of `attention_with_lse`: the same arguments, result and errors."""
+    scale = _check(query, key, value, mask, scale, softcap)
+    return _plain(query, key, value, mask, is_causal, scale, softcap)
+
+
+def _plain(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float,
+    softcap: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, heads, steps, _ = query.shape
+    groups, length = key.shape[1], key.shape[2]
+    if length == 0:
+        out = query.new_zeros(batch, heads, steps, value.shape[-1])
+        return out, query.new_full((batch, heads, steps), NEG_INF, dtype=torch.float32)
+    logits = group_logits(query, key, scale, softcap)
+    if is_causal and steps > 1:
+        mask = _with_causal(mask, steps, length, query.device)
+    if mask is not None:
+        flat = logits.view(batch, heads, steps, length)
+        flat = flat.masked_fill(~mask, NEG_INF) if mask.dtype == torch.bool else flat + mask
+        logits = flat.view(batch, groups, heads // groups, steps, length)
+    lse = torch.logsumexp(logits, -1)
+    shift = lse.masked_fill(lse == NEG_INF, 0.0)
+    out = group_sum(torch.exp(logits - shift.unsqueeze(-1)), value)
+    return out, lse.view(batch, heads, steps).float()
+
+
+def _check(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+    softcap: float | None,
+) -> float:
+    expect_shape("query", query, ("B", None), ("H", None), ("S", None), ("D", None))
+    batch, heads, steps, width = query.shape
+    expect_shape("key", key, ("B", batch), ("G", None), ("L", None), ("D", width))
+    groups, length = key.shape[1], key.shape[2]
+    expect_shape("value", value, ("B", batch), ("G", groups), ("L", length), ("E", None))
+    expect_float("query", query)
+    expect_same_dtype("key", key, query.dtype)
+    expect_same_dtype("value", value, query.dtype)
+    expect_heads(query, key)
+    if mask is not None:
+        full = (batch, heads, steps, length)
+        fits = mask.dim() <= 4 and all(
+            have in (1, want)
+            for have, want in zip(reversed(mask.shape), reversed(full), strict=False)
+        )
+        if not fits:
+            raise ValueError(
+                f"mask: a shape broadcastable to {list(full)} expected, got {list(mask.shape)}"
+            )
+        if mask.dtype != torch.bool and not mask.is_floating_point():
+            raise TypeError(f"mask: dtype bool or float expected, got {mask.dtype}")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap: a number above 0 expected, got {softcap}")
+    return width**-0.5 if scale is None else float(scale)
+
+
+def _with_causal(
+    mask: torch.Tensor | None, steps: int, length: int, device: torch.device
+) -> torch.Tensor:
+    causal = torch.ones(steps, length, dtype=torch.bool, device=device).tril(length - steps)
+    causal = causal[None, None]
+    if mask is None:
+        return causal
+    if mask.dtype == torch.bool:
+        return mask & causal
+    return torch.where(causal, mask, NEG_INF)
+
+
+def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """`mask` as a 4-D float mask of a dtype that the fused kernel takes."""
+    if mask is None:
+        return None
+    mask = mask.view((1,) * (4 - mask.dim()) + tuple(mask.shape))
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, NEG_INF)
+    return mask if mask.dtype in (dtype, torch.float32) else mask.to(dtype)
+
+
+def _fused_fits(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, softcap: float | None
+) -> bool:
+    tensors = (query, key, value)
+    return (
+        softcap is None
+        and query.device.type == "cpu"
+        and query.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and query.shape[-1] == value.shape[-1]
+        and all(tensor.numel() > 0 and tensor.stride(-1) == 1 for tensor in tensors)
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        and _fused_works(query.shape[1] != key.shape[1])
+    )
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _fused_works(grouped: bool) -> bool:
+    """Whether this PyTorch's fused CPU kernel exists and takes (grouped) heads: tried once."""
+    if not hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
+        return False
+    query = torch.linspace(-1, 1, 2 * 3 * 8).view(1, 2, 3, 8)
+    key = torch.linspace(2, -1, 2 * 5 * 8).view(1, 2, 5, 8)[:, : 1 if grouped else 2]
+    try:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, key, 0.0, False, scale=0.5
+        )
+    except (RuntimeError, TypeError, IndexError):
+        return False
+    want_out, want_lse = _plain(query, key, key, None, False, 0.5, None)
+    same_shape = out.shape == want_out.shape and lse.shape == want_lse.shape
+    return same_shape and bool(torch.allclose(out, want_out) and torch.allclose(lse, want_lse))

@@ -1,0 +1,39 @@
+"""A stored block as people look at it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class MemoryEntry:
+    """One stored block of one session: a view for inspection, never a copy of the states.
+
+    Attributes:
+        hidden_state: `[tokens, hidden]`, the block's unit-norm states at the index layer, a view
+            of the ring buffer that is valid until the block is overwritten.
+        layer_idx: index into transformers' `hidden_states` of the state above.
+        sequence_id: number of the session that owns the block.
+        position_idx: position of the block's first token in its session's text.
+        relevance_score: mean surprise of the block's tokens in nats, or 0.0 where none was taken.
+        timestamp: number of the write that stored the block (a counter, not a clock).
+        access_count: how often the block was recalled.
+        last_access: number of the recall that last read the block, 0 for never.
+        session: name of the session.
+        token_ids: the block's token ids, without padding.
+        slot: the block's slot in the ring buffer.
+    """
+
+    hidden_state: torch.Tensor
+    layer_idx: int
+    sequence_id: int
+    position_idx: int
+    relevance_score: float
+    timestamp: float
+    access_count: int = 0
+    last_access: float = 0.0
+    session: str = ""
+    token_ids: tuple[int, ...] = field(default=(), repr=False)
+    slot: int = -1

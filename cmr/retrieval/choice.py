@@ -1,0 +1,28 @@
+"""What a search chose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The passages chosen for each row of a batch. One choice serves all layers.
+
+    Attributes:
+        table: `[batch, passages, run]` int64 slots of the blocks to read, passage by passage in
+            the order of the text; -1 where there is none.
+        scores: `[batch, passages]` float32, the passages' scores, `-inf` where there is none.
+        certainty: `[batch]` float32, how far the best passage stands out (see `MaxSimRetriever`).
+    """
+
+    table: torch.Tensor
+    scores: torch.Tensor
+    certainty: torch.Tensor
+
+    def select(self, rows: torch.Tensor) -> Choice:
+        """The choice of the given rows, in their order."""
+        parts = (self.table, self.scores, self.certainty)
+        return Choice(*(part.index_select(0, rows) for part in parts))
