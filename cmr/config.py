@@ -122,8 +122,9 @@ class RetrievalConfig:
         neighbours: blocks read on each side of a passage, 0..8.
         query_tokens: newest tokens that make up the query, 1..4096.
         refresh: decode steps between retrievals, 1 or more.
-        threshold: certainty (standardised score, in standard deviations, 0 or more) below which
-            nothing is recalled. 0: the best passage is always recalled.
+        ratio: a further passage is read when its score is at least this share, 0..1, of the best.
+        threshold: certainty below which nothing is recalled, 0 or more; 1 is what the best passage
+            reaches when nothing fits, 1.3 to 2 what one that answers reaches. 0: always recall.
         similarity_threshold: least cosine in [-1, 1] of a recalled entry; None: no limit.
         context_heads: heads of the contextual scorer, 1..64; None: no such scorer.
         cache_size: queries whose result is kept, 0 or more; None: no cache.
@@ -141,7 +142,8 @@ class RetrievalConfig:
     neighbours: int = 1
     query_tokens: int = 64
     refresh: int = 16
-    threshold: float = 0.0
+    ratio: float = 0.8
+    threshold: float = 1.0
     similarity_threshold: float | None = None
     context_heads: int | None = None
     cache_size: int | None = None
@@ -157,6 +159,7 @@ class RetrievalConfig:
         _set(self, "neighbours", check.integer("neighbours", self.neighbours, 0, 8))
         _set(self, "query_tokens", check.integer("query_tokens", self.query_tokens, 1, 4096))
         _set(self, "refresh", check.integer("refresh", self.refresh, 1))
+        _set(self, "ratio", check.real("ratio", self.ratio, 0.0, 1.0))
         _set(self, "threshold", check.real("threshold", self.threshold, 0.0))
         for name, low, high in (
             ("index_layer", 0, None),

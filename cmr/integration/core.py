@@ -15,6 +15,7 @@ from cmr.integration.capture import BlockWriter
 from cmr.integration.recall import Recall
 from cmr.integration.recompute import Recomputer
 from cmr.integration.record import WindowRecord
+from cmr.integration.weight import memory_bias
 from cmr.memory.entry import MemoryEntry
 from cmr.memory.ring import RingBuffer
 from cmr.memory.sessions import NO_SESSION, SessionTable
@@ -184,7 +185,7 @@ class Core:
         self.ring.touch(choice.table)
         return Recall(
             choice,
-            self.retriever.bias(choice, self.config.reweave),
+            memory_bias(choice.certainty, self.config.reweave),
             adapter=self.adapter,
             ring=self.ring,
             load=self._loader(choice.table),
