@@ -117,7 +117,8 @@ class RetrievalConfig:
     Attributes:
         strategy: 'maxsim' (synonym 'semantic_similarity'), 'contextual_relevance',
             'multi_criteria', 'hierarchical', 'task_specific' or 'hybrid_ensemble'.
-        index_layer: hidden state that is indexed and searched, 0 or more; None: half the depth.
+        index_layer: hidden state that is indexed and searched, 0 or more; None: at two fifths of
+            the depth.
         blocks: passages recalled at once, 1..64.
         neighbours: blocks read on each side of a passage, 0..8.
         query_tokens: newest tokens that make up the query, 1..4096.

@@ -17,6 +17,8 @@ from cmr.memory.ring import LayerShape
 SUPPORTED_ATTENTION = ("sdpa", "eager")
 FIRST_SHARE, LAST_SHARE = 0.13, 0.83
 """Default range of target layers as shares of the depth; see docs/how-it-works.md."""
+INDEX_SHARE = 0.4
+"""Default index layer as a share of the depth; see docs/how-it-works.md."""
 
 
 class ModelAdapter:
@@ -100,9 +102,9 @@ class ModelAdapter:
         return blocks
 
     def index_layer(self, wanted: int | None) -> int:
-        """The layer whose states are searched; half the depth when not given."""
+        """The layer whose states are searched; at two fifths of the depth when not given."""
         if wanted is None:
-            return max(1, (self.depth + 1) // 2)
+            return max(1, round(self.depth * INDEX_SHARE))
         if not 0 <= wanted < self.depth:
             raise ConfigError(f"index_layer must be 0..{self.depth - 1} on this model, got {wanted}")
         return wanted

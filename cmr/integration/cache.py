@@ -21,12 +21,20 @@ class WindowLayer(DynamicLayer):
 
     The layer reports the length of everything it has seen, so masks and positions come out as for
     a cache that keeps all; columns of the sinks stand in front of the window without a gap.
+
+    Args:
+        owner: what all layers of the cache share.
+        number: of the layer.
+        span: tokens that the model's own sliding window sees in this layer, None for all: what
+            lies further back is kept for the memory and not shown to the layer.
     """
 
-    def __init__(self, owner: LocalWindow, number: int) -> None:
+    def __init__(self, owner: LocalWindow, number: int, span: int | None = None) -> None:
         super().__init__()
         self.owner = owner
         self.number = number
+        self.span = span
+        self.is_sliding = span is not None
         self.seen = 0
         self.left = 0
         self.peeking = False
@@ -39,8 +47,10 @@ class WindowLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         keys = torch.cat([self.keys, key_states], dim=-2)
         values = torch.cat([self.values, value_states], dim=-2)
+        hidden = self._hidden()
+        shown = keys[..., hidden:, :], values[..., hidden:, :]
         if self.peeking:
-            return keys, values
+            return shown
         self.seen += key_states.shape[-2]
         self.keys, self.values = keys, values
         if self.owner.on_new is not None:
@@ -48,7 +58,11 @@ class WindowLayer(DynamicLayer):
         leaving = self.owner.leaving(keys.shape[-2])
         if leaving:
             self._let_go(leaving)
-        return keys, values
+        return shown
+
+    def _hidden(self) -> int:
+        """Columns held that lie before the model's own sliding window of a new token."""
+        return 0 if self.span is None else max(0, self.seen - self.left - self.span + 1)
 
     def _let_go(self, leaving: int) -> None:
         owner, sinks = self.owner, self.owner.sinks
@@ -70,8 +84,8 @@ class WindowLayer(DynamicLayer):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns that `update` will return for `query_length` new tokens, and their offset."""
-        held = self.seen - self.left
-        return held + query_length, self.left
+        hidden = self._hidden()
+        return self.seen - self.left - hidden + query_length, self.left + hidden
 
     def reset(self) -> None:
         """Drop everything."""
@@ -96,7 +110,7 @@ class LocalWindow:
     Args:
         window: tokens kept behind the sinks.
         sinks: first tokens that are always kept.
-        block: tokens that leave at once.
+        block: tokens that leave at once; half the window where that is less.
         turn: rotates `(layer, keys, positions [batch])` forward.
         padding: tokens of left padding of each row.
         device: of the token ids.
@@ -121,7 +135,8 @@ class LocalWindow:
         on_leave: Take | None = None,
         on_reorder: Callable[[torch.Tensor], None] | None = None,
     ) -> None:
-        self.window, self.sinks, self.block = window, sinks, block
+        self.window, self.sinks = window, sinks
+        self.block = min(block, max(1, window // 2))
         self.turn, self.on_new = turn, on_new
         self.on_leave, self.on_reorder = on_leave, on_reorder
         self.record: object | None = None
@@ -141,7 +156,8 @@ class LocalWindow:
 
     def adopt(self, cache: DynamicCache, depth: int) -> DynamicCache:
         """Make every layer of an empty cache a bounded one."""
-        cache.layers = [WindowLayer(self, i) for i in range(depth)]
+        spans = [getattr(layer, "sliding_window", None) for layer in cache.layers] or [None] * depth
+        cache.layers = [WindowLayer(self, i, spans[i]) for i in range(depth)]
         cache.layer_class_to_replicate = None
         return cache
 

@@ -167,8 +167,8 @@ class Core:
         query_mask: torch.Tensor | None,
         sessions: Sequence[int],
         base: torch.Tensor,
-    ) -> Recall:
-        """Search with index states `[batch, tokens, hidden]`.
+    ) -> Recall | None:
+        """Search with index states `[batch, tokens, hidden]`; None when no row is to read.
 
         The decoder's hooks must rest meanwhile: recomputing a block runs the decoder.
         """
@@ -181,6 +181,8 @@ class Core:
             self.ring,
         )
         self.searches += 1
+        if device.type == "cpu" and not bool((choice.table >= 0).any()):
+            return None  # on a GPU the answer would cost a sync; masked blocks read nothing there
         self.recalls_made += 1
         self.ring.touch(choice.table)
         return Recall(

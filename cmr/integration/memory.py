@@ -16,6 +16,7 @@ from cmr.integration.core import Core
 from cmr.integration.generation import GenerationPlug
 from cmr.integration.reading import Reader, ReadReport, Rows
 from cmr.integration.recalled import RecalledPassage, recalled_passages
+from cmr.integration.residual import ResidualReader
 from cmr.integration.stepper import Stepper
 from cmr.memory.entry import MemoryEntry
 
@@ -73,9 +74,11 @@ class Memory:
         self.tokenizer = tokenizer
         self._core = core = Core(adapter, config)
         self._stepper = Stepper(core, config)
+        self._residual = ResidualReader(core, self._stepper)
         self._generation = GenerationPlug(core, self._stepper)
         self._reader = Reader(core, config)
         self._stepper.attach()
+        self._residual.attach()
         self._generation.attach()
         setattr(adapter.model, ATTACHED, self)
         self._attached = True
@@ -94,6 +97,7 @@ class Memory:
         if not self._attached:
             return
         self._generation.detach()
+        self._residual.detach()
         self._stepper.detach()
         delattr(self._core.adapter.model, ATTACHED)
         self._attached = False

@@ -152,9 +152,13 @@ class Reader:
             states = self._forward(ids, mask, positions, cache)
             layers = dict(fresh)
             layers.update({n: (states[n][:, None], None) for n in self.state_layers})
+            index = states[self.index_layer]
+            if start == 0:  # the attention sink's state is no content: it must match nothing
+                sink = torch.zeros(1, dtype=torch.int64, device=index.device)
+                index = index.index_fill(1, sink, 0.0)
             fresh.clear()
             valid = [(0, max(0, min(n, stop) - start)) for n in rows.lengths]
-            yield ids, valid, states[self.index_layer], layers, positions
+            yield ids, valid, index, layers, positions
 
     def _positions(self, start: int, tokens: int, device: torch.device) -> torch.Tensor:
         """Rotary positions go on; absolute ones start again behind the left context."""

@@ -128,6 +128,8 @@ class Stepper:
         step = self.step
         if step is None or step.recall is None or layer not in self.core.read_layers:
             return None
+        if self.core.residual:
+            return None
         keys, values = step.recall.layer(layer)
         device = keys.device
         mask = step.query_mask
@@ -300,7 +302,7 @@ class Stepper:
             query, mask = record.tail("index", self.query_tokens), None
         else:
             query = self._look_ahead(step, decoder, kwargs)[:, -self.query_tokens :]
-            mask = None if new is None else new[:, -self.query_tokens :]
+            mask = self._content(step, new)[:, -self.query_tokens :]
         base = step.position_ids[:, 0]
         if record is not None:
             base = base - max(0, record.seen - record.start)
@@ -311,6 +313,18 @@ class Stepper:
         elif cache is not None:
             self._foreign[cache] = recall
         return recall
+
+    def _content(self, step: Step, new: torch.Tensor | None) -> torch.Tensor:
+        """`[batch, tokens]` bool: the new tokens that a search asks with.
+
+        Padding and the first token of a text are left out: the latter is the attention sink, whose
+        state says nothing about the text and matches other sinks only.
+        """
+        ids = step.token_ids
+        content = torch.ones_like(ids, dtype=torch.bool) if new is None else new.clone()
+        if ids.shape[1] > 1 and (step.record is None or step.record.seen == 0):
+            content &= content.long().cumsum(-1) > 1
+        return content
 
     def _look_ahead(
         self, step: Step, decoder: nn.Module, kwargs: dict[str, Any]

@@ -66,6 +66,7 @@ def reweave_attention(
     """
     _check(query, mem_keys, mem_values, mem_mask, local_out, local_lse, query_mask, softcap)
     batch, width, entries = query.shape[0], query.shape[3], mem_keys.shape[2]
+    per_row: torch.Tensor | float
     if not isinstance(bias, torch.Tensor):
         per_row, per_entry, off = bias, None, bias == NEG_INF
     elif bias.shape == (batch, entries):

@@ -1,0 +1,1 @@
+"""Measurements of what the memory recalls, what it costs and what it leaves unharmed."""

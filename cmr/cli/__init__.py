@@ -1,0 +1,33 @@
+"""The command line: ``cmr demo``, ``cmr ask``, ``cmr chat``, ``cmr info``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 when all went well, 2 when the user can mend it.
+
+    Args:
+        arguments: the words after ``cmr``; ``None`` takes those of the process.
+    """
+    try:
+        import rich  # noqa: F401
+        import typer  # noqa: F401
+    except ImportError as error:
+        print(
+            f"error: the command line needs the package {error.name}: "
+            "run `pip install 'cmr[cli]'` (or 'cmr[demo]' for the small model too)",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
+    for stream in (sys.stdout, sys.stderr):
+        # A pipe may have an encoding without our signs; a '?' is better than an error.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    from cmr.cli.app import app
+
+    app(args=None if arguments is None else list(arguments), prog_name="cmr")

@@ -1,0 +1,171 @@
+"""``cmr chat``: one conversation without a limit; what leaves the window becomes memory."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import cmr
+from cmr.cli import session as shared
+from cmr.cli.ask import read_all
+from cmr.cli.display import console, passages, size, working
+
+HELP = "/quit ends, /stats shows the memory, /recalled what the last answer read"
+
+
+class Conversation:
+    """A running conversation over one key-value cache.
+
+    Attributes:
+        recalled: the passages that the last answer read.
+        tokens: length of the conversation so far, in tokens.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, memory: Any, max_new_tokens: int) -> None:
+        self.recalled: list[Any] = []
+        self._model, self._tokenizer, self._memory = model, tokenizer, memory
+        self._max_new_tokens = max_new_tokens
+        self._messages: list[dict[str, str]] = []
+        self._fed = ""
+        self._ids = torch.empty(1, 0, dtype=torch.long, device=model.device)
+        self._cache: Any = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens fed and generated so far."""
+        return int(self._ids.shape[1])
+
+    @torch.inference_mode()
+    def say(self, text: str, on_text: Any) -> shared.Answer:
+        """Answer a message, handing each piece of text to ``on_text`` as it comes."""
+        new = self._encode(text).to(self._ids.device)
+        ids = torch.cat([self._ids, new], dim=1)
+        pieces = _Pieces(self._tokenizer, on_text)
+        listener = shared.Listener(self._memory, pieces.add)
+        began = time.perf_counter()
+        output = self._model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=self._cache,
+            max_new_tokens=self._max_new_tokens,
+            do_sample=False,
+            return_dict_in_generate=True,
+            pad_token_id=self._tokenizer.pad_token_id,
+            streamer=listener,
+        )
+        pieces.finish()
+        seconds = time.perf_counter() - began
+        self._ids, self._cache = output.sequences, output.past_key_values
+        generated = output.sequences[0, ids.shape[1] :].tolist()
+        reply = self._tokenizer.decode(generated, skip_special_tokens=True)
+        self._messages.append({"role": "assistant", "content": reply})
+        self._fed += self._tokenizer.decode(generated, skip_special_tokens=False)
+        self.recalled = listener.passages
+        return shared.Answer(reply, generated, seconds, self.recalled)
+
+    def _encode(self, text: str) -> torch.Tensor:
+        """Token ids ``[1, T]`` of what the template adds for one more message."""
+        self._messages.append({"role": "user", "content": text})
+        if not getattr(self._tokenizer, "chat_template", None):
+            added = f"{chr(10) if self._fed else ''}User: {text}\nAssistant:"
+        else:
+            whole = self._tokenizer.apply_chat_template(
+                self._messages, tokenize=False, add_generation_prompt=True
+            )
+            if whole.startswith(self._fed):
+                added = whole[len(self._fed) :]
+            else:
+                # Templates that rewrite earlier turns: this turn alone, after what was said.
+                added = self._tokenizer.apply_chat_template(
+                    self._messages[-1:], tokenize=False, add_generation_prompt=True
+                )
+        self._fed += added
+        encoded = self._tokenizer(added, return_tensors="pt", add_special_tokens=False)
+        ids: torch.Tensor = encoded.input_ids
+        return ids
+
+
+class _Pieces:
+    """Turns tokens into text as they come; half a character waits for its other half."""
+
+    def __init__(self, tokenizer: Any, on_text: Any) -> None:
+        self._tokenizer, self._on_text = tokenizer, on_text
+        self._waiting: list[int] = []
+        self._shown = ""
+
+    def add(self, token: int) -> None:
+        self._waiting.append(token)
+        text = self._tokenizer.decode(self._waiting, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):
+            self._show(text)
+        if text.endswith("\n"):
+            self._waiting, self._shown = [], ""
+
+    def finish(self) -> None:
+        self._show(self._tokenizer.decode(self._waiting, skip_special_tokens=True))
+
+    def _show(self, text: str) -> None:
+        if len(text) > len(self._shown):
+            self._on_text(text[len(self._shown) :])
+            self._shown = text
+
+
+def run(settings: shared.Settings, documents: list[Path]) -> None:
+    """Load, read the documents if any, then answer until the user ends."""
+    texts = {path: shared.read_document(path) for path in shared.unique(documents)}
+    out = console()
+    with working(out, f"loading {settings.model or 'SmolLM2-135M-Instruct'}"):
+        model, tokenizer = shared.load_model(settings.model)
+    with cmr.attach(model, tokenizer=tokenizer, **settings.overrides) as memory:
+        name = settings.session
+        with memory.session(name, create=True) if name else nullcontext():
+            read_all(out, memory, tokenizer, texts)
+            out.print(f"[dim]{HELP}[/dim]")
+            talk(out, Conversation(model, tokenizer, memory, settings.max_new_tokens), memory)
+
+
+def talk(out: Console, conversation: Conversation, memory: Any) -> None:
+    """Read lines, obey commands, answer everything else, until /quit or the end of input."""
+    while True:
+        try:
+            line = out.input("[bold cyan]>[/bold cyan] ").strip()
+        except EOFError:
+            out.print()
+            return
+        if line == "/quit":
+            return
+        if line == "/stats":
+            _show_stats(out, conversation, memory)
+        elif line == "/recalled":
+            if conversation.recalled:
+                out.print(passages(conversation.recalled, limit=8))
+            else:
+                out.print("[dim]the last answer read nothing from memory[/dim]")
+        elif line.startswith("/"):
+            out.print(f"[dim]unknown command {line}; {HELP}[/dim]", markup=True)
+        elif line:
+            found = conversation.say(line, lambda text: _write(out, text))
+            out.print()
+            out.print(
+                f"[dim]{found.tokens_per_second:.1f} tokens/s · "
+                f"{len(found.recalled)} passages recalled[/dim]"
+            )
+
+
+def _write(out: Console, text: str) -> None:
+    out.file.write(text)
+    out.file.flush()
+
+
+def _show_stats(out: Console, conversation: Conversation, memory: Any) -> None:
+    out.print(
+        f"conversation {conversation.tokens:,} tokens · in memory {memory.tokens:,} tokens, "
+        f"{size(memory.nbytes)}"
+    )
+    for key, value in memory.stats().items():
+        out.print(f"[dim]{key}[/dim] {value}", markup=True)

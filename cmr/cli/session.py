@@ -1,0 +1,229 @@
+"""What ``ask`` and ``chat`` share: settings, the model, documents, prompts, one answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cmr.cli.errors import UsageError
+from cmr.demo import load_smollm2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of ``ask`` and ``chat``, checked."""
+
+    model: str | None
+    session: str | None
+    window: int
+    budget: int
+    memory_weight: str | float
+    max_new_tokens: int
+
+    @classmethod
+    def parse(
+        cls,
+        model: str | None,
+        session: str | None,
+        window: int,
+        budget: int,
+        memory_weight: str,
+        max_new_tokens: int,
+    ) -> Settings:
+        """Check what the option parser cannot.
+
+        Raises:
+            UsageError: ``memory_weight`` is neither 'auto' nor a number in [0, 1].
+        """
+        weight: str | float = memory_weight
+        if memory_weight != "auto":
+            try:
+                weight = float(memory_weight)
+            except ValueError:
+                weight = -1.0
+            if not 0.0 <= weight <= 1.0:
+                raise UsageError(
+                    f"--memory-weight: 'auto' or a number from 0 to 1 expected, "
+                    f"got {memory_weight!r}"
+                )
+        return cls(model, session, window, budget, weight, max_new_tokens)
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What `cmr.attach` takes."""
+        return {
+            "window": self.window,
+            "budget": self.budget,
+            "memory_weight": self.memory_weight,
+        }
+
+
+@dataclass
+class Answer:
+    """One generated answer.
+
+    Attributes:
+        text: without special tokens.
+        token_ids: as generated.
+        seconds: for the prompt and all tokens.
+        recalled: the passages that were read while answering, best first.
+    """
+
+    text: str
+    token_ids: list[int]
+    seconds: float
+    recalled: list[Any] = field(default_factory=list)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Generated tokens a second, the prompt's time included."""
+        return len(self.token_ids) / self.seconds if self.seconds else 0.0
+
+
+def load_model(name: str | None) -> tuple[Any, Any]:
+    """The decoder and its tokenizer: a folder or a name that transformers knows.
+
+    Raises:
+        UsageError: it cannot be loaded, or is not a decoder that generates.
+    """
+    if name is None:
+        return load_smollm2()
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"--model {name}: cannot be loaded as a decoder: {reason}") from error
+    if torch.cuda.is_available():
+        model.to("cuda")
+    return model.eval(), tokenizer
+
+
+def read_document(path: Path) -> str:
+    """The text of a file; ``-`` is standard input.
+
+    Raises:
+        UsageError: no such file, a folder, not UTF-8 text, or nothing in it.
+    """
+    try:
+        if str(path) == "-":
+            text = Path("/dev/stdin").read_text(encoding="utf-8")
+        else:
+            text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"--document {path}: no such file") from None
+    except IsADirectoryError:
+        raise UsageError(f"--document {path}: is a folder, a text file is expected") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"--document {path}: not UTF-8 text (byte {error.start}); convert it first"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"--document {path}: {error.strerror or error}") from None
+    if not text.strip():
+        raise UsageError(f"--document {path}: the document is empty")
+    return text
+
+
+def encode_document(tokenizer: Any, text: str) -> torch.Tensor:
+    """Token ids ``[1, T]`` of a whole text, however long."""
+    encoded = tokenizer(text, return_tensors="pt", verbose=False)
+    ids: torch.Tensor = encoded.input_ids
+    return ids
+
+
+def encode_question(tokenizer: Any, question: str) -> torch.Tensor:
+    """Token ids ``[1, T]`` of a prompt: the chat template if there is one, else plain."""
+    if getattr(tokenizer, "chat_template", None):
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
+        encoded = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    else:
+        encoded = tokenizer(f"Question: {question}\nAnswer:", return_tensors="pt")
+    ids: torch.Tensor = encoded.input_ids
+    return ids
+
+
+LOOK_EVERY = 8  # tokens between looks at what is recalled; looking decodes the passages
+
+
+class Listener:
+    """A transformers streamer that hands tokens on and notes what was recalled meanwhile."""
+
+    def __init__(self, memory: Any, on_token: Callable[[int], None] | None = None) -> None:
+        self._memory = memory
+        self._on_token = on_token
+        self._prompt_seen = False
+        self._tokens = 0
+        self._passages: dict[tuple[int, int], Any] = {}
+
+    def put(self, value: torch.Tensor) -> None:
+        """Called by ``generate`` with the prompt first, then with each new token."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        if self._memory is not None and self._tokens % LOOK_EVERY == 0:
+            self._look(self._memory.recalled)
+        self._tokens += 1
+        if self._on_token is not None:
+            for token in value.reshape(-1).tolist():
+                self._on_token(token)
+
+    def _look(self, rows: list[list[Any]]) -> None:
+        for passage in rows[0] if rows else []:
+            key = (passage.start, passage.end)
+            known = self._passages.get(key)
+            if known is None or passage.score > known.score:
+                self._passages[key] = passage
+
+    def end(self) -> None:
+        """Called by ``generate`` at the end."""
+
+    @property
+    def passages(self) -> list[Any]:
+        """Every passage that was read, the best score first."""
+        return sorted(self._passages.values(), key=lambda passage: -passage.score)
+
+
+@torch.inference_mode()
+def answer(
+    model: Any,
+    tokenizer: Any,
+    memory: Any | None,
+    input_ids: torch.Tensor,
+    max_new_tokens: int,
+) -> Answer:
+    """Generate greedily through the stock ``generate``; ``memory=None`` notes no recall."""
+    listener = Listener(memory)
+    input_ids = input_ids.to(model.device)
+    began = time.perf_counter()
+    output = model.generate(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=_pad_token(tokenizer),
+        streamer=listener,
+    )
+    seconds = time.perf_counter() - began
+    new = output[0, input_ids.shape[1] :].tolist()
+    text = tokenizer.decode(new, skip_special_tokens=True).strip()
+    return Answer(text, new, seconds, listener.passages)
+
+
+def _pad_token(tokenizer: Any) -> int | None:
+    pad: int | None = tokenizer.pad_token_id
+    return tokenizer.eos_token_id if pad is None else pad
+
+
+def unique(paths: Sequence[Path]) -> list[Path]:
+    """The paths without repetitions, in order."""
+    return list(dict.fromkeys(paths))

@@ -1,0 +1,12 @@
+"""The small real model and the real text that the demo, the command line and the tests use."""
+
+from cmr.demo.smollm2 import MissingDemoDependencyError, load_smollm2
+from cmr.demo.text import Document, Question, demo_document
+
+__all__ = [
+    "Document",
+    "MissingDemoDependencyError",
+    "Question",
+    "demo_document",
+    "load_smollm2",
+]

@@ -1,0 +1,157 @@
+"""Stand-ins for the model, its tokenizer and the memory: the command line's wiring only."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import cmr
+from cmr.cli import session as shared
+
+EOS = 0
+
+
+class Tokenizer:
+    """One token a character; 0 ends."""
+
+    chat_template = None
+    eos_token_id = pad_token_id = EOS
+
+    def __call__(self, text, return_tensors=None, **_):
+        ids = [ord(letter) % 5000 for letter in text]
+        return SimpleNamespace(input_ids=torch.tensor([ids]) if return_tensors else ids)
+
+    def decode(self, ids, skip_special_tokens=False):
+        ids = [int(i) for i in ids]
+        return "".join(chr(i) if i != EOS else "" if skip_special_tokens else "<end>" for i in ids)
+
+
+class TemplateTokenizer(Tokenizer):
+    chat_template = "yes"
+
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+        assert not tokenize and add_generation_prompt
+        turns = "".join(
+            f"[{m['role']}]{m['content']}{'<end>' if m['role'] == 'assistant' else ''}"
+            for m in messages
+        )
+        return turns + "[assistant]"
+
+
+class Model:
+    """Says one sentence, to every prompt; notes what it was given."""
+
+    device = torch.device("cpu")
+    dtype = torch.bfloat16
+    config = SimpleNamespace(max_position_embeddings=8192)
+
+    def __init__(self, says="the answer é"):
+        self.says = says
+        self.calls = []
+        self.memory = None
+
+    def parameters(self):
+        return [torch.zeros(4)]
+
+    def generate(self, input_ids, attention_mask, streamer, max_new_tokens, **options):
+        assert attention_mask.shape == input_ids.shape
+        self.calls.append((input_ids, options))
+        streamer.put(input_ids)
+        words = [ord(letter) for letter in self.says[: max_new_tokens - 1]] + [EOS]
+        for word in words:
+            streamer.put(torch.tensor([word]))
+        streamer.end()
+        ids = torch.cat([input_ids, torch.tensor([words])], dim=1)
+        if options.get("return_dict_in_generate"):
+            return SimpleNamespace(sequences=ids, past_key_values=f"cache {len(self.calls)}")
+        return ids
+
+
+class Memory:
+    """Records what is asked of it; recalls one passage unless paused."""
+
+    def __init__(self, model, tokenizer, overrides):
+        self.model, self.tokenizer, self.overrides = model, tokenizer, overrides
+        self.log = []
+        self.tokens, self.nbytes = 0, 20_000_000
+        self.paused = self.detached = False
+        model.memory = self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.detached = True
+
+    def read(self, input_ids, progress=False):
+        assert input_ids.ndim == 2
+        self.tokens += input_ids.shape[1]
+        self.log.append("read")
+        if progress:
+            progress(input_ids.shape[1], input_ids.shape[1])
+        return SimpleNamespace(
+            tokens=input_ids.shape[1], blocks=1, seconds=2.0, tokens_per_second=50.0
+        )
+
+    @contextmanager
+    def session(self, name, create=False):
+        self.log.append(f"session {name} {create}")
+        yield
+
+    def pause(self):
+        self.paused = True
+
+    def resume(self):
+        self.paused = False
+
+    def stats(self):
+        return {"recalls": 7}
+
+    @property
+    def recalled(self):
+        if self.paused:
+            return [[]]
+        return [
+            [
+                SimpleNamespace(
+                    text="a passage that was read",
+                    token_ids=[1, 2],
+                    start=1200,
+                    end=1264,
+                    score=3.25,
+                    gate=0.5,
+                    session="0",
+                )
+            ]
+        ]
+
+
+@pytest.fixture
+def runner() -> CliRunner:
+    return CliRunner()
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Puts the stand-ins in place; ``fake.memory`` is the last memory attached."""
+    state = SimpleNamespace(model=Model(), tokenizer=Tokenizer(), memory=None)
+
+    def attach(model, config=None, tokenizer=None, **overrides):
+        state.memory = Memory(model, tokenizer, overrides)
+        return state.memory
+
+    # Public names load when first used: this one is not to load at all.
+    monkeypatch.setitem(vars(cmr), "attach", attach)
+    monkeypatch.setattr(shared, "load_smollm2", lambda: (state.model, state.tokenizer))
+    return state
+
+
+@pytest.fixture
+def document(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("Once upon a time. " * 20)
+    return path

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from cmr.cli import main
+from cmr.cli.app import app
+
+
+def test_info_names_versions_devices_and_kernels(runner):
+    import torch
+
+    result = runner.invoke(app, ["info"])
+    assert result.exit_code == 0, result.output
+    assert torch.__version__ in result.stdout
+    for name in ("cmr", "transformers", "triton", "faiss-cpu", "bitsandbytes", "nvtx", "cpu"):
+        assert name in result.stdout
+    assert "reference (PyTorch); no GPU kernel exists yet" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["demo", "ask", "chat", "info"])
+def test_every_command_explains_itself(runner, command):
+    result = runner.invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+
+
+def test_missing_packages_are_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit) as end:
+        main(["info"])
+    assert end.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert "typer" in error and "cmr[cli]" in error
+
+
+def test_the_command_line_imports_no_model_code():
+    code = "import sys, cmr.cli, cmr.cli.app; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "False", result.stderr
+
+
+def test_ctrl_c_exits_with_130(runner, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cmr.cli.info.run", interrupt)
+    assert runner.invoke(app, ["info"]).exit_code == 130

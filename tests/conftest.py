@@ -1,0 +1,41 @@
+"""Fixtures that every test shares: the small real model, seeds, no network, no GPU by accident."""
+
+from __future__ import annotations
+
+import os
+import random
+
+# Before transformers is imported: a test never asks a hub for anything.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test starts from the same random state, whatever ran before it."""
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct in bfloat16 and its tokenizer: ``(model, tokenizer)``.
+
+    Shared by the whole session: whoever attaches to the model detaches again.
+    """
+    from cmr.demo import load_smollm2
+
+    return load_smollm2(torch.bfloat16)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)

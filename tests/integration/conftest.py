@@ -1,0 +1,53 @@
+"""Tiny random decoders, shared by all tests of the integration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import cmr
+from tests.integration.tiny import FAMILIES, build
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[[str], nn.Module]:
+    """Builds the named decoder, once for all tests: whoever attaches to it detaches again."""
+    built: dict[str, nn.Module] = {}
+
+    def get(name: str) -> nn.Module:
+        if name not in built:
+            built[name] = build(name)
+        return built[name]
+
+    return get
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest, tiny: Callable[[str], nn.Module]) -> nn.Module:
+    return tiny(request.param)
+
+
+@pytest.fixture
+def llama(tiny: Callable[[str], nn.Module]) -> nn.Module:
+    return tiny("llama")
+
+
+@pytest.fixture(autouse=True)
+def all_detached(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A memory that a failing test leaves attached must not fail the tests behind it."""
+    made: list[cmr.Memory] = []
+    begin = cmr.Memory.__init__
+
+    def note(self: cmr.Memory, *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **kwargs)
+        made.append(self)
+
+    monkeypatch.setattr(cmr.Memory, "__init__", note)
+    with torch.no_grad():
+        yield
+    for memory in made:
+        memory.detach()

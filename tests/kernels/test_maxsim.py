@@ -1,0 +1,231 @@
+"""MaxSim over blocks, each stage against brute force."""
+
+import math
+
+import numpy
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmr.kernels import block_maxima, maxsim_topk, passages, standardise
+from cmr.kernels.reference import maxsim as module
+from cmr.kernels.reference._topk import topk_lowest_slot
+from tests.kernels.compare import assert_close, assert_error_at_most_twice
+
+
+def unit(*shape, seed=0, dtype=torch.float32):
+    rng = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(*shape, generator=rng), dim=-1).to(dtype)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    batch=st.integers(1, 3),
+    tokens=st.sampled_from([1, 5]),
+    blocks=st.sampled_from([0, 1, 63, 200]),
+    block=st.sampled_from([1, 5, 32]),
+    width=st.sampled_from([60, 100]),
+    masked=st.booleans(),
+    chunk=st.sampled_from([1, 3000, 64 << 20]),
+    seed=st.integers(0, 99),
+)
+def test_block_maxima(batch, tokens, blocks, block, width, masked, chunk, seed) -> None:
+    query = unit(batch, tokens, width, seed=seed)
+    index = unit(blocks, block, width, seed=seed + 1)
+    mask = None
+    want = torch.einsum("bqh,nth->bqnt", query.double(), index.double())
+    if masked:
+        mask = torch.rand(blocks, block) > 0.5
+        index = index.masked_fill(~mask[..., None], math.nan)
+        want = want.masked_fill(~mask, -math.inf)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CHUNK_BYTES", chunk)
+        have = block_maxima(query, index, mask)
+    assert have.dtype == torch.float32
+    assert_close("maxima", have, want.amax(-1))
+
+
+@pytest.mark.parametrize("blocks", [31, 32])
+def test_block_maxima_in_bfloat16(blocks) -> None:
+    query = unit(2, 32, 576, dtype=torch.bfloat16)
+    index = unit(blocks, 32, 576, seed=1, dtype=torch.bfloat16)
+    exact = torch.einsum("bqh,nth->bqnt", query.double(), index.double()).amax(-1)
+    naive = torch.einsum("bqh,nth->bqnt", query, index).amax(-1)
+    have = block_maxima(query, index)
+    assert_error_at_most_twice("maxima", have, naive, exact, 0.0)
+    assert torch.equal(have, block_maxima(query, index))
+
+
+def test_block_maxima_bounds_its_temporaries(monkeypatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 6 * 8 * 10)
+    sizes = []
+    real = torch.Tensor.amax
+
+    def noted(self, *arguments, **named):
+        sizes.append(self.numel() * self.element_size())
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(torch.Tensor, "amax", noted)
+    block_maxima(unit(2, 3, 16), unit(95, 8, 16, seed=1))
+    assert len(sizes) == 10 and max(sizes) == 4 * 6 * 8 * 10
+
+
+def test_a_stored_nan_shows_and_a_masked_one_does_not() -> None:
+    index = unit(3, 4, 16)
+    index[1, 2] = math.nan
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    assert block_maxima(unit(1, 2, 16), index, mask)[0, :, 1].isnan().all()
+    mask[1, 2] = False
+    assert block_maxima(unit(1, 2, 16), index, mask).isfinite().all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    batch=st.integers(1, 3),
+    tokens=st.sampled_from([1, 4]),
+    blocks=st.sampled_from([0, 1, 2, 63, 300]),
+    clamp=st.sampled_from([1.0, 8.0]),
+    seed=st.integers(0, 99),
+)
+def test_standardise(batch, tokens, blocks, clamp, seed) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    maxima = torch.randn(batch, tokens, blocks, generator=rng) * 0.1 + 0.5
+    visible = torch.rand(batch, blocks, generator=rng) > 0.5
+    visible[0] = False
+    if blocks > 2:
+        maxima[..., 2] = [math.nan, math.inf, -math.inf][seed % 3]
+    have = standardise(maxima, visible, clamp)
+    for b in range(batch):
+        for q in range(tokens):
+            row = maxima[b, q].double()
+            usable = visible[b] & row.isfinite()
+            want = torch.full((blocks,), -clamp, dtype=torch.float64)
+            kept = row[usable].numpy()
+            if len(kept) > 1:
+                spread = torch.from_numpy((kept - kept.mean()) / kept.std())
+                want[usable] = spread.clamp(-clamp, clamp)
+            else:
+                want[usable] = 0.0
+            assert_close("z", have[b, q], want, 1e-3, 1e-3)
+
+
+def test_equal_maxima_say_nothing() -> None:
+    visible = torch.ones(1, 1000, dtype=torch.bool)
+    for value in (0.1, 0.3, 0.7371, -0.9, 1e-6, 0.0):
+        assert (standardise(torch.full((1, 2, 1000), value), visible) == 0).all()
+
+
+def test_another_rows_blocks_do_not_change_a_rows_z() -> None:
+    maxima = torch.rand(2, 3, 10)
+    visible = torch.arange(10)[None] < torch.tensor([[6], [0]])
+    changed = maxima.clone()
+    changed[:, :, 6:] = 99.0
+    z = standardise(changed, visible)
+    assert torch.equal(z, standardise(maxima, visible))
+    assert (z[:, :, 6:] == -8.0).all() and (z[1] == -8.0).all()
+
+
+@given(values=st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=12), data=st.data())
+def test_passages(values, data) -> None:
+    count = len(values)
+    following = data.draw(st.lists(st.integers(-1, count - 1), min_size=count, max_size=count))
+    maxima = torch.tensor(values)[None, None].repeat(2, 3, 1)
+    have = passages(maxima, torch.tensor(following))
+    want = [max(v, values[n]) if n >= 0 else v for v, n in zip(values, following, strict=True)]
+    assert torch.equal(have, torch.tensor(want)[None, None].repeat(2, 3, 1))
+
+
+def test_passages_of_nothing() -> None:
+    empty = passages(torch.zeros(1, 2, 0), torch.zeros(0, dtype=torch.int64))
+    assert empty.shape == (1, 2, 0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    batch=st.integers(1, 3),
+    tokens=st.sampled_from([1, 4]),
+    blocks=st.sampled_from([0, 1, 63, 1000]),
+    k=st.sampled_from([1, 3, 70]),
+    weighted=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_maxsim_topk(batch, tokens, blocks, k, weighted, seed) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    z = torch.randint(-3, 4, (batch, tokens, blocks), generator=rng).float()
+    visible = torch.rand(batch, blocks, generator=rng) > 0.5
+    visible[0] = False
+    weights = torch.randint(0, 2, (batch, tokens), generator=rng).float() if weighted else None
+    scores, slots = maxsim_topk(z, weights, visible, k)
+    assert scores.shape == slots.shape == (batch, k)
+    for b in range(batch):
+        share = torch.ones(tokens) if weights is None else weights[b]
+        allowed = visible[b].nonzero().flatten().numpy() if share.sum() else numpy.empty(0, int)
+        found = slots[b][slots[b] >= 0].numpy()
+        assert len(found) == min(k, len(allowed)) == len(set(found))
+        assert set(found) <= set(allowed)
+        assert (slots[b][len(found) :] == -1).all()
+        assert (scores[b][len(found) :] == -math.inf).all()
+        if len(allowed):
+            mean = ((share[:, None] * z[b]).sum(0) / share.sum()).double()
+            best = mean[allowed].sort(descending=True).values[: len(found)]
+            assert_close("scores", scores[b][: len(found)], best)
+            assert_close("by slot", mean[found], best)
+
+
+def test_ties_go_to_the_lowest_slot_every_time() -> None:
+    z = torch.zeros(1, 3, 1000)
+    z[..., 500:] = 2.0
+    visible = torch.ones(1, 1000, dtype=torch.bool)
+    visible[0, 501] = False
+    for _ in range(5):
+        _, slots = maxsim_topk(z, None, visible, 4)
+        assert slots.tolist() == [[500, 502, 503, 504]]
+    _, slots = maxsim_topk(-z, None, visible, 3)
+    assert slots.tolist() == [[0, 1, 2]]
+
+
+def test_signed_zeros_tie_and_nan_never_wins() -> None:
+    z = torch.tensor([[-0.0, 0.0, math.nan, -1.0]])
+    scores, slots = topk_lowest_slot(z, 4)
+    assert slots.tolist() == [[0, 1, 3, -1]]
+    assert scores[0, :3].tolist() == [0.0, 0.0, -1.0]
+
+
+def test_a_planted_passage_across_an_edge_is_found_first() -> None:
+    index = unit(40, 8, 64, seed=3)
+    query = unit(1, 6, 64, seed=4)
+    index[20, 5:8] = F.normalize(query[0, :3] + 0.05 * unit(3, 64, seed=5), dim=-1)
+    index[21, 0:3] = F.normalize(query[0, 3:] + 0.05 * unit(3, 64, seed=6), dim=-1)
+    visible = torch.ones(1, 40, dtype=torch.bool)
+    successor = torch.arange(1, 41)
+    successor[-1] = -1
+    z = standardise(passages(block_maxima(query, index), successor), visible)
+    assert maxsim_topk(z, None, visible, 1)[1].tolist() == [[20]]
+
+
+def test_bad_input_is_named() -> None:
+    query, index, visible = unit(1, 2, 16), unit(3, 4, 16), torch.ones(1, 3, dtype=torch.bool)
+    z = torch.zeros(1, 2, 3)
+    cases = [
+        (
+            ValueError,
+            r"index: shape \[N, block, H=16\]",
+            lambda: block_maxima(query, unit(3, 4, 8)),
+        ),
+        (TypeError, "query: dtype", lambda: block_maxima(query.double(), index)),
+        (
+            ValueError,
+            r"token_mask: shape \[N=3, block=4\]",
+            lambda: block_maxima(query, index, torch.ones(3, 5, dtype=torch.bool)),
+        ),
+        (TypeError, "visible: dtype torch.bool", lambda: standardise(z, torch.ones(1, 3))),
+        (ValueError, "clamp: a number above 0", lambda: standardise(z, visible, 0)),
+        (ValueError, "k: an integer of at least 1", lambda: maxsim_topk(z, None, visible, 0)),
+        (ValueError, r"query_weights: .*Q=2", lambda: maxsim_topk(z, z[0, :1], visible, 1)),
+        (TypeError, "successor: dtype torch.int64", lambda: passages(z, torch.zeros(3))),
+    ]
+    for kind, message, call in cases:
+        with pytest.raises(kind, match=message):
+            call()
