@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -24,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         raise SystemExit(2) from None
+    # Threads that wait for each other by spinning make torch ten times slower wherever another
+    # process wants the cores too. Read when torch loads, so it must be set before.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         # A pipe may have an encoding without our signs; a '?' is better than an error.
         if hasattr(stream, "reconfigure"):

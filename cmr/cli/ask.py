@@ -30,7 +30,8 @@ def run(settings: shared.Settings, documents: list[Path], questions: list[str]) 
             for question in questions:
                 _ask(out, model, tokenizer, memory, question, settings.max_new_tokens)
         out.print(
-            f"[dim]{memory.tokens:,} tokens in memory, {size(memory.nbytes)} · "
+            f"[dim]{memory.tokens:,} tokens in memory (room for {settings.budget:,}: "
+            f"{size(memory.nbytes)}) · "
             f"{conditions(model)}[/dim]"
         )
 

@@ -55,17 +55,17 @@ def _budget(document: Document) -> int:
 
 
 def _introduce(out: Console, model: Any, document: Document, window: int) -> None:
-    lines = Text()
-    lines.append("Model   ", style="dim")
-    lines.append(f"SmolLM2-135M-Instruct, {conditions(model)}\n")
-    lines.append("Text    ", style="dim")
-    lines.append(f"{document.title}\n")
-    lines.append("Length  ", style="dim")
-    lines.append(
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column()
+    facts.add_row("Model", f"SmolLM2-135M-Instruct, {conditions(model)}")
+    facts.add_row("Text", document.title)
+    facts.add_row(
+        "Length",
         f"{document.tokens:,} tokens, read through a window of {window}; "
-        f"the model's own limit is {model.config.max_position_embeddings:,}"
+        f"the model's own limit is {model.config.max_position_embeddings:,}",
     )
-    out.print(Panel(lines, title="cmr demo", border_style="cyan"))
+    out.print(Panel(facts, title="cmr demo", border_style="cyan"))
     out.print(
         f"{len(document.questions)} invented facts are planted in the text, so that the model "
         "cannot know them from its training:"

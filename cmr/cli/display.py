@@ -56,11 +56,11 @@ def mark(out: Console, right: bool) -> str:
 
 
 def snippet(text: str, words: str = "", length: int = 160) -> Text:
-    """A passage on one line, cut to ``length`` around ``words``, which are set in bold."""
+    """A passage on one line, cut to ``length`` around bold ``words``, else around its middle."""
     flat = re.sub(r"\s+", " ", text).strip()
     at = flat.casefold().find(words.casefold()) if words else -1
     if len(flat) > length:
-        middle = at + len(words) // 2 if at >= 0 else length // 2
+        middle = at + len(words) // 2 if at >= 0 else len(flat) // 2
         start = min(max(0, middle - length // 2), len(flat) - length)
         cut = flat[start : start + length]
         flat = ("… " if start else "") + cut + (" …" if start + length < len(flat) else "")

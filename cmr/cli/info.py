@@ -8,10 +8,10 @@ import platform
 import torch
 from rich.table import Table
 
+import cmr
 from cmr.cli.display import console, size
 
 PACKAGES = (
-    "cmr",
     "torch",
     "transformers",
     "triton",
@@ -48,6 +48,7 @@ def run() -> None:
     table.add_column(style="cyan", no_wrap=True)
     table.add_column()
     table.add_row("python", f"{platform.python_version()} on {platform.system()}")
+    table.add_row("cmr", cmr.__version__)
     for package in PACKAGES:
         table.add_row(package, version(package) or "[dim]not installed[/dim]")
     for device in devices():

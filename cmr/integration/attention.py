@@ -33,7 +33,7 @@ class LayerMemory:
     Attributes:
         keys: `[batch, kv_heads, read, head_dim]`, rotated for where they are read.
         values: the same shape.
-        mask: `[batch, read]` bool, True where a token may be read.
+        mask: `[batch, read]` bool, True where a token may be read; None where all may be.
         bias: `[batch]` float32, added to the memory's logits.
         query_mask: `[batch, tokens]` bool, False for tokens that must not read; None for all.
         turn: rotates the query to where memory is read; None leaves it.
@@ -45,7 +45,7 @@ class LayerMemory:
         self,
         keys: torch.Tensor,
         values: torch.Tensor,
-        mask: torch.Tensor,
+        mask: torch.Tensor | None,
         bias: torch.Tensor,
         query_mask: torch.Tensor | None,
         turn: Callable[[torch.Tensor], torch.Tensor] | None,
@@ -92,6 +92,9 @@ def memory_attention(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     tokens = query.shape[2]
+    causal = attention_mask is None and tokens > 1
+    if causal and key.shape[2] > tokens:  # an empty static cache: behind the tokens lies nothing
+        key, value = key[:, :, :tokens], value[:, :, :tokens]
     softcap = kwargs.get("softcap")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     local, lse = attention_with_lse(
@@ -99,7 +102,7 @@ def memory_attention(
         key,
         value,
         mask=attention_mask,
-        is_causal=attention_mask is None and tokens > 1,
+        is_causal=causal,
         scale=scale,
         softcap=softcap,
     )

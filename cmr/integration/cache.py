@@ -25,16 +25,18 @@ class WindowLayer(DynamicLayer):
     Args:
         owner: what all layers of the cache share.
         number: of the layer.
-        span: tokens that the model's own sliding window sees in this layer, None for all: what
-            lies further back is kept for the memory and not shown to the layer.
+        sliding_window: tokens that the model itself lets this layer see, None for all: what lies
+            further back is kept for the memory and not shown to the layer.
     """
 
-    def __init__(self, owner: LocalWindow, number: int, span: int | None = None) -> None:
+    def __init__(
+        self, owner: LocalWindow, number: int, sliding_window: int | None = None
+    ) -> None:
         super().__init__()
         self.owner = owner
         self.number = number
-        self.span = span
-        self.is_sliding = span is not None
+        self.sliding_window = sliding_window
+        self.is_sliding = sliding_window is not None
         self.seen = 0
         self.left = 0
         self.peeking = False
@@ -62,7 +64,9 @@ class WindowLayer(DynamicLayer):
 
     def _hidden(self) -> int:
         """Columns held that lie before the model's own sliding window of a new token."""
-        return 0 if self.span is None else max(0, self.seen - self.left - self.span + 1)
+        if self.sliding_window is None:
+            return 0
+        return max(0, self.seen - self.left - self.sliding_window + 1)
 
     def _let_go(self, leaving: int) -> None:
         owner, sinks = self.owner, self.owner.sinks
@@ -102,6 +106,8 @@ class WindowLayer(DynamicLayer):
         """Remove the last tokens (a negative number), as assisted decoding does."""
         super().crop(tokens_to_remove)
         self.seen -= abs(tokens_to_remove)
+        if self.number == 0 and self.owner.on_crop is not None:
+            self.owner.on_crop(abs(tokens_to_remove))
 
 
 class LocalWindow:
@@ -117,6 +123,7 @@ class LocalWindow:
         on_new: takes `(layer, keys, values)` of the tokens that come, or None.
         on_leave: the same of the tokens that leave.
         on_reorder: takes the rows that follow their beams.
+        on_crop: takes the number of last tokens that are removed.
 
     Attributes:
         record: what the cache's user knows of the tokens in it.
@@ -134,11 +141,12 @@ class LocalWindow:
         on_new: Take | None = None,
         on_leave: Take | None = None,
         on_reorder: Callable[[torch.Tensor], None] | None = None,
+        on_crop: Callable[[int], None] | None = None,
     ) -> None:
         self.window, self.sinks = window, sinks
         self.block = min(block, max(1, window // 2))
         self.turn, self.on_new = turn, on_new
-        self.on_leave, self.on_reorder = on_leave, on_reorder
+        self.on_leave, self.on_reorder, self.on_crop = on_leave, on_reorder, on_crop
         self.record: object | None = None
         self.padding = torch.tensor(list(padding), device=device)
 
@@ -156,8 +164,9 @@ class LocalWindow:
 
     def adopt(self, cache: DynamicCache, depth: int) -> DynamicCache:
         """Make every layer of an empty cache a bounded one."""
-        spans = [getattr(layer, "sliding_window", None) for layer in cache.layers] or [None] * depth
-        cache.layers = [WindowLayer(self, i, spans[i]) for i in range(depth)]
+        sliding = [getattr(layer, "sliding_window", None) for layer in cache.layers]
+        sliding += [None] * (depth - len(sliding))
+        cache.layers = [WindowLayer(self, i, sliding[i]) for i in range(depth)]
         cache.layer_class_to_replicate = None
         return cache
 

@@ -45,6 +45,7 @@ class GenerationPlug:
             finally:
                 core.batch = before
 
+        self._users = vars(model).get("generate")
         model.generate = generate  # type: ignore[assignment]
         self._handle = model.register_forward_pre_hook(self._before, with_kwargs=True)
 
@@ -54,6 +55,8 @@ class GenerationPlug:
             self._handle.remove()
             self._handle = None
             del self._core.adapter.model.generate
+            if self._users is not None:
+                self._core.adapter.model.generate = self._users
 
     def _before(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

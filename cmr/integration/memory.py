@@ -108,7 +108,10 @@ class Memory:
         return self._attached
 
     def pause(self) -> None:
-        """Neither capture nor recall until `resume`: the model is exactly itself."""
+        """Neither capture nor recall until `resume`: the model is exactly itself.
+
+        A cache that is used meanwhile goes on afterwards, and what leaves it is not stored.
+        """
         self._require_attached()
         self._core.active = False
 
@@ -180,11 +183,16 @@ class Memory:
     def clear(self, session: str | None = None) -> int:
         """Forget a session, or everything; its slots are zeroed. Returns the blocks emptied.
 
+        A cache that such a session is still using goes on, and what leaves it is not stored.
+
         Raises:
             UnknownSessionError: for a name that does not exist.
         """
         if session is not None:
-            return self._core.ring.clear(self._core.table.remove(session))
+            number = self._core.table.remove(session)
+            self._stepper.last = None
+            return self._core.ring.clear(number)
+        self._stepper.last = None
         for name in self.sessions:
             self._core.table.remove(name)
         return self._core.ring.clear()
@@ -200,9 +208,7 @@ class Memory:
         if step.recall is None:
             return [[] for _ in step.sessions]
         names = [self._core.name_of(number) for number in step.sessions]
-        return recalled_passages(
-            step.recall, step.gates, self._core.ring, names, self.tokenizer
-        )
+        return recalled_passages(step.recall, step.gates, names, self.tokenizer)
 
     def entries(self, session: str | None = None) -> list[MemoryEntry]:
         """The stored blocks, oldest first, of one session or of all."""

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from cmr.integration.recall import Recall
-from cmr.memory.ring import RingBuffer
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,6 @@ class RecalledPassage:
 def recalled_passages(
     recall: Recall,
     gates: dict[int, torch.Tensor],
-    ring: RingBuffer,
     names: list[str],
     tokenizer: Any,
 ) -> list[list[RecalledPassage]]:
@@ -47,28 +45,28 @@ def recalled_passages(
     Args:
         recall: what the rows read.
         gates: layer number to `[batch, heads, tokens]`.
-        ring: the store.
         names: session name of each row.
         tokenizer: decodes the text, or None.
     """
-    table = recall.choice.table.cpu()
+    shape = recall.choice.table.shape[:2]
+    mask, ids, places = (
+        x.view(*shape, -1).cpu() for x in (recall.mask, recall.read_ids, recall.read_positions)
+    )
     scores = recall.choice.scores.cpu()
     off = (recall.bias == float("-inf")).cpu().tolist()
     share = _mean_gate(gates, len(names))
     rows = []
     for row, name in enumerate(names):
         found = []
-        for passage, score in zip(table[row], scores[row].tolist(), strict=True):
-            slots = passage[passage >= 0].to(ring.device)
-            positions = ring.positions[slots].reshape(-1)
-            held = positions >= 0
+        for passage, score in enumerate(scores[row].tolist()):
+            held = mask[row, passage]
             if off[row] or not bool(held.any()):
                 continue
-            ids = tuple(ring.token_ids[slots].reshape(-1)[held].tolist())
-            places = positions[held]
-            text = None if tokenizer is None else tokenizer.decode(ids)
-            start, end = int(places.min()), int(places.max()) + 1
-            found.append(RecalledPassage(start, end, score, share[row], name, ids, text))
+            tokens = tuple(ids[row, passage][held].tolist())
+            where = places[row, passage][held]
+            text = None if tokenizer is None else tokenizer.decode(tokens)
+            start, end = int(where.min()), int(where.max()) + 1
+            found.append(RecalledPassage(start, end, score, share[row], name, tokens, text))
         rows.append(found)
     return rows
 

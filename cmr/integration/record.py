@@ -34,8 +34,7 @@ class WindowRecord:
         self.recall: Recall | None = None
         self.steps = 0
         self.seen = 0
-        self._skip = sinks
-        self._first = sinks
+        self._sinks = self._skip = self._first = sinks
         self._chunks: list[dict[str, torch.Tensor]] = []
 
     def append(self, **columns: torch.Tensor) -> None:
@@ -63,12 +62,13 @@ class WindowRecord:
 
         Returns:
             The columns, `[batch, tokens, ...]`, and for each row the half-open range in them that
-            is no padding.
+            is neither padding nor one of the sinks, a row's first real tokens.
         """
         names = self._chunks[0]
         joined = {n: torch.cat([c[n] for c in self._chunks], dim=1) for n in names}
         self._chunks = [{n: x[:, tokens:] for n, x in joined.items()}]
-        valid = [(min(tokens, max(0, p - self._first)), tokens) for p in self.padding]
+        first = [p + self._sinks - self._first for p in self.padding]
+        valid = [(min(tokens, max(0, start)), tokens) for start in first]
         self._first += tokens
         return {n: x[:, :tokens] for n, x in joined.items()}, valid
 
@@ -76,6 +76,17 @@ class WindowRecord:
     def start(self) -> int:
         """Column, in all that the cache has seen, of the first token in the record."""
         return self._first
+
+    def crop(self, tokens: int) -> None:
+        """Forget the last `tokens`, as assisted decoding does with what was not accepted."""
+        self.seen -= tokens
+        while tokens and self._chunks:
+            held = next(iter(self._chunks[-1].values())).shape[1]
+            chunk = self._chunks.pop()
+            if held > tokens:
+                self._chunks.append({n: x[:, : held - tokens] for n, x in chunk.items()})
+            tokens -= min(held, tokens)
+        self._skip += tokens
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Rows follow their beams. Beams of one input share their session, so only tokens move."""

@@ -60,7 +60,8 @@ class Stepper:
         self.last: Step | None = None
         self._busy = False
         self._recalls = True
-        self._foreign: WeakKeyDictionary[Any, Recall | None] = WeakKeyDictionary()
+        self._foreign: WeakKeyDictionary[Any, tuple[list[int], Recall | None]]
+        self._foreign = WeakKeyDictionary()
         self._names = list(inspect.signature(core.adapter.decoder.forward).parameters)
         self._handles: list[Any] = []
 
@@ -132,13 +133,13 @@ class Stepper:
             return None
         keys, values = step.recall.layer(layer)
         device = keys.device
-        mask = step.query_mask
+        mask, seen = step.recall.layer_mask, step.query_mask
         return LayerMemory(
             keys,
             values,
-            step.recall.mask.to(device),
-            step.recall.bias.to(device),
             None if mask is None else mask.to(device),
+            step.recall.bias.to(device),
+            None if seen is None else seen.to(device),
             self._turn(step, layer) if self.constant and self.core.adapter.has_rotary else None,
         )
 
@@ -186,21 +187,24 @@ class Stepper:
         mask = kwargs.get("attention_mask")
         mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
         record = self._record(kwargs, mask, batch, inputs.device)
-        seen = 0 if record is None else record.seen
-        positions = self._positions(kwargs, mask, seen, batch, tokens, inputs.device)
+        cache = kwargs.get("past_key_values")
+        seen = 0 if cache is None else int(cache.get_seq_length())
+        positions = self._positions(kwargs, seen, batch, tokens, inputs.device)
         if not self.core.adapter.has_rotary:
             kwargs["position_ids"] = positions.clamp(max=self.core.adapter.max_positions - 1)
+        if mask is None and record is None:
+            mask = _visible(kwargs.get("attention_mask"), seen + tokens)
         new = None if mask is None or tokens > mask.shape[1] else mask[:, -tokens:].bool()
         step = Step(
             record=record,
             sessions=self.core.rows(batch)[0] if record is None else record.sessions,
             recall=None,
             position_ids=positions,
-            query_mask=self._guarded(mask, record, seen, tokens),
+            query_mask=self._guarded(mask, record, seen, batch, tokens),
             token_ids=ids if ids is not None else inputs.new_zeros((batch, tokens)).long(),
         )
         if self._recalls and self.core.wants_recall(step.sessions):
-            step.recall = self._recall(step, decoder, kwargs, new)
+            step.recall = self._recall(step, decoder, kwargs, new, seen)
         self.step = step
         return (), kwargs
 
@@ -208,7 +212,7 @@ class Stepper:
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         step, self.step = (None, self.step) if self._busy else (self.step, None)
-        if step is None or step.index is None:
+        if step is None or step.index is None or output is None:
             return
         self.last = step
         record = step.record
@@ -234,11 +238,9 @@ class Stepper:
             use_cache = getattr(self.core.adapter.config, "use_cache", True)
         if cache is None and use_cache:
             cache = kwargs["past_key_values"] = DynamicCache(config=self.core.adapter.config)
-        if is_windowed(cache):
-            record = cache.layers[0].owner.record  # type: ignore[union-attr]
-            return record if isinstance(record, WindowRecord) else None
-        if cache is None or not can_adopt(cache):
-            return None
+        record = self._record_of(cache, batch)
+        if record is not None or not can_adopt(cache):
+            return record
         padding = [0] * batch
         if mask is not None and not bool(mask[:, 0].all()):
             padding = mask.long().argmax(dim=-1).tolist()
@@ -247,9 +249,24 @@ class Stepper:
         window = self.core.new_window(padding)
         window.record = record
         window.on_leave = self._leaving
-        window.on_reorder = record.reorder
+        window.on_reorder, window.on_crop = record.reorder, record.crop
         window.adopt(cache, self.core.adapter.depth)
         return record
+
+    def _record_of(self, cache: object, batch: int) -> WindowRecord | None:
+        """The record of a bounded cache of this memory, None where it tells another story.
+
+        So it is when the cache was used while the memory was paused or when a session of it has
+        ended: such a cache goes on, and what leaves it is not stored.
+        """
+        if not is_windowed(cache):
+            return None
+        owner = cache.layers[0].owner  # type: ignore[attr-defined]
+        record = owner.record
+        if owner.on_leave != self._leaving or not isinstance(record, WindowRecord):
+            return None
+        same = len(record.sessions) == batch and record.seen == cache.get_seq_length()  # type: ignore[attr-defined]
+        return record if same and self.core.table.alive(record.sessions) else None
 
     def _leaving(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         if self.step is not None:
@@ -258,7 +275,6 @@ class Stepper:
     def _positions(
         self,
         kwargs: dict[str, Any],
-        mask: torch.Tensor | None,
         seen: int,
         batch: int,
         tokens: int,
@@ -268,20 +284,23 @@ class Stepper:
         given = kwargs.get("position_ids")
         if given is not None:
             return given.expand(batch, -1)
-        cache = kwargs.get("past_key_values")
-        past = seen or (0 if cache is None else int(cache.get_seq_length()))
-        return (torch.arange(tokens, device=device) + past).expand(batch, -1)
+        return (torch.arange(tokens, device=device) + seen).expand(batch, -1)
 
     def _guarded(
-        self, mask: torch.Tensor | None, record: WindowRecord | None, seen: int, tokens: int
+        self,
+        mask: torch.Tensor | None,
+        record: WindowRecord | None,
+        seen: int,
+        batch: int,
+        tokens: int,
     ) -> torch.Tensor | None:
-        """`[batch or 1, tokens]`, False for the first tokens of a text; None when all may read."""
+        """`[batch, tokens]`, False for the first tokens of a text; None when all may read."""
         padding = max(record.padding, default=0) if record is not None else 0
         if seen >= self.guard + padding and (record is not None or mask is None):
             return None
         if mask is not None:
             return mask.long().cumsum(-1)[:, -tokens:] > self.guard
-        return (torch.arange(seen, seen + tokens) >= self.guard)[None]
+        return (torch.arange(seen, seen + tokens) >= self.guard).expand(batch, -1)
 
     def _recall(
         self,
@@ -289,19 +308,22 @@ class Stepper:
         decoder: nn.Module,
         kwargs: dict[str, Any],
         new: torch.Tensor | None,
+        seen: int,
     ) -> Recall | None:
         record = step.record
         tokens = step.token_ids.shape[1]
         cache = kwargs.get("past_key_values")
-        if record is None and tokens == 1 and cache in self._foreign:
-            return self._foreign[cache]
+        if record is None and tokens == 1 and seen and cache in self._foreign:
+            sessions, recall = self._foreign[cache]
+            if sessions == step.sessions:
+                return recall
         if record is not None and tokens == 1 and record.seen:
             record.steps += 1
             if record.steps % self.refresh:
                 return record.recall
             query, mask = record.tail("index", self.query_tokens), None
         else:
-            query = self._look_ahead(step, decoder, kwargs)[:, -self.query_tokens :]
+            query = self._look_ahead(new, decoder, kwargs)[:, -self.query_tokens :]
             mask = self._content(step, new)[:, -self.query_tokens :]
         base = step.position_ids[:, 0]
         if record is not None:
@@ -311,7 +333,7 @@ class Stepper:
         if record is not None:
             record.recall = recall
         elif cache is not None:
-            self._foreign[cache] = recall
+            self._foreign[cache] = (step.sessions, recall)
         return recall
 
     def _content(self, step: Step, new: torch.Tensor | None) -> torch.Tensor:
@@ -327,7 +349,7 @@ class Stepper:
         return content
 
     def _look_ahead(
-        self, step: Step, decoder: nn.Module, kwargs: dict[str, Any]
+        self, new: torch.Tensor | None, decoder: nn.Module, kwargs: dict[str, Any]
     ) -> torch.Tensor:
         """States that enter the index layer, from a pass over the layers before it.
 
@@ -339,10 +361,8 @@ class Stepper:
         usable = cache if layers else None
         seen = {**kwargs, "past_key_values": usable, "use_cache": usable is not None}
         seen["output_hidden_states"] = False
-        mask = kwargs.get("attention_mask")
-        if usable is None and mask is not None:  # such a mask also covers what the cache holds
-            plain = isinstance(mask, torch.Tensor) and mask.ndim == 2
-            seen["attention_mask"] = mask[:, -step.token_ids.shape[1] :] if plain else None
+        if usable is None:  # the mask that was given also covers what the cache holds
+            seen["attention_mask"] = None if new is None else new.long()
         for layer in layers:
             layer.peeking = True
         partial = stop_before(self.core.adapter, self.core.index_layer)
@@ -354,3 +374,16 @@ class Stepper:
                 layer.peeking = False
         assert stopped.states is not None, "the decoder never reached its index layer"
         return stopped.states
+
+
+def _visible(mask: Any, tokens: int) -> torch.Tensor | None:
+    """`[batch, tokens]` bool of what the last token sees, from a mask prepared for the layers.
+
+    Such masks are `[batch, 1, new, seen]`, bool or additive, or one of these a kind of layer.
+    """
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention", next(iter(mask.values()), None))
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 4:
+        return None
+    last = mask[:, 0, -1, :tokens]
+    return last if last.dtype == torch.bool else last == 0

@@ -86,13 +86,15 @@ class RingBuffer:
         self.device = device
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
+        # Not zeroed: no slot is read before it is written, and pages that are never written stay
+        # with the operating system on a CPU.
         for number, shape in layers.items():
             at = {"dtype": shape.dtype, "device": shape.device}
-            self.keys[number] = torch.zeros(slots, shape.heads, block_size, shape.key_dim, **at)
+            self.keys[number] = torch.empty(slots, shape.heads, block_size, shape.key_dim, **at)
             if shape.value_dim:
                 size = (slots, shape.heads, block_size, shape.value_dim)
-                self.values[number] = torch.zeros(size, **at)
-        self.index = torch.zeros(slots, block_size, hidden, dtype=index_dtype, device=device)
+                self.values[number] = torch.empty(size, **at)
+        self.index = torch.empty(slots, block_size, hidden, dtype=index_dtype, device=device)
         column = {"dtype": torch.int64, "device": device}
         self.token_ids = torch.zeros(slots, block_size, **column)
         self.positions = torch.full((slots, block_size), -1, **column)
@@ -229,7 +231,7 @@ class RingBuffer:
         read = (flat >= 0).to(self.access_count.dtype)
         flat = flat.clamp(min=0)
         self.access_count.index_add_(0, flat, read)
-        self.last_access.index_reduce_(0, flat, read * self.recalls, "amax")
+        self.last_access.scatter_reduce_(0, flat, read * self.recalls, "amax")
 
     # -- forgetting ------------------------------------------------------------------------------
 

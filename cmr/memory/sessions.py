@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from cmr.errors import UnknownSessionError
 
 NO_SESSION = -1
@@ -54,6 +56,10 @@ class SessionTable:
             if value == number:
                 return name
         raise UnknownSessionError(f"no session has the number {number}")
+
+    def alive(self, numbers: Iterable[int]) -> bool:
+        """Whether none of these numbers' sessions has ended."""
+        return all(number in self._positions for number in numbers)
 
     def advance(self, number: int, tokens: int) -> int:
         """Reserve `tokens` positions in the session's text; returns the first of them."""

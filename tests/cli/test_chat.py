@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import cmr
 from cmr.cli.app import app
+from cmr.cli.chat import Conversation
 from tests.cli.conftest import TemplateTokenizer
 
 
@@ -48,3 +50,20 @@ def test_documents_are_read_first(runner, fake, document):
     result = chat(runner, ["/quit"], "--document", document, "--session", "anna")
     assert fake.memory.log == ["session anna True", "read"]
     assert "read book.txt: 360 tokens" in result.stdout
+
+
+def test_the_real_models_window_stays_bounded_and_memory_grows(smollm2):
+    model, tokenizer = smollm2
+    said: list[str] = []
+    with cmr.attach(model, tokenizer=tokenizer, window=64, budget=1024) as memory:
+        conversation = Conversation(model, tokenizer, memory, max_new_tokens=4)
+        for turn in range(4):
+            before = conversation.tokens
+            said.clear()
+            answer = conversation.say(f"Turn {turn}. " + "The bees fly. " * 20, said.append)
+            assert "".join(said).strip() == answer.text.strip()
+            assert conversation.tokens > before + 80
+        held = conversation.tokens - memory.tokens
+        # Sinks, the window, and at most a block that has not left yet.
+        assert memory.tokens > 0
+        assert held <= 4 + 64 + 32

@@ -1,0 +1,190 @@
+"""The ring buffer against a plain Python model of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmr.memory import BlockBatch, LayerShape, RingBuffer
+from tests.kernels.compare import assert_close
+
+BLOCK, HIDDEN = 3, 5
+SHAPES = {
+    2: LayerShape(2, 4, 4, torch.float32, torch.device("cpu")),
+    5: LayerShape(1, HIDDEN, 0, torch.float32, torch.device("cpu")),
+}
+
+
+def ring(slots: int) -> RingBuffer:
+    return RingBuffer(
+        slots=slots,
+        block_size=BLOCK,
+        hidden=HIDDEN,
+        layers=SHAPES,
+        index_dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+
+
+def batch(sessions: list[int], first: int = 1) -> BlockBatch:
+    """Blocks that are told apart by their first token id: `first`, `first` + 1, ..."""
+    n = len(sessions)
+    mark = torch.arange(first, first + n, dtype=torch.float32)
+    return BlockBatch(
+        sessions=sessions,
+        token_ids=mark.long()[:, None] * 10 + torch.arange(BLOCK),
+        positions=mark.long()[:, None] * BLOCK + torch.arange(BLOCK),
+        index=mark[:, None, None] + torch.rand(n, BLOCK, HIDDEN),
+        layers={
+            2: (
+                mark[:, None, None, None].expand(n, 2, BLOCK, 4).clone(),
+                -mark[:, None, None, None].expand(n, 2, BLOCK, 4),
+            ),
+            5: (mark[:, None, None, None].expand(n, 1, BLOCK, HIDDEN).clone(), None),
+        },
+        relevance=mark / 100,
+    )
+
+
+def test_a_block_comes_back_as_it_was_written() -> None:
+    store, blocks = ring(8), batch([4, 4, 9])
+    slots = store.write(blocks)
+    keys, values = store.gather(2, slots[None])
+    assert torch.equal(keys, blocks.layers[2][0].transpose(0, 1).reshape(1, 2, 3 * BLOCK, 4))
+    assert torch.equal(values, -keys)
+    states, nothing = store.gather(5, slots[None])
+    assert nothing is None
+    assert torch.equal(states, blocks.layers[5][0].reshape(1, 1, 3 * BLOCK, HIDDEN))
+    assert torch.equal(store.token_ids[slots], blocks.token_ids)
+    assert torch.equal(store.positions[slots], blocks.positions)
+    assert store.session[slots].tolist() == [4, 4, 9]
+    assert torch.equal(store.relevance[slots], blocks.relevance)
+    assert_close("norms", store.index[slots].norm(dim=-1), torch.ones(3, BLOCK))
+    unit = torch.nn.functional.normalize(blocks.index, dim=-1)
+    assert_close("index", store.index[slots], unit)
+
+
+def test_the_oldest_block_gives_way() -> None:
+    store = ring(4)
+    store.write(batch([0, 0, 0]))
+    assert store.write(batch([0, 0], first=4)).tolist() == [3, 0]
+    assert store.token_ids[:, 0].tolist() == [50, 20, 30, 40]
+    assert (store.written, store.high_water, store.blocks_of(0)) == (5, 4, 4)
+    assert store.stored_tokens() == 4 * BLOCK
+
+
+def test_nothing_is_written_of_a_batch_that_does_not_fit() -> None:
+    store = ring(2)
+    store.write(batch([0]))
+    with pytest.raises(ValueError, match="at most 2 blocks fit into the buffer, got 3"):
+        store.write(batch([1, 1, 1]))
+    wrong = batch([1])
+    wrong.layers = {2: wrong.layers[2]}
+    with pytest.raises(ValueError, match=r"layers \[2, 5\] expected, got \[2\]"):
+        store.write(wrong)
+    assert (store.written, store.stored_tokens(), store.has([1])) == (1, BLOCK, False)
+    with pytest.raises(ValueError, match="at least 1 slot, got 0"):
+        ring(0)
+
+
+def test_an_empty_batch_writes_nothing() -> None:
+    store = ring(2)
+    assert store.write(batch([])).shape == (0,)
+    assert (store.written, store.stored_tokens()) == (0, 0)
+
+
+def test_clear_zeroes_every_slot_of_the_session_only() -> None:
+    store = ring(6)
+    slots = store.write(batch([1, 2, 1, 2, 1]))
+    kept = {id(t): t[slots[1::2]].clone() for t in store._tensors()}
+    assert store.clear(1) == 3
+    mine = slots[0::2]
+    nowhere = [store.positions, store.session, store.successor, store.predecessor]
+    for tensor in store._tensors():
+        assert torch.equal(tensor[slots[1::2]], kept[id(tensor)])
+        empty = -1 if any(tensor is column for column in nowhere) else 0
+        assert (tensor[mine] == empty).all()
+    assert not store.has([1]) and store.has([2])
+    assert store.clear(1) == 0
+    assert store.clear() == 2
+    assert store.stored_tokens() == 0 and not store.has([2])
+    written = [tensor[:5] for tensor in store._tensors()]
+    assert all((t == 0).all() or (t == -1).all() for t in written)
+
+
+def test_recalls_are_counted_where_something_was_read() -> None:
+    store = ring(4)
+    store.write(batch([0, 0, 0, 0]))
+    store.touch(torch.tensor([[[0, 2, -1]], [[2, -1, -1]]]))
+    store.touch(torch.tensor([[[3, -1, -1]]]))
+    assert store.access_count.tolist() == [1, 0, 2, 1]
+    assert store.last_access.tolist() == [1, 0, 1, 2]
+    store.write(batch([0], first=5))
+    assert store.access_count.tolist() == [0, 0, 2, 1]
+
+
+class Model:
+    """What a ring buffer of `slots` must hold: a list of (session, mark) by slot."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots: list[tuple[int, int] | None] = [None] * slots
+        self.cursor = 0
+
+    def write(self, sessions: list[int], first: int) -> None:
+        for mark, session in enumerate(sessions, first):
+            self.slots[self.cursor % len(self.slots)] = (session, mark)
+            self.cursor += 1
+
+    def clear(self, session: int | None) -> None:
+        self.slots = [s if s and session not in (None, s[0]) else None for s in self.slots]
+        self.cursor = 0 if session is None else self.cursor
+
+    def links(self) -> dict[int, int]:
+        """Slot to the slot of its session's next block, where both are still there."""
+        found = {}
+        for slot, held in enumerate(self.slots):
+            later = [
+                (other[1], at)
+                for at, other in enumerate(self.slots)
+                if held and other and other[0] == held[0] and other[1] > held[1]
+            ]
+            if later:
+                found[slot] = min(later)[1]
+        return found
+
+
+writes = st.lists(st.integers(0, 3), min_size=1, max_size=5)
+clears = st.sampled_from([("clear", None), ("clear", 0), ("clear", 1), ("clear", 2)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(slots=st.integers(1, 7), actions=st.lists(st.one_of(writes, writes, writes, clears)))
+def test_any_history_leaves_what_a_plain_model_of_it_holds(slots: int, actions: list) -> None:
+    store, model, mark = ring(slots), Model(slots), 1
+    for action in actions:
+        if isinstance(action, tuple):
+            store.clear(action[1])
+            model.clear(action[1])
+            continue
+        sessions = action[:slots]
+        store.write(batch(sessions, mark))
+        model.write(sessions, mark)
+        mark += len(sessions)
+        held = [slot[0] if slot else -1 for slot in model.slots]
+        marks = [slot[1] if slot else 0 for slot in model.slots]
+        assert store.session.tolist() == held
+        assert store._owner == held
+        assert [row[0] // 10 for row in store.token_ids.tolist()] == marks
+        owned = [slot for slot in range(slots) if held[slot] >= 0]
+        assert store.keys[2][owned, 0, 0, 0].tolist() == [marks[slot] for slot in owned]
+        assert store.values[2][owned, 1, 2, 3].tolist() == [-marks[slot] for slot in owned]
+        links = model.links()
+        assert store.successor.tolist() == [links.get(slot, -1) for slot in range(slots)]
+        back = {after: slot for slot, after in links.items()}
+        assert store.predecessor.tolist() == [back.get(slot, -1) for slot in range(slots)]
+        for session in range(4):
+            assert store.has([session]) == (session in held)
+            assert store.blocks_of(session) == held.count(session)
+            assert store.stored_tokens(session) == held.count(session) * BLOCK

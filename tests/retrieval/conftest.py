@@ -1,0 +1,5 @@
+"""Fresh buffers are poisoned for the search as they are for the kernels."""
+
+from tests.kernels.conftest import poisoned_buffers
+
+__all__ = ["poisoned_buffers"]
