@@ -31,11 +31,11 @@ class ModelAdapter:
         UnsupportedModelError: for what is not a decoder of a covered family.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
         self.family = _family_of(model)
-        self.config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
-        self.decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
+        self.config = self.model.config.get_text_config(decoder=True)
+        self.decoder: nn.Module = self.model.get_decoder()
         self.layers: nn.ModuleList = getattr(self.decoder, self.family.layers)
         self.depth = len(self.layers)
         self.hidden: int = self.config.hidden_size
@@ -48,11 +48,11 @@ class ModelAdapter:
 
     # -- parts -----------------------------------------------------------------------------------
 
-    def attention(self, layer: int) -> nn.Module:
+    def attention(self, layer: int) -> Any:
         """The attention module of block `layer`."""
         return getattr(self.layers[layer], self.family.attention)
 
-    def attentions(self) -> Iterator[nn.Module]:
+    def attentions(self) -> Iterator[Any]:
         """All attention modules, in order."""
         return (self.attention(i) for i in range(self.depth))
 
@@ -63,12 +63,12 @@ class ModelAdapter:
     @property
     def dtype(self) -> torch.dtype:
         """Compute dtype of the model: that of its embeddings, also where weights are quantised."""
-        return self.model.get_input_embeddings().weight.dtype  # type: ignore[operator, union-attr, return-value]
+        return self.model.get_input_embeddings().weight.dtype
 
     @property
     def input_device(self) -> torch.device:
         """Device of the embeddings: where token ids go."""
-        return self.model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr, return-value]
+        return self.model.get_input_embeddings().weight.device
 
     def layer_type(self, layer: int) -> str:
         """The layer's attention type, such as `full_attention` or `sliding_attention`."""
@@ -106,7 +106,9 @@ class ModelAdapter:
         if wanted is None:
             return max(1, round(self.depth * INDEX_SHARE))
         if not 0 <= wanted < self.depth:
-            raise ConfigError(f"index_layer must be 0..{self.depth - 1} on this model, got {wanted}")
+            raise ConfigError(
+                f"index_layer must be 0..{self.depth - 1} on this model, got {wanted}"
+            )
         return wanted
 
     def store_kind(self, wanted: str) -> str:
@@ -136,9 +138,7 @@ class ModelAdapter:
             return module(like, positions, self.layer_type(layer))
         return module(like, positions)
 
-    def turn_forward(
-        self, layer: int, keys: torch.Tensor, amount: torch.Tensor
-    ) -> torch.Tensor:
+    def turn_forward(self, layer: int, keys: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
         """Rotated keys `[batch, heads, tokens, dim]` moved on by `amount` `[batch]` positions."""
         if not self.has_rotary:
             return keys
@@ -164,9 +164,9 @@ class ModelAdapter:
         states = getattr(block, self.family.norm)(states)
         shape = (*states.shape[:2], self.kv_heads, self.head_dim)
         if self.family.projection == "fused_conv1d":
-            _, keys, values = attention.c_attn(states).split(attention.split_size, dim=2)  # type: ignore[operator, union-attr]
+            _, keys, values = attention.c_attn(states).split(attention.split_size, dim=2)
         else:
-            keys, values = attention.k_proj(states), attention.v_proj(states)  # type: ignore[operator]
+            keys, values = attention.k_proj(states), attention.v_proj(states)
         keys, values = keys.view(shape), values.view(shape)
         if self.family.key_norm:
             keys = getattr(attention, self.family.key_norm)(keys)
@@ -185,8 +185,8 @@ def _family_of(model: Any) -> Family:
             f"{type(model).__name__} is not a decoder with a language-model head; "
             "load it with AutoModelForCausalLM"
         )
-    can_generate = getattr(model, "can_generate", lambda: True)
-    if not can_generate() or model.get_output_embeddings() is None:
+    can_generate: Any = getattr(model, "can_generate", None)
+    if not (can_generate is None or can_generate()) or model.get_output_embeddings() is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no language-model head to generate with; "
             "load it with AutoModelForCausalLM"

@@ -140,7 +140,8 @@ def _own(module: nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | 
     """The attention function that the model would call without a memory."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    name = module.config._attn_implementation.removeprefix(PREFIX)  # type: ignore[union-attr]
+    config: Any = module.config
+    name = config._attn_implementation.removeprefix(PREFIX)
     if name == "eager":
         return sys.modules[type(module).__module__].eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS[name]

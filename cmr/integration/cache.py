@@ -29,9 +29,7 @@ class WindowLayer(DynamicLayer):
             further back is kept for the memory and not shown to the layer.
     """
 
-    def __init__(
-        self, owner: LocalWindow, number: int, sliding_window: int | None = None
-    ) -> None:
+    def __init__(self, owner: LocalWindow, number: int, sliding_window: int | None = None) -> None:
         super().__init__()
         self.owner = owner
         self.number = number
@@ -47,8 +45,10 @@ class WindowLayer(DynamicLayer):
         """Append `[batch, heads, new, dim]`; returns all that the new tokens may attend to."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        keys = torch.cat([self.keys, key_states], dim=-2)
-        values = torch.cat([self.values, value_states], dim=-2)
+        held_keys: torch.Tensor = self.keys  # type: ignore[has-type]
+        held_values: torch.Tensor = self.values  # type: ignore[has-type]
+        keys = torch.cat([held_keys, key_states], dim=-2)
+        values = torch.cat([held_values, value_states], dim=-2)
         hidden = self._hidden()
         shown = keys[..., hidden:, :], values[..., hidden:, :]
         if self.peeking:
@@ -178,8 +178,8 @@ def _pick(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 def is_windowed(cache: object) -> bool:
     """Whether the cache's layers are ours."""
-    layers = getattr(cache, "layers", None)
-    return bool(layers) and isinstance(layers[0], WindowLayer)
+    layers = getattr(cache, "layers", None) or [None]
+    return isinstance(layers[0], WindowLayer)
 
 
 def can_adopt(cache: object) -> bool:

@@ -12,7 +12,7 @@ from cmr.errors import ConfigError
 from cmr.integration.adapter import ModelAdapter
 from cmr.integration.cache import LocalWindow
 from cmr.integration.capture import BlockWriter
-from cmr.integration.recall import Recall
+from cmr.integration.recall import LayerStates, Recall
 from cmr.integration.recompute import Recomputer
 from cmr.integration.record import WindowRecord
 from cmr.integration.weight import memory_bias
@@ -195,7 +195,7 @@ class Core:
             base=base.to(device),
         )
 
-    def _loader(self, table: torch.Tensor):  # noqa: ANN202
+    def _loader(self, table: torch.Tensor) -> LayerStates:
         """How a layer's un-rotated keys and values of the chosen blocks are come by."""
         flat = table.flatten(1)
         if self.store == "tokens":

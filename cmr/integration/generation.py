@@ -35,18 +35,18 @@ class GenerationPlug:
         own = model.generate
         core = self._core
 
-        @functools.wraps(own)  # type: ignore[arg-type]
+        @functools.wraps(own)
         def generate(inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
             given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
             first = next((x for x in given if isinstance(x, torch.Tensor)), None)
             before, core.batch = core.batch, None if first is None else first.shape[0]
             try:
-                return own(inputs, *args, **kwargs)  # type: ignore[operator]
+                return own(inputs, *args, **kwargs)
             finally:
                 core.batch = before
 
         self._users = vars(model).get("generate")
-        model.generate = generate  # type: ignore[assignment]
+        model.generate = generate
         self._handle = model.register_forward_pre_hook(self._before, with_kwargs=True)
 
     def detach(self) -> None:

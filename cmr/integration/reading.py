@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from cmr.config import CMRConfig
@@ -64,7 +66,9 @@ class Rows:
             raise TypeError(f"input_ids must be an integer tensor of token ids, got {kind}")
         ids = input_ids[None] if input_ids.ndim == 1 else input_ids
         if ids.ndim != 2:
-            raise ValueError(f"input_ids must be [tokens] or [batch, tokens], got {tuple(input_ids.shape)}")
+            raise ValueError(
+                f"input_ids must be [tokens] or [batch, tokens], got {tuple(input_ids.shape)}"
+            )
         mask = torch.ones_like(ids) if attention_mask is None else attention_mask
         mask = mask[None] if mask.ndim == 1 else mask
         if mask.shape != ids.shape:
@@ -177,8 +181,8 @@ class Reader:
         states: dict[int, torch.Tensor] = {}
         wanted = {self.index_layer, *self.state_layers}
 
-        def keep(number: int):  # noqa: ANN202 (a hook)
-            def hook(_, args, kwargs):  # noqa: ANN001, ANN202
+        def keep(number: int) -> Callable[..., None]:
+            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 states[number] = args[0] if args else kwargs["hidden_states"]
 
             return hook

@@ -56,9 +56,7 @@ class Recall:
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._angles: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def _where(
-        self, positions: str, stored: torch.Tensor, base: torch.Tensor
-    ) -> torch.Tensor:
+    def _where(self, positions: str, stored: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
         """Positions `[batch, read]` that the keys are rotated to."""
         if positions == "true":
             return stored.clamp(min=0)
@@ -102,7 +100,12 @@ class Recall:
         other.read_positions = self.read_positions[rows]
         other._adapter, other._place = self._adapter, self._place[rows]
         load = self._load
-        other._load = lambda number: tuple(x[rows] for x in load(number))  # type: ignore[return-value]
+
+        def chosen(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+            keys, values = load(number)
+            return keys[rows], values[rows]
+
+        other._load = chosen
         other._columns, other._angles = self._columns, {}
         other._layers = {n: (k[rows], v[rows]) for n, (k, v) in self._layers.items()}
         return other

@@ -65,9 +65,7 @@ class Recomputer:
             )
         return out
 
-    def _forward(
-        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
-    ) -> Layers:
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> Layers:
         found: Layers = {}
 
         def take(layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:

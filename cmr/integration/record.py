@@ -48,7 +48,7 @@ class WindowRecord:
         self._chunks.append(columns)
 
     def tail(self, name: str, tokens: int) -> torch.Tensor:
-        """The last `tokens` of a column (fewer where there are fewer), `[batch, <= tokens, ...]`."""
+        """The last `tokens` of a column, or as many as there are, `[batch, tokens, ...]`."""
         parts, held = [], 0
         for chunk in reversed(self._chunks):
             parts.append(chunk[name])

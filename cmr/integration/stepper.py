@@ -72,11 +72,7 @@ class Stepper:
         adapter = self.core.adapter
         take = self._handles.append
         take(adapter.decoder.register_forward_pre_hook(self._before, with_kwargs=True))
-        take(
-            adapter.decoder.register_forward_hook(
-                self._after, with_kwargs=True, always_call=True
-            )
-        )
+        take(adapter.decoder.register_forward_hook(self._after, with_kwargs=True, always_call=True))
         for number in sorted({self.core.index_layer, *self.core.state_layers}):
             hook = self._state_hook(number)
             take(adapter.layers[number].register_forward_pre_hook(hook, with_kwargs=True))
@@ -355,7 +351,6 @@ class Stepper:
 
         Nothing is captured, recalled or added to the cache.
         """
-
         cache = kwargs.get("past_key_values")
         layers = cache.layers if is_windowed(cache) else []  # type: ignore[union-attr]
         usable = cache if layers else None

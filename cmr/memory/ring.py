@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -89,13 +90,13 @@ class RingBuffer:
         # Not zeroed: no slot is read before it is written, and pages that are never written stay
         # with the operating system on a CPU.
         for number, shape in layers.items():
-            at = {"dtype": shape.dtype, "device": shape.device}
+            at: dict[str, Any] = {"dtype": shape.dtype, "device": shape.device}
             self.keys[number] = torch.empty(slots, shape.heads, block_size, shape.key_dim, **at)
             if shape.value_dim:
                 size = (slots, shape.heads, block_size, shape.value_dim)
                 self.values[number] = torch.empty(size, **at)
         self.index = torch.empty(slots, block_size, hidden, dtype=index_dtype, device=device)
-        column = {"dtype": torch.int64, "device": device}
+        column: dict[str, Any] = {"dtype": torch.int64, "device": device}
         self.token_ids = torch.zeros(slots, block_size, **column)
         self.positions = torch.full((slots, block_size), -1, **column)
         self.session = torch.full((slots,), NO_SESSION, **column)
@@ -131,7 +132,7 @@ class RingBuffer:
         return any(s in self._last for s in sessions)
 
     def stored_tokens(self, session: int | None = None) -> int:
-        """Stored tokens without padding. Reads the device once: for people, not for the hot path."""
+        """Stored tokens without padding. Reads the device: for people, not for the hot path."""
         own = self.session != NO_SESSION if session is None else self.session == session
         return int(((self.positions >= 0) & own[:, None]).sum())
 
@@ -238,7 +239,9 @@ class RingBuffer:
     def clear(self, session: int | None = None) -> int:
         """Zero every block of the session, or of all; returns how many blocks were emptied."""
         owned = [
-            i for i, owner in enumerate(self._owner) if owner != NO_SESSION and session in (None, owner)
+            i
+            for i, owner in enumerate(self._owner)
+            if owner != NO_SESSION and session in (None, owner)
         ]
         if not owned:
             return 0
