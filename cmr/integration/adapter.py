@@ -185,8 +185,9 @@ def _family_of(model: Any) -> Family:
             f"{type(model).__name__} is not a decoder with a language-model head; "
             "load it with AutoModelForCausalLM"
         )
+    head: Any = getattr(model, "get_output_embeddings", None)
     can_generate: Any = getattr(model, "can_generate", None)
-    if not (can_generate is None or can_generate()) or model.get_output_embeddings() is None:
+    if not (can_generate is None or can_generate()) or head is None or head() is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no language-model head to generate with; "
             "load it with AutoModelForCausalLM"
