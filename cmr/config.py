@@ -143,8 +143,8 @@ class RetrievalConfig:
     neighbours: int = 1
     query_tokens: int = 64
     refresh: int = 16
-    ratio: float = 0.8
-    threshold: float = 1.0
+    ratio: float = 0.95
+    threshold: float = 0.8
     similarity_threshold: float | None = None
     context_heads: int | None = None
     cache_size: int | None = None

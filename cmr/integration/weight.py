@@ -8,7 +8,7 @@ from cmr.config import ReweaveConfig
 
 FULL_BIAS = 2.0
 """Bias where a passage stands out: memory_weight of about 0.88 (docs/how-it-works.md)."""
-UNSURE, SURE = 1.0, 1.3
+UNSURE, SURE = 0.8, 1.15
 """Certainties between which the bias rises from 0 to `FULL_BIAS`."""
 
 

@@ -21,7 +21,7 @@ everywhere alike and weigh little, a name that one passage holds weighs most."""
 NULL_BASE, NULL_SLOPE = 0.70, 0.18
 """Score of the best passage when nothing fits: `NULL_BASE + NULL_SLOPE * ln(blocks)`, fitted to
 questions about other documents at 2 to 500 stored blocks (docs/how-it-works.md)."""
-FEW_BLOCKS, FEW_CERTAINTY = 12, 1.15
+FEW_BLOCKS, FEW_CERTAINTY = 12, 1.0
 """Below so many blocks a best score says nothing about how well it fits: a middling certainty."""
 
 
