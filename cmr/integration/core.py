@@ -167,8 +167,12 @@ class Core:
         query_mask: torch.Tensor | None,
         sessions: Sequence[int],
         base: torch.Tensor,
+        before: torch.Tensor | None = None,
     ) -> Recall | None:
         """Search with index states `[batch, tokens, hidden]`; None when no row is to read.
+
+        Blocks that reach to position `before` `[batch]` of their session's text or further are
+        left out.
 
         The decoder's hooks must rest meanwhile: recomputing a block runs the decoder.
         """
@@ -179,6 +183,7 @@ class Core:
             None if query_mask is None else query_mask.to(device),
             numbers,
             self.ring,
+            None if before is None else before.to(device),
         )
         self.searches += 1
         if device.type == "cpu" and not bool((choice.table >= 0).any()):

@@ -76,7 +76,7 @@ class Memory:
         self._stepper = Stepper(core, config)
         self._residual = ResidualReader(core, self._stepper)
         self._generation = GenerationPlug(core, self._stepper)
-        self._reader = Reader(core, config)
+        self._reader = Reader(core, config, self._stepper)
         self._stepper.attach()
         self._residual.attach()
         self._generation.attach()
@@ -128,6 +128,7 @@ class Memory:
         attention_mask: torch.Tensor | None = None,
         sessions: Sequence[str] | None = None,
         progress: bool | Callable[[int, int], None] = False,
+        recall: bool = False,
     ) -> ReadReport:
         """Read text of any length into memory, window by window.
 
@@ -137,6 +138,8 @@ class Memory:
             sessions: a name for each row; they are made when new. Default: the session of the
                 surrounding `session(...)`, else `str(row)`.
             progress: True shows a bar; a function is called with tokens done and tokens in all.
+            recall: read while recalling: what is stored of a piece is then what the model thought
+                of it with older passages of the session in view.
 
         Raises:
             AttachError: after `detach`.
@@ -147,7 +150,7 @@ class Memory:
         rows = Rows.pack(input_ids, attention_mask, vocabulary)
         numbers = self._core.sessions_to_write(sessions, len(rows.lengths))
         with self._stepper.alone(), _bar(progress, sum(rows.lengths)) as show:
-            return self._reader.read(rows, numbers, show)
+            return self._reader.read(rows, numbers, show, recall)
 
     @contextmanager
     def session(self, *names: str, create: bool = False) -> Iterator[Memory]:

@@ -15,6 +15,8 @@ from cmr.config import CMRConfig
 from cmr.integration.cache import LocalWindow
 from cmr.integration.core import Core
 from cmr.integration.partial import stop_before
+from cmr.integration.recall import Recall
+from cmr.integration.stepper import Stepper
 
 Progress = Callable[[int, int], None]
 
@@ -97,22 +99,41 @@ class Reader:
     Args:
         core: the memory's store and settings.
         config: its configuration.
+        stepper: lends the layers what a piece recalls.
     """
 
-    def __init__(self, core: Core, config: CMRConfig) -> None:
+    def __init__(self, core: Core, config: CMRConfig, stepper: Stepper) -> None:
+        self.core, self.stepper = core, stepper
         self.adapter, self.writer = core.adapter, core.writer
-        self.left_context = min(config.memory.left_context, config.window // 2)
-        self.chunk = config.window - self.left_context
         self.sinks, self.block = config.memory.sinks, config.memory.block_size
+        self.left_context = min(config.memory.left_context, config.window // 2)
+        chunk = config.window - self.left_context
+        self.chunk = max(chunk // self.block, 1) * self.block if chunk >= self.block else chunk
+        self.query_tokens = config.retrieval.query_tokens
         self.state_layers, self.kv_layers = core.state_layers, frozenset(core.kv_layers)
         self.index_layer = core.index_layer
         self._last = max([self.index_layer, *self.kv_layers, *self.state_layers])
 
-    def read(self, rows: Rows, sessions: Sequence[int], progress: Progress | None) -> ReadReport:
-        """Read and store; the model's own forwards, without recall."""
+    def read(
+        self,
+        rows: Rows,
+        sessions: Sequence[int],
+        progress: Progress | None = None,
+        recall: bool = False,
+    ) -> ReadReport:
+        """Read and store.
+
+        Args:
+            rows: the texts.
+            sessions: session number of each row.
+            progress: called with tokens done and tokens in all.
+            recall: let each piece recall, asked for by the end of the piece before it, from what
+                lies behind its left context. Otherwise the forwards are the model's own.
+        """
         started = time.perf_counter()
         total, done, blocks = sum(rows.lengths), 0, 0
-        for token_ids, valid, index, layers, positions in self._chunks(rows):
+        asking = sessions if recall else None
+        for token_ids, valid, index, layers, positions in self._chunks(rows, asking):
             blocks += self.writer.write(
                 sessions=sessions,
                 token_ids=token_ids,
@@ -126,7 +147,7 @@ class Reader:
                 progress(done, total)
         return ReadReport(total, blocks, time.perf_counter() - started)
 
-    def _chunks(self, rows: Rows) -> Iterator[tuple]:
+    def _chunks(self, rows: Rows, asking: Sequence[int] | None) -> Iterator[tuple]:
         adapter, device = self.adapter, self.adapter.input_device
         batch, longest = rows.token_ids.shape
         fresh: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
@@ -146,6 +167,7 @@ class Reader:
         )
         cache = window.adopt(DynamicCache(config=adapter.config), adapter.depth)
         lengths = torch.tensor(rows.lengths, device=device)
+        query = None
         for start in range(0, longest, self.chunk):
             ids = rows.token_ids[:, start : start + self.chunk].to(device)
             stop = start + ids.shape[1]
@@ -153,7 +175,9 @@ class Reader:
             if min(rows.lengths) < stop:
                 mask = (torch.arange(stop, device=device) < lengths[:, None]).long()
             positions = self._positions(start, ids.shape[1], device).expand(batch, -1)
-            states = self._forward(ids, mask, positions, cache)
+            found = None if query is None or asking is None else self._search(query, asking)
+            with self.stepper.lending(found, positions, ids):
+                states = self._forward(ids, mask, positions, cache)
             layers = dict(fresh)
             layers.update({n: (states[n][:, None], None) for n in self.state_layers})
             index = states[self.index_layer]
@@ -161,8 +185,17 @@ class Reader:
                 sink = torch.zeros(1, dtype=torch.int64, device=index.device)
                 index = index.index_fill(1, sink, 0.0)
             fresh.clear()
+            query = index[:, -self.query_tokens :]
             valid = [(0, max(0, min(n, stop) - start)) for n in rows.lengths]
             yield ids, valid, index, layers, positions
+
+    def _search(self, query: torch.Tensor, sessions: Sequence[int]) -> Recall | None:
+        """What lies behind the left context and fits the end of the piece before."""
+        if not self.core.wants_recall(sessions):
+            return None
+        ends = [self.core.table.position(number) for number in sessions]
+        before = torch.tensor(ends, device=query.device) - self.left_context
+        return self.core.search(query, None, sessions, before, before=before)
 
     def _positions(self, start: int, tokens: int, device: torch.device) -> torch.Tensor:
         """Rotary positions go on; absolute ones start again behind the left context."""

@@ -112,6 +112,19 @@ class Stepper:
         finally:
             self._recalls = before
 
+    @contextmanager
+    def lending(
+        self, recall: Recall | None, positions: torch.Tensor, token_ids: torch.Tensor
+    ) -> Iterator[None]:
+        """Layers inside read `recall`, in forwards that are not captured here."""
+        before = self.step
+        if recall is not None:
+            self.step = Step(None, [], recall, positions, None, token_ids)
+        try:
+            yield
+        finally:
+            self.step = before
+
     def adopt(self, kwargs: dict[str, Any]) -> bool:
         """Give the forward's cache a bounded window where that can be done."""
         ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")

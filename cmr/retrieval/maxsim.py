@@ -56,6 +56,7 @@ class MaxSimRetriever:
         query_mask: torch.Tensor | None,
         sessions: torch.Tensor,
         ring: RingBuffer,
+        before: torch.Tensor | None = None,
     ) -> Choice:
         """Choose passages for each row from its own session's blocks.
 
@@ -64,6 +65,8 @@ class MaxSimRetriever:
             query_mask: `[batch, tokens]` bool, False for padding; None for none.
             sessions: `[batch]` int64 session numbers; a number that owns nothing finds nothing.
             ring: the store.
+            before: `[batch]` int64; blocks with a token at that position of their session's text
+                or behind it are left out. None: none is.
 
         Returns:
             The choice. Its certainty is the best score over what is expected of the best passage
@@ -72,6 +75,8 @@ class MaxSimRetriever:
         """
         size = ring.high_water
         visible = ring.session[:size] == sessions[:, None]
+        if before is not None:
+            visible &= ring.positions[:size].amax(-1) < before[:, None]
         successor = ring.successor[:size]
         unit = torch.nn.functional.normalize(query.float(), dim=-1).to(ring.index.dtype)
         maxima = block_maxima(unit, ring.index[:size], ring.positions[:size] >= 0)

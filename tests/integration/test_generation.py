@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import TextStreamer, pipeline
 from transformers.generation.streamers import BaseStreamer
 
 import cmr
@@ -250,29 +249,3 @@ def test_recalled_never_shows_what_took_the_place_of_what_was_read(llama: nn.Mod
         assert memory.recalled == before
         memory.clear("anna")
         assert memory.recalled == []
-
-
-def test_streaming_and_pipelines_of_the_real_model(smollm2: Any, capsys: Any) -> None:
-    model, tokenizer = smollm2
-    story = (
-        "The lighthouse keeper was called Horatio Quill. Every evening he lit the great lamp, "
-        "wrote the weather into a leather book and fed his parrot, whose name was Marzipan. "
-    )
-    filler = FILLER
-    question = "The parrot of the lighthouse keeper was named"
-    ids = tokenizer(question, return_tensors="pt").input_ids
-    with cmr.attach(model, window=128, memory_weight=0.88, tokenizer=tokenizer) as memory:
-        memory.read(tokenizer(filler + story + filler, return_tensors="pt").input_ids)
-        want = greedy(model, ids, tokens=8)[0]
-        assert "Marzipan" in tokenizer.decode(want)
-        assert "Marzipan" in memory.recalled[0][0].text
-        model.generate(
-            ids, max_new_tokens=8, do_sample=False, streamer=TextStreamer(tokenizer, True)
-        )
-        assert "Marzipan" in capsys.readouterr().out
-        generator = pipeline("text-generation", model=model, tokenizer=tokenizer)
-        asked = {"max_new_tokens": 8, "do_sample": False, "return_full_text": False}
-        assert "Marzipan" in generator(question, **asked)[0]["generated_text"]
-        texts = generator([question, "Two and two make"], batch_size=1, **asked)
-        assert "Marzipan" in texts[0][0]["generated_text"]
-    assert "Marzipan" not in tokenizer.decode(greedy(model, ids, tokens=8)[0])
