@@ -86,8 +86,13 @@ class WindowLayer(DynamicLayer):
         """Tokens seen so far, those that left included."""
         return self.seen
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Columns that `update` will return for `query_length` new tokens, and their offset."""
+    def get_mask_sizes(self, query_length: int | torch.Tensor) -> tuple[int, int]:
+        """Columns that `update` will return for `query_length` new tokens, and their offset.
+
+        The first releases of transformers 5 pass the new tokens' positions instead.
+        """
+        if isinstance(query_length, torch.Tensor):
+            query_length = query_length.shape[0]
         hidden = self._hidden()
         return self.seen - self.left - hidden + query_length, self.left + hidden
 

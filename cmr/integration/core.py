@@ -128,6 +128,7 @@ class Core:
             raise ValueError(
                 f"{batch} rows cannot be read into one session at once; read them one by one"
             )
+        self.table.check(*chosen)
         return [self.table.create(name) for name in chosen]
 
     @staticmethod

@@ -88,4 +88,6 @@ class GenerationPlug:
         kwargs = {**kwargs, "input_ids": ids[:, start:]}
         if positions is not None:
             kwargs["position_ids"] = positions[:, start:]
+        if kwargs.get("cache_position") is not None:  # the first releases of transformers 5
+            kwargs["cache_position"] = kwargs["cache_position"][start:]
         return args, kwargs

@@ -167,6 +167,7 @@ class Memory:
         if not names:
             raise ValueError("session() needs at least one name")
         table = self._core.table
+        table.check(*names)
         for name in names:
             if create:
                 table.create(name)

@@ -19,6 +19,7 @@ from cmr.integration.recall import Recall
 from cmr.integration.stepper import Stepper
 
 Progress = Callable[[int, int], None]
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,21 @@ class Rows:
         """Checks a batch and packs it.
 
         Raises:
-            TypeError: when `input_ids` is no integer tensor.
+            TypeError: when `input_ids` is no integer tensor, or the mask no tensor.
             ValueError: for an empty text, an id outside the vocabulary, or a mask of another shape.
         """
-        if not isinstance(input_ids, torch.Tensor) or input_ids.is_floating_point():
-            kind = getattr(input_ids, "dtype", type(input_ids).__name__)
+        kind = getattr(input_ids, "dtype", type(input_ids).__name__)
+        if kind not in INTEGERS:
             raise TypeError(f"input_ids must be an integer tensor of token ids, got {kind}")
         ids = input_ids[None] if input_ids.ndim == 1 else input_ids
         if ids.ndim != 2:
             raise ValueError(
                 f"input_ids must be [tokens] or [batch, tokens], got {tuple(input_ids.shape)}"
             )
+        ids = ids.long()
         mask = torch.ones_like(ids) if attention_mask is None else attention_mask
+        if not isinstance(mask, torch.Tensor):
+            raise TypeError(f"attention_mask must be a tensor or None, got {type(mask).__name__}")
         mask = mask[None] if mask.ndim == 1 else mask
         if mask.shape != ids.shape:
             raise ValueError(
@@ -83,7 +87,8 @@ class Rows:
         if not lengths or min(lengths) == 0:
             empty = lengths.index(0) if lengths else 0
             raise ValueError(f"row {empty} of the text is empty: there is nothing to read")
-        low, high = int(ids.min()), int(ids.max())
+        kept = torch.cat(rows)
+        low, high = int(kept.min()), int(kept.max())
         if low < 0 or high >= vocabulary:
             raise ValueError(
                 f"token ids must be 0..{vocabulary - 1} for this model, got {low}..{high}: "

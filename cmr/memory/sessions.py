@@ -40,10 +40,16 @@ class SessionTable:
             )
         return self._numbers[name]
 
+    @staticmethod
+    def check(*names: str) -> None:
+        """Raises `TypeError` for what is no session name."""
+        for name in names:
+            if not isinstance(name, str) or not name:
+                raise TypeError(f"a session name is a non-empty string, got {name!r}")
+
     def create(self, name: str) -> int:
         """The session's number; the session is made when there is none of that name."""
-        if not isinstance(name, str) or not name:
-            raise TypeError(f"a session name is a non-empty string, got {name!r}")
+        self.check(name)
         if name not in self._numbers:
             self._numbers[name] = self._next
             self._positions[self._next] = 0

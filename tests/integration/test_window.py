@@ -193,10 +193,11 @@ def test_a_long_prompt_can_ask_for_what_left_the_window_meanwhile(llama: nn.Modu
     """The last piece of a prompt recalls what its first pieces stored."""
     ids = text(1, 300)
     with cmr.attach(llama, window=WINDOW, threshold=0.0, query_tokens=16) as memory:
-        asked = torch.cat([ids, ids[:, 40:60]], dim=1)
+        asked = torch.cat([ids, ids[:, 100:120]], dim=1)
         greedy(llama, asked, tokens=1)
         (row,) = memory.recalled
-        assert any(p.start <= 40 - SINKS and 60 - SINKS <= p.end for p in row)
+        assert any(p.start <= 100 - SINKS and 120 - SINKS <= p.end for p in row)
+        assert memory.stats()["searches"] == 1
 
 
 def test_a_prompt_within_the_window_is_one_forward(llama: nn.Module) -> None:
