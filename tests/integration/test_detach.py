@@ -44,9 +44,7 @@ def used(memory: cmr.Memory, model: nn.Module) -> None:
 
 @pytest.mark.parametrize("store", ["kv", "states", "tokens"])
 @pytest.mark.parametrize("name", FAMILIES + SLIDING)
-def test_detach_leaves_nothing(
-    name: str, store: str, tiny: Callable[[str], nn.Module]
-) -> None:
+def test_detach_leaves_nothing(name: str, store: str, tiny: Callable[[str], nn.Module]) -> None:
     model, ids = tiny(name), text(2, 40)
     before = hooks(model), attributes(model), model.config._attn_implementation
     want = model(ids).logits, stepwise(model, ids[:, :8], 4), greedy(model, ids)

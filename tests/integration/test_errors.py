@@ -64,7 +64,7 @@ def test_an_unknown_family() -> None:
     config = transformers.BloomConfig(vocab_size=50, hidden_size=32, n_layer=2, n_head=2)
     model = transformers.BloomForCausalLM(config)
     before = set(vars(model))
-    with pytest.raises(UnsupportedModelError, match="family 'bloom' is not covered.*gpt2.*llama"):
+    with pytest.raises(UnsupportedModelError, match=r"family 'bloom' is not covered.*gpt2.*llama"):
         cmr.attach(model)
     assert set(vars(model)) == before
 

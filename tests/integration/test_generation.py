@@ -122,9 +122,7 @@ def ways_of_generating(model: nn.Module, ids: torch.Tensor) -> dict[str, Callabl
 
     def by_name() -> torch.Tensor:
         mask = torch.ones_like(ids)
-        out = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=12, do_sample=False
-        )
+        out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=12, do_sample=False)
         return out[:, ids.shape[1] :]
 
     return {

@@ -178,9 +178,7 @@ def test_constant_positions_are_one_window_away(
             cache.update(keys, values, layer)
         near = model(whole[:, 96:], position_ids=torch.tensor([[5]])).logits
         far = model(whole[:, 96:], position_ids=torch.tensor([[700]])).logits
-    want = model(
-        whole[:, 96:], position_ids=torch.tensor([[window]]), past_key_values=cache
-    ).logits
+    want = model(whole[:, 96:], position_ids=torch.tensor([[window]]), past_key_values=cache).logits
     assert_close("logits at position 5", near, want, **TOLERANCE)
     assert_close("logits at position 700", far, want, **TOLERANCE)
 
@@ -253,9 +251,7 @@ def test_reading_a_batch_stores_what_reading_its_rows_stores(side: str, model: n
 
 
 @pytest.mark.parametrize("store", ["kv", "states"])
-def test_reading_in_chunks_stores_what_reading_at_once_stores(
-    store: str, model: nn.Module
-) -> None:
+def test_reading_in_chunks_stores_what_reading_at_once_stores(store: str, model: nn.Module) -> None:
     ids = text(192)
     with cmr.attach(model, window=256, left_context=0, store=store) as memory:
         memory.read(ids)

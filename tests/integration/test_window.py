@@ -168,9 +168,7 @@ def test_padded_rows_keep_their_first_real_tokens_for_sinks(model: nn.Module) ->
 
 
 @pytest.mark.parametrize("tokens", [69, 180])
-def test_a_prompt_longer_than_the_window_is_read_through_it(
-    tokens: int, model: nn.Module
-) -> None:
+def test_a_prompt_longer_than_the_window_is_read_through_it(tokens: int, model: nn.Module) -> None:
     texts = [text(tokens, seed=1), text(tokens - 25, seed=2)]
     batch = padded(texts, "left")
     del batch["position_ids"]
@@ -196,7 +194,7 @@ def test_a_long_prompt_can_ask_for_what_left_the_window_meanwhile(llama: nn.Modu
         asked = torch.cat([ids, ids[:, 100:120]], dim=1)
         greedy(llama, asked, tokens=1)
         (row,) = memory.recalled
-        assert any(p.start <= 100 - SINKS and 120 - SINKS <= p.end for p in row)
+        assert any(p.start <= 100 - SINKS and p.end >= 120 - SINKS for p in row)
         assert memory.stats()["searches"] == 1
 
 
@@ -246,9 +244,8 @@ def test_a_rejected_guess_is_not_remembered(llama: nn.Module) -> None:
     """Assisted decoding takes tokens back out of the cache."""
     ids = text(1, 12).repeat(1, 3)
     with cmr.attach(llama, window=WINDOW, memory_weight=0.0) as memory:
-        out = llama.generate(
-            ids, max_new_tokens=90, do_sample=False, prompt_lookup_num_tokens=4
-        )[0].tolist()
+        guessing = {"do_sample": False, "prompt_lookup_num_tokens": 4}
+        out = llama.generate(ids, max_new_tokens=90, **guessing)[0].tolist()
         tokens, places = stored(memory, "0")
     assert tokens == out[SINKS : SINKS + len(tokens)]
     assert places == list(range(len(tokens)))
@@ -269,9 +266,7 @@ def test_beams_remember_one_line_of_each_input(llama: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("how", ["paused", "cleared", "detached"])
-def test_a_cache_that_the_memory_lost_sight_of_goes_on_unstored(
-    how: str, llama: nn.Module
-) -> None:
+def test_a_cache_that_the_memory_lost_sight_of_goes_on_unstored(how: str, llama: nn.Module) -> None:
     ids = text(1, 200)
     memory = cmr.attach(llama, window=WINDOW, threshold=0.0, memory_weight=0.8)
     cache = llama(ids[:, :60], use_cache=True).past_key_values

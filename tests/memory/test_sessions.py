@@ -30,7 +30,7 @@ def test_positions_go_on_within_a_session() -> None:
 def test_an_unknown_name_is_an_error_that_names_the_known_ones() -> None:
     table = SessionTable()
     assert table.find("anna") == NO_SESSION
-    with pytest.raises(UnknownSessionError, match="no session named 'anna'; known .*none yet"):
+    with pytest.raises(UnknownSessionError, match=r"no session named 'anna'; known .*none yet"):
         table.require("anna")
     table.create("ben")
     with pytest.raises(UnknownSessionError, match=r"'ben'.*create=True") as caught:

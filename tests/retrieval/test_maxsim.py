@@ -39,7 +39,9 @@ def retriever(**settings: object) -> MaxSimRetriever:
     return MaxSimRetriever.from_config(RetrievalConfig(**{"threshold": 0.0, **settings}))
 
 
-def search(store: RingBuffer, query: torch.Tensor, sessions: list[int], **settings: object) -> Choice:
+def search(
+    store: RingBuffer, query: torch.Tensor, sessions: list[int], **settings: object
+) -> Choice:
     mask = settings.pop("query_mask", None)
     return retriever(**settings).search(query, mask, torch.tensor(sessions), store)
 
