@@ -117,6 +117,23 @@ def test_an_exception_inside_a_forward_leaves_a_memory_that_works(
     assert torch.equal(model(ids).logits, plain)
 
 
+def test_a_forward_that_broke_is_not_remembered(llama: nn.Module) -> None:
+    """Whoever tries again with the rest of the text must not find it stored twice."""
+
+    def fail(*_: object) -> None:
+        raise _BreakError
+
+    with cmr.attach(llama, window=64, store="tokens") as memory:
+        cache = llama(text(1, 60), use_cache=True).past_key_values
+        handle = memory._core.adapter.layers[4].register_forward_hook(fail)
+        try:
+            with pytest.raises(_BreakError):
+                llama(text(1, 60), past_key_values=cache)
+        finally:
+            handle.remove()
+        assert memory.tokens == 0
+
+
 def test_a_generate_of_the_users_own_comes_back(
     llama: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:

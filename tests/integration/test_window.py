@@ -68,6 +68,17 @@ def test_a_long_generation_is_bounded_and_remembered(
     assert places == list(range(len(tokens)))
 
 
+def test_a_generation_may_go_on_behind_the_last_absolute_position(
+    tiny: Callable[[str], nn.Module],
+) -> None:
+    model, ids = tiny("gpt2"), text(1, 20)
+    with cmr.attach(model, window=WINDOW, memory_weight=0.0) as memory:
+        out = model.generate(ids, max_new_tokens=model.config.n_positions, do_sample=False)
+        tokens, _ = stored(memory, "0")
+    assert out.shape[1] == model.config.n_positions + 20
+    assert tokens == out[0, SINKS : SINKS + len(tokens)].tolist()
+
+
 def by_hand(model: nn.Module, ids: torch.Tensor, adapter: Any) -> torch.Tensor:
     """Logits of `ids` token by token, with the window kept by hand (Xiao et al. 2023).
 
@@ -253,8 +264,9 @@ def test_a_rejected_guess_is_not_remembered(llama: nn.Module) -> None:
 
 
 def test_beams_remember_one_line_of_each_input(llama: nn.Module) -> None:
+    """Token ids follow their beam as the keys in the cache do."""
     ids = text(2, 20)
-    with cmr.attach(llama, window=WINDOW, memory_weight=0.0) as memory:
+    with cmr.attach(llama, window=WINDOW, memory_weight=0.0, target_layers=range(6)) as memory:
         out = llama.generate(ids, max_new_tokens=100, do_sample=False, num_beams=3)
         assert memory.sessions == ["0", "1"]
         for row in range(2):
@@ -262,6 +274,10 @@ def test_beams_remember_one_line_of_each_input(llama: nn.Module) -> None:
             assert places == list(range(len(tokens)))
             assert tokens[: 20 - SINKS] == ids[row, SINKS:].tolist()
             assert len(tokens) in (32, 64)
+            slots = torch.tensor([[entry.slot for entry in memory.entries(str(row))]])
+            states = llama.get_input_embeddings()(torch.tensor([tokens]))
+            keys, _ = memory._core.adapter.keys_values(0, states)
+            assert_close("keys", memory._core.ring.gather(0, slots)[0], keys, **TOLERANCE)
     assert out.shape == (2, 120)
 
 
