@@ -38,6 +38,8 @@ class WindowLayer(DynamicLayer):
         self.seen = 0
         self.left = 0
         self.peeking = False
+        self._sinks: torch.Tensor | None = None
+        self._turned: torch.Tensor | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
@@ -77,7 +79,11 @@ class WindowLayer(DynamicLayer):
             owner.on_leave(self.number, keys[..., going, :], values[..., going, :])
         shift = owner.sink_shift(self.left, leaving).to(keys.device)
         columns = shift[:, None] + torch.arange(sinks, device=keys.device)
-        kept_keys = owner.turn(self.number, _pick(keys, columns), leaving - shift)
+        if self._sinks is None or self._turned is None or self.left < owner.longest_padding:
+            self._sinks, self._turned = _pick(keys, columns), leaving - shift
+        else:  # from where they first were: turning what was turned adds up rounding errors
+            self._turned = self._turned + leaving
+        kept_keys = owner.turn(self.number, self._sinks, self._turned)
         self.keys = torch.cat([kept_keys, keys[..., behind, :]], dim=-2)
         self.values = torch.cat([_pick(values, columns), values[..., behind, :]], dim=-2)
         self.left += leaving
@@ -100,10 +106,14 @@ class WindowLayer(DynamicLayer):
         """Drop everything."""
         super().reset()
         self.seen = self.left = 0
+        self._sinks = self._turned = None
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Rows follow their beams; the record of the window follows once."""
         super().reorder_cache(beam_idx)
+        if self._sinks is not None and self._turned is not None:
+            self._sinks = self._sinks.index_select(0, beam_idx.to(self._sinks.device))
+            self._turned = self._turned.index_select(0, beam_idx.to(self._turned.device))
         if self.number == 0 and self.owner.on_reorder is not None:
             self.owner.on_reorder(beam_idx)
 
@@ -153,6 +163,7 @@ class LocalWindow:
         self.turn, self.on_new = turn, on_new
         self.on_leave, self.on_reorder, self.on_crop = on_leave, on_reorder, on_crop
         self.record: object | None = None
+        self.longest_padding = max(padding, default=0)
         self.padding = torch.tensor(list(padding), device=device)
 
     def leaving(self, held: int) -> int:

@@ -55,6 +55,8 @@ class Recall:
         self._place = self._where(positions, self.read_positions, base)
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._angles: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._states: dict[int, torch.Tensor] = {}
+        self._ring = ring
 
     def _where(self, positions: str, stored: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
         """Positions `[batch, read]` that the keys are rotated to."""
@@ -91,6 +93,16 @@ class Recall:
         """`[batch, read]` bool for the keys of `layer`; None where every one may be read."""
         return self.mask if self._columns is None else None
 
+    def states(self, number: int) -> torch.Tensor:
+        """Stored states of one layer, `[batch, read, hidden]`; gathered once.
+
+        Until the next search the slots may be given to another session.
+        """
+        if number not in self._states:
+            table = self.choice.table.flatten(1)
+            self._states[number] = self._ring.gather(number, table)[0][:, 0]
+        return self._states[number]
+
     def select(self, rows: torch.Tensor) -> Recall:
         """The recall of the given rows, in their order."""
         other = object.__new__(Recall)
@@ -98,6 +110,8 @@ class Recall:
         other.bias, other.mask = self.bias[rows], self.mask[rows]
         other.read_ids = self.read_ids[rows]
         other.read_positions = self.read_positions[rows]
+        other._ring = self._ring
+        other._states = {n: x[rows] for n, x in self._states.items()}
         other._adapter, other._place = self._adapter, self._place[rows]
         load = self._load
 

@@ -20,17 +20,24 @@ class WindowRecord:
         writers: the rows that write to memory: the first of each group that beams or several
             returned sequences made of one input.
         padding: tokens of left padding of each row.
+        behind: tokens of the first forward and of its right padding, row by row; None for none.
         recall: what the rows read at present.
         steps: forwards since the last search.
         seen: tokens seen, sinks included.
     """
 
     def __init__(
-        self, sessions: Sequence[int], writers: Sequence[int], padding: Sequence[int], sinks: int
+        self,
+        sessions: Sequence[int],
+        writers: Sequence[int],
+        padding: Sequence[int],
+        sinks: int,
+        behind: tuple[int, Sequence[int]] | None = None,
     ) -> None:
         self.sessions = list(sessions)
         self.writers = list(writers)
         self.padding = list(padding)
+        self.behind = behind
         self.recall: Recall | None = None
         self.steps = 0
         self.seen = 0
@@ -57,18 +64,37 @@ class WindowRecord:
                 break
         return torch.cat(parts[::-1], dim=1)[:, -tokens:]
 
+    def behind_sinks(self, tokens: int) -> torch.Tensor | None:
+        """Which of the last `tokens` are neither padding nor sinks, `[batch, tokens]`; None: all.
+
+        Right padding counts for tokens, as it does for the model.
+        """
+        start = self.seen - tokens
+        if start >= max(self.padding, default=0) + self._sinks:
+            return None
+        first = torch.tensor(self.padding)[:, None] + self._sinks
+        return torch.arange(start, self.seen) >= first
+
     def pop(self, tokens: int) -> tuple[dict[str, torch.Tensor], list[tuple[int, int]]]:
         """Take the oldest `tokens` out.
 
         Returns:
             The columns, `[batch, tokens, ...]`, and for each row the half-open range in them that
-            is neither padding nor one of the sinks, a row's first real tokens.
+            is neither padding nor one of the sinks, a row's first real tokens. Empty where the
+            second number is not above the first.
         """
         names = self._chunks[0]
         joined = {n: torch.cat([c[n] for c in self._chunks], dim=1) for n in names}
         self._chunks = [{n: x[:, tokens:] for n, x in joined.items()}]
         first = [p + self._sinks - self._first for p in self.padding]
-        valid = [(min(tokens, max(0, start)), tokens) for start in first]
+        last = [tokens] * len(first)
+        if self.behind is not None and self._first < self.behind[0]:
+            length, padding = self.behind
+            last = [tokens if p == 0 else length - p - self._first for p in padding]
+        valid = [
+            (min(tokens, max(0, start)), min(tokens, max(0, stop)))
+            for start, stop in zip(first, last, strict=True)
+        ]
         self._first += tokens
         return {n: x[:, :tokens] for n, x in joined.items()}, valid
 

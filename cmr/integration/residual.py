@@ -62,7 +62,7 @@ class ResidualReader:
     def _blend(self, number: int, states: torch.Tensor) -> torch.Tensor:
         step = self._stepper.step
         assert step is not None and step.recall is not None
-        memory = self._core.ring.gather(number, step.recall.choice.table.flatten(1))[0][:, 0]
+        memory = step.recall.states(number)
         mask = step.recall.mask.to(states.device)
         blended = reweave_residual(states, memory.to(states.dtype), mask, self._weight)
         if step.query_mask is None:

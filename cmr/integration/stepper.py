@@ -250,11 +250,12 @@ class Stepper:
         record = self._record_of(cache, batch)
         if record is not None or not can_adopt(cache):
             return record
-        padding = [0] * batch
-        if mask is not None and not bool(mask[:, 0].all()):
+        padding, behind = [0] * batch, None
+        if mask is not None and not bool(mask.all()):
             padding = mask.long().argmax(dim=-1).tolist()
+            behind = mask.shape[1], mask.flip(-1).long().argmax(dim=-1).tolist()
         sessions, writers = self.core.rows(batch, create=True)
-        record = WindowRecord(sessions, writers, padding, self.sinks)
+        record = WindowRecord(sessions, writers, padding, self.sinks, behind)
         window = self.core.new_window(padding)
         window.record = record
         window.on_leave = self._leaving
@@ -330,7 +331,8 @@ class Stepper:
             record.steps += 1
             if record.steps % self.refresh:
                 return record.recall
-            query, mask = record.tail("index", self.query_tokens), None
+            query = record.tail("index", self.query_tokens)
+            mask = record.behind_sinks(query.shape[1])
         else:
             query = self._look_ahead(new, decoder, kwargs)[:, -self.query_tokens :]
             mask = self._content(step, new)[:, -self.query_tokens :]

@@ -17,7 +17,8 @@ class MemoryEntry:
         layer_idx: index into transformers' `hidden_states` of the state above.
         sequence_id: number of the session that owns the block.
         position_idx: position of the block's first token in its session's text.
-        relevance_score: mean surprise of the block's tokens in nats, or 0.0 where none was taken.
+        relevance_score: mean variance over the features of the block's states at the index layer;
+            it does not decide yet what stays.
         timestamp: number of the write that stored the block (a counter, not a clock).
         access_count: how often the block was recalled.
         last_access: number of the recall that last read the block, 0 for never.

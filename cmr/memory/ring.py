@@ -243,6 +243,8 @@ class RingBuffer:
             for i, owner in enumerate(self._owner)
             if owner != NO_SESSION and session in (None, owner)
         ]
+        if session is None:
+            self.written = 0
         if not owned:
             return 0
         slots = torch.tensor(owned, device=self.device)
@@ -255,8 +257,6 @@ class RingBuffer:
             self._owner[slot] = NO_SESSION
         for number in [s for s in self._last if session in (None, s)]:
             del self._last[number]
-        if session is None:
-            self.written = 0
         return len(owned)
 
     def _tensors(self) -> list[torch.Tensor]:

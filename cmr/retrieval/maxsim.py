@@ -82,6 +82,8 @@ class MaxSimRetriever:
         maxima = block_maxima(unit, ring.index[:size], ring.positions[:size] >= 0)
         z = passages(standardise(maxima, visible), successor)
         weights = z.amax(-1).clamp(min=0) ** PEAK_POWER if size else z.new_zeros(query.shape[:2])
+        # A single block stands out from nothing: it is chosen, as no other can be meant.
+        weights = torch.where((visible.sum(-1) < 2)[:, None], 1.0, weights)
         if query_mask is not None:
             weights = weights * query_mask
         shares = weights / weights.sum(-1, keepdim=True).clamp(min=1e-6)

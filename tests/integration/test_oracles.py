@@ -194,7 +194,8 @@ def test_a_batch_equals_its_rows_one_by_one(side: str, model: nn.Module) -> None
     questions = [text(n, seed=100 + n) for n in QUESTIONS]
     read = padded(texts, side)
     asked = padded(questions, side)
-    with cmr.attach(model, window=64, memory_weight=0.8, threshold=0.0) as memory:
+    settings = {"window": 64, "memory_weight": 0.8, "threshold": 0.0, "refresh": 3}
+    with cmr.attach(model, **settings) as memory:
         memory.read(read["input_ids"], read["attention_mask"], sessions=NAMES)
         with memory.session(*NAMES):
             have = model(**asked).logits
@@ -202,8 +203,9 @@ def test_a_batch_equals_its_rows_one_by_one(side: str, model: nn.Module) -> None
             if side == "left":
                 del asked["position_ids"]
                 added = greedy(model, asked.pop("input_ids"), **asked)
+                later = memory.recalled
     for row, (name, ids) in enumerate(zip(NAMES, questions, strict=True)):
-        with cmr.attach(model, window=64, memory_weight=0.8, threshold=0.0) as memory:
+        with cmr.attach(model, **settings) as memory:
             memory.read(texts[row], sessions=[name])
             with memory.session(name):
                 want = model(ids[None]).logits
@@ -211,6 +213,8 @@ def test_a_batch_equals_its_rows_one_by_one(side: str, model: nn.Module) -> None
                 assert [p.token_ids for p in passages[row]] == [p.token_ids for p in alone]
                 if side == "left":
                     assert torch.equal(added[row], greedy(model, ids[None])[0])
+                    scores = [[p.score for p in of] for of in (later[row], memory.recalled[0])]
+                    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
         mine = slice(-len(ids), None) if side == "left" else slice(len(ids))
         assert_close(f"row {row}", have[row, mine], want[0], **TOLERANCE)
     assert any(passages), "no row read anything"

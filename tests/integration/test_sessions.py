@@ -168,6 +168,22 @@ def test_a_session_that_was_cleared_is_read_no_more(llama: nn.Module) -> None:
         assert memory.recalled[0] == []
 
 
+@pytest.mark.parametrize("how", ["kv", "states", "tokens", "residual"])
+def test_what_a_row_reads_is_not_overwritten_under_it(how: str, llama: nn.Module) -> None:
+    """Between two searches another session may take the place of what was recalled."""
+    outs = []
+    form = {"method": "weighted_sum"} if how == "residual" else {"store": how}
+    for other in (5, 6):
+        with cmr.attach(llama, **SETTINGS, budget=128, refresh=100, **form) as memory:
+            memory.read(text(128, seed=1), sessions=["anna"])
+            with memory.session("anna"):
+                cache = llama(text(1, 20), use_cache=True).past_key_values
+                memory.read(text(96, seed=other), sessions=["ben"])
+                outs.append(llama(text(1, 1), past_key_values=cache).logits)
+            assert memory.recalled[0]
+    assert torch.equal(*outs)
+
+
 def test_entries_are_blocks(llama: nn.Module) -> None:
     ids = text(70)
     with cmr.attach(llama, **SETTINGS) as memory:

@@ -178,6 +178,18 @@ def test_padded_rows_keep_their_first_real_tokens_for_sinks(model: nn.Module) ->
             assert_close("sinks' keys", layer.keys[row, None, :, :SINKS], keys, **TOLERANCE)
 
 
+@pytest.mark.parametrize("lengths", [(180, 100, 70), (150, 150, 20)])
+def test_right_padding_is_not_remembered(lengths: tuple[int, ...], llama: nn.Module) -> None:
+    texts = [text(n, seed=n + row) for row, n in enumerate(lengths)]
+    with cmr.attach(llama, window=WINDOW) as memory:
+        llama(**padded(texts, "right"))
+        for row, ids in enumerate(texts):
+            tokens, places = stored(memory, str(row))
+            assert tokens == ids[SINKS : SINKS + len(tokens)].tolist()
+            assert places == list(range(len(tokens)))
+        assert len(stored(memory, "1")[0]) > BLOCK
+
+
 @pytest.mark.parametrize("tokens", [69, 180])
 def test_a_prompt_longer_than_the_window_is_read_through_it(tokens: int, model: nn.Module) -> None:
     texts = [text(tokens, seed=1), text(tokens - 25, seed=2)]
