@@ -124,8 +124,8 @@ class RetrievalConfig:
         query_tokens: newest tokens that make up the query, 1..4096.
         refresh: decode steps between retrievals, 1 or more.
         ratio: a further passage is read when its score is at least this share, 0..1, of the best.
-        threshold: certainty below which nothing is recalled, 0 or more; 1 is what the best passage
-            reaches when nothing fits, 1.3 to 2 what one that answers reaches. 0: always recall.
+        threshold: certainty below which nothing is recalled, 0 or more; about 1 is what the best
+            passage reaches when nothing fits, 1.3 to 2 what one that answers reaches. 0: always.
         similarity_threshold: least cosine in [-1, 1] of a recalled entry; None: no limit.
         context_heads: heads of the contextual scorer, 1..64; None: no such scorer.
         cache_size: queries whose result is kept, 0 or more; None: no cache.
