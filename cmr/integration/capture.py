@@ -57,8 +57,9 @@ class BlockWriter:
             return 0
         positions = self._positions(sessions, valid, length, token_ids.device)
         pick = torch.tensor([row * (length // size) + block for row, block in keep])
+        turns: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         packed = {
-            number: self._unrotated(number, keys, values, rope_positions)
+            number: self._unrotated(number, keys, values, rope_positions, turns)
             for number, (keys, values) in layers.items()
         }
         blocks = _Cutter(size, length, pick)
@@ -116,13 +117,18 @@ class BlockWriter:
         keys: torch.Tensor,
         values: torch.Tensor | None,
         rope_positions: torch.Tensor,
+        turns: dict[str, tuple[torch.Tensor, torch.Tensor]],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if values is None or not self._adapter.has_rotary:
             return keys, values
-        # The model rotates with cosines rounded to its own dtype: undo exactly those.
-        turn = self._adapter.rotary(number, rope_positions.to(keys.device))
-        cos, sin = (part.to(keys.dtype).float() for part in turn)
-        return unrotate(keys, cos, sin), values
+        kind = self._adapter.rotary_kind(number)
+        if kind not in turns:  # layers of a kind share theirs
+            # The model rotates with cosines rounded to its own dtype: undo exactly those.
+            turn = self._adapter.rotary(number, rope_positions.to(keys.device))
+            cos, sin = (part.to(keys.dtype).float() for part in turn)
+            turns[kind] = (cos, sin)
+        cos, sin = turns[kind]
+        return unrotate(keys, cos.to(keys.device), sin.to(keys.device)), values
 
 
 class _Cutter:
