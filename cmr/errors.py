@@ -33,3 +33,7 @@ class ModelMismatchError(CMRError, ValueError):
 
 class AttachError(CMRError, RuntimeError):
     """A model is already attached, or a memory is used after it was detached."""
+
+
+class KernelError(CMRError, RuntimeError):
+    """An implementation of the kernels was asked for that cannot run here."""

@@ -10,6 +10,7 @@ from rich.table import Table
 
 import cmr
 from cmr.cli.display import console, size
+from cmr.kernels import OPERATIONS, implementation
 
 PACKAGES = (
     "torch",
@@ -54,5 +55,8 @@ def run() -> None:
     for device in devices():
         name, _, rest = device.partition(": ")
         table.add_row(name, rest)
-    table.add_row("kernels", "reference (PyTorch); no GPU kernel exists yet")
+    for number, device in enumerate(["cpu", *["cuda"][: torch.cuda.is_available()]]):
+        chosen = f"on {device}: {implementation(device)}"
+        table.add_row("" if number else "kernels", chosen)
+    table.add_row("", f"{len(OPERATIONS)} operations: {', '.join(OPERATIONS)}")
     out.print(table)

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from cmr.kernels.reference.attention import attention_with_lse
-from cmr.kernels.reference.reweave import reweave_attention
+from cmr.integration.scratch import Scratch
+from cmr.integration.weave import LayerMemory, parts, weave
 
 PREFIX = "cmr_"
 MARK = "_cmr_reader"
@@ -20,38 +20,13 @@ MARK = "_cmr_reader"
 class Reader(Protocol):
     """What the attention plug needs of a memory."""
 
+    scratch: Scratch
+
     def memory_for(self, layer: int) -> LayerMemory | None:
         """What block `layer` reads in this forward; None reads nothing."""
 
     def note_gate(self, layer: int, gate: torch.Tensor) -> None:
         """Take note of the share of attention that went to memory, `[batch, heads, tokens]`."""
-
-
-class LayerMemory:
-    """The chosen blocks as one layer reads them.
-
-    Attributes:
-        keys: `[batch, kv_heads, read, head_dim]`, rotated for where they are read.
-        values: the same shape.
-        mask: `[batch, read]` bool, True where a token may be read; None where all may be.
-        bias: `[batch]` float32, added to the memory's logits.
-        query_mask: `[batch, tokens]` bool, False for tokens that must not read; None for all.
-        turn: rotates the query to where memory is read; None leaves it.
-    """
-
-    __slots__ = ("bias", "keys", "mask", "query_mask", "turn", "values")
-
-    def __init__(
-        self,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        mask: torch.Tensor | None,
-        bias: torch.Tensor,
-        query_mask: torch.Tensor | None,
-        turn: Callable[[torch.Tensor], torch.Tensor] | None,
-    ) -> None:
-        self.keys, self.values, self.mask, self.bias = keys, values, mask, bias
-        self.query_mask, self.turn = query_mask, turn
 
 
 def memory_attention(
@@ -87,7 +62,7 @@ def memory_attention(
     memory = None
     if reader is not None and dropout == 0.0:
         memory = reader.memory_for(module.layer_idx)  # type: ignore[arg-type]
-    if memory is None:
+    if reader is None or memory is None:
         return _own(module)(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
@@ -97,28 +72,20 @@ def memory_attention(
         key, value = key[:, :, :tokens], value[:, :, :tokens]
     softcap = kwargs.get("softcap")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    local, lse = attention_with_lse(
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    decoding = tokens == 1 and not torch.is_grad_enabled()
+    out, gate = weave(
         query,
         key,
         value,
-        mask=attention_mask,
+        attention_mask,
+        memory,
         is_causal=causal,
         scale=scale,
         softcap=softcap,
+        into=reader.scratch.take(layer, query, parts(query, key)) if decoding else None,
     )
-    out, gate = reweave_attention(
-        query if memory.turn is None else memory.turn(query),
-        memory.keys,
-        memory.values,
-        memory.mask,
-        local,
-        lse,
-        bias=memory.bias,
-        scale=scale,
-        softcap=softcap,
-        query_mask=memory.query_mask,
-    )
-    reader.note_gate(module.layer_idx, gate)  # type: ignore[union-attr, arg-type]
+    reader.note_gate(layer, gate)
     return out.transpose(1, 2), None
 
 

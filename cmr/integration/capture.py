@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from cmr.integration.adapter import ModelAdapter
-from cmr.integration.positions import unrotate
-from cmr.kernels.reference.score import variance
-from cmr.memory.ring import BlockBatch, RingBuffer
+from cmr.kernels.score import state_scores
+from cmr.memory.ring import Angles, BlockBatch, LayerSource, RingBuffer
 from cmr.memory.sessions import SessionTable
 
 
@@ -47,7 +46,8 @@ class BlockWriter:
             valid: each row's half-open range of tokens that are no padding.
         """
         size = self._ring.block_size
-        length = -(-token_ids.shape[1] // size) * size
+        tokens = token_ids.shape[1]
+        blocks = -(-tokens // size)
         keep = [
             (row, block)
             for row, (start, stop) in enumerate(valid)
@@ -55,106 +55,57 @@ class BlockWriter:
         ]
         if not keep:
             return 0
-        positions = self._positions(sessions, valid, length, token_ids.device)
-        pick = torch.tensor([row * (length // size) + block for row, block in keep])
-        turns: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        packed = {
-            number: self._unrotated(number, keys, values, rope_positions, turns)
-            for number, (keys, values) in layers.items()
-        }
-        blocks = _Cutter(size, length, pick)
-        states = blocks.rows(index)
+        written = len(keep)
+        positions = self._positions(sessions, valid, tokens, token_ids.device)
+        keep = keep[-self._ring.slots :]  # of more blocks than fit, the newest
+        turns: dict[str, Angles] = {}
         batch = BlockBatch(
             sessions=[sessions[row] for row, _ in keep],
-            token_ids=blocks.rows(token_ids),
-            positions=blocks.rows(positions, fill=-1),
-            index=states,
+            token_ids=token_ids,
+            positions=positions,
+            index=index,
             layers={
-                number: (blocks.heads(keys), None if values is None else blocks.heads(values))
-                for number, (keys, values) in packed.items()
+                number: LayerSource(
+                    keys, values, self._turned(number, values, rope_positions, turns)
+                )
+                for number, (keys, values) in layers.items()
             },
-            relevance=variance(states).mean(dim=-1),
+            relevance=state_scores(index, size).pooled,
+            pick=torch.tensor([row * blocks + block for row, block in keep]),
         )
-        self._store(batch)
-        return len(keep)
-
-    def _store(self, batch: BlockBatch) -> None:
-        """Write; of more blocks than fit, the newest stay."""
-        surplus = len(batch.sessions) - self._ring.slots
-        if surplus > 0:
-            batch = BlockBatch(
-                sessions=batch.sessions[surplus:],
-                token_ids=batch.token_ids[surplus:],
-                positions=batch.positions[surplus:],
-                index=batch.index[surplus:],
-                layers={
-                    n: (k[surplus:], None if v is None else v[surplus:])
-                    for n, (k, v) in batch.layers.items()
-                },
-                relevance=None if batch.relevance is None else batch.relevance[surplus:],
-            )
         self._ring.write(batch)
+        return written
 
     def _positions(
         self,
         sessions: Sequence[int],
         valid: Sequence[tuple[int, int]],
-        length: int,
+        tokens: int,
         device: torch.device,
     ) -> torch.Tensor:
-        """Positions `[batch, length]` in the sessions' texts, -1 for padding."""
+        """Positions `[batch, tokens]` in the sessions' texts, -1 for padding."""
         rows = []
         for session, (start, stop) in zip(sessions, valid, strict=True):
             first = self._sessions.advance(session, max(0, stop - start))
-            row = torch.full((length,), -1, dtype=torch.int64)
+            row = torch.full((tokens,), -1, dtype=torch.int64)
             row[start:stop] = torch.arange(first, first + max(0, stop - start))
             rows.append(row)
         return torch.stack(rows).to(device)
 
-    def _unrotated(
+    def _turned(
         self,
         number: int,
-        keys: torch.Tensor,
         values: torch.Tensor | None,
         rope_positions: torch.Tensor,
-        turns: dict[str, tuple[torch.Tensor, torch.Tensor]],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        turns: dict[str, Angles],
+    ) -> Angles | None:
+        """By what the keys of a layer are rotated; None where they are not, or are states."""
         if values is None or not self._adapter.has_rotary:
-            return keys, values
+            return None
         kind = self._adapter.rotary_kind(number)
         if kind not in turns:  # layers of a kind share theirs
             # The model rotates with cosines rounded to its own dtype: undo exactly those.
-            turn = self._adapter.rotary(number, rope_positions.to(keys.device))
-            cos, sin = (part.to(keys.dtype).float() for part in turn)
+            turn = self._adapter.rotary(number, rope_positions.to(values.device))
+            cos, sin = (part.to(values.dtype).float() for part in turn)
             turns[kind] = (cos, sin)
-        cos, sin = turns[kind]
-        return unrotate(keys, cos.to(keys.device), sin.to(keys.device)), values
-
-
-class _Cutter:
-    """Cuts `[batch, tokens, ...]` into blocks and picks some of them."""
-
-    def __init__(self, size: int, length: int, pick: torch.Tensor) -> None:
-        self._size, self._length, self._pick = size, length, pick
-
-    def rows(self, x: torch.Tensor, fill: int = 0) -> torch.Tensor:
-        """`[batch, tokens, ...]` to `[picked, size, ...]`."""
-        x = self._padded(x, 1, fill)
-        x = x.reshape(-1, self._size, *x.shape[2:])
-        return x.index_select(0, self._pick.to(x.device))
-
-    def heads(self, x: torch.Tensor) -> torch.Tensor:
-        """`[batch, heads, tokens, dim]` to `[picked, heads, size, dim]`."""
-        x = self._padded(x, 2, 0)
-        batch, heads, _, dim = x.shape
-        x = x.view(batch, heads, -1, self._size, dim).transpose(1, 2)
-        x = x.reshape(-1, heads, self._size, dim)
-        return x.index_select(0, self._pick.to(x.device))
-
-    def _padded(self, x: torch.Tensor, dim: int, fill: int) -> torch.Tensor:
-        missing = self._length - x.shape[dim]
-        if missing == 0:
-            return x.contiguous()
-        shape = list(x.shape)
-        shape[dim] = missing
-        return torch.cat([x, x.new_full(shape, fill)], dim=dim)
+        return turns[kind]

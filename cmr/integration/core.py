@@ -19,7 +19,7 @@ from cmr.integration.weight import memory_bias
 from cmr.memory.entry import MemoryEntry
 from cmr.memory.ring import RingBuffer
 from cmr.memory.sessions import NO_SESSION, SessionTable
-from cmr.retrieval import MaxSimRetriever
+from cmr.retrieval import Choice, MaxSimRetriever, RollingQuery
 
 logger = logging.getLogger("cmr")
 
@@ -162,33 +162,45 @@ class Core:
         """Whether there is anything that these sessions may recall. Host only: no device sync."""
         return self.config.reweave.memory_weight != 0 and self.ring.has(sessions)
 
+    def numbers(self, sessions: Sequence[int]) -> torch.Tensor:
+        """Session numbers as `[rows]` int64 beside the index."""
+        return torch.tensor(list(sessions), device=self.ring.device)
+
     def search(
         self,
         query: torch.Tensor,
         query_mask: torch.Tensor | None,
-        sessions: Sequence[int],
-        base: torch.Tensor,
+        sessions: torch.Tensor,
         before: torch.Tensor | None = None,
-    ) -> Recall | None:
-        """Search with index states `[batch, tokens, hidden]`; None when no row is to read.
-
-        Blocks that reach to position `before` `[batch]` of their session's text or further are
-        left out.
-
-        The decoder's hooks must rest meanwhile: recomputing a block runs the decoder.
-        """
+    ) -> Choice:
+        """Search with index states `[batch, tokens, hidden]`; see `MaxSimRetriever.search`."""
         device = self.ring.device
-        numbers = torch.tensor(list(sessions), device=device)
-        choice = self.retriever.search(
+        self.searches += 1
+        return self.retriever.search(
             query.to(device),
             None if query_mask is None else query_mask.to(device),
-            numbers,
+            sessions,
             self.ring,
             None if before is None else before.to(device),
         )
+
+    def search_again(self, query: RollingQuery) -> Choice:
+        """Search with the newest tokens of a text that goes on."""
         self.searches += 1
+        return self.retriever.search_again(query, self.ring)
+
+    def recall(self, choice: Choice, base: torch.Tensor) -> Recall | None:
+        """What the layers read of a choice; None when no row is to read.
+
+        The decoder's hooks must rest meanwhile: recomputing a block runs the decoder.
+
+        Args:
+            choice: the passages.
+            base: `[batch]` position in front of which `positions="layout"` puts them.
+        """
+        device = self.ring.device
         if device.type == "cpu" and not bool((choice.table >= 0).any()):
-            return None  # on a GPU the answer would cost a sync; masked blocks read nothing there
+            return None  # on a GPU the answer would cost a sync; nothing is read there either
         self.recalls_made += 1
         self.ring.touch(choice.table)
         return Recall(
@@ -201,17 +213,17 @@ class Core:
             base=base.to(device),
         )
 
-    def _loader(self, table: torch.Tensor) -> LayerStates:
-        """How a layer's un-rotated keys and values of the chosen blocks are come by."""
-        flat = table.flatten(1)
+    def _loader(self, table: torch.Tensor) -> LayerStates | None:
+        """How un-rotated keys and values of the chosen blocks are come by that are not stored."""
+        if self.store == "kv":
+            return None
         if self.store == "tokens":
             return self.recomputer.recompute(self.ring, table).__getitem__
+        flat = table.flatten(1)
 
         def load(layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-            keys, values = self.ring.gather(layer, flat)
-            if values is None:
-                keys, values = self.adapter.keys_values(layer, keys[:, 0])
-            return keys, values
+            states, _ = self.ring.gather(layer, flat)
+            return self.adapter.keys_values(layer, states[:, 0])
 
         return load
 

@@ -200,7 +200,8 @@ class Reader:
             return None
         ends = [self.core.table.position(number) for number in sessions]
         before = torch.tensor(ends, device=query.device) - self.left_context
-        return self.core.search(query, None, sessions, before, before=before)
+        choice = self.core.search(query, None, self.core.numbers(sessions), before)
+        return self.core.recall(choice, before)
 
     def _positions(self, start: int, tokens: int, device: torch.device) -> torch.Tensor:
         """Rotary positions go on; absolute ones start again behind the left context."""

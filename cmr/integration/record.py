@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from cmr.integration.recall import Recall
+from cmr.retrieval import RollingQuery
 
 
 class WindowRecord:
@@ -24,6 +25,8 @@ class WindowRecord:
         recall: what the rows read at present.
         steps: forwards since the last search.
         seen: tokens seen, sinks included.
+        query: the newest tokens as the last search of a decoding step left them.
+        unasked: tokens that came since then.
     """
 
     def __init__(
@@ -41,6 +44,8 @@ class WindowRecord:
         self.recall: Recall | None = None
         self.steps = 0
         self.seen = 0
+        self.query: RollingQuery | None = None
+        self.unasked = 0
         self._sinks = self._skip = self._first = sinks
         self._chunks: list[dict[str, torch.Tensor]] = []
 
@@ -48,6 +53,7 @@ class WindowRecord:
         """Take note of new tokens; every column is `[batch, tokens, ...]`."""
         tokens = next(iter(columns.values())).shape[1]
         self.seen += tokens
+        self.unasked += tokens
         if self._skip:
             dropped = min(self._skip, tokens)
             self._skip -= dropped
@@ -106,6 +112,7 @@ class WindowRecord:
     def crop(self, tokens: int) -> None:
         """Forget the last `tokens`, as assisted decoding does with what was not accepted."""
         self.seen -= tokens
+        self.query = None
         while tokens and self._chunks:
             held = next(iter(self._chunks[-1].values())).shape[1]
             chunk = self._chunks.pop()
@@ -119,3 +126,5 @@ class WindowRecord:
         self._chunks = [{n: x.index_select(0, rows) for n, x in c.items()} for c in self._chunks]
         if self.recall is not None:
             self.recall = self.recall.select(rows)
+        if self.query is not None:
+            self.query.reorder(rows)

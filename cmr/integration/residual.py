@@ -9,7 +9,7 @@ from torch import nn
 
 from cmr.integration.core import Core
 from cmr.integration.stepper import Stepper
-from cmr.kernels.reference.reweave import reweave_residual
+from cmr.kernels.reweave import reweave_residual, reweave_residual_paged
 
 
 class ResidualReader:
@@ -62,9 +62,21 @@ class ResidualReader:
     def _blend(self, number: int, states: torch.Tensor) -> torch.Tensor:
         step = self._stepper.step
         assert step is not None and step.recall is not None
-        memory = step.recall.states(number)
-        mask = step.recall.mask.to(states.device)
-        blended = reweave_residual(states, memory.to(states.dtype), mask, self._weight)
-        if step.query_mask is None:
-            return blended
-        return torch.where(step.query_mask.to(states.device)[..., None], blended, states)
+        device, seen = states.device, step.query_mask
+        seen = None if seen is None else seen.to(device)
+        if torch.is_grad_enabled() and states.requires_grad:
+            memory, mask = step.recall.gathered_states(number)
+            blended = reweave_residual(states, memory.to(states.dtype), mask, self._weight)
+            return blended if seen is None else torch.where(seen[..., None], blended, states)
+        held = step.recall.states(number)
+        blended = states.clone()  # what comes in may be kept by others
+        return reweave_residual_paged(
+            blended,
+            held.keys,
+            held.table,
+            held.stamps,
+            held.created,
+            held.positions,
+            torch.full((len(states),), self._weight, device=device),
+            query_mask=seen,
+        )

@@ -14,13 +14,15 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from cmr.config import CMRConfig
-from cmr.integration.attention import MARK, LayerMemory, plug
+from cmr.integration.attention import MARK, plug
 from cmr.integration.cache import can_adopt, is_windowed
 from cmr.integration.core import Core
 from cmr.integration.partial import stop_before
-from cmr.integration.positions import rotate
 from cmr.integration.recall import Recall
 from cmr.integration.record import WindowRecord
+from cmr.integration.scratch import Scratch
+from cmr.integration.weave import LayerMemory
+from cmr.retrieval import Choice, RollingQuery
 
 
 @dataclass
@@ -58,6 +60,7 @@ class Stepper:
         self.refresh = config.retrieval.refresh
         self.step: Step | None = None
         self.last: Step | None = None
+        self.scratch = Scratch()
         self._busy = False
         self._recalls = True
         self._foreign: WeakKeyDictionary[Any, tuple[list[int], Recall | None]]
@@ -92,6 +95,7 @@ class Stepper:
                 delattr(attention, MARK)
         self.core.adapter.model.set_attn_implementation(self._implementation)
         self.step = self.last = None
+        self.scratch.clear()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -140,16 +144,13 @@ class Stepper:
             return None
         if self.core.residual:
             return None
-        keys, values = step.recall.layer(layer)
-        device = keys.device
-        mask, seen = step.recall.layer_mask, step.query_mask
+        held, seen = step.recall.layer(layer), step.query_mask
+        device = held.keys.device
         return LayerMemory(
-            keys,
-            values,
-            None if mask is None else mask.to(device),
+            held,
             step.recall.bias.to(device),
             None if seen is None else seen.to(device),
-            self._turn(step, layer) if self.constant and self.core.adapter.has_rotary else None,
+            self._turn(step, layer, device),
         )
 
     def note_gate(self, layer: int, gate: torch.Tensor) -> None:
@@ -157,15 +158,21 @@ class Stepper:
         if self.step is not None:
             self.step.gates[layer] = gate
 
-    def _turn(self, step: Step, layer: int) -> Any:
-        """Rotates a query from its own position to one window behind position 0."""
+    def _turn(
+        self, step: Step, layer: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What rotates a query from its own position to one window behind position 0.
+
+        Keys are read as they were before their rotation, so an embedding that scales attention
+        (YaRN) has its factor here once for the query and once for the keys.
+        """
+        if not (self.constant and self.core.adapter.has_rotary):
+            return None
         kind = self.core.adapter.rotary_kind(layer)
         if kind not in step.turns:
-            cos, sin = self.core.adapter.rotary(layer, self.window - step.position_ids)
-            norm = (cos * cos + sin * sin).sqrt()
-            step.turns[kind] = (cos / norm, sin / norm)
+            step.turns[kind] = self.core.adapter.rotary(layer, self.window - step.position_ids)
         cos, sin = step.turns[kind]
-        return lambda query: rotate(query, cos.to(query.device), sin.to(query.device))
+        return cos.to(device), sin.to(device)
 
     # -- hooks -----------------------------------------------------------------------------------
 
@@ -331,21 +338,36 @@ class Stepper:
             record.steps += 1
             if record.steps % self.refresh:
                 return record.recall
-            query = record.tail("index", self.query_tokens)
-            mask = record.behind_sinks(query.shape[1])
+            choice = self._ask_again(record)
         else:
             query = self._look_ahead(new, decoder, kwargs)[:, -self.query_tokens :]
             mask = self._content(step, new)[:, -self.query_tokens :]
+            choice = self.core.search(query, mask, self.core.numbers(step.sessions))
         base = step.position_ids[:, 0]
         if record is not None:
             base = base - max(0, record.seen - record.start)
         with self.alone():
-            recall = self.core.search(query, mask, step.sessions, base)
+            recall = self.core.recall(choice, base)
         if record is not None:
             record.recall = recall
         elif cache is not None:
             self._foreign[cache] = (step.sessions, recall)
         return recall
+
+    def _ask_again(self, record: WindowRecord) -> Choice:
+        """A search with the newest tokens of a text that goes on; only new ones are compared."""
+        core = self.core
+        if record.query is None:
+            numbers = core.numbers(record.sessions)
+            rows = len(record.sessions)
+            record.query = RollingQuery(rows, self.query_tokens, core.ring, numbers)
+            record.unasked = self.query_tokens
+        states = record.tail("index", min(record.unasked, self.query_tokens))
+        mask = record.behind_sinks(states.shape[1])
+        device = core.ring.device
+        record.query.add(states.to(device), None if mask is None else mask.to(device))
+        record.unasked = 0
+        return core.search_again(record.query)
 
     def _content(self, step: Step, new: torch.Tensor | None) -> torch.Tensor:
         """`[batch, tokens]` bool: the new tokens that a search asks with.

@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 
-from cmr.kernels.reference.ring_write import ring_write, ring_write_index
+from cmr.kernels.ring_write import (
+    Columns,
+    ring_link,
+    ring_reserve,
+    ring_write_heads,
+    ring_write_index,
+)
 from cmr.memory.sessions import NO_SESSION
 
 NO_SLOT = -1
@@ -33,26 +39,50 @@ class LayerShape:
     device: torch.device
 
 
+Angles = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass
+class LayerSource:
+    """What one layer gives to store, as the model computed it.
+
+    Attributes:
+        keys: `[batch, heads, tokens, dim]`, or hidden states `[batch, 1, tokens, hidden]`.
+        values: the same shape, None for hidden states.
+        turned: cosine and sine `[batch, tokens, rotary_dim]` float32 by which the keys are rotated:
+            they are un-rotated on their way; None where they are not rotated.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor | None = None
+    turned: Angles | None = None
+
+
 @dataclass
 class BlockBatch:
     """`n` blocks to store, in the order of their text within each session.
 
+    Everything is given as the model computed it, row by row; `pick` says which blocks of which rows
+    are stored.
+
     Attributes:
         sessions: `n` session numbers.
-        token_ids: `[n, block_size]` int64.
-        positions: `[n, block_size]` int64 positions in the session's text; -1 marks padding.
-        index: `[n, block_size, hidden]` states at the index layer, not yet normalised.
-        layers: layer number to `(keys, values)`, un-rotated, each
-            `[n, heads, block_size, dim]`; `(states, None)` where hidden states are stored.
-        relevance: `[n]` float32 or None.
+        token_ids: `[batch, tokens]` int64.
+        positions: `[batch, tokens]` int64 positions in the session's text; -1 marks padding.
+        index: `[batch, tokens, hidden]` states at the index layer, not yet normalised.
+        layers: layer number to what it gives, `tokens` long.
+        relevance: `[batch, ceil(tokens / block_size)]` float32 or None.
+        pick: `[n]` int64: row * ceil(tokens / block_size) + block; behind a row's end is padding.
+            None: all blocks, row by row.
     """
 
     sessions: Sequence[int]
     token_ids: torch.Tensor
     positions: torch.Tensor
     index: torch.Tensor
-    layers: Mapping[int, tuple[torch.Tensor, torch.Tensor | None]]
+    layers: Mapping[int, LayerSource]
     relevance: torch.Tensor | None = None
+    pick: torch.Tensor | None = None
 
 
 class RingBuffer:
@@ -65,6 +95,14 @@ class RingBuffer:
         layers: layer number (index into `hidden_states`) to what it stores.
         index_dtype: data type of the index vectors.
         device: device of the index and of the shared columns.
+
+    Attributes:
+        keys: layer number to `[slots, heads, block_size, key_dim]`.
+        values: the same of values; no entry where hidden states are stored.
+        index: `[slots, block_size, hidden]` unit states at the index layer.
+        columns: what is known of each slot, see `Columns`, with the cursor on the device: blocks
+            ever written. Numbers in `created` start at 1 and never come twice.
+        epoch: counts the times that blocks were emptied.
 
     Raises:
         ValueError: for fewer than one slot.
@@ -97,21 +135,37 @@ class RingBuffer:
                 self.values[number] = torch.empty(size, **at)
         self.index = torch.empty(slots, block_size, hidden, dtype=index_dtype, device=device)
         column: dict[str, Any] = {"dtype": torch.int64, "device": device}
-        self.token_ids = torch.zeros(slots, block_size, **column)
-        self.positions = torch.full((slots, block_size), -1, **column)
-        self.session = torch.full((slots,), NO_SESSION, **column)
-        self.successor = torch.full((slots,), NO_SLOT, **column)
-        self.predecessor = torch.full((slots,), NO_SLOT, **column)
-        self.relevance = torch.zeros(slots, dtype=torch.float32, device=device)
-        self.created = torch.zeros(slots, **column)
-        self.last_access = torch.zeros(slots, **column)
-        self.access_count = torch.zeros(slots, **column)
-        self.written = 0
+        nothing = torch.zeros(slots, **column)
+        nowhere = torch.full((slots,), -1, **column)
+        self.columns = columns = Columns(
+            cursor=torch.zeros(1, **column),
+            session=nowhere.clone(),
+            created=nothing.clone(),
+            successor=nowhere.clone(),
+            predecessor=nowhere,
+            last_access=nothing.clone(),
+            access_count=nothing,
+            relevance=torch.zeros(slots, device=device),
+            token_ids=torch.zeros(slots, block_size, **column),
+            positions=torch.full((slots, block_size), -1, **column),
+        )
+        self.cursor, self.relevance = columns.cursor, columns.relevance
+        self.token_ids, self.positions = columns.token_ids, columns.positions
+        self.session, self.created = columns.session, columns.created
+        self.successor, self.predecessor = columns.successor, columns.predecessor
+        self.last_access, self.access_count = columns.last_access, columns.access_count
+        self.epoch = 0
+        self._clock = self._start = 0
         self.recalls = 0
         self._owner: list[int] = [NO_SESSION] * slots
         self._last: dict[int, int] = {}
 
     # -- size ------------------------------------------------------------------------------------
+
+    @property
+    def written(self) -> int:
+        """Blocks written since the buffer was last empty."""
+        return self._clock - self._start
 
     @property
     def high_water(self) -> int:
@@ -147,61 +201,86 @@ class RingBuffer:
         n = len(batch.sessions)
         if n > self.slots:
             raise ValueError(f"at most {self.slots} blocks fit into the buffer, got {n} at once")
-        if set(batch.layers) != set(self.keys):
-            raise ValueError(f"layers {sorted(self.keys)} expected, got {sorted(batch.layers)}")
+        self._check(batch.layers)
         if n == 0:
             return torch.empty(0, dtype=torch.int64, device=self.device)
-        first = self.written % self.slots
-        numbers = [(first + i) % self.slots for i in range(n)]
-        predecessors = self._relink(numbers, batch.sessions)
-        slots = torch.tensor(numbers, device=self.device)
-        now = torch.arange(self.written + 1, self.written + n + 1, device=self.device)
-        self._write_columns(slots, batch, predecessors, now)
-        for number, (keys, values) in batch.layers.items():
-            where = slots.to(self.keys[number].device)
-            stores = [self.keys[number]] + ([] if values is None else [self.values[number]])
-            ring_write(stores, where, [keys] if values is None else [keys, values])
-        self.written += n
-        return slots
+        sessions = torch.tensor(list(batch.sessions), device=self.device)
+        pick = torch.arange(n) if batch.pick is None else batch.pick
+        pick, relevance = pick.to(self.device), batch.relevance
+        reserved = ring_reserve(self.columns, sessions)
+        for number, source in batch.layers.items():
+            self._write_layer(number, source, reserved.slots, pick)
+        ring_write_index(self.index, None, reserved.slots, pick, batch.index.to(self.device))
+        ring_link(
+            self.columns,
+            reserved,
+            sessions,
+            batch.token_ids.to(self.device),
+            batch.positions.to(self.device),
+            None if relevance is None else relevance.to(self.device),
+            pick,
+        )
+        self._own(batch.sessions)
+        return reserved.slots
 
-    def _relink(self, slots: Sequence[int], sessions: Sequence[int]) -> list[int]:
-        """Take the slots from their owners and chain each to its session's last block."""
+    def _check(self, layers: Mapping[int, LayerSource]) -> None:
+        """Raises before anything is written."""
+        if set(layers) != set(self.keys):
+            raise ValueError(f"layers {sorted(self.keys)} expected, got {sorted(layers)}")
+        for number, source in layers.items():
+            stored = {"keys": self.keys[number], "values": self.values.get(number)}
+            for name, store in stored.items():
+                given = getattr(source, name)
+                if store is None or given is None:
+                    if store is not given:
+                        has = "no values, got some" if store is None else "values, got none"
+                        raise ValueError(f"layer {number} stores {has}")
+                elif given.ndim != 4 or given.shape[1::2] != store.shape[1::2]:
+                    wanted = f"[batch, {store.shape[1]}, tokens, {store.shape[3]}]"
+                    raise ValueError(
+                        f"layer {number}: {name} of shape {wanted} expected, "
+                        f"got {list(given.shape)}"
+                    )
+
+    def _write_layer(
+        self, number: int, source: LayerSource, slots: torch.Tensor, pick: torch.Tensor
+    ) -> None:
+        keys, values = source.keys, source.values
+        device = self.keys[number].device
+        cos, sin = source.turned or (None, None)
+        ring_write_heads(
+            self.keys[number],
+            self.values.get(number),
+            slots.to(device),
+            pick.to(device),
+            keys.to(device),
+            None if values is None else values.to(device),
+            None if cos is None else cos.to(device),
+            None if sin is None else sin.to(device),
+        )
+
+    def _own(self, sessions: Sequence[int]) -> None:
+        """The host's own account of who owns what: no question to the device is needed."""
+        slots = [(self.written + i) % self.slots for i in range(len(sessions))]
         taken = set(slots)
-        predecessors = []
         for session, last in list(self._last.items()):
             if last in taken:  # the session's newest block goes: nothing of it is left
                 del self._last[session]
         for slot, session in zip(slots, sessions, strict=True):
             self._owner[slot] = session
-            predecessors.append(self._last.get(session, NO_SLOT))
             self._last[session] = slot
-        return predecessors
+        self._clock += len(sessions)
 
-    def _write_columns(
-        self, slots: torch.Tensor, batch: BlockBatch, predecessors: list[int], now: torch.Tensor
-    ) -> None:
-        before = torch.tensor(predecessors, device=self.device)
-        self._unlink(slots)
-        self.token_ids[slots] = batch.token_ids.to(self.device)
-        self.positions[slots] = batch.positions.to(self.device)
-        self.session[slots] = torch.tensor(list(batch.sessions), device=self.device)
-        self.successor[slots] = NO_SLOT
-        self.predecessor[slots] = before
-        linked = before >= 0
-        self.successor[before[linked]] = slots[linked]
-        self.created[slots] = now
-        self.last_access[slots] = 0
-        self.access_count[slots] = 0
-        relevance = batch.relevance
-        self.relevance[slots] = 0.0 if relevance is None else relevance.to(self.device)
-        ring_write_index(self.index, slots, batch.index.to(self.device))
-
-    def _unlink(self, slots: torch.Tensor) -> None:
-        """Cut the chains that lead into slots about to be overwritten or emptied."""
-        after = self.successor[slots]
-        self.predecessor[after[after >= 0]] = NO_SLOT
-        before = self.predecessor[slots]
-        self.successor[before[before >= 0]] = NO_SLOT
+    def changed_since(self, epoch: int, written: int) -> list[tuple[int, int]]:
+        """Half-open ranges of slots that were written since `epoch` and `written` were these."""
+        if epoch != self.epoch or self.written - written >= self.slots:
+            return [(0, self.high_water)]
+        first, last = written % self.slots, self.written % self.slots
+        if self.written == written:
+            return []
+        return (
+            [(first, last)] if first < last else [(first, self.slots), *[(0, last)][: bool(last)]]
+        )
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -243,12 +322,15 @@ class RingBuffer:
             for i, owner in enumerate(self._owner)
             if owner != NO_SESSION and session in (None, owner)
         ]
+        self.epoch += 1
         if session is None:
-            self.written = 0
+            # Slots start from 0 again, while a block's number never comes twice: who still knows a
+            # block by its number must not find another one in its slot.
+            self._clock = self._start = -(-self._clock // self.slots) * self.slots
+            self.cursor.fill_(self._clock)
         if not owned:
             return 0
         slots = torch.tensor(owned, device=self.device)
-        self._unlink(slots)
         for tensor in self._tensors():
             tensor.index_fill_(0, slots.to(tensor.device), 0)
         for column in (self.positions, self.session, self.successor, self.predecessor):
@@ -260,8 +342,5 @@ class RingBuffer:
         return len(owned)
 
     def _tensors(self) -> list[torch.Tensor]:
-        shared = [
-            self.index, self.token_ids, self.positions, self.session, self.successor,
-            self.predecessor, self.relevance, self.created, self.last_access, self.access_count,
-        ]  # fmt: skip
-        return [*self.keys.values(), *self.values.values(), *shared]
+        shared = [column for column in self.columns if column is not self.cursor]
+        return [*self.keys.values(), *self.values.values(), self.index, *shared]

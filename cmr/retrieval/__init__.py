@@ -1,7 +1,7 @@
-"""From query states to the blocks that are read: search, choice, block table."""
+"""From query states to the blocks that are read: searches, and what they chose."""
 
 from cmr.retrieval.choice import Choice
 from cmr.retrieval.maxsim import MaxSimRetriever
-from cmr.retrieval.table import block_table
+from cmr.retrieval.query import RollingQuery
 
-__all__ = ["Choice", "MaxSimRetriever", "block_table"]
+__all__ = ["Choice", "MaxSimRetriever", "RollingQuery"]

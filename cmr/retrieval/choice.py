@@ -14,15 +14,18 @@ class Choice:
     Attributes:
         table: `[batch, passages, run]` int64 slots of the blocks to read, passage by passage in
             the order of the text; -1 where there is none.
+        stamps: the same shape, int64, the blocks' numbers: a slot that was given to another block
+            since then has another number and must not be read; -1 where there is none.
         scores: `[batch, passages]` float32, the passages' scores, `-inf` where there is none.
         certainty: `[batch]` float32, how far the best passage stands out (see `MaxSimRetriever`).
     """
 
     table: torch.Tensor
+    stamps: torch.Tensor
     scores: torch.Tensor
     certainty: torch.Tensor
 
     def select(self, rows: torch.Tensor) -> Choice:
         """The choice of the given rows, in their order."""
-        parts = (self.table, self.scores, self.certainty)
+        parts = (self.table, self.stamps, self.scores, self.certainty)
         return Choice(*(part.index_select(0, rows) for part in parts))

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from cmr.config import RetrievalConfig
-from cmr.kernels.reference.maxsim import block_maxima, maxsim_topk, passages, standardise
+from cmr.kernels.maxsim import Columns, Rule, Selection, block_maxima, maxsim_select
 from cmr.memory.ring import RingBuffer
 from cmr.retrieval.choice import Choice
-from cmr.retrieval.table import block_table
+from cmr.retrieval.query import RollingQuery
 
-PASSAGE = 2
-"""Blocks that are scored together, so that no fact is cut by an edge."""
-PEAK_POWER = 2
-"""A query token weighs the square of its best standardised match: template words match
-everywhere alike and weigh little, a name that one passage holds weighs most."""
-NULL_BASE, NULL_SLOPE = 0.70, 0.18
-"""Score of the best passage when nothing fits: `NULL_BASE + NULL_SLOPE * ln(blocks)`, fitted to
-questions about other documents at 2 to 500 stored blocks (docs/how-it-works.md)."""
-FEW_BLOCKS, FEW_CERTAINTY = 12, 1.0
-"""Below so many blocks a best score says nothing about how well it fits: a middling certainty."""
+TUNED = Rule(
+    criteria=(1.0, 0.0, 0.0, 0.0),
+    half_life=1.0,
+    # A query token weighs the square of its best standardised match: template words match
+    # everywhere alike and weigh little, a name that one passage holds weighs most.
+    peak_power=2,
+    clamp=8.0,
+    ratio=0.0,
+    threshold=0.0,
+    # Score of the best passage when nothing fits: base + slope * ln(blocks), fitted to questions
+    # about other documents at 2 to 500 stored blocks (docs/how-it-works.md).
+    null_base=0.70,
+    null_slope=0.18,
+    # Below so many blocks a best score says nothing about how well it fits: a middling certainty.
+    few_blocks=12,
+    few_certainty=1.0,
+    # Blocks that are scored together, so that no fact is cut by an edge.
+    passage=2,
+    neighbours=0,
+)
+"""What the search was tuned to; a configuration sets the rest."""
 
 
 @dataclass(frozen=True)
@@ -74,46 +85,57 @@ class MaxSimRetriever:
             where the row has no passage. Rows below `threshold` read nothing.
         """
         size = ring.high_water
-        visible = ring.session[:size] == sessions[:, None]
-        if before is not None:
-            visible &= ring.positions[:size].amax(-1) < before[:, None]
-        successor = ring.successor[:size]
-        unit = torch.nn.functional.normalize(query.float(), dim=-1).to(ring.index.dtype)
-        maxima = block_maxima(unit, ring.index[:size], ring.positions[:size] >= 0)
-        z = passages(standardise(maxima, visible), successor)
-        weights = z.amax(-1).clamp(min=0) ** PEAK_POWER if size else z.new_zeros(query.shape[:2])
-        # A single block stands out from nothing: it is chosen, as no other can be meant.
-        weights = torch.where((visible.sum(-1) < 2)[:, None], 1.0, weights)
-        if query_mask is not None:
-            weights = weights * query_mask
-        shares = weights / weights.sum(-1, keepdim=True).clamp(min=1e-6)
-        line = torch.bmm(shares[:, None], z)[:, 0]
-        peaks = visible & _local_maxima(line, successor, ring.predecessor[:size])
-        scores, starts = maxsim_topk(z, weights, peaks, self.blocks)
-        certainty = self._certainty(scores[:, 0], visible.sum(-1))
-        keep = (scores >= self.ratio * scores[:, :1]) & (certainty >= self.threshold)[:, None]
-        starts = torch.where(keep & (starts >= 0), starts, -1)
-        table = block_table(
-            starts,
-            ring.successor,
-            ring.predecessor,
-            length=PASSAGE,
-            neighbours=self.neighbours,
+        maxima = block_maxima(
+            F.normalize(query.float(), dim=-1).to(ring.index.dtype),
+            ring.index[:size],
+            ring.positions[:size],
+            session=ring.session[:size],
+            sessions=sessions,
         )
-        return Choice(table, torch.where(starts >= 0, scores, -math.inf), certainty)
+        columns = _columns(ring, size)
+        return _choice(
+            maxsim_select(maxima, query_mask, columns, sessions, before, self._rule, self.blocks)
+        )
 
-    @staticmethod
-    def _certainty(best: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
-        """The best score over what is expected when nothing fits, see `Choice`."""
-        null = NULL_BASE + NULL_SLOPE * stored.clamp(min=1).log()
-        sure = torch.where(stored < FEW_BLOCKS, FEW_CERTAINTY, best / null)
-        return torch.where(torch.isfinite(best), sure, torch.zeros_like(best))
+    def search_again(self, query: RollingQuery, ring: RingBuffer) -> Choice:
+        """Choose passages for a query that is up to date; its next search writes over the choice.
+
+        Args:
+            query: the newest tokens of a text.
+            ring: the store that it compares them with.
+        """
+        maxima = query.maxima[:, :, : query.width]
+        query.found = maxsim_select(
+            maxima,
+            query.mask,
+            _columns(ring, query.width),
+            query.sessions,
+            None,
+            self._rule,
+            self.blocks,
+            out=query.found,
+            scratch=query.scratch,
+        )
+        return _choice(query.found)
+
+    @property
+    def _rule(self) -> Rule:
+        return TUNED._replace(
+            ratio=self.ratio, threshold=self.threshold, neighbours=self.neighbours
+        )
 
 
-def _local_maxima(
-    line: torch.Tensor, successor: torch.Tensor, predecessor: torch.Tensor
-) -> torch.Tensor:
-    """Where `[batch, slots]` scores are not below their neighbours' in the text."""
-    after = line[:, successor.clamp(min=0)].masked_fill(successor < 0, -math.inf)
-    before = line[:, predecessor.clamp(min=0)].masked_fill(predecessor < 0, -math.inf)
-    return (line >= after) & (line > before)
+def _columns(ring: RingBuffer, size: int) -> Columns:
+    return Columns(
+        ring.session[:size],
+        ring.positions[:size],
+        ring.successor[:size],
+        ring.predecessor[:size],
+        ring.relevance[:size],
+        ring.created[:size],
+        ring.cursor,
+    )
+
+
+def _choice(found: Selection) -> Choice:
+    return Choice(found.table, found.stamps, found.scores, found.certainty)

@@ -7,6 +7,7 @@ import pytest
 
 from cmr.cli import main
 from cmr.cli.app import app
+from cmr.kernels import OPERATIONS
 
 
 def test_info_names_versions_devices_and_kernels(runner):
@@ -17,7 +18,9 @@ def test_info_names_versions_devices_and_kernels(runner):
     assert torch.__version__ in result.stdout
     for name in ("cmr", "transformers", "triton", "faiss-cpu", "bitsandbytes", "nvtx", "cpu"):
         assert name in result.stdout
-    assert "reference (PyTorch); no GPU kernel exists yet" in result.stdout
+    said = " ".join(result.stdout.split())
+    assert "on cpu: reference (PyTorch: no Triton on device 'cpu')" in said
+    assert f"{len(OPERATIONS)} operations: attention_partials, " in said
 
 
 @pytest.mark.parametrize("command", ["demo", "ask", "chat", "info"])

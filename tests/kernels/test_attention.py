@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmr.kernels import attention_with_lse, attention_with_lse_plain
+from cmr.kernels.attention import attention_partials, attention_with_lse
 from cmr.kernels.reference import attention as module
+from cmr.kernels.reference.attention import attention_with_lse_plain, merge_partials, part_size
 from tests.kernels.compare import assert_close, assert_error_at_most_twice
 
 BOTH = pytest.mark.parametrize("attend", [attention_with_lse, attention_with_lse_plain])
@@ -188,3 +189,73 @@ def test_bad_input_is_named() -> None:
     for kind, message, arguments in cases:
         with pytest.raises(kind, match=message):
             attention_with_lse(*arguments)
+
+
+def test_a_row_of_the_lowest_finite_numbers_is_an_even_mean() -> None:
+    query, key, value = tensors(1, 4, 2, 3, 5, 16, 0)
+    mask = torch.full((3, 5), torch.finfo(torch.float32).min)
+    for attend in (attention_with_lse, attention_with_lse_plain):
+        out, _ = attend(query, key, value, mask)
+        want = value.mean(2, keepdim=True).repeat_interleave(2, 1).expand_as(out)
+        assert_close(attend.__name__, out, want)
+
+
+def test_given_results_are_written_and_refused_with_gradients() -> None:
+    query, key, value = tensors(2, 4, 2, 3, 5, 16, 0)
+    out, lse = torch.empty(2, 3, 4, 16).transpose(1, 2), torch.empty(2, 4, 3)
+    have = attention_with_lse(query, key, value, out=out, lse=lse)
+    want = attention_with_lse(query, key, value)
+    assert have[0] is out and torch.equal(out, want[0]) and torch.equal(lse, want[1])
+    with pytest.raises(ValueError, match="no gradient flows through results that are given"):
+        attention_with_lse(query.requires_grad_(), key, value, out=out)
+    with pytest.raises(ValueError, match="lse: a contiguous tensor"):
+        attention_with_lse(query.detach(), key, value, lse=torch.empty(2, 3, 4).mT)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    steps=st.sampled_from([1, 3]),
+    length=st.sampled_from([0, 1, 16, 63, 130]),
+    parts=st.sampled_from([1, 2, 4, 5]),
+    kind=st.sampled_from(["none", "bool", "keys", "float", "one"]),
+    is_causal=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_partials_merge_into_the_whole(steps, length, parts, kind, is_causal, seed) -> None:
+    query, key, value = tensors(2, 4, 2, steps, length, 20, seed)
+    shape = {"keys": (2, 1, 1, length), "one": (steps, 1)}.get(kind, (2, 1, steps, length))
+    rng = torch.Generator().manual_seed(seed)
+    mask = None if kind == "none" else torch.rand(shape, generator=rng) > 0.4
+    if kind == "float":
+        mask = torch.randn(shape, generator=rng).masked_fill(~mask, -math.inf)
+    out, lse = torch.empty(parts, 2, 4, steps, 20), torch.empty(parts, 2, 4, steps)
+    have = attention_partials(query, key, value, mask, is_causal, 0.3, out=out, lse=lse)
+    assert have[0] is out and have[1] is lse
+    want_out, want_lse = exact(query, key, value, mask, is_causal, 0.3)
+    merged_out, merged_lse = merge_partials(out, lse)
+    assert_close("out", merged_out, want_out)
+    assert_close("lse", merged_lse, want_lse)
+    size = part_size(length, parts)
+    for part in range(parts):
+        if part * size >= length:
+            assert (out[part] == 0).all() and (lse[part] == -math.inf).all()
+
+
+@pytest.mark.parametrize("name", ["attention_with_lse", "attention_partials"])
+def test_well_formed_operations(name: str) -> None:
+    query, key, value = tensors(2, 4, 2, 3, 5, 16, 0)
+    lead = () if name == "attention_with_lse" else (2,)
+    out, lse = torch.empty(*lead, 2, 4, 3, 16), torch.empty(*lead, 2, 4, 3)
+    given = (query, key, value, torch.ones(3, 5).bool(), True, 0.25, None, out, lse)
+    torch.library.opcheck(getattr(torch.ops.cmr, name).default, given)
+
+
+def test_compiles_as_one_graph() -> None:
+    query, key, value = tensors(2, 4, 2, 3, 5, 16, 0)
+    compiled = torch.compile(attention_with_lse, fullgraph=True, backend="aot_eager")
+    want = attention_with_lse(query, key, value)
+    assert all(torch.equal(a, b) for a, b in zip(compiled(query, key, value), want, strict=True))
+    out, lse = torch.empty(2, *want[0].shape), torch.empty(2, *want[1].shape)
+    split = torch.compile(attention_partials, fullgraph=True, backend="aot_eager")
+    split(query, key, value, out=out, lse=lse)
+    assert_close("out", merge_partials(out, lse)[0], want[0])

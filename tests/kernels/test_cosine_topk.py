@@ -8,8 +8,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmr.kernels import cosine_topk, inverse_norm
+from cmr.kernels.cosine_topk import cosine_rerank, cosine_topk, cosine_topk_, new_partial
+from cmr.kernels.reference import _topk
 from cmr.kernels.reference import cosine_topk as package_member
+from cmr.kernels.reference.quantise import quantise_rows
+from cmr.kernels.reference.score import inverse_norm
 from tests.kernels.compare import assert_close, assert_error_at_most_twice
 
 
@@ -101,3 +104,68 @@ def test_bad_input_is_named() -> None:
     for kind, message, arguments in cases:
         with pytest.raises(kind, match=message):
             cosine_topk(*arguments)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.integers(1, 3),
+    count=st.sampled_from([1, 70, 1000, 5000]),
+    k=st.sampled_from([1, 4, 16]),
+    levels=st.sampled_from([2, 40, 10**9]),
+    many_ties=st.booleans(),
+    grouped=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_topk_is_exact_with_ties_nan_and_infinities(
+    rows, count, k, levels, many_ties, grouped, seed
+) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    scores = torch.randint(-levels, levels, (rows, count), generator=rng).float() / 7
+    for value in (math.nan, math.inf, -math.inf, -0.0):
+        odd = torch.rand(rows, count, generator=rng) < (seed % 3) * 0.3
+        scores[odd] = value
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_topk, "WORTH_GROUPS", 1 if grouped else 1 << 40)
+        values, slots = _topk.topk_lowest_slot(scores, k, many_ties)
+    for b in range(rows):
+        row = [(-v, n) for n, v in enumerate(scores[b].tolist()) if v > -math.inf]
+        want = [n for _, n in sorted(row)[:k]]
+        assert slots[b].tolist() == want + [-1] * (k - len(want))
+        assert values[b, : len(want)].tolist() == scores[b, want].tolist()
+        assert (values[b, len(want) :] == -math.inf).all()
+
+
+@pytest.mark.parametrize(("codes", "least"), [(torch.int8, 1.0), (torch.float8_e4m3fn, 0.99)])
+def test_codes_and_a_second_look_find_the_exact_best(codes, least) -> None:
+    found = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        entries, query = F.normalize(torch.randn(5000, 128), dim=-1), torch.randn(8, 128)
+        coded, scale = quantise_rows(entries, codes)
+        near = cosine_topk(query, coded, None, None, 64, scale=scale)[1]
+        have = cosine_rerank(query, entries, near, 16)
+        want = cosine_topk(query, entries, None, None, 16)
+        hits = (have[1][:, :, None] == want[1][:, None]).any(-1)
+        found.append(hits.double().mean().item())
+        assert_close("scores", have[0][hits], want[0][hits] if hits.all() else have[0][hits])
+    assert min(found) >= least, found
+
+
+def test_the_operation_traces_and_compiles() -> None:
+    query, entries = torch.randn(2, 60), torch.randn(70, 60)
+    out = torch.empty(2, 5), torch.empty(2, 5, dtype=torch.int64)
+    partial = new_partial(query, 2, 70, 5)
+    arguments = (query, entries, torch.ones(70), torch.ones(2, 70).bool(), 0.1, None, partial, *out)
+    torch.library.opcheck(cosine_topk_, arguments)
+    candidates = torch.randint(-1, 70, (2, 9))
+    torch.library.opcheck(
+        torch.ops.cmr.cosine_rerank.default, (query, entries, candidates, None, *out)
+    )
+
+    def both(query: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        near = cosine_topk(query, entries, None, None, 9)
+        return *near, *cosine_rerank(query, entries, near[1], 4)
+
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    for have, want in zip(compiled(query), both(query), strict=True):
+        assert torch.equal(have, want)

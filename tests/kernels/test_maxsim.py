@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmr.kernels import block_maxima, maxsim_topk, passages, standardise
+from cmr.kernels.maxsim import block_maxima, block_maxima_, rerank_blocks
 from cmr.kernels.reference import maxsim as module
 from cmr.kernels.reference._topk import topk_lowest_slot
+from cmr.kernels.reference.maxsim import maxsim_topk, passages, standardise
+from cmr.kernels.reference.quantise import quantise_rows
 from tests.kernels.compare import assert_close, assert_error_at_most_twice
 
 
@@ -229,3 +231,39 @@ def test_bad_input_is_named() -> None:
     for kind, message, call in cases:
         with pytest.raises(kind, match=message):
             call()
+
+
+@pytest.mark.parametrize("codes", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("chunk", [1, 64 << 20])
+def test_codes_sessions_positions_and_a_view(codes, chunk, monkeypatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_BYTES", chunk)
+    query, index = unit(2, 3, 60), unit(9, 4, 60, seed=1)
+    coded, scale = quantise_rows(index, codes)
+    positions = torch.randint(-1, 2, (9, 4))
+    session, sessions = torch.randint(0, 2, (9,)), torch.tensor([1, 0])
+    kept = torch.full((2, 5, 12), 7.0)
+    have = block_maxima(query, coded, positions, scale, session, sessions, out=kept[:, 1:4, 2:11])
+    wide = coded.double() * scale.double()[..., None]
+    exact = torch.einsum("bqh,nth->bqnt", query.double(), wide)
+    exact = exact.masked_fill(positions < 0, -math.inf).amax(-1)
+    exact = exact.masked_fill((session != sessions[:, None])[:, None], -math.inf)
+    assert_close("maxima", have, exact)
+    assert_close("kept", kept[:, 1:4, 2:11], exact)
+    assert (kept[:, 0] == 7).all() and (kept[:, :, 11] == 7).all()
+
+
+def test_a_second_look_at_candidates() -> None:
+    query, index = unit(2, 3, 60), unit(9, 4, 60, seed=1)
+    slots = torch.tensor([[8, -1, 0], [3, 3, 1]])
+    want = block_maxima(query, index).gather(2, slots.clamp(min=0)[:, None].expand(2, 3, 3))
+    want = want.masked_fill((slots < 0)[:, None], -math.inf)
+    assert_close("maxima", rerank_blocks(query, index, slots), want, 1e-6)
+
+
+def test_the_operation_traces_and_compiles() -> None:
+    query, index = unit(2, 3, 60), unit(9, 4, 60, seed=1)
+    session, out = torch.zeros(9).long(), torch.empty(2, 3, 9)
+    arguments = (query, index, None, None, session, torch.tensor([0, 1]), None, out)
+    torch.library.opcheck(block_maxima_, arguments)
+    compiled = torch.compile(block_maxima, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(query, index), block_maxima(query, index))

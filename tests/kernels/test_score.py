@@ -19,6 +19,7 @@ from cmr.kernels import (
     surprise,
     variance,
 )
+from cmr.kernels import score as ops
 from cmr.kernels.reference import score as module
 from tests.kernels.compare import assert_close, assert_error_at_most_twice
 
@@ -217,6 +218,129 @@ def test_bad_input_is_named() -> None:
             "at most L=2 tokens expected, got 3",
             lambda: attention_received(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 2, 4)),
         ),
+    ]
+    for kind, message, call in cases:
+        with pytest.raises(kind, match=message):
+            call()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    count=st.integers(1, 3),
+    sample=st.sampled_from([0, 1, 9]),
+    steps=st.sampled_from([1, 7, 40]),
+    as_tensor=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_hybrid_blocks_calibrates_weighs_and_pools(count, sample, steps, as_tensor, seed) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    scores = torch.randint(-3, 4, (count, 2, steps), generator=rng).float()
+    scores[0, 0, 0] = math.nan
+    references = torch.randint(-3, 4, (count, sample), generator=rng).float().sort(-1).values
+    weights = [1.0, 0.0, 2.5][:count]
+    want = torch.zeros(2, steps, dtype=torch.float64)
+    for weight, score, known in zip(weights, scores.double(), references.double(), strict=True):
+        for b in range(2):
+            for s in range(steps):
+                below = (known < score[b, s]).sum() + (known <= score[b, s]).sum()
+                want[b, s] += weight * (below / (2 * sample) if sample else 0.5)
+    want /= sum(weights)
+    lengths = torch.tensor([steps, steps // 2])
+    given_scores, given_weights = list(scores), weights
+    if as_tensor:
+        given_scores, given_weights = scores, torch.tensor(weights)
+    have = ops.hybrid_blocks(given_scores, references, given_weights, 5, lengths)
+    assert_close("tokens", have.tokens, want)
+    assert_close("pooled", have.pooled, pool_blocks(want, 5, lengths))
+
+
+def calls():
+    """Each operation, small, by its name."""
+    tokens, blocks = torch.empty(2, 6), torch.empty(2, 2)
+    states, ids = torch.randn(2, 6, 8), torch.randint(8, (2, 6))
+    lengths = torch.tensor([6, 3])
+    query, key = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8)
+    mask = torch.rand(2, 6) > 0.3
+    per_head = torch.zeros(2, 4, 6), torch.zeros(2, 4, 6)
+    references = torch.randn(3, 5).sort(-1).values
+    scores = torch.randn(3, 2, 6)
+    out = [tokens.clone() for _ in range(3)]
+    return {
+        "state_scores": (ops.state_scores_, (states, lengths, 4, *out, blocks)),
+        "attention_received": (
+            ops.attention_received_,
+            (query, key, mask, 0.3, True, *per_head, tokens.clone()),
+        ),
+        "surprise": (ops.surprise_, (states, ids, states[:, 0], tokens.clone())),
+        "hybrid_blocks": (
+            ops.hybrid_blocks_,
+            (scores, references, torch.ones(3), lengths, 4, tokens.clone(), blocks.clone()),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(calls()))
+def test_the_operations_keep_what_they_promise_pytorch(name: str) -> None:
+    torch.library.opcheck(*calls()[name])
+
+
+def test_all_scores_of_a_text_compile_to_one_graph() -> None:
+    def scores(states, query, key, logits, ids, references, lengths):
+        found = ops.state_scores(states, 4, lengths)
+        received = ops.attention_received(query, key)
+        loss = ops.surprise(logits, ids)
+        weights = torch.ones(3)
+        return ops.hybrid_blocks([found.variance, received, loss], references, weights, 4, lengths)
+
+    torch.manual_seed(0)
+    arguments = (
+        torch.randn(2, 6, 8), torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8),
+        torch.randn(2, 6, 30), torch.randint(30, (2, 6)), torch.randn(3, 9).sort(-1).values,
+        torch.tensor([6, 3]),
+    )  # fmt: skip
+    torch._dynamo.reset()
+    compiled = torch.compile(scores, fullgraph=True, backend="aot_eager")
+    for name, have, want in zip("tp", compiled(*arguments), scores(*arguments), strict=True):
+        assert_close(name, have, want)
+    states, query, key, logits, ids, references, _ = arguments
+    quantiles = [
+        calibrate(score, sample)
+        for score, sample in zip(
+            [variance(states), attention_received(query, key), surprise(logits, ids)],
+            references,
+            strict=True,
+        )
+    ]
+    assert_close("the parts", compiled(*arguments)[0], hybrid(quantiles))
+
+
+def test_bad_input_of_the_operations_is_named() -> None:
+    one, known = torch.zeros(1, 2, 3), torch.zeros(1, 4)
+    cases = [
+        (ValueError, "at least one tensor", lambda: ops.hybrid_blocks([], known, [1], 4)),
+        (ValueError, "references: shape", lambda: ops.hybrid_blocks(one, known[0], [1], 4)),
+        (ValueError, "weights: 1 numbers", lambda: ops.hybrid_blocks(one, known, [1, 2], 4)),
+        (ValueError, "above 0", lambda: ops.hybrid_blocks(one, known, [math.nan], 4)),
+        (ValueError, "above 0", lambda: ops.hybrid_blocks(one, known, torch.tensor([-1.0]), 4)),
+        (ValueError, "block_size: .*got 0", lambda: ops.hybrid_blocks(one, known, [1], 0)),
+        (TypeError, "scores: dtype", lambda: ops.hybrid_blocks(one.half(), known, [1], 4)),
+        (
+            ValueError,
+            r"scores\[1\]: shape \[B=2, S=3\]",
+            lambda: ops.hybrid_blocks([one[0], one[0, :1]], known, [1, 1], 4),
+        ),
+        (TypeError, "token_ids: an int", lambda: ops.surprise(one, one[:, :, 0])),
+        (
+            ValueError,
+            "at most L=2 tokens expected, got 3",
+            lambda: ops.attention_received(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 2, 4)),
+        ),
+        (
+            ValueError,
+            "a multiple of the 2 key heads",
+            lambda: ops.attention_received(torch.zeros(1, 3, 3, 4), torch.zeros(1, 2, 3, 4)),
+        ),
+        (ValueError, "block_size: .*got 0", lambda: ops.state_scores(one, 0)),
     ]
     for kind, message, call in cases:
         with pytest.raises(kind, match=message):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmr.memory import BlockBatch, LayerShape, RingBuffer
+from cmr.memory import BlockBatch, LayerShape, LayerSource, RingBuffer
 from tests.kernels.compare import assert_close
 
 BLOCK, HIDDEN = 3, 5
@@ -38,13 +38,13 @@ def batch(sessions: list[int], first: int = 1) -> BlockBatch:
         positions=mark.long()[:, None] * BLOCK + torch.arange(BLOCK),
         index=mark[:, None, None] + torch.rand(n, BLOCK, HIDDEN),
         layers={
-            2: (
+            2: LayerSource(
                 mark[:, None, None, None].expand(n, 2, BLOCK, 4).clone(),
                 -mark[:, None, None, None].expand(n, 2, BLOCK, 4),
             ),
-            5: (mark[:, None, None, None].expand(n, 1, BLOCK, HIDDEN).clone(), None),
+            5: LayerSource(mark[:, None, None, None].expand(n, 1, BLOCK, HIDDEN).clone()),
         },
-        relevance=mark / 100,
+        relevance=mark[:, None] / 100,
     )
 
 
@@ -52,15 +52,15 @@ def test_a_block_comes_back_as_it_was_written() -> None:
     store, blocks = ring(8), batch([4, 4, 9])
     slots = store.write(blocks)
     keys, values = store.gather(2, slots[None])
-    assert torch.equal(keys, blocks.layers[2][0].transpose(0, 1).reshape(1, 2, 3 * BLOCK, 4))
+    assert torch.equal(keys, blocks.layers[2].keys.transpose(0, 1).reshape(1, 2, 3 * BLOCK, 4))
     assert torch.equal(values, -keys)
     states, nothing = store.gather(5, slots[None])
     assert nothing is None
-    assert torch.equal(states, blocks.layers[5][0].reshape(1, 1, 3 * BLOCK, HIDDEN))
+    assert torch.equal(states, blocks.layers[5].keys.reshape(1, 1, 3 * BLOCK, HIDDEN))
     assert torch.equal(store.token_ids[slots], blocks.token_ids)
     assert torch.equal(store.positions[slots], blocks.positions)
     assert store.session[slots].tolist() == [4, 4, 9]
-    assert torch.equal(store.relevance[slots], blocks.relevance)
+    assert torch.equal(store.relevance[slots], blocks.relevance[:, 0])
     assert_close("norms", store.index[slots].norm(dim=-1), torch.ones(3, BLOCK))
     unit = torch.nn.functional.normalize(blocks.index, dim=-1)
     assert_close("index", store.index[slots], unit)
@@ -84,7 +84,15 @@ def test_nothing_is_written_of_a_batch_that_does_not_fit() -> None:
     wrong.layers = {2: wrong.layers[2]}
     with pytest.raises(ValueError, match=r"layers \[2, 5\] expected, got \[2\]"):
         store.write(wrong)
+    narrow = batch([1])
+    narrow.layers = {**narrow.layers, 5: LayerSource(torch.zeros(1, 1, BLOCK, HIDDEN - 1))}
+    with pytest.raises(ValueError, match=r"layer 5: keys of shape .*5\] expected, got .*4\]"):
+        store.write(narrow)
+    narrow.layers = {**narrow.layers, 5: LayerSource(*[torch.zeros(1, 1, BLOCK, HIDDEN)] * 2)}
+    with pytest.raises(ValueError, match="layer 5 stores no values, got some"):
+        store.write(narrow)
     assert (store.written, store.stored_tokens(), store.has([1])) == (1, BLOCK, False)
+    assert (store.keys[2][0] == 1).all()
     with pytest.raises(ValueError, match="at least 1 slot, got 0"):
         ring(0)
 
@@ -188,3 +196,34 @@ def test_any_history_leaves_what_a_plain_model_of_it_holds(slots: int, actions: 
             assert store.has([session]) == (session in held)
             assert store.blocks_of(session) == held.count(session)
             assert store.stored_tokens(session) == held.count(session) * BLOCK
+
+
+def test_a_number_never_comes_twice() -> None:
+    """Who still knows a block by its number must not find another one in its slot."""
+    store = ring(4)
+    seen: set[int] = set()
+    for _ in range(3):
+        slots = store.write(batch([0, 1, 0]))
+        numbers = store.created[slots].tolist()
+        assert slots.tolist()[0] == 0 and not seen & set(numbers)
+        seen |= set(numbers)
+        store.clear()
+        assert (store.created == 0).all() and store.written == store.high_water == 0
+
+
+@given(writes=st.lists(st.integers(1, 5), min_size=1, max_size=8), data=st.data())
+def test_changed_since_names_every_slot_that_was_written(writes, data) -> None:
+    store = ring(5)
+    at = data.draw(st.integers(0, len(writes) - 1))
+    for count in writes[:at]:
+        store.write(batch([0] * count))
+    mark, before = (store.epoch, store.written), store.created.clone()
+    assert store.changed_since(*mark) == []
+    for count in writes[at:]:
+        store.write(batch([0] * count))
+    named = {slot for first, last in store.changed_since(*mark) for slot in range(first, last)}
+    assert {int(i) for i in (store.created != before).nonzero()} <= named
+    assert named <= set(range(store.high_water))
+    store.clear(0)
+    store.write(batch([0]))
+    assert store.changed_since(*mark) == [(0, store.high_water)]

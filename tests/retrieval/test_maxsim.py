@@ -153,9 +153,10 @@ def test_a_row_only_ever_sees_its_own_session(
 
 
 def test_a_choice_follows_its_rows() -> None:
-    choice = Choice(torch.arange(12).view(3, 2, 2), torch.rand(3, 2), torch.rand(3))
+    table = torch.arange(12).view(3, 2, 2)
+    choice = Choice(table, table + 100, torch.rand(3, 2), torch.rand(3))
     other = choice.select(torch.tensor([2, 0, 0]))
-    for name in ("table", "scores", "certainty"):
+    for name in ("table", "stamps", "scores", "certainty"):
         assert torch.equal(getattr(other, name), getattr(choice, name)[[2, 0, 0]])
 
 

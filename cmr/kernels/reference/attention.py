@@ -16,6 +16,11 @@ from cmr.kernels.reference._shapes import (
 NEG_INF = float("-inf")
 
 
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` in float32; float64 stays."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def group_logits(
     query: torch.Tensor, key: torch.Tensor, scale: float, softcap: float | None
 ) -> torch.Tensor:
@@ -35,7 +40,7 @@ def group_logits(
     rows = heads // groups * steps
     folded = query.reshape(batch * groups, rows, width)
     logits = torch.bmm(folded, key.reshape(batch * groups, length, width).transpose(1, 2))
-    logits = (logits if logits.dtype == torch.float64 else logits.float()) * scale
+    logits = wide(logits) * scale
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     return logits.view(batch, groups, heads // groups, steps, length)
@@ -99,7 +104,7 @@ def attention_with_lse(
         `F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=True)` and
         `torch.logsumexp(scale * query @ key.mT + mask, -1)`.
     """
-    scale = _check(query, key, value, mask, scale, softcap)
+    scale = check_attention(query, key, value, mask, scale, softcap)
     return attend(query, key, value, mask, is_causal, scale, softcap)
 
 
@@ -145,7 +150,7 @@ def attention_with_lse_plain(
     softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The specification of `attention_with_lse`: the same arguments, result and errors."""
-    scale = _check(query, key, value, mask, scale, softcap)
+    scale = check_attention(query, key, value, mask, scale, softcap)
     return _plain(query, key, value, mask, is_causal, scale, softcap)
 
 
@@ -171,12 +176,73 @@ def _plain(
         flat = flat.masked_fill(~mask, NEG_INF) if mask.dtype == torch.bool else flat + mask
         logits = flat.view(batch, groups, heads // groups, steps, length)
     lse = torch.logsumexp(logits, -1)
-    shift = lse.masked_fill(lse == NEG_INF, 0.0)
-    out = group_sum(torch.exp(logits - shift.unsqueeze(-1)), value)
-    return out, lse.view(batch, heads, steps).float()
+    if mask is None:
+        weights = torch.softmax(logits, -1)
+    else:
+        blind = (lse == NEG_INF).unsqueeze(-1)
+        weights = torch.softmax(logits.masked_fill(blind, 0.0), -1).masked_fill(blind, 0.0)
+    return group_sum(weights, value), lse.view(batch, heads, steps).float()
 
 
-def _check(
+def attend_partials(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float,
+    softcap: float | None,
+    parts: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention over `parts` ranges of the keys, each for itself: what a merge starts from.
+
+    The arguments are those of `attention_with_lse`, checked, and the number of parts P: range p
+    starts at key `p * part_size(L, P)`.
+
+    Returns:
+        out [P, B, H, S, E] float32 and lse [P, B, H, S] float32; 0 and -inf where a row sees
+        nothing of a range. Computed in the query's dtype.
+    """
+    steps, length = query.shape[2], key.shape[2]
+    if is_causal and steps > 1:
+        mask = _with_causal(mask, steps, length, query.device)
+    size = part_size(length, parts)
+    found = []
+    for start in range(0, parts * size, size):
+        seen = slice(start, start + size)
+        keys, values = key[:, :, seen], value[:, :, seen]
+        own = mask
+        if mask is not None and mask.dim() and mask.shape[-1] == length:
+            own = mask[..., seen]
+        if keys.shape[2] == 0:
+            own = None
+        found.append(attend(query, keys, values, own, False, scale, softcap))
+    return torch.stack([out.float() for out, _ in found]), torch.stack([lse for _, lse in found])
+
+
+def part_size(length: int, parts: int) -> int:
+    """Keys in each of `parts` ranges but the last ones: a multiple of 16, at least 16."""
+    return max(16, -(-length // (16 * parts)) * 16)
+
+
+def merge_partials(out: torch.Tensor, lse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention over all keys from attention over ranges of them.
+
+    Args:
+        out: [P, B, H, S, E], any float dtype.
+        lse: [P, B, H, S] float32.
+
+    Returns:
+        out [B, H, S, E] float32 and lse [B, H, S]; with P = 1 what was given, as it was given.
+    """
+    if out.shape[0] == 1:
+        return out[0], lse[0]
+    total = torch.logsumexp(lse, 0)
+    shares = torch.exp(lse - total.masked_fill(total == NEG_INF, 0.0))
+    return (shares.unsqueeze(-1) * wide(out)).sum(0), total
+
+
+def check_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -184,6 +250,7 @@ def _check(
     scale: float | None,
     softcap: float | None,
 ) -> float:
+    """Raises unless the arguments of `attention_with_lse` fit; returns the scale to use."""
     expect_shape("query", query, ("B", None), ("H", None), ("S", None), ("D", None))
     batch, heads, steps, width = query.shape
     expect_shape("key", key, ("B", batch), ("G", None), ("L", None), ("D", width))
@@ -247,7 +314,6 @@ def _fused_fits(
     )
 
 
-@torch.compiler.assume_constant_result
 @functools.cache
 def _fused_works(grouped: bool) -> bool:
     """Whether this PyTorch's fused CPU kernel exists and takes (grouped) heads: tried once."""

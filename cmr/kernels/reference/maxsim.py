@@ -15,55 +15,116 @@ from cmr.kernels.reference.attention import NEG_INF
 
 CHUNK_BYTES = 64 << 20
 """Most bytes of token similarities at once."""
+CODES = (torch.int8, torch.float8_e4m3fn)
+"""Dtypes of an index in 8 bits, with a scale of its own for every token."""
 
 
 def block_maxima(
-    query: torch.Tensor, index: torch.Tensor, token_mask: torch.Tensor | None = None
+    query: torch.Tensor,
+    index: torch.Tensor,
+    token_mask: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    session: torch.Tensor | None = None,
+    sessions: torch.Tensor | None = None,
+    slots: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Cosine of each query token with the best token of each block.
+    """The specification of `cmr.kernels.maxsim.block_maxima`: the same arguments, result, errors.
 
-    Args:
-        query: [B, Q, H], norm 1 per token, in the index's dtype.
-        index: [N, block, H], norm 1 per token; N may be 0.
-        token_mask: [N, block] bool, True = a stored token; None: all.
-
-    Returns:
-        [B, Q, N] float32; -inf for a block without a stored token. A similarity that is NaN makes
-        its block NaN, unless its token is masked.
-
-    Raises:
-        TypeError, ValueError: dtypes or shapes do not fit.
-
-    One matrix product in the index's dtype, accumulated in float32, over chunks of blocks that
-    keep the temporaries near 64 MB.
-
-    Source: Khattab and Zaharia, ColBERT (2020), section 3.3, before the sum over query tokens.
-
-    Equivalent PyTorch: `torch.einsum("bqh,nth->bqnt", query, index).amax(-1)`.
+    One matrix product in the index's dtype (float32 for codes), accumulated in float32, over chunks
+    of blocks that keep the temporaries near 64 MB.
     """
-    expect_shape("query", query, ("B", None), ("Q", None), ("H", None))
+    check_block_maxima(query, index, token_mask, scale, session, sessions, slots)
+    if slots is not None:
+        return _of_slots(query, index, token_mask, scale, slots)
     batch, tokens, width = query.shape
+    blocks, block, _ = index.shape
+    maxima = torch.full((batch * tokens, blocks), NEG_INF, dtype=torch.float32, device=query.device)
+    if maxima.numel() and block:
+        codes = index.dtype in CODES
+        rows = query.reshape(batch * tokens, width)
+        rows = rows.float() if codes else rows
+        per_block = block * max(batch * tokens, codes * width) * rows.element_size()
+        chunk = max(1, CHUNK_BYTES // per_block)
+        for start in range(0, blocks, chunk):
+            part = slice(start, start + chunk)
+            piece = index[part].float() if codes else index[part]
+            similar = rows @ piece.reshape(-1, width).t()
+            similar = similar.view(batch * tokens, -1, block)
+            if scale is not None:
+                similar *= scale[part]
+            if token_mask is not None:
+                similar = similar.masked_fill_(~stored(token_mask[part]), NEG_INF)
+            maxima[:, part] = similar.amax(-1)
+    maxima = maxima.view(batch, tokens, blocks)
+    if session is not None and sessions is not None:
+        maxima = maxima.masked_fill_((session != sessions[:, None])[:, None], NEG_INF)
+    return maxima
+
+
+def check_block_maxima(
+    query: torch.Tensor,
+    index: torch.Tensor,
+    token_mask: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    session: torch.Tensor | None,
+    sessions: torch.Tensor | None,
+    slots: torch.Tensor | None,
+) -> None:
+    """Raises what `cmr.kernels.maxsim.block_maxima` says."""
+    expect_shape("query", query, ("B", None), ("Q", None), ("H", None))
+    batch, _, width = query.shape
     expect_shape("index", index, ("N", None), ("block", None), ("H", width))
     blocks, block, _ = index.shape
-    expect_float("index", index)
-    expect_same_dtype("query", query, index.dtype)
+    if index.dtype in CODES:
+        if query.dtype not in (torch.float16, torch.float32):
+            raise TypeError(f"query: dtype float16 or float32 expected, got {query.dtype}")
+        if scale is None:
+            raise ValueError(f"scale: [N={blocks}, block={block}] expected for codes, got None")
+    else:
+        expect_float("index", index)
+        expect_same_dtype("query", query, index.dtype)
+    if scale is not None:
+        expect_shape("scale", scale, ("N", blocks), ("block", block))
+        expect_same_dtype("scale", scale, torch.float32)
     if token_mask is not None:
         expect_shape("token_mask", token_mask, ("N", blocks), ("block", block))
-        expect_bool("token_mask", token_mask)
-    maxima = torch.full((batch * tokens, blocks), NEG_INF, dtype=torch.float32, device=query.device)
-    if not maxima.numel() or not block:
-        return maxima.view(batch, tokens, blocks)
-    rows = query.reshape(batch * tokens, width)
-    per_block = batch * tokens * block * query.element_size()
-    chunk = max(1, CHUNK_BYTES // per_block)
-    for start in range(0, blocks, chunk):
-        part = index[start : start + chunk]
-        similar = rows @ part.reshape(-1, width).t()
-        similar = similar.view(batch * tokens, part.shape[0], block)
-        if token_mask is not None:
-            similar = similar.masked_fill_(~token_mask[start : start + chunk], NEG_INF)
-        maxima[:, start : start + chunk] = similar.amax(-1)
-    return maxima.view(batch, tokens, blocks)
+        if token_mask.dtype != torch.int64:
+            expect_bool("token_mask", token_mask)
+    if (session is None) != (sessions is None):
+        raise ValueError("session and sessions: both expected or none, got one")
+    if session is not None and sessions is not None:
+        expect_shape("session", session, ("N", blocks))
+        expect_shape("sessions", sessions, ("B", batch))
+        expect_same_dtype("session", session, torch.int64)
+        expect_same_dtype("sessions", sessions, torch.int64)
+    if slots is not None:
+        expect_shape("slots", slots, ("B", batch), ("C", None))
+        expect_same_dtype("slots", slots, torch.int64)
+
+
+def stored(token_mask: torch.Tensor) -> torch.Tensor:
+    """Bool: where a token is stored, of a bool mask or of positions."""
+    return token_mask if token_mask.dtype == torch.bool else token_mask >= 0
+
+
+def _of_slots(
+    query: torch.Tensor,
+    index: torch.Tensor,
+    token_mask: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    slots: torch.Tensor,
+) -> torch.Tensor:
+    """Maxima [B, Q, C] of the blocks in `slots` [B, C] only."""
+    batch, tokens, _ = query.shape
+    maxima = query.new_full((batch, tokens, slots.shape[1]), NEG_INF, dtype=torch.float32)
+    if not len(index):
+        return maxima
+    for row in range(batch):
+        at = slots[row].clamp(min=0)
+        parts = (None if x is None else x[at] for x in (token_mask, scale))
+        found = block_maxima(query[row : row + 1], index[at], *parts)[0]
+        maxima[row] = found.masked_fill(slots[row] < 0, NEG_INF)
+    return maxima
 
 
 def standardise(maxima: torch.Tensor, visible: torch.Tensor, clamp: float = 8.0) -> torch.Tensor:

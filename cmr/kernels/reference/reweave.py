@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
+from cmr.kernels.reference._paging import gather, readable, rotate
 from cmr.kernels.reference._shapes import (
     expect_bool,
     expect_float,
@@ -12,7 +12,10 @@ from cmr.kernels.reference._shapes import (
     expect_same_dtype,
     expect_shape,
 )
-from cmr.kernels.reference.attention import NEG_INF, attend
+from cmr.kernels.reference.attention import NEG_INF, attend, merge_partials, wide
+from cmr.kernels.reference.reweave_residual import reweave_residual
+
+__all__ = ["reweave_attention", "reweave_paged", "reweave_residual"]
 
 
 def reweave_attention(
@@ -89,90 +92,84 @@ def reweave_attention(
         scale=width**-0.5 if scale is None else scale,
         softcap=softcap,
     )
-    gate = torch.sigmoid(mem_lse + per_row - local_lse)
     reads = None
     if mem_mask is not None or per_entry is not None:
         reads = mem_lse != NEG_INF
+    return _blend(recalled, mem_lse, per_row, local_out, local_lse, reads, query_mask)
+
+
+def reweave_paged(
+    query: torch.Tensor,
+    key_store: torch.Tensor,
+    value_store: torch.Tensor,
+    table: torch.Tensor,
+    stamps: torch.Tensor,
+    created: torch.Tensor,
+    positions: torch.Tensor,
+    bias: torch.Tensor,
+    local_out: torch.Tensor,
+    local_lse: torch.Tensor,
+    turn: tuple[torch.Tensor, torch.Tensor] | None,
+    query_mask: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+    compact: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`reweave_attention` over the blocks of a table.
+
+    The arguments are those of `cmr.kernels.reweave.reweave_paged`, checked, with the dimension of
+    parts of `local_out` and `local_lse` always there. With `compact` a single row gathers its
+    readable tokens only, and needs no mask; their number comes from the tensors, so that this
+    cannot be traced. Differentiable in the query and the local attention.
+    """
+    local, lse = merge_partials(local_out, local_lse)
+    if 0 in (key_store.shape[0], table.shape[1] * key_store.shape[2]):
+        return local.to(query.dtype, copy=True), torch.zeros_like(lse)
+    mask: torch.Tensor | None = readable(table, stamps, created, positions)
+    assert mask is not None
+    per_row: torch.Tensor | float = bias.view(-1, 1, 1)
+    if compact and len(table) == 1:
+        per_row = float(bias)
+        columns = None if bool(mask.all()) else mask[0].nonzero()[:, 0]
+        if per_row == NEG_INF or (columns is not None and not len(columns)):
+            return local.to(query.dtype, copy=True), torch.zeros_like(lse)
+        keys, values = gather((key_store, value_store), table, columns)
+        mask = None
+    else:
+        keys, values = gather((key_store, value_store), table)
+        hidden = ~mask[:, None, :, None]  # where anything may stand, NaN too
+        keys, values = keys.masked_fill(hidden, 0.0), values.masked_fill(hidden, 0.0)
+    if turn is not None:
+        query = rotate(query, *turn)
+    seen = _memory_mask(mask, None)
+    recalled, mem_lse = attend(query, keys, values, seen, False, scale, softcap)
+    reads = None if mask is None else mem_lse != NEG_INF
+    return _blend(recalled, mem_lse, per_row, local, lse, reads, query_mask)
+
+
+def _blend(
+    recalled: torch.Tensor,
+    mem_lse: torch.Tensor,
+    per_row: torch.Tensor | float,
+    local_out: torch.Tensor,
+    local_lse: torch.Tensor,
+    reads: torch.Tensor | None,
+    query_mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merge by log-sum-exp, and the gate; rows that do not read keep the local attention."""
+    gate = torch.sigmoid(mem_lse + per_row - local_lse)
     if isinstance(per_row, torch.Tensor):
         reads = _both(reads, per_row != NEG_INF)
     if query_mask is not None:
         reads = _both(reads, query_mask[:, None])
     share = gate.unsqueeze(-1)
-    if query.dtype == torch.float64:
+    if recalled.dtype == torch.float64:
         share = share.double()
-    blended = torch.lerp(_wide(local_out), _wide(recalled), share).to(query.dtype)
+    blended = torch.lerp(wide(local_out), wide(recalled), share).to(recalled.dtype)
     if reads is None:
         return blended, gate
     gate = torch.where(reads, gate, 0.0)
-    return torch.where(reads.unsqueeze(-1), blended, local_out), gate
-
-
-def reweave_residual(
-    states: torch.Tensor,
-    memory: torch.Tensor,
-    mem_mask: torch.Tensor | None,
-    weight: torch.Tensor | float,
-    temperature: float = 1.0,
-) -> torch.Tensor:
-    """Adds a similarity-weighted sum of stored states to a layer's input, with a fixed gate.
-
-    h' = (1 - w) h + w sum_i softmax_i(cos(h, m_i) / temperature) m_i, per token.
-
-    Args:
-        states: [B, S, H], any float dtype.
-        memory: [B, M, H], same dtype; M may be 0.
-        mem_mask: [B, M] bool, True = readable; None: all. Hidden entries may hold NaN.
-        weight: the gate w in [0, 1]: a number, or [B] float.
-        temperature: above 0; lower means that the nearest entry takes more.
-
-    Returns:
-        [B, S, H] in the states' dtype. Rows without a readable entry, or with w = 0, come back
-        bit for bit.
-
-    Raises:
-        TypeError: not a tensor, or a wrong dtype.
-        ValueError: shapes do not fit, a number outside its range.
-
-    Changes nothing in place. Low-precision products accumulate in float32; the blend is float32.
-
-    Source: the 'weighted sum' integration of contextual memory reweaving. Measured, it carries no
-    usable recall; attention is the default.
-
-    Equivalent PyTorch:
-        `(1 - w) * states + w * F.softmax(F.normalize(states) @ F.normalize(memory).mT
-        / temperature, -1) @ memory`.
-    """
-    expect_shape("states", states, ("B", None), ("S", None), ("H", None))
-    batch, _, width = states.shape
-    expect_shape("memory", memory, ("B", batch), ("M", None), ("H", width))
-    expect_float("states", states)
-    expect_same_dtype("memory", memory, states.dtype)
-    if not temperature > 0:
-        raise ValueError(f"temperature: a number above 0 expected, got {temperature}")
-    if mem_mask is not None:
-        expect_shape("mem_mask", mem_mask, ("B", batch), ("M", memory.shape[1]))
-        expect_bool("mem_mask", mem_mask)
-    share = torch.as_tensor(weight, device=states.device, dtype=torch.float32)
-    if share.shape not in ((), (batch,)):
-        raise ValueError(f"weight: a number or shape [B={batch}] expected, got {list(share.shape)}")
-    if isinstance(weight, (int, float)) and not 0 <= weight <= 1:
-        raise ValueError(f"weight: a number in [0, 1] expected, got {weight}")
-    if memory.shape[1] == 0:
-        return states.clone()
-    share = share.view(-1, 1, 1)
-    reads = share > 0
-    if mem_mask is not None:
-        memory = torch.where(mem_mask.unsqueeze(-1), memory, 0.0)
-        reads = reads & mem_mask.any(1).view(-1, 1, 1)
-    cosines = torch.bmm(_unit(states), _unit(memory).transpose(1, 2))
-    logits = _wide(cosines) / temperature
-    if mem_mask is not None:
-        # A row without any entry keeps finite logits; it is put back below.
-        hidden = ~mem_mask & mem_mask.any(1, keepdim=True)
-        logits = logits.masked_fill(hidden[:, None], NEG_INF)
-    recalled = torch.bmm(F.softmax(logits, -1).to(memory.dtype), memory)
-    blended = ((1.0 - share) * states + share * recalled).to(states.dtype)
-    return torch.where(reads, blended, states)
+    return torch.where(reads.unsqueeze(-1), blended, local_out.to(recalled.dtype)), gate
 
 
 def _memory_mask(
@@ -189,15 +186,6 @@ def _memory_mask(
 
 def _both(first: torch.Tensor | None, second: torch.Tensor) -> torch.Tensor:
     return second if first is None else first & second
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` in float32; float64 stays."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def _unit(states: torch.Tensor) -> torch.Tensor:
-    return F.normalize(_wide(states), dim=-1).to(states.dtype)
 
 
 def _check(

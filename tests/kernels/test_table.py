@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmr.retrieval import block_table
+from cmr.kernels.reference.select import block_table
 
 
 def chain(length: int) -> tuple[torch.Tensor, torch.Tensor]:

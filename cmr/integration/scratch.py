@@ -1,0 +1,58 @@
+"""Tensors that a decoding step writes into, kept from step to step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+Key = tuple[int, int, torch.Size, torch.dtype, torch.device]
+
+
+@dataclass(frozen=True)
+class StepTensors:
+    """What one layer writes in a decoding step.
+
+    Attributes:
+        local: `[parts, batch, heads, 1, dim]` float32 partial local attentions where there is more
+            than one part, else `[batch, heads, 1, dim]` in the query's dtype.
+        lse: `[parts, batch, heads, 1]` or `[batch, heads, 1]` float32, their log-sum-exps.
+        out: `[batch, heads, 1, dim]`, a view of `[batch, 1, heads, dim]`.
+        gate: `[batch, heads, 1]` float32.
+    """
+
+    local: torch.Tensor
+    lse: torch.Tensor
+    out: torch.Tensor
+    gate: torch.Tensor
+
+
+class Scratch:
+    """One set of tensors for each layer and shape; the next step writes over it.
+
+    Nothing is allocated from the second step on, and addresses stay: a CUDA graph may be captured.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[Key, StepTensors] = {}
+
+    def take(self, layer: int, query: torch.Tensor, parts: int) -> StepTensors:
+        """The tensors for a query `[batch, heads, 1, dim]` of block `layer`."""
+        key = (layer, parts, query.shape, query.dtype, query.device)
+        if key not in self._kept:
+            batch, heads, steps, width = query.shape
+            wide = torch.float32
+            out = query.new_empty(batch, steps, heads, width)
+            if parts > 1:
+                local = query.new_empty(parts, *query.shape, dtype=wide)
+                lse = query.new_empty(parts, batch, heads, steps, dtype=wide)
+            else:
+                local = query.new_empty(query.shape)
+                lse = query.new_empty(batch, heads, steps, dtype=wide)
+            gate = query.new_empty(batch, heads, steps, dtype=wide)
+            self._kept[key] = StepTensors(local, lse, out.transpose(1, 2), gate)
+        return self._kept[key]
+
+    def clear(self) -> None:
+        """Let all of them go."""
+        self._kept.clear()

@@ -1,0 +1,205 @@
+"""Where new blocks go in a ring, and the columns and chains that say so."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from cmr.kernels.gpu._launch import launch, next_power
+
+SCAN = 1024
+"""Slots, or blocks of a batch, that a program looks at in one step."""
+
+
+@triton.jit
+def ring_reserve_kernel(
+    p_cursor, p_session, p_created, p_sessions, p_slots, p_predecessors, p_numbers,
+    count, total,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One new block a program: its slot, its number, and its session's newest block but it."""
+    i = tl.program_id(0)
+    cursor = tl.load(p_cursor)
+    own = tl.load(p_sessions + i)
+    b_last = tl.full([BLOCK], -1, tl.int32)
+    for start in range(0, i, BLOCK):
+        o_j = start + tl.arange(0, BLOCK)
+        b_session = tl.load(p_sessions + o_j, mask=o_j < i, other=0)  # [BLOCK]
+        b_last = tl.where((o_j < i) & (b_session == own), o_j, b_last)
+    last = tl.max(b_last, 0)
+    before = (cursor + last) % total
+    if last < 0:
+        first = (cursor % total).to(tl.int32)
+        b_newest = tl.full([BLOCK], -(2**63), tl.int64)
+        b_slot = tl.full([BLOCK], 2**31 - 1, tl.int32)
+        for start in range(0, total, BLOCK):
+            o_s = start + tl.arange(0, BLOCK)
+            m_s = o_s < total
+            m_own = m_s & (tl.load(p_session + o_s, mask=m_s, other=0) == own)  # [BLOCK]
+            o_ahead = o_s - first
+            m_own = m_own & (tl.where(o_ahead < 0, o_ahead + total, o_ahead) >= count)  # and stays
+            b_created = tl.load(p_created + o_s, mask=m_own, other=0)  # [BLOCK]
+            m_newer = m_own & ((b_created > b_newest) | (b_slot == 2**31 - 1))
+            b_newest = tl.where(m_newer, b_created, b_newest)
+            b_slot = tl.where(m_newer, o_s, b_slot)
+        b_slot = tl.where(b_newest == tl.max(b_newest, 0), b_slot, 2**31 - 1)
+        slot = tl.min(b_slot, 0)
+        before = tl.where(slot == 2**31 - 1, -1, slot).to(tl.int64)
+    tl.store(p_slots + i, (cursor + i) % total)
+    tl.store(p_predecessors + i, before)
+    tl.store(p_numbers + i, cursor + 1 + i)
+
+
+def ring_reserve(
+    cursor: torch.Tensor,
+    session: torch.Tensor,
+    created: torch.Tensor,
+    sessions: torch.Tensor,
+    slots: torch.Tensor,
+    predecessors: torch.Tensor,
+    numbers: torch.Tensor,
+) -> None:
+    """Launches `ring_reserve_kernel`, one program a new block."""
+    total = session.shape[0]
+    launch(
+        ring_reserve_kernel,
+        (sessions.shape[0],),
+        device=session.device,
+        warps=4,
+        p_cursor=cursor,
+        p_session=session,
+        p_created=created,
+        p_sessions=sessions,
+        p_slots=slots,
+        p_predecessors=predecessors,
+        p_numbers=numbers,
+        count=sessions.shape[0],
+        total=total,
+        BLOCK=SCAN,
+    )
+
+
+@triton.jit
+def ring_link_kernel(
+    p_cursor, p_session, p_created, p_successor, p_predecessor, p_last_access, p_access_count,
+    p_relevance, p_token_ids, p_positions,
+    p_slots, p_predecessors, p_numbers, p_sessions, p_pick,
+    p_new_token_ids, p_new_positions, p_new_relevance,
+    count, tokens, blocks, stride_ids, stride_places,
+    SIZE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One new block a program; it alone writes its slot, and each neighbour has one writer.
+
+    A neighbour of what stood in the slot is cut off by this program, unless a program of this batch
+    overwrites it, or links a block to it.
+    """
+    i = tl.program_id(0)
+    slot = tl.load(p_slots + i)
+    after = tl.load(p_successor + slot)  # of what stood there
+    before = tl.load(p_predecessor + slot)
+    new_before = tl.load(p_predecessors + i)
+    b_next = tl.full([BLOCK], -1, tl.int64)
+    b_cut_after = tl.full([BLOCK], 1, tl.int32)
+    b_cut_before = tl.full([BLOCK], 1, tl.int32)
+    b_outside = tl.full([BLOCK], 1, tl.int32)
+    for start in range(0, count, BLOCK):
+        o_j = start + tl.arange(0, BLOCK)
+        m_j = o_j < count
+        b_slot = tl.load(p_slots + o_j, mask=m_j, other=-1)  # [BLOCK]
+        b_link = tl.load(p_predecessors + o_j, mask=m_j, other=-1)  # [BLOCK]
+        b_next = tl.where(m_j & (b_link == slot), b_slot, b_next)
+        b_cut_after = tl.where(m_j & (b_slot == after), 0, b_cut_after)
+        b_cut_before = tl.where(m_j & ((b_slot == before) | (b_link == before)), 0, b_cut_before)
+        b_outside = tl.where(m_j & (b_slot == new_before), 0, b_outside)
+    cut_after = (tl.min(b_cut_after, 0) > 0) & (after >= 0)
+    cut_before = (tl.min(b_cut_before, 0) > 0) & (before >= 0)
+    outside = (tl.min(b_outside, 0) > 0) & (new_before >= 0)
+    number = tl.load(p_numbers + i)
+    i_from = i.to(tl.int64)
+    if p_pick is not None:
+        i_from = tl.load(p_pick + i)
+    relevance = 0.0
+    if p_new_relevance is not None:
+        relevance = tl.load(p_new_relevance + i_from).to(tl.float32)
+    tl.debug_barrier()  # every warp has read the slot before one of them writes it
+    tl.store(p_successor + slot, tl.max(b_next, 0))
+    tl.store(p_predecessor + slot, new_before)
+    tl.store(p_predecessor + after, -1, mask=cut_after)
+    tl.store(p_successor + before, -1, mask=cut_before)
+    tl.store(p_successor + new_before, slot, mask=outside)
+    tl.store(p_session + slot, tl.load(p_sessions + i))
+    tl.store(p_created + slot, number)
+    tl.store(p_last_access + slot, 0)
+    tl.store(p_access_count + slot, 0)
+    tl.store(p_relevance + slot, relevance)
+    tl.store(p_cursor, number, mask=i == count - 1)
+    row = i_from // blocks
+    o_t = tl.arange(0, BLOCK_T)
+    o_from = (i_from - row * blocks) * SIZE + o_t
+    m_from = (o_t < SIZE) & (o_from < tokens)
+    b_ids = tl.load(p_new_token_ids + row * stride_ids + o_from, mask=m_from, other=0)
+    b_places = tl.load(p_new_positions + row * stride_places + o_from, mask=m_from, other=-1)
+    tl.store(p_token_ids + slot * SIZE + o_t, b_ids.to(tl.int64), mask=o_t < SIZE)
+    tl.store(p_positions + slot * SIZE + o_t, b_places.to(tl.int64), mask=o_t < SIZE)
+
+
+def ring_link(
+    cursor: torch.Tensor,
+    session: torch.Tensor,
+    created: torch.Tensor,
+    successor: torch.Tensor,
+    predecessor: torch.Tensor,
+    last_access: torch.Tensor,
+    access_count: torch.Tensor,
+    relevance: torch.Tensor,
+    token_ids: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    predecessors: torch.Tensor,
+    numbers: torch.Tensor,
+    sessions: torch.Tensor,
+    pick: torch.Tensor | None,
+    new_token_ids: torch.Tensor,
+    new_positions: torch.Tensor,
+    new_relevance: torch.Tensor | None,
+) -> None:
+    """Launches `ring_link_kernel`, one program a new block."""
+    size = token_ids.shape[1]
+    tokens = new_token_ids.shape[1]
+    if new_token_ids.stride(-1) != 1:
+        new_token_ids = new_token_ids.contiguous()
+    if new_positions.stride(-1) != 1:
+        new_positions = new_positions.contiguous()
+    launch(
+        ring_link_kernel,
+        (slots.shape[0],),
+        device=session.device,
+        warps=1 if slots.shape[0] <= 128 else 4,
+        p_cursor=cursor,
+        p_session=session,
+        p_created=created,
+        p_successor=successor,
+        p_predecessor=predecessor,
+        p_last_access=last_access,
+        p_access_count=access_count,
+        p_relevance=relevance,
+        p_token_ids=token_ids,
+        p_positions=positions,
+        p_slots=slots,
+        p_predecessors=predecessors,
+        p_numbers=numbers,
+        p_sessions=sessions,
+        p_pick=pick,
+        p_new_token_ids=new_token_ids,
+        p_new_positions=new_positions,
+        p_new_relevance=None if new_relevance is None else new_relevance.contiguous(),
+        count=slots.shape[0],
+        tokens=tokens,
+        blocks=-(-tokens // size),
+        stride_ids=new_token_ids.stride(0),
+        stride_places=new_positions.stride(0),
+        SIZE=size,
+        BLOCK_T=next_power(size),
+        BLOCK=128 if slots.shape[0] <= 128 else SCAN,
+    )

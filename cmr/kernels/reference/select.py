@@ -1,0 +1,201 @@
+"""From kept block maxima to the blocks that are read: standardise, weigh, choose, follow links."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from cmr.kernels.reference._topk import topk_lowest_slot
+from cmr.kernels.reference.attention import NEG_INF
+from cmr.kernels.reference.maxsim import passages, standardise
+
+
+class Selection(NamedTuple):
+    """The passages chosen for each row.
+
+    Attributes:
+        scores: [B, k] float32 in falling order, -inf where there is none.
+        starts: [B, k] int64, first slot of each passage, -1 where there is none.
+        certainty: [B] float32, best similarity over what is expected when nothing fits; 0 where
+            a row has no passage at all.
+        table: [B, k, run] int64, slots of each passage and its neighbours in the order of the
+            text, run = neighbours + passage + neighbours; -1 where the text begins or ends or
+            where an earlier passage has the slot already.
+        stamps: [B, k, run] int64, `created` of those slots, -1 where there is none: a slot whose
+            `created` differs later was overwritten meanwhile.
+    """
+
+    scores: torch.Tensor
+    starts: torch.Tensor
+    certainty: torch.Tensor
+    table: torch.Tensor
+    stamps: torch.Tensor
+
+
+class Columns(NamedTuple):
+    """What a selection knows of the stored blocks, see `cmr.kernels.maxsim.maxsim_select`."""
+
+    session: torch.Tensor
+    positions: torch.Tensor
+    successor: torch.Tensor
+    predecessor: torch.Tensor
+    relevance: torch.Tensor
+    created: torch.Tensor
+    cursor: torch.Tensor
+
+
+class Rule(NamedTuple):
+    """The numbers of a selection, see `cmr.kernels.maxsim.maxsim_select`."""
+
+    criteria: tuple[float, float, float, float]
+    half_life: float
+    peak_power: int
+    clamp: float
+    ratio: float
+    threshold: float
+    null_base: float
+    null_slope: float
+    few_blocks: int
+    few_certainty: float
+    passage: int
+    neighbours: int
+
+
+def maxsim_select(
+    maxima: torch.Tensor,
+    query_mask: torch.Tensor | None,
+    columns: Columns,
+    sessions: torch.Tensor,
+    before: torch.Tensor | None,
+    rule: Rule,
+    k: int,
+) -> Selection:
+    """The specification of `cmr.kernels.maxsim.maxsim_select`."""
+    visible = columns.session == sessions[:, None]
+    if before is not None:
+        visible &= columns.positions.amax(-1) < before[:, None]
+    counts = visible.sum(-1)
+    z = standardise(maxima, visible, rule.clamp)
+    if rule.passage == 2:
+        z = passages(z, columns.successor)
+    shares, asks = _shares(z, counts, query_mask, rule.peak_power)
+    line = torch.bmm(shares[:, None], z)[:, 0]
+    peaks = visible & asks & _local_maxima(line, columns.successor, columns.predecessor)
+    base = line
+    similarity, relevance, recency, diversity = rule.criteria
+    if (similarity, relevance, recency) != (1.0, 0.0, 0.0):
+        age = (columns.cursor - columns.created).float()
+        fresh = torch.exp2(-age / rule.half_life)
+        base = similarity * line + (relevance * columns.relevance + recency * fresh)
+    base = base.masked_fill(~peaks, NEG_INF)
+    if diversity:
+        profiles = shares.sqrt()[:, :, None] * z.clamp(min=0)
+        scores, starts = _greedy(base, profiles, diversity, k)
+    else:
+        scores, starts = topk_lowest_slot(base, k)
+    best = line.masked_fill(~peaks, NEG_INF)
+    best = best.amax(-1) if line.shape[1] else line.new_full((len(line),), NEG_INF)
+    certainty = _certainty(best, counts, rule)
+    keep = (scores >= rule.ratio * scores[:, :1]) & (certainty >= rule.threshold)[:, None]
+    starts = torch.where(keep & (starts >= 0), starts, -1)
+    scores = torch.where(starts >= 0, scores, NEG_INF)
+    table = block_table(
+        starts,
+        columns.successor,
+        columns.predecessor,
+        length=rule.passage,
+        neighbours=rule.neighbours,
+    )
+    stamps = torch.where(table >= 0, _at(columns.created, table), -1)
+    return Selection(scores, starts, certainty, table, stamps)
+
+
+def _shares(
+    z: torch.Tensor, counts: torch.Tensor, query_mask: torch.Tensor | None, power: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each query token's share [B, Q] of the mean, and whether the row asks at all [B, 1]."""
+    weights = z.amax(-1).clamp(min=0) ** power if z.shape[-1] else z.new_zeros(z.shape[:2])
+    # A single block stands out from nothing: it is chosen, as no other can be meant.
+    weights = torch.where((counts < 2)[:, None], 1.0, weights)
+    if query_mask is not None:
+        weights = weights * query_mask
+    total = weights.sum(-1, keepdim=True)
+    return torch.where(total > 0, weights / total, 0.0), total > 0
+
+
+def _local_maxima(
+    line: torch.Tensor, successor: torch.Tensor, predecessor: torch.Tensor
+) -> torch.Tensor:
+    """Where `[batch, slots]` scores are not below their neighbours' in the text."""
+    after = line[:, successor.clamp(min=0)].masked_fill(successor < 0, NEG_INF)
+    before = line[:, predecessor.clamp(min=0)].masked_fill(predecessor < 0, NEG_INF)
+    return (line >= after) & (line > before)
+
+
+def _greedy(
+    base: torch.Tensor, profiles: torch.Tensor, diversity: float, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One candidate after the other, each the best given those before (Carbonell 1998, MMR)."""
+    norms = profiles.norm(dim=1)
+    units = torch.where(norms[:, None] > 0, profiles / norms[:, None], 0.0)
+    alike = torch.zeros_like(base)
+    left, scores, slots = base, [], []
+    for _ in range(k):
+        score, slot = topk_lowest_slot(left + diversity * (1.0 - alike), 1)
+        scores.append(score)
+        slots.append(slot)
+        if not base.shape[1]:
+            continue
+        last = units.gather(2, slot.clamp(min=0)[:, None].expand(-1, units.shape[1], -1))
+        alike = torch.maximum(alike, (units * last).sum(1))
+        left = left.scatter(1, slot.clamp(min=0), NEG_INF)
+    return torch.cat(scores, 1), torch.cat(slots, 1)
+
+
+def _certainty(best: torch.Tensor, stored: torch.Tensor, rule: Rule) -> torch.Tensor:
+    null = rule.null_base + rule.null_slope * stored.clamp(min=1).log()
+    sure = torch.where(stored < rule.few_blocks, rule.few_certainty, best / null)
+    return torch.where(best > -math.inf, sure, 0.0)
+
+
+def block_table(
+    starts: torch.Tensor,
+    successor: torch.Tensor,
+    predecessor: torch.Tensor,
+    *,
+    length: int,
+    neighbours: int,
+) -> torch.Tensor:
+    """Slots of each passage and its neighbours, each slot at most once a row.
+
+    Args:
+        starts: [B, k] int64, first slot of each passage, -1 for none.
+        successor: [N] int64, the slot of the text's next block, or -1.
+        predecessor: [N] int64, of the one before.
+        length: blocks in a passage.
+        neighbours: blocks beside it, on each side.
+
+    Returns:
+        [B, k, neighbours + length + neighbours] int64 in the order of the text, see `Selection`.
+    """
+    run = [starts]
+    for _ in range(neighbours):
+        run.insert(0, _follow(predecessor, run[0]))
+    for _ in range(length - 1 + neighbours):
+        run.append(_follow(successor, run[-1]))
+    table = torch.stack(run, -1)
+    flat = table.flatten(1)
+    same = (flat[:, :, None] == flat[:, None, :]) & (flat[:, :, None] >= 0)
+    earlier = torch.ones_like(same[0]).tril(-1)
+    return flat.masked_fill((same & earlier).any(-1), -1).view(table.shape)
+
+
+def _follow(links: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    return torch.where(slots >= 0, _at(links, slots), -1)
+
+
+def _at(column: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """The column at the slots; 0 where there are no slots at all."""
+    return column[slots.clamp(min=0)] if len(column) else torch.zeros_like(slots)

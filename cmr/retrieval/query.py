@@ -1,0 +1,122 @@
+"""The newest tokens of a text as a query that grows: what was compared is not compared again."""
+
+from __future__ import annotations
+
+import torch
+
+from cmr.kernels.maxsim import Scratch, Selection, block_maxima, new_scratch
+from cmr.kernels.ring_write import ring_write_index
+from cmr.memory.ring import RingBuffer
+
+
+class RollingQuery:
+    """The last tokens of some rows, and how well each of them matches every stored block.
+
+    A search after some decoding steps compares the tokens that came since the last one with all
+    blocks, and all tokens with the blocks that were written since; nothing else. All tensors are
+    allocated once.
+
+    Args:
+        rows: rows of the batch.
+        tokens: tokens that are kept; older ones give way.
+        ring: the store that is searched.
+        sessions: `[rows]` int64, whose blocks each row may see.
+
+    Attributes:
+        sessions: as given.
+        maxima: `[rows, tokens, slots]` float32, see `block_maxima`; tokens in no particular order.
+        mask: `[rows, tokens]` bool, True where there is a token that asks.
+        found: what the last search wrote; None before the first. The next one writes over it.
+    """
+
+    def __init__(self, rows: int, tokens: int, ring: RingBuffer, sessions: torch.Tensor) -> None:
+        self._ring, self.sessions = ring, sessions
+        like = ring.index
+        self._query = like.new_zeros(tokens, rows, like.shape[-1])  # tokens of a step lie together
+        self.maxima = torch.zeros(rows, tokens, ring.slots, device=ring.device)
+        self.mask = torch.zeros(rows, tokens, dtype=torch.bool, device=ring.device)
+        self.found: Selection | None = None
+        self._scratch: dict[int, Scratch] = {}
+        self._next = 0
+        self._seen = ring.epoch, ring.written
+        self._places = torch.arange(tokens * rows, device=ring.device)
+        self._picks: dict[int, torch.Tensor] = {}
+
+    def add(self, states: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Take new tokens in and bring everything up to date.
+
+        Args:
+            states: `[rows, new, hidden]` at the index layer, any float dtype; of more than
+                `tokens` the last ones count.
+            mask: `[rows, new]` bool, False for tokens that do not ask; None: all do.
+        """
+        tokens = self.mask.shape[1]
+        states = states[:, -tokens:]
+        new, done = states.shape[1], 0
+        self._compare_written()
+        while done < new:  # twice where the end of the tensors lies between
+            count = min(new - done, tokens - self._next)
+            where = slice(self._next, self._next + count)
+            self._write(where, states, done)
+            if mask is None:
+                self.mask[:, where] = True
+            else:
+                self.mask[:, where] = mask[:, -new:][:, done : done + count]
+            self._compare(where, 0, self._ring.high_water)
+            done += count
+            self._next = (self._next + count) % tokens
+
+    @property
+    def width(self) -> int:
+        """Slots that a search looks at: those ever written, rounded up to a power of two.
+
+        What lies behind them belongs to no session. So there are few sizes of scratch.
+        """
+        return min(self._ring.slots, 1 << max(0, self._ring.high_water - 1).bit_length())
+
+    @property
+    def scratch(self) -> Scratch:
+        """What a search needs while it runs, kept for the next one."""
+        if self.width not in self._scratch:
+            rows, tokens = self.mask.shape
+            self._scratch[self.width] = new_scratch(self.maxima, rows, tokens, self.width)
+        return self._scratch[self.width]
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Rows follow their beams; those of one input share their session."""
+        rows = rows.to(self.mask.device)
+        self._query.copy_(self._query.index_select(1, rows))
+        for tensor in (self.maxima, self.mask):
+            tensor.copy_(tensor.index_select(0, rows))
+
+    def _write(self, where: slice, states: torch.Tensor, done: int) -> None:
+        """Unit states of the tokens from `done` on, to the given places."""
+        rows, new = states.shape[:2]
+        if new not in self._picks:
+            order = torch.arange(rows * new).view(rows, new).t().flatten()
+            self._picks[new] = order.to(self._places.device)
+        count = where.stop - where.start
+        ring_write_index(
+            self._query.flatten(0, 1)[:, None],
+            None,
+            self._places[where.start * rows : where.stop * rows],
+            self._picks[new][done * rows : (done + count) * rows],
+            states,
+        )
+
+    def _compare_written(self) -> None:
+        """All tokens with the blocks that were written since the last time."""
+        for first, last in self._ring.changed_since(*self._seen):
+            self._compare(slice(None), first, last)
+        self._seen = self._ring.epoch, self._ring.written
+
+    def _compare(self, tokens: slice, first: int, last: int) -> None:
+        ring = self._ring
+        block_maxima(
+            self._query[tokens].transpose(0, 1),
+            ring.index[first:last],
+            ring.positions[first:last],
+            session=ring.session[first:last],
+            sessions=self.sessions,
+            out=self.maxima[:, tokens, first:last],
+        )

@@ -1,0 +1,86 @@
+"""The choice of passages: Triton's kernels, interpreted, against the specification."""
+
+import math
+
+import pytest
+import torch
+
+from cmr.kernels.maxsim import Selection, maxsim_select
+from cmr.kernels.reference import select as reference
+from cmr.kernels.reference.select import Columns, Rule
+from tests.kernels.compare import assert_close
+from tests.kernels.selecting import RULE, columns_of, rows_of
+
+
+def both(
+    maxima: torch.Tensor, mask, columns: Columns, sessions, before, rule: Rule, k: int
+) -> Selection:
+    """What the kernels choose, held against the specification."""
+    have = maxsim_select(maxima, mask, columns, sessions, before, rule, k)
+    want = reference.maxsim_select(maxima, mask, columns, sessions, before, rule, k)
+    assert_close("scores", have.scores, want.scores, 2e-5, 2e-5)
+    assert_close("certainty", have.certainty, want.certainty, 2e-5, 2e-5)
+    for name in ("starts", "table", "stamps"):
+        assert torch.equal(getattr(have, name), getattr(want, name)), name
+    return have
+
+
+@pytest.mark.parametrize(
+    ("blocks", "tokens", "k", "neighbours", "passage", "diversity"),
+    [(1, 1, 1, 0, 2, 0.7), (40, 5, 3, 2, 2, 0.7), (70, 17, 3, 1, 1, 0.4), (600, 17, 9, 0, 2, 0)],
+)
+def test_select(blocks, tokens, k, neighbours, passage, diversity) -> None:
+    torch.manual_seed(blocks)
+    columns, sessions = columns_of(blocks, 3, 3), torch.tensor([0, 2, 9])
+    maxima, mask = rows_of(3, tokens, blocks)
+    rule = RULE._replace(neighbours=neighbours, passage=passage)
+    plain = both(maxima, mask, columns, sessions, None, rule, k)
+    assert (plain.starts[2] == -1).all() and (plain.certainty[2] == 0).all()
+    rule = rule._replace(criteria=(0.8, 0.3, 0.4, diversity), ratio=0.2)
+    before = torch.tensor([blocks * 2, blocks // 2, 0])
+    found = both(maxima, mask, columns, sessions, before, rule, k)
+    assert blocks == 1 or bool((found.starts[0] >= 0).any())
+
+
+@pytest.mark.parametrize("power", [0, 1, 2])
+def test_maxima_that_are_not_finite(power: int) -> None:
+    columns = columns_of(90, 2, 3)
+    maxima, _ = rows_of(2, 4, 90)
+    maxima[0, 1, 5], maxima[0, 2, 6], maxima[1, 0, 7] = math.nan, -math.inf, math.inf
+    maxima[1, 1] = 0.37
+    sessions, rule = torch.tensor([0, 1]), RULE._replace(peak_power=power)
+    both(maxima, None, columns, sessions, None, rule, 4)
+    both(maxima * math.nan, None, columns, sessions, None, rule, 4)
+    both(torch.full_like(maxima, 0.7371), None, columns, sessions, None, rule, 4)
+
+
+def test_ties_go_to_the_lowest_slot_every_time() -> None:
+    columns = columns_of(200, 1, 2)._replace(
+        successor=torch.full((200,), -1), predecessor=torch.full((200,), -1)
+    )
+    maxima = torch.zeros(1, 3, 200)
+    maxima[..., 50::2] = 1.0
+    for diversity in (0.0, 0.5):
+        rule = RULE._replace(criteria=(1.0, 0.0, 0.0, diversity), ratio=-9.0)
+        found = both(maxima, None, columns, torch.zeros(1).long(), None, rule, 4)
+        assert found.starts.tolist() == [[50, 52, 54, 56]]
+
+
+def test_a_query_of_padding_finds_nothing() -> None:
+    columns, (maxima, _) = columns_of(50, 1, 2), rows_of(1, 3, 50)
+    mask = torch.zeros(1, 3, dtype=torch.bool)
+    found = both(maxima, mask, columns, torch.zeros(1).long(), None, RULE, 2)
+    assert (found.starts == -1).all() and found.certainty.item() == 0
+
+
+def test_a_view_of_kept_maxima_and_no_blocks() -> None:
+    columns, (maxima, mask) = columns_of(60, 1, 2), rows_of(1, 3, 60)
+    kept = torch.full((1, 7, 200), math.nan)
+    kept[:, 2:5, 20:80] = maxima
+    found = both(kept[:, 2:5, 20:80], mask, columns, torch.zeros(1).long(), None, RULE, 2)
+    assert torch.equal(
+        found.table,
+        maxsim_select(maxima, mask, columns, torch.zeros(1).long(), None, RULE, 2).table,
+    )
+    none = both(maxima[..., :0], mask, columns_of(0, 1, 2), torch.zeros(1).long(), None, RULE, 2)
+    assert (none.table == -1).all()
