@@ -41,7 +41,8 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """The installed version of a package, without importing it."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -69,7 +70,7 @@ def conditions(model: Any = None, seed: int = 0, **settings: Any) -> dict[str, A
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "transformers": _version("transformers"),
+        "transformers": version("transformers"),
         "cmr": _library(),
         "seed": seed,
         "settings": settings,
