@@ -6,6 +6,7 @@ compiled as one graph, and its launches are counted by the host functions of the
 
 from __future__ import annotations
 
+import copy
 import importlib
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,9 @@ import cmr
 from cmr.integration import attention as plug
 from cmr.integration import recall as recalling
 from cmr.integration import weave as weaving
+from cmr.integration.positions import rotate
 from cmr.integration.scratch import Scratch
+from cmr.integration.stepper import Step
 from cmr.kernels._ops import REGISTERED
 from tests.integration.operations import Operations, tensors
 from tests.integration.tiny import LAYERS, text
@@ -200,6 +203,36 @@ def test_an_overwritten_block_is_not_read(llama) -> None:
         for store in stores.values():
             store[taken] = float("nan")
     assert run.step().isfinite().all()
+
+
+def test_an_embedding_that_scales_attention_scales_keys_that_are_not_rotated(llama) -> None:
+    """YaRN: the factor that the model puts on query and key is on the query twice instead."""
+    model = scaled(llama)
+    with cmr.attach(model, **SETTINGS) as memory:
+        stepper, adapter = memory._stepper, memory._core.adapter
+        positions = torch.tensor([[7]])
+        step = Step(None, [], None, positions, None, torch.zeros(1, 1).long())
+        cos, sin = adapter.rotary(0, positions)
+        assert not torch.allclose(cos * cos + sin * sin, torch.ones(()), atol=0.05)
+        query, key = torch.randn(2, 1, 4, 1, 16)
+        turned = rotate(rotate(query, cos, sin), *stepper._turn(step, 0, query.device))
+        there = adapter.rotary(0, torch.tensor([[SETTINGS["window"]]]))
+        front = adapter.rotary(0, torch.tensor([[0]]))
+        want = (rotate(query, *there) * rotate(key, *front)).sum(-1)
+        torch.testing.assert_close((turned * key).sum(-1), want, atol=1e-4, rtol=1e-4)
+
+
+def scaled(model: nn.Module) -> nn.Module:
+    """A model like `model` with YaRN's rotary embedding."""
+    config = copy.deepcopy(model.config)
+    config.rope_parameters = {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 256,
+    }
+    config._attn_implementation = "sdpa"
+    return type(model)(config).eval()
 
 
 def test_addresses_stay_from_step_to_step(llama, monkeypatch) -> None:
