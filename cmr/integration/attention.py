@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from cmr.integration.recall import LayerBlocks
 from cmr.integration.scratch import Scratch
 from cmr.integration.weave import LayerMemory, parts, weave
 
@@ -73,7 +74,8 @@ def memory_attention(
     softcap = kwargs.get("softcap")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: int = module.layer_idx  # type: ignore[assignment]
-    decoding = tokens == 1 and not torch.is_grad_enabled()
+    in_place = isinstance(memory.held, LayerBlocks)
+    decoding = in_place and tokens == 1 and not torch.is_grad_enabled()
     out, gate = weave(
         query,
         key,

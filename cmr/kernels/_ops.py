@@ -66,6 +66,21 @@ def register(schema: str, specification: Callable[..., None], host: str, span: s
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
+def runs_plain(tensor: torch.Tensor) -> bool:
+    """Whether an operation on `tensor` would only copy what its specification returns.
+
+    So it is for plain tensors on a CPU, untraced and without ranges: a public function whose caller
+    gave no place for the result may then return the specification's.
+    """
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.device.type == "cpu"
+        and ranges.annotate is None
+        and not torch.compiler.is_compiling()
+        and implementation(tensor.device).name == "reference"
+    )
+
+
 def _nothing(*_: Any) -> None:
     """The fake implementation of an operation that only writes into what it is given."""
 

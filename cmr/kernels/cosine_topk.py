@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cmr.kernels import ranges
-from cmr.kernels._ops import register
-from cmr.kernels.dispatch import implementation
+from cmr.kernels._ops import register, runs_plain
 from cmr.kernels.reference import cosine_topk as reference
 from cmr.kernels.reference._shapes import expect_same_dtype, expect_shape
 
@@ -93,7 +91,7 @@ def cosine_topk(
     Equivalent PyTorch:
         `torch.topk(F.normalize(query) @ F.normalize(entries).mT, k)`, ties aside.
     """
-    if out is None and partial is None and _nothing_to_gain(query):
+    if out is None and partial is None and runs_plain(query):
         return reference.cosine_topk(query, entries, inverse_norm, visible, k, threshold, scale)
     reference.check_cosine_topk(query, entries, inverse_norm, visible, k, scale)
     scores, slots = _outputs(query, k, out)
@@ -105,17 +103,6 @@ def cosine_topk(
         expect_same_dtype("partial", partial, torch.int64)
     cosine_topk_(query, entries, inverse_norm, visible, threshold, scale, partial, scores, slots)
     return scores, slots
-
-
-def _nothing_to_gain(query: torch.Tensor) -> bool:
-    """Whether the operation would only copy what the specification returns, untraced."""
-    return (
-        type(query) is torch.Tensor
-        and query.device.type == "cpu"
-        and ranges.annotate is None
-        and not torch.compiler.is_compiling()
-        and implementation(query.device).name == "reference"
-    )
 
 
 def _cosine_rerank(
