@@ -1,7 +1,6 @@
-"""Cosine top-k against faiss and plain PyTorch: `pytest benchmarks/bench_cosine_topk.py`.
+"""Cosine top-k: `pytest benchmarks/bench_cosine_topk.py`.
 
-Run it with `OMP_NUM_THREADS=2`. Each case first holds the results to plain PyTorch's. Faiss takes
-float32 only.
+`python -m benchmarks.search_speed` compares with faiss, in turns.
 """
 
 from __future__ import annotations
@@ -10,41 +9,37 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cmr.kernels.cosine_topk import cosine_topk
+from benchmarks.bench_common import DEVICES, SIDES, measure, size, unit
+from cmr.kernels import cosine_topk
 
 HIDDEN, K = 576, 16
-WAYS = [("cmr", "float32"), ("faiss", "float32"), ("plain", "float32")]
-WAYS += [("cmr", "bfloat16"), ("plain", "bfloat16")]
 
 
-@pytest.mark.parametrize(("by", "dtype"), WAYS)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("by", SIDES)
 @pytest.mark.parametrize("queries", [1, 32, 512])
 @pytest.mark.parametrize("entries", [4096, 65536])
-def test_cosine_topk(benchmark, entries: int, queries: int, by: str, dtype: str) -> None:
+def test_cosine_topk(benchmark, entries: int, queries: int, by: str, device: str) -> None:
     torch.manual_seed(0)
-    kind = getattr(torch, dtype)
-    stored = F.normalize(torch.randn(entries, HIDDEN), dim=-1).to(kind)
-    query = torch.randn(queries, HIDDEN)
-    benchmark.extra_info.update(
-        threads=torch.get_num_threads(), torch=torch.__version__, bytes=stored.nbytes
-    )
+    stored = unit(entries, HIDDEN, device=device)
+    query = torch.randn(queries, HIDDEN, device=device)
 
     def plain() -> torch.Tensor:
-        return torch.topk((F.normalize(query, dim=-1).to(kind) @ stored.t()).float(), K).values
+        similar = F.normalize(query, dim=-1).to(stored.dtype) @ stored.t()
+        return similar.float().topk(K).values
 
     def ours() -> torch.Tensor:
         return cosine_topk(query, stored, None, None, K)[0]
 
-    ways = {"cmr": ours, "plain": plain}
-    if by == "faiss":
-        faiss = pytest.importorskip("faiss")
-        faiss.omp_set_num_threads(torch.get_num_threads())
-        flat = faiss.IndexFlatIP(HIDDEN)
-        flat.add(stored.numpy())
-        ways["faiss"] = lambda: torch.from_numpy(
-            flat.search(F.normalize(query, dim=-1).numpy(), K)[0]
-        )
-    with torch.inference_mode():
-        close = 1e-5 if kind == torch.float32 else 4e-3
-        torch.testing.assert_close(ways[by](), plain(), atol=close, rtol=0)
-        benchmark(ways[by])
+    measure(
+        benchmark,
+        by,
+        {"cmr": ours, "plain": plain},
+        device=device,
+        moved=size(stored, query) + 12 * queries * K,
+        flops=2 * queries * stored.numel(),
+        entries=entries,
+        queries=queries,
+        hidden=HIDDEN,
+        k=K,
+    )

@@ -7,8 +7,8 @@ import torch
 LOW_BITS = 0xFFFFFFFF
 GROUP = 32
 """Neighbouring slots that a first look takes together."""
-WORTH_GROUPS = 1 << 17
-"""Below so many scores, a look at all of them costs less than one at groups first."""
+LONG_ROW, MANY_SCORES = 1 << 15, 1 << 21
+"""In shorter rows, and fewer scores in all, a look at all costs less than one at groups first."""
 
 
 def pack(scores: torch.Tensor, slots: torch.Tensor | None = None) -> torch.Tensor:
@@ -52,7 +52,8 @@ def topk_lowest_slot(
     count = scores.shape[1]
     if scores.device.type != "cpu" or count <= k:
         return topk_of(scores, None, k)
-    if scores.numel() >= WORTH_GROUPS and count >= 2 * GROUP * k:
+    worth_groups = count >= LONG_ROW or scores.numel() >= MANY_SCORES
+    if worth_groups and count >= 2 * GROUP * k:
         return _topk_by_groups(scores, k, many_ties)
     return _topk_plainly(scores, None, k, many_ties)
 
