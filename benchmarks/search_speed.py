@@ -7,6 +7,7 @@ only) and with `torch.matmul` and `topk`, on the CPU. The results are held to be
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -47,10 +48,13 @@ def medians(found: dict[str, Way], seconds: float) -> dict[str, float]:
     """Median milliseconds of each way, in turns for about `seconds` in all, 5 times at least."""
     times: dict[str, list[float]] = {name: [] for name in found}
     until = time.perf_counter() + seconds
+    order = random.Random(0)
     while time.perf_counter() < until or len(times["cmr"]) < 5:
-        for name, way in found.items():
+        # In no fixed order: who comes after another library's threads pays for waking its own.
+        for name in order.sample(list(found), len(found)):
+            found[name]()
             start = time.perf_counter()
-            way()
+            found[name]()
             times[name].append(1e3 * (time.perf_counter() - start))
     return {name: statistics.median(spent) for name, spent in times.items()}
 

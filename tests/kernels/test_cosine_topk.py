@@ -125,7 +125,8 @@ def test_topk_is_exact_with_ties_nan_and_infinities(
         odd = torch.rand(rows, count, generator=rng) < (seed % 3) * 0.3
         scores[odd] = value
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_topk, "WORTH_GROUPS", 1 if grouped else 1 << 40)
+        patch.setattr(_topk, "LONG_ROW", 1 if grouped else 1 << 40)
+        patch.setattr(_topk, "MANY_SCORES", 1 << 40)
         values, slots = _topk.topk_lowest_slot(scores, k, many_ties)
     for b in range(rows):
         row = [(-v, n) for n, v in enumerate(scores[b].tolist()) if v > -math.inf]
