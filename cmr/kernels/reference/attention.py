@@ -62,52 +62,6 @@ def group_sum(weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return summed.view(batch, groups * repeat, steps, value.shape[-1])
 
 
-def attention_with_lse(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    softcap: float | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scaled dot-product attention and the log-sum-exp of its logits.
-
-    On a CPU, without softcap and gradients, PyTorch's own fused kernel runs, which keeps no logits
-    in memory; `attention_with_lse_plain` is the specification and runs everywhere else.
-
-    Args:
-        query: [B, H, S, D], any float dtype.
-        key: [B, G, L, D], same dtype; H a multiple of G (grouped queries), L may be 0.
-        value: [B, G, L, E], same dtype.
-        mask: None; bool, True = visible; or float, added to the scaled logits, where -inf (and
-            nothing else) hides a key. Broadcastable to [B, H, S, L].
-        is_causal: query i sees keys up to L - S + i: the last query sees every key. Equal to
-            PyTorch's flag where S = L. Combines with `mask`.
-        scale: factor of q·k; None: D ** -0.5.
-        softcap: None, or c > 0: logits become c tanh(x / c) before the mask.
-
-    Returns:
-        out [B, H, S, E] in the query's dtype and lse [B, H, S] float32. A row that sees no key has
-        out 0 and lse -inf. Keys and values must be finite, hidden ones too.
-
-    Raises:
-        TypeError: not a tensor, or dtypes differ.
-        ValueError: shapes do not fit, or softcap is not above 0.
-
-    Changes nothing in place. Low-precision products accumulate in float32.
-
-    Source: Dao et al., FlashAttention (2022), section 3 for the log-sum-exp; Ainslie et al., GQA
-    (2023) for the groups.
-
-    Equivalent PyTorch:
-        `F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=True)` and
-        `torch.logsumexp(scale * query @ key.mT + mask, -1)`.
-    """
-    scale = check_attention(query, key, value, mask, scale, softcap)
-    return attend(query, key, value, mask, is_causal, scale, softcap)
-
-
 def attend(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -117,7 +71,11 @@ def attend(
     scale: float,
     softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`attention_with_lse` of arguments that were checked already."""
+    """`cmr.kernels.attention_with_lse` of arguments that were checked already.
+
+    On a CPU, without softcap and gradients, PyTorch's own fused kernel runs, which keeps no logits in
+    memory; `attention_with_lse_plain` is the specification and runs everywhere else.
+    """
     if not _fused_fits(query, key, value, softcap):
         return _plain(query, key, value, mask, is_causal, scale, softcap)
     steps, length = query.shape[2], key.shape[2]
@@ -149,7 +107,7 @@ def attention_with_lse_plain(
     scale: float | None = None,
     softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The specification of `attention_with_lse`: the same arguments, result and errors."""
+    """The specification of `cmr.kernels.attention_with_lse`: the same arguments, result, errors."""
     scale = check_attention(query, key, value, mask, scale, softcap)
     return _plain(query, key, value, mask, is_causal, scale, softcap)
 

@@ -79,7 +79,7 @@ def inverse_norm(states: torch.Tensor) -> torch.Tensor:
 def state_scores(
     states: torch.Tensor, block_size: int, lengths: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The specification of `cmr.kernels.state_scores`: the same arguments, result and errors."""
+    """The specification of `cmr.kernels.state_scores`: the same arguments, result, errors."""
     _expect_states(states)
     batch, tokens, width = states.shape
     spread = states.new_empty(batch, tokens, dtype=torch.float32)
@@ -101,29 +101,7 @@ def attention_received(
     is_causal: bool = True,
     key_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attention that each token receives: the mean over heads and over the queries that see it.
-
-    A plain column sum would favour the first tokens, which more queries see. Probabilities exist
-    for a chunk of queries at a time only.
-
-    Args:
-        query: [B, H, S, D], any float dtype.
-        key: [B, G, L, D], same dtype, H a multiple of G, S <= L where causal.
-        scale: factor of q·k; None: D ** -0.5.
-        is_causal: query i sees keys up to L - S + i.
-        key_mask: [B, L] bool, True = a real token; None: all. Padding scores 0; where S = L it
-            does not count as a query either.
-
-    Returns:
-        [B, L] float32 in [0, 1].
-
-    Raises:
-        TypeError, ValueError: dtypes or shapes do not fit.
-
-    Source: Zhang et al., H2O (2023), accumulated attention, here per query that can see the token.
-
-    Equivalent PyTorch: `torch.softmax(scale * query @ key.mT + causal, -1).mean(1).sum(1) / seen`.
-    """
+    """The specification of `cmr.kernels.attention_received`: the same arguments, result, errors."""
     expect_shape("query", query, ("B", None), ("H", None), ("S", None), ("D", None))
     batch, heads, steps, width = query.shape
     expect_shape("key", key, ("B", batch), ("G", None), ("L", None), ("D", width))
@@ -165,24 +143,7 @@ def attention_received(
 def surprise(
     logits: torch.Tensor, token_ids: torch.Tensor, previous: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Each token's own loss in nats: how little the model expected it.
-
-    Args:
-        logits: [B, S, V], any float dtype; those at s predict the token at s + 1.
-        token_ids: [B, S] integers in [0, V).
-        previous: [B, V], the logits that predict the first token (the last of the text before).
-            None: the first token gets the mean of the others, 0 where there are none.
-
-    Returns:
-        [B, S] float32, at least 0 up to rounding.
-
-    Raises:
-        TypeError, ValueError: dtypes or shapes do not fit.
-
-    No matrix of probabilities is kept: the log-sum-exp runs over chunks of tokens.
-
-    Equivalent PyTorch: `F.cross_entropy(logits[:, :-1].mT, token_ids[:, 1:], reduction="none")`.
-    """
+    """The specification of `cmr.kernels.surprise`: the same arguments, result, errors."""
     expect_shape("logits", logits, ("B", None), ("S", None), ("V", None))
     batch, steps, vocabulary = logits.shape
     expect_float("logits", logits)
@@ -265,7 +226,7 @@ def hybrid_blocks(
     block_size: int,
     lengths: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The specification of `cmr.kernels.hybrid_blocks`: the same arguments, result and errors."""
+    """The specification of `cmr.kernels.hybrid_blocks`: the same arguments, result, errors."""
     if isinstance(weights, torch.Tensor):
         weights = weights.tolist()
     if len(references) != len(scores):
