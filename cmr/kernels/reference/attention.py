@@ -73,8 +73,8 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`cmr.kernels.attention_with_lse` of arguments that were checked already.
 
-    On a CPU, without softcap and gradients, PyTorch's own fused kernel runs, which keeps no logits in
-    memory; `attention_with_lse_plain` is the specification and runs everywhere else.
+    On a CPU, without softcap and gradients, PyTorch's own fused kernel runs, which keeps no logits
+    in memory; `attention_with_lse_plain` is the specification and runs everywhere else.
     """
     if not _fused_fits(query, key, value, softcap):
         return _plain(query, key, value, mask, is_causal, scale, softcap)
