@@ -11,7 +11,7 @@ from torch import nn
 
 from cmr.errors import ConfigError, UnsupportedModelError
 from cmr.integration.families import FAMILIES, Family
-from cmr.integration.positions import rotate
+from cmr.kernels.reference.rotary import rotate
 from cmr.memory.ring import LayerShape
 
 SUPPORTED_ATTENTION = ("sdpa", "eager")

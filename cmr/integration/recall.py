@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from cmr.integration.adapter import ModelAdapter
-from cmr.integration.positions import rotate
 from cmr.kernels import implementation
+from cmr.kernels.reference.rotary import rotate
 from cmr.memory.ring import RingBuffer
 from cmr.retrieval.choice import Choice
 
@@ -57,8 +57,7 @@ def in_place(device: torch.device) -> bool:
     """Whether layers read blocks where they are stored, or a copy that is made once a search.
 
     The Triton kernels read through a table: a decoding step copies nothing. Plain PyTorch would
-    gather anew in every step, which on a CPU took 1.4 times (quiet) to 3.5 times (busy) as long a
-    layer, so there a copy is made.
+    gather anew in every step, which is slower on a CPU, so there a copy is made.
     """
     return implementation(device).name == "triton"
 

@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicCache
 from cmr.integration.adapter import ModelAdapter
 from cmr.integration.cache import LocalWindow
 from cmr.integration.partial import stop_before
-from cmr.integration.positions import unrotate
+from cmr.kernels.reference.rotary import unrotate
 from cmr.memory.ring import RingBuffer
 
 Layers = dict[int, tuple[torch.Tensor, torch.Tensor]]

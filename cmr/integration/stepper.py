@@ -1,45 +1,26 @@
-"""The hooks around the decoder: look ahead, search, let the layers read, keep what leaves."""
+"""The hooks around the decoder: have memory asked, let the layers read, keep what leaves."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from cmr.config import CMRConfig
+from cmr.integration.asking import Asker
 from cmr.integration.attention import MARK, plug
 from cmr.integration.cache import can_adopt, is_windowed
 from cmr.integration.core import Core
-from cmr.integration.partial import stop_before
 from cmr.integration.recall import Recall
 from cmr.integration.record import WindowRecord
 from cmr.integration.scratch import Scratch
+from cmr.integration.step import Step
 from cmr.integration.weave import LayerMemory
-from cmr.retrieval import Choice, RollingQuery
-
-
-@dataclass
-class Step:
-    """One forward of the decoder."""
-
-    record: WindowRecord | None
-    sessions: list[int]
-    recall: Recall | None
-    position_ids: torch.Tensor
-    query_mask: torch.Tensor | None
-    token_ids: torch.Tensor
-    index: torch.Tensor | None = None
-    states: dict[int, torch.Tensor] = field(default_factory=dict)
-    leaving: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    turns: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    gates: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 class Stepper:
@@ -56,15 +37,12 @@ class Stepper:
         self.sinks = config.memory.sinks
         self.constant = config.reweave.positions == "constant"
         self.guard = config.reweave.sink_guard
-        self.query_tokens = config.retrieval.query_tokens
-        self.refresh = config.retrieval.refresh
+        self._asker = Asker(core, config.retrieval, self.alone)
         self.step: Step | None = None
         self.last: Step | None = None
         self.scratch = Scratch()
         self._busy = False
         self._recalls = True
-        self._foreign: WeakKeyDictionary[Any, tuple[list[int], Recall | None]]
-        self._foreign = WeakKeyDictionary()
         self._names = list(inspect.signature(core.adapter.decoder.forward).parameters)
         self._handles: list[Any] = []
 
@@ -220,7 +198,7 @@ class Stepper:
             token_ids=ids if ids is not None else inputs.new_zeros((batch, tokens)).long(),
         )
         if self._recalls and self.core.wants_recall(step.sessions):
-            step.recall = self._recall(step, decoder, kwargs, new, seen)
+            step.recall = self._asker.ask(step, decoder, kwargs, new, seen)
         self.step = step
         return (), kwargs
 
@@ -318,94 +296,6 @@ class Stepper:
         if mask is not None:
             return mask.long().cumsum(-1)[:, -tokens:] > self.guard
         return (torch.arange(seen, seen + tokens) >= self.guard).expand(batch, -1)
-
-    def _recall(
-        self,
-        step: Step,
-        decoder: nn.Module,
-        kwargs: dict[str, Any],
-        new: torch.Tensor | None,
-        seen: int,
-    ) -> Recall | None:
-        record = step.record
-        tokens = step.token_ids.shape[1]
-        cache = kwargs.get("past_key_values")
-        if record is None and tokens == 1 and seen and cache in self._foreign:
-            sessions, recall = self._foreign[cache]
-            if sessions == step.sessions:
-                return recall
-        if record is not None and tokens == 1 and record.seen:
-            record.steps += 1
-            if record.steps % self.refresh:
-                return record.recall
-            choice = self._ask_again(record)
-        else:
-            query = self._look_ahead(new, decoder, kwargs)[:, -self.query_tokens :]
-            mask = self._content(step, new)[:, -self.query_tokens :]
-            choice = self.core.search(query, mask, self.core.numbers(step.sessions))
-        base = step.position_ids[:, 0]
-        if record is not None:
-            base = base - max(0, record.seen - record.start)
-        with self.alone():
-            recall = self.core.recall(choice, base)
-        if record is not None:
-            record.recall = recall
-        elif cache is not None:
-            self._foreign[cache] = (step.sessions, recall)
-        return recall
-
-    def _ask_again(self, record: WindowRecord) -> Choice:
-        """A search with the newest tokens of a text that goes on; only new ones are compared."""
-        core = self.core
-        if record.query is None:
-            numbers = core.numbers(record.sessions)
-            rows = len(record.sessions)
-            record.query = RollingQuery(rows, self.query_tokens, core.ring, numbers)
-            record.unasked = self.query_tokens
-        states = record.tail("index", min(record.unasked, self.query_tokens))
-        mask = record.behind_sinks(states.shape[1])
-        device = core.ring.device
-        record.query.add(states.to(device), None if mask is None else mask.to(device))
-        record.unasked = 0
-        return core.search_again(record.query)
-
-    def _content(self, step: Step, new: torch.Tensor | None) -> torch.Tensor:
-        """`[batch, tokens]` bool: the new tokens that a search asks with.
-
-        Padding and the first token of a text are left out: the latter is the attention sink, whose
-        state says nothing about the text and matches other sinks only.
-        """
-        ids = step.token_ids
-        content = torch.ones_like(ids, dtype=torch.bool) if new is None else new.clone()
-        if ids.shape[1] > 1 and (step.record is None or step.record.seen == 0):
-            content &= content.long().cumsum(-1) > 1
-        return content
-
-    def _look_ahead(
-        self, new: torch.Tensor | None, decoder: nn.Module, kwargs: dict[str, Any]
-    ) -> torch.Tensor:
-        """States that enter the index layer, from a pass over the layers before it.
-
-        Nothing is captured, recalled or added to the cache.
-        """
-        cache = kwargs.get("past_key_values")
-        layers = cache.layers if is_windowed(cache) else []  # type: ignore[union-attr]
-        usable = cache if layers else None
-        seen = {**kwargs, "past_key_values": usable, "use_cache": usable is not None}
-        seen["output_hidden_states"] = False
-        if usable is None:  # the mask that was given also covers what the cache holds
-            seen["attention_mask"] = None if new is None else new.long()
-        for layer in layers:
-            layer.peeking = True
-        partial = stop_before(self.core.adapter, self.core.index_layer)
-        try:
-            with self.alone(), torch.no_grad(), partial as stopped:
-                decoder(**seen)
-        finally:
-            for layer in layers:
-                layer.peeking = False
-        assert stopped.states is not None, "the decoder never reached its index layer"
-        return stopped.states
 
 
 def _visible(mask: Any, tokens: int) -> torch.Tensor | None:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from cmr.integration.positions import rotate
 from cmr.integration.recall import LayerBlocks, LayerRows
 from cmr.integration.scratch import StepTensors
 from cmr.kernels import implementation
 from cmr.kernels.attention import attention_partials, attention_with_lse
+from cmr.kernels.reference.rotary import rotate
 from cmr.kernels.reweave import reweave_attention, reweave_paged
 
 KEYS_PER_PART = 128

@@ -4,9 +4,9 @@ Every operation writes into tensors that the caller gives, allocates nothing and
 the decode path runs without an allocation and a CUDA graph may capture it. The schema declares what
 is changed.
 
-`torch.library.define` and `impl` are used rather than the decorator `custom_op`: the same
-operations to `opcheck` and `torch.compile`, at 7 us a call instead of 62 to 79 (CPU, PyTorch 2.13),
-which counts at two calls a layer and step.
+They are registered through `torch.library.Library` rather than the decorator `custom_op`: the same
+operations to `opcheck` and `torch.compile`, at 6 us a call instead of 60 (CPU, without gradients,
+`benchmarks/results/registration.jsonl`), which counts at two calls a layer and step.
 """
 
 from __future__ import annotations

@@ -10,9 +10,7 @@ import torch
 from cmr.kernels._ops import register
 from cmr.kernels.reference import score as reference
 from cmr.kernels.reference._shapes import (
-    expect_bool,
     expect_float,
-    expect_heads,
     expect_same_dtype,
     expect_shape,
 )
@@ -162,18 +160,9 @@ def attention_received(
 
     Equivalent PyTorch: `torch.softmax(scale * query @ key.mT + causal, -1).mean(1).sum(1) / seen`.
     """
-    expect_shape("query", query, ("B", None), ("H", None), ("S", None), ("D", None))
+    reference.check_attention_received(query, key, is_causal, key_mask)
     batch, heads, steps, width = query.shape
-    expect_shape("key", key, ("B", batch), ("G", None), ("L", None), ("D", width))
-    expect_float("query", query)
-    expect_same_dtype("key", key, query.dtype)
-    expect_heads(query, key)
     length = key.shape[2]
-    if is_causal and steps > length:
-        raise ValueError(f"query: at most L={length} tokens expected, got {steps}")
-    if key_mask is not None:
-        expect_shape("key_mask", key_mask, ("B", batch), ("L", length))
-        expect_bool("key_mask", key_mask)
     lse = query.new_empty(batch, heads, steps, dtype=torch.float32)
     partial = query.new_empty(batch, heads, length, dtype=torch.float32)
     received = query.new_empty(batch, length, dtype=torch.float32)

@@ -20,10 +20,10 @@ import cmr
 from cmr.integration import attention as plug
 from cmr.integration import recall as recalling
 from cmr.integration import weave as weaving
-from cmr.integration.positions import rotate
 from cmr.integration.scratch import Scratch
-from cmr.integration.stepper import Step
+from cmr.integration.step import Step
 from cmr.kernels._ops import REGISTERED
+from cmr.kernels.reference.rotary import rotate
 from tests.integration.operations import Operations, tensors
 from tests.integration.tiny import LAYERS, text
 

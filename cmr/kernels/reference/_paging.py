@@ -60,22 +60,3 @@ def gather(
         store.view(unit, -1).index_select(0, rows.view(-1)).view(batch, groups, -1, store.shape[-1])
         for store in stores
     ]
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary rotation, in float32, of the first R features in the half-split layout.
-
-    Args:
-        x: [B, H, S, D].
-        cos: [B, S, R] float32, R even and at most D.
-        sin: the same shape.
-
-    Returns:
-        `x * cos + rotate_half(x) * sin` in the dtype of `x`.
-    """
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    width = cos.shape[-1]
-    part = x[..., :width].float()
-    first, second = part.chunk(2, dim=-1)
-    turned = (part * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
-    return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)

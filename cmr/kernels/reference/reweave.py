@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cmr.kernels.reference._paging import gather, readable, rotate
+from cmr.kernels.reference._paging import gather, readable
 from cmr.kernels.reference._shapes import (
     expect_bool,
     expect_float,
@@ -14,6 +14,7 @@ from cmr.kernels.reference._shapes import (
 )
 from cmr.kernels.reference.attention import NEG_INF, attend, merge_partials, wide
 from cmr.kernels.reference.reweave_residual import reweave_residual
+from cmr.kernels.reference.rotary import rotate
 
 __all__ = ["reweave_attention", "reweave_paged", "reweave_residual"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from cmr.kernels.reference.quantise import quantise_rows
+from cmr.kernels.reference.rotary import unrotate
 from cmr.kernels.reference.score import inverse_norm
 
 
@@ -104,11 +105,10 @@ def write_heads(
     block = key_store.shape[2]
     expect_numbers("slots", slots, key_store.shape[0])
     expect_numbers("pick", pick, keys.shape[0] * -(-keys.shape[2] // block))
-    new = cut(keys.transpose(1, 2), pick, block, 0)  # [n, block, G, D]
+    new = cut(keys.transpose(1, 2), pick, block, 0).transpose(1, 2)  # [n, G, block, D]
     if cos is not None and sin is not None:
-        turn = (cut(part, pick, block, fill).unsqueeze(2) for part, fill in ((cos, 1), (sin, 0)))
-        new = unrotate(new, *turn)
-    key_store.index_copy_(0, slots, new.transpose(1, 2).to(key_store.dtype))
+        new = unrotate(new, cut(cos, pick, block, 1), cut(sin, pick, block, 0))
+    key_store.index_copy_(0, slots, new.to(key_store.dtype))
     if value_store is not None and values is not None:
         new = cut(values.transpose(1, 2), pick, block, 0).transpose(1, 2)
         value_store.index_copy_(0, slots, new.to(value_store.dtype))
@@ -135,26 +135,6 @@ def write_index(
     codes, scales = quantise_rows(unit, index.dtype)
     index.view(torch.uint8).index_copy_(0, slots, codes.view(torch.uint8))
     scale.index_copy_(0, slots, scales)
-
-
-def unrotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """The inverse of a rotary rotation in the half-split layout, also where cos² + sin² is not 1.
-
-    Args:
-        x: [..., D], any float dtype.
-        cos: [..., R] float32, R <= D even; features from R on are kept.
-        sin: the same shape.
-
-    Returns:
-        [..., D] in the dtype of x.
-    """
-    width = cos.shape[-1]
-    norm = cos * cos + sin * sin
-    cos, sin = cos / norm, -sin / norm
-    part = x[..., :width].float()
-    first, second = part.chunk(2, dim=-1)
-    turned = (part * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
-    return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
 
 
 def cut(x: torch.Tensor, pick: torch.Tensor, block: int, fill: int) -> torch.Tensor:

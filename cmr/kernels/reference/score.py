@@ -102,18 +102,9 @@ def attention_received(
     key_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The specification of `cmr.kernels.attention_received`: the same arguments, result, errors."""
-    expect_shape("query", query, ("B", None), ("H", None), ("S", None), ("D", None))
+    check_attention_received(query, key, is_causal, key_mask)
     batch, heads, steps, width = query.shape
-    expect_shape("key", key, ("B", batch), ("G", None), ("L", None), ("D", width))
-    expect_float("query", query)
-    expect_same_dtype("key", key, query.dtype)
-    expect_heads(query, key)
     length = key.shape[2]
-    if is_causal and steps > length:
-        raise ValueError(f"query: at most L={length} tokens expected, got {steps}")
-    if key_mask is not None:
-        expect_shape("key_mask", key_mask, ("B", batch), ("L", length))
-        expect_bool("key_mask", key_mask)
     received = torch.zeros(batch, length, dtype=torch.float32, device=query.device)
     seen = torch.zeros(batch, length, dtype=torch.float32, device=query.device)
     columns = torch.arange(length, device=query.device)
@@ -138,6 +129,24 @@ def attention_received(
         received += shares.sum((1, 2, 3)) / heads
         seen += visible.sum(1)
     return received / seen.clamp(min=1.0)
+
+
+def check_attention_received(
+    query: torch.Tensor, key: torch.Tensor, is_causal: bool, key_mask: torch.Tensor | None
+) -> None:
+    """Raises what `cmr.kernels.attention_received` says."""
+    expect_shape("query", query, ("B", None), ("H", None), ("S", None), ("D", None))
+    batch, _, steps, width = query.shape
+    expect_shape("key", key, ("B", batch), ("G", None), ("L", None), ("D", width))
+    expect_float("query", query)
+    expect_same_dtype("key", key, query.dtype)
+    expect_heads(query, key)
+    length = key.shape[2]
+    if is_causal and steps > length:
+        raise ValueError(f"query: at most L={length} tokens expected, got {steps}")
+    if key_mask is not None:
+        expect_shape("key_mask", key_mask, ("B", batch), ("L", length))
+        expect_bool("key_mask", key_mask)
 
 
 def surprise(

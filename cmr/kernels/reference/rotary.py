@@ -1,4 +1,4 @@
-"""Rotary arithmetic: stored keys are un-rotated, and rotated again for where they are read."""
+"""Rotary arithmetic: keys are stored un-rotated, and rotated again for where they are read."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary rotation, in float32, of the first `cos.shape[-1]` features.
+    """Rotary rotation, in float32, of the first R features.
 
     Args:
-        x: `[batch, heads, tokens, head_dim]`.
-        cos: `[batch, tokens, rotary_dim]` float32.
+        x: [B, H, S, D], any float dtype.
+        cos: [B, S, R] float32, R even and at most D.
         sin: the same shape.
 
     Returns:
@@ -21,13 +21,12 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     width = cos.shape[-1]
     part = x[..., :width].float()
     first, second = part.chunk(2, dim=-1)
-    turned = part * cos + torch.cat((-second, first), dim=-1) * sin
-    turned = turned.to(x.dtype)
+    turned = (part * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
     return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
 
 
 def unrotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """The inverse of `rotate`, also where `cos² + sin²` is not 1.
+    """The inverse of `rotate`, also where cos² + sin² is not 1.
 
     That sum is not 1 where an embedding scales its attention (YaRN) or where cosine and sine were
     rounded; dividing by it inverts each pair's rotation exactly, up to the rounding of `x`.

@@ -1,0 +1,138 @@
+"""What a forward asks memory, and when: its new tokens ahead of it, the newest while decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from cmr.config import RetrievalConfig
+from cmr.integration.cache import is_windowed
+from cmr.integration.core import Core
+from cmr.integration.partial import stop_before
+from cmr.integration.recall import Recall
+from cmr.integration.record import WindowRecord
+from cmr.integration.step import Step
+from cmr.retrieval import Choice, RollingQuery
+
+
+class Asker:
+    """Searches for the forwards of one model.
+
+    Args:
+        core: the memory's store and settings.
+        config: how many tokens ask, and how often while decoding.
+        alone: forwards inside it are the model's own.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        config: RetrievalConfig,
+        alone: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._core, self._alone = core, alone
+        self._query_tokens, self._refresh = config.query_tokens, config.refresh
+        self._foreign: WeakKeyDictionary[Any, tuple[list[int], Recall | None]]
+        self._foreign = WeakKeyDictionary()
+
+    def ask(
+        self,
+        step: Step,
+        decoder: nn.Module,
+        kwargs: dict[str, Any],
+        new: torch.Tensor | None,
+        seen: int,
+    ) -> Recall | None:
+        """What the layers read in a forward; None when nothing.
+
+        Args:
+            step: the forward.
+            decoder: the decoder, to look ahead with.
+            kwargs: the arguments of the forward.
+            new: `[batch, tokens]` bool, which new tokens are no padding; None where all are.
+            seen: tokens that the cache has seen.
+        """
+        record = step.record
+        tokens = step.token_ids.shape[1]
+        cache = kwargs.get("past_key_values")
+        if record is None and tokens == 1 and seen and cache in self._foreign:
+            sessions, recall = self._foreign[cache]
+            if sessions == step.sessions:
+                return recall
+        if record is not None and tokens == 1 and record.seen:
+            record.steps += 1
+            if record.steps % self._refresh:
+                return record.recall
+            choice = self._ask_again(record)
+        else:
+            query = self._look_ahead(new, decoder, kwargs)[:, -self._query_tokens :]
+            mask = self._content(step, new)[:, -self._query_tokens :]
+            choice = self._core.search(query, mask, self._core.numbers(step.sessions))
+        base = step.position_ids[:, 0]
+        if record is not None:
+            base = base - max(0, record.seen - record.start)
+        with self._alone():
+            recall = self._core.recall(choice, base)
+        if record is not None:
+            record.recall = recall
+        elif cache is not None:
+            self._foreign[cache] = (step.sessions, recall)
+        return recall
+
+    def _ask_again(self, record: WindowRecord) -> Choice:
+        """A search with the newest tokens of a text that goes on; only new ones are compared."""
+        core = self._core
+        if record.query is None:
+            numbers = core.numbers(record.sessions)
+            rows = len(record.sessions)
+            record.query = RollingQuery(rows, self._query_tokens, core.ring, numbers)
+            record.unasked = self._query_tokens
+        states = record.tail("index", min(record.unasked, self._query_tokens))
+        mask = record.behind_sinks(states.shape[1])
+        device = core.ring.device
+        record.query.add(states.to(device), None if mask is None else mask.to(device))
+        record.unasked = 0
+        return core.search_again(record.query)
+
+    def _content(self, step: Step, new: torch.Tensor | None) -> torch.Tensor:
+        """`[batch, tokens]` bool: the new tokens that a search asks with.
+
+        Padding and the first token of a text are left out: the latter is the attention sink, whose
+        state says nothing about the text and matches other sinks only.
+        """
+        ids = step.token_ids
+        content = torch.ones_like(ids, dtype=torch.bool) if new is None else new.clone()
+        if ids.shape[1] > 1 and (step.record is None or step.record.seen == 0):
+            content &= content.long().cumsum(-1) > 1
+        return content
+
+    def _look_ahead(
+        self, new: torch.Tensor | None, decoder: nn.Module, kwargs: dict[str, Any]
+    ) -> torch.Tensor:
+        """States that enter the index layer, from a pass over the layers before it.
+
+        Nothing is captured, recalled or added to the cache.
+        """
+        cache = kwargs.get("past_key_values")
+        layers = cache.layers if is_windowed(cache) else []  # type: ignore[union-attr]
+        usable = cache if layers else None
+        seen = {**kwargs, "past_key_values": usable, "use_cache": usable is not None}
+        seen["output_hidden_states"] = False
+        if usable is None:  # the mask that was given also covers what the cache holds
+            seen["attention_mask"] = None if new is None else new.long()
+        for layer in layers:
+            layer.peeking = True
+        partial = stop_before(self._core.adapter, self._core.index_layer)
+        try:
+            with self._alone(), torch.no_grad(), partial as stopped:
+                decoder(**seen)
+        finally:
+            for layer in layers:
+                layer.peeking = False
+        assert stopped.states is not None, "the decoder never reached its index layer"
+        return stopped.states
