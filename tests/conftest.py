@@ -13,6 +13,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples in every run: a red suite is a change, never luck. To look for new ones:
+# pytest --hypothesis-profile=explore
+settings.register_profile("fixed", derandomize=True)
+settings.register_profile("explore", max_examples=500)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)

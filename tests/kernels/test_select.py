@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cmr.config import RetrievalConfig
@@ -42,9 +42,10 @@ def test_matches_brute_force(
     have = maxsim_select(maxima, mask, columns, sessions, before, rule, k)
     for row in range(3):
         limit = math.inf if before is None else before[row].item()
-        score, starts, certainty = brute(
+        score, starts, certainty, decided = brute(
             maxima[row], mask[row], columns, sessions[row], limit, rule, k
         )
+        assume(decided)
         found = (have.starts[row] >= 0).sum().item()
         assert have.starts[row].tolist() == starts + [-1] * (k - found)
         assert_close("scores", have.scores[row][:found], torch.tensor(score), 1e-3, 1e-3)
@@ -61,14 +62,18 @@ def test_matches_brute_force(
 
 
 def brute(maxima, mask, columns: Columns, session, limit, rule: Rule, k: int):
-    """One row in float64, candidate by candidate."""
+    """One row in float64, candidate by candidate; and whether float32 must decide alike.
+
+    It need not where two numbers that were computed differently come out level: which of them is
+    the larger then depends on rounding. Level from the same values is a tie in any precision.
+    """
     seen = [
         n
         for n in range(maxima.shape[1])
         if columns.session[n] == session and columns.positions[n].max() < limit
     ]
     if not seen:
-        return [], [], 0.0
+        return [], [], 0.0, True
     m = maxima.double()
     z = torch.full_like(m, -rule.clamp)
     spread = m[:, seen].std(-1, correction=0, keepdim=True)
@@ -80,13 +85,20 @@ def brute(maxima, mask, columns: Columns, session, limit, rule: Rule, k: int):
     weight = z.amax(-1).clamp(min=0) ** rule.peak_power if len(seen) > 1 else torch.ones(len(z))
     weight = weight.double() * mask
     if not weight.sum():
-        return [], [], 0.0
+        return [], [], 0.0, True
     line = (weight[:, None] * z).sum(0) / weight.sum()
 
     def at(n):
         return line[n].item() if n >= 0 else -math.inf
 
-    near = 1e-9
+    near, rounding = 1e-9, 1e-5
+    beside = [
+        (n, m.item())
+        for n in seen
+        for m in (columns.successor[n], columns.predecessor[n])
+        if m >= 0
+    ]
+    decided = all(abs(at(n) - at(m)) > rounding or torch.equal(z[:, n], z[:, m]) for n, m in beside)
     peaks = [
         n
         for n in seen
@@ -94,7 +106,7 @@ def brute(maxima, mask, columns: Columns, session, limit, rule: Rule, k: int):
         and line[n] > at(columns.predecessor[n]) + near
     ]
     if not peaks:
-        return [], [], 0.0
+        return [], [], 0.0, decided
     age = (columns.cursor - columns.created).double()
     terms = torch.stack([line, columns.relevance.double(), 2 ** (-age / rule.half_life)])
     base = torch.tensor(rule.criteria[:3]).double() @ terms
@@ -105,6 +117,8 @@ def brute(maxima, mask, columns: Columns, session, limit, rule: Rule, k: int):
         for n in sorted(set(peaks) - set(chosen)):
             alike = max((cosine(profile[:, n], profile[:, c]) for c in chosen), default=0.0)
             score = (base[n] + rule.criteria[3] * (1 - alike)).item()
+            if best is not None and abs(score - best[0]) < rounding:
+                decided &= torch.equal(z[:, n], z[:, best[1]])
             if best is None or score > best[0] + near:
                 best = (score, n)
         scores.append(best[0])
@@ -113,9 +127,11 @@ def brute(maxima, mask, columns: Columns, session, limit, rule: Rule, k: int):
     few = len(seen) < rule.few_blocks
     null = rule.null_base + rule.null_slope * math.log(len(seen))
     certainty = rule.few_certainty if few else top / null
+    decided &= abs(certainty - rule.threshold) > rounding
+    decided &= all(abs(score - rule.ratio * scores[0]) > rounding for score in scores)
     kept = [i for i in range(len(chosen)) if scores[i] >= rule.ratio * scores[0]]
     kept = kept if certainty >= rule.threshold else []
-    return [scores[i] for i in kept], [chosen[i] for i in kept], certainty
+    return [scores[i] for i in kept], [chosen[i] for i in kept], certainty, decided
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
