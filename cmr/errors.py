@@ -37,3 +37,31 @@ class AttachError(CMRError, RuntimeError):
 
 class KernelError(CMRError, RuntimeError):
     """An implementation of the kernels was asked for that cannot run here."""
+
+
+class StoreError(CMRError):
+    """A memory could not be saved, opened or changed on disk."""
+
+
+class MemoryNotFoundError(StoreError, FileNotFoundError):
+    """There is no saved memory at the given path."""
+
+
+class CorruptMemoryError(StoreError, ValueError):
+    """A file of a saved memory is damaged, or not what its manifest says; the message names it."""
+
+
+class NewerFormatError(StoreError, ValueError):
+    """A saved memory has a format that only a newer version of this package knows."""
+
+
+class MemoryKeyError(StoreError, ValueError):
+    """The key of an encrypted memory is missing, wrong or of the wrong kind."""
+
+
+class StoreBusyError(StoreError, RuntimeError):
+    """Another process is saving to the folder, or reading what is to be erased."""
+
+
+class MissingPackageError(StoreError, ImportError):
+    """An optional package that the request needs is not installed; the message says which."""

@@ -1,0 +1,239 @@
+"""The folder of a saved memory: which files it may hold, who may write, how a save takes effect.
+
+A save writes its files into a folder inside the folder, flushes each to the disk, moves them to
+their places and at last puts the new manifest in the place of the old one: that single step makes
+the save valid. Whatever happens before it, the old manifest and all its files are still there.
+Files that no manifest names are removed afterwards, or by the next save.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from cmr.errors import MemoryNotFoundError, StoreBusyError, StoreError
+from cmr.memory.store.text import corrupt
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
+MANIFEST, STAGING, LOCK = "manifest.json", ".writing", ".lock"
+# A single component of lower-case letters, digits and dashes: no dot but the last, no slash.
+FILE_NAME = re.compile(r"[a-z0-9][a-z0-9\-]{0,63}\.(safetensors|sealed)")
+# The names that we give, and so may remove when no manifest names them.
+OUR_NAME = re.compile(r"(blocks|columns)-[0-9a-f]{16}\.(safetensors|sealed)")
+
+# A symbolic link is refused, and a pipe in a file's place does not block.
+SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_PIECE = 1 << 20
+
+
+def new_name(role: str, sealed: bool) -> str:
+    """A name that no file has yet: a role (blocks, columns), 64 random bits, an ending."""
+    return f"{role}-{secrets.token_hex(8)}.{'sealed' if sealed else 'safetensors'}"
+
+
+def open_file(path: Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a regular file, never of what a link points to.
+
+    Raises:
+        CorruptMemoryError: it is missing or not a regular file.
+    """
+    try:
+        fd = os.open(path, flags | SAFELY)
+    except OSError as error:
+        corrupt(path, f"a regular file expected ({os.strerror(error.errno or 0)})")
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        corrupt(path, "a regular file expected, got something else")
+    return fd
+
+
+def read_whole(path: Path, limit: int) -> bytes:
+    """All bytes of a regular file of at most `limit` bytes, as it was at one moment."""
+    for _ in range(10):
+        fd = open_file(path)
+        try:
+            size = os.fstat(fd).st_size
+            if size > limit:
+                corrupt(path, f"at most {limit} bytes expected, got {size}")
+            with os.fdopen(os.dup(fd), "rb") as file:
+                data = file.read(size)
+            # A file that was replaced meanwhile may have been erased under our hands.
+            if os.fstat(fd).st_nlink:
+                return data
+        finally:
+            os.close(fd)
+    raise StoreBusyError(f"{path}: replaced again and again while it was read")
+
+
+def sync_folder(path: Path) -> None:
+    """Makes what was created, renamed or removed in a folder last."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def flock(fd: int, exclusive: bool) -> bool:
+    """Takes a lock on an open file without waiting; False where another one is in the way."""
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: readers do without, writers do not
+        return not exclusive
+    return True
+
+
+def erase(fd: int) -> None:
+    """Overwrites an open file with zeros and flushes them to the disk."""
+    left = os.fstat(fd).st_size
+    zeros = bytes(min(left, _PIECE))
+    os.lseek(fd, 0, os.SEEK_SET)
+    while left:
+        left -= os.write(fd, zeros[:left])
+    os.fsync(fd)
+
+
+class Folder:
+    """The folder of one saved memory.
+
+    Args:
+        path: where it is.
+
+    Raises:
+        StoreError: the system has no POSIX files and locks.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        if fcntl is None:
+            raise StoreError("saved memories need the files and locks of a POSIX system")
+        self.path = Path(path)
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest's path."""
+        return self.path / MANIFEST
+
+    @property
+    def staging(self) -> Path:
+        """The folder in which files are written before they count."""
+        return self.path / STAGING
+
+    def file(self, name: str) -> Path:
+        """The path of a data file; a name that is no plain file name of ours is refused."""
+        if not FILE_NAME.fullmatch(name):
+            corrupt(self.manifest, f"the plain name of a data file expected, got {name[:80]!r}")
+        return self.path / name
+
+    def exists(self) -> bool:
+        """Whether a manifest is there, whatever it is."""
+        return os.path.lexists(self.manifest)
+
+    def require(self) -> None:
+        """Raises MemoryNotFoundError where there is no saved memory."""
+        if not self.exists():
+            what = "no manifest.json in it" if self.path.is_dir() else "no such folder"
+            raise MemoryNotFoundError(f"no saved memory at {self.path}: {what}")
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """The only writer of the folder, which is made if need be; its staging folder is empty.
+
+        Raises:
+            StoreBusyError: another one writes to it.
+            StoreError: the path is no folder, or one that holds something else.
+        """
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise StoreError(f"a folder expected at {self.path}, got a file") from None
+        if not self.exists():
+            foreign = [
+                name
+                for name in os.listdir(self.path)
+                if name not in (STAGING, LOCK) and not OUR_NAME.fullmatch(name)
+            ]
+            if foreign:
+                raise StoreError(
+                    f"{self.path} holds no saved memory but other files: give an empty or new "
+                    "folder to save to"
+                )
+        flags = os.O_RDWR | os.O_CREAT | SAFELY
+        try:
+            fd = os.open(self.path / LOCK, flags, 0o600)
+        except OSError as error:
+            raise StoreError(
+                f"{self.path / LOCK} cannot be opened ({os.strerror(error.errno or 0)})"
+            ) from error
+        try:
+            if not flock(fd, exclusive=True):
+                raise StoreBusyError(f"{self.path} cannot be locked: another save to it is running")
+            self._unstage()
+            self.staging.mkdir(mode=0o700)
+            try:
+                yield
+            finally:
+                self._unstage()
+        finally:
+            os.close(fd)
+
+    def _unstage(self) -> None:
+        """Removes the staging folder; what is left in it is erased first."""
+        try:
+            names = os.listdir(self.staging)
+        except FileNotFoundError:
+            return
+        except NotADirectoryError:
+            corrupt(self.staging, "a folder expected, got something else")
+        for name in names:
+            self.remove(self.staging / name, overwrite=True)
+        self.staging.rmdir()
+
+    def commit(self, names: Iterable[str], manifest: bytes) -> None:
+        """Moves finished files out of the staging folder, then makes `manifest` the valid one."""
+        for name in names:
+            os.rename(self.staging / name, self.path / name)
+        staged = self.staging / MANIFEST
+        fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(manifest)
+            file.flush()
+            os.fsync(file.fileno())
+        # The files must be found after a power cut by whoever finds the manifest.
+        sync_folder(self.path)
+        os.replace(staged, self.manifest)
+        sync_folder(self.path)
+
+    def unnamed(self, named: Iterable[str]) -> list[str]:
+        """Files of ours that are not among `named`."""
+        keep = set(named)
+        return [n for n in os.listdir(self.path) if OUR_NAME.fullmatch(n) and n not in keep]
+
+    def remove(self, path: Path, overwrite: bool) -> None:
+        """Removes a file, overwritten with zeros before if asked; a link is only unlinked.
+
+        A file to overwrite that somebody still reads stays until the next save.
+        """
+        if not os.path.lexists(path):
+            return
+        if overwrite and stat.S_ISREG(os.lstat(path).st_mode):
+            fd = os.open(path, os.O_WRONLY | SAFELY)
+            try:
+                if not flock(fd, exclusive=True):
+                    return
+                erase(fd)
+            finally:
+                os.close(fd)
+        os.unlink(path)
