@@ -9,22 +9,22 @@ import torch
 
 @dataclass(frozen=True)
 class MemoryEntry:
-    """One stored block of one session: a view for inspection, never a copy of the states.
+    """One stored block of one session.
 
     Attributes:
-        hidden_state: `[tokens, hidden]`, the block's unit-norm states at the index layer, a view
-            of the ring buffer that is valid until the block is overwritten.
+        hidden_state: `[tokens, hidden]`, a copy of the block's unit-norm states at the index
+            layer.
         layer_idx: index into transformers' `hidden_states` of the state above.
         sequence_id: number of the session that owns the block.
         position_idx: position of the block's first token in its session's text.
-        relevance_score: mean variance over the features of the block's states at the index layer;
-            it does not decide yet what stays.
+        relevance_score: calibrated to [0, 1]; 0.5 where blocks are not scored.
         timestamp: number of the write that stored the block (a counter, not a clock).
         access_count: how often the block was recalled.
-        last_access: number of the recall that last read the block, 0 for never.
+        last_access: number of the newest block when this one was last recalled, 0 for never.
         session: name of the session.
         token_ids: the block's token ids, without padding.
         slot: the block's slot in the ring buffer.
+        tier: name of the tier that the slot is in.
     """
 
     hidden_state: torch.Tensor
@@ -38,3 +38,4 @@ class MemoryEntry:
     session: str = ""
     token_ids: tuple[int, ...] = field(default=(), repr=False)
     slot: int = -1
+    tier: str = "recent"

@@ -1,0 +1,444 @@
+"""A bounded store of single hidden states by layer, that needs no model."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from cmr import _checks as check
+from cmr.config import EVICTION_STRATEGIES
+from cmr.errors import ModelMismatchError
+from cmr.memory import _buffer_checks as given
+from cmr.memory._buffer_layer import LayerStore
+from cmr.memory._buffer_layers import Layers, Limits, Picked, column
+from cmr.memory._buffer_saved import BufferContent, restore
+from cmr.memory.entry import MemoryEntry
+from cmr.memory.slots import TIERS
+from cmr.memory.store import SaveReport, save
+
+NO_TOKEN = -1
+_COUNTED = ("added", "loaded", "cleared", "retrievals", "hits", "retrieved")
+_SHAPE = ("max_entries_per_layer", "max_total_entries", "recent", "working", "reduce_long_term")
+
+
+class LayeredMemoryBuffer:
+    """Hidden states by layer and sequence: bounded, evicted by use and relevance, searched.
+
+    An entry is one hidden state `[hidden]`. Each layer has room for `max_entries_per_layer` of
+    them, allocated when its first entry shows width, data type and device, and never again. A new
+    entry goes into the tier `recent`. When that is full, what is worth least by the strategy sinks
+    into `working`, and from there into `long_term`; entries never rise. What is evicted is decided
+    over all tiers alike, by `cmr.memory.eviction.choose_victims`: no sequence is pushed below its
+    fair share by another one. A freed slot is zeroed.
+
+    Entries that are returned are copies, taken when asked for: they stay as they are, and changing
+    them changes nothing here. Every `retrieve_...` counts as a use of what it returns. Methods may
+    be called from several threads: one runs at a time.
+
+    Args:
+        max_entries_per_layer: most entries of a layer, 1 or more.
+        max_total_entries: most entries of all layers together, 1 or more.
+        eviction_strategy: 'lru_relevance', 'lru', 'relevance' or 'oldest'.
+        cleanup_threshold: share of a full layer (of all, of a full tier) that stays when room is
+            made, in (0, 1]; one place at least becomes free.
+        recent: entries of a layer in the first tier, at least 1; None: a quarter of the layer.
+        working: entries of a layer in the second tier, at least 0; None: a quarter of the layer.
+            What is in neither is long-term.
+        reduce_long_term: keep long-term states in 8 bits with a scale each; what is given back of
+            them is off by half a step of 1/127 of the state's largest value.
+        relevance_threshold: entries of lower relevance are evicted before all others; None: no
+            such limit.
+        device: where the states are kept; None: where a layer's first state is.
+
+    Raises:
+        ConfigError: an argument is of the wrong type or out of its range.
+    """
+
+    def __init__(
+        self,
+        max_entries_per_layer: int = 1000,
+        max_total_entries: int = 5000,
+        eviction_strategy: str = "lru_relevance",
+        cleanup_threshold: float = 0.8,
+        *,
+        recent: int | None = None,
+        working: int | None = None,
+        reduce_long_term: bool = False,
+        relevance_threshold: float | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        most = check.integer("max_entries_per_layer", max_entries_per_layer, 1)
+        share = check.real("cleanup_threshold", cleanup_threshold, 0.0, 1.0)
+        if not share:
+            raise check.refuse("cleanup_threshold", cleanup_threshold, "a number in (0, 1]")
+        if relevance_threshold is not None:
+            relevance_threshold = check.real("relevance_threshold", relevance_threshold, 0.0, 1.0)
+        quarter = most // 4
+        self.limits = Limits(
+            max_entries_per_layer=most,
+            max_total_entries=check.integer("max_total_entries", max_total_entries, 1),
+            recent=max(1, quarter) if recent is None else check.integer("recent", recent, 1),
+            working=quarter if working is None else check.integer("working", working, 0),
+            reduce_long_term=check.flag("reduce_long_term", reduce_long_term),
+            eviction_strategy=check.choice(
+                "eviction_strategy", eviction_strategy, EVICTION_STRATEGIES
+            ),
+            cleanup_threshold=share,
+            relevance_threshold=relevance_threshold,
+        )
+        self.device = None if device is None else torch.device(device)
+        self._layers = Layers(self.limits)
+        self._names: dict[int, str] = {}
+        self._base: str | None = None
+        self._counted = Counter(dict.fromkeys(_COUNTED, 0))
+        self._lock = threading.RLock()
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def add_entry(self, entry: MemoryEntry) -> range:
+        """Store an entry; one of several tokens becomes as many entries, see `store_state`.
+
+        What an entry says of its use and place elsewhere (`timestamp`, `access_count`,
+        `last_access`, `slot`, `tier`) starts anew here.
+
+        Raises:
+            ValueError, TypeError, ModelMismatchError: as `store_state`.
+        """
+        return self.store_state(
+            entry.hidden_state,
+            entry.layer_idx,
+            entry.sequence_id,
+            entry.position_idx,
+            entry.relevance_score,
+            token_ids=entry.token_ids,
+            session=entry.session,
+        )
+
+    def store_state(
+        self,
+        hidden_state: torch.Tensor,
+        layer_idx: int,
+        sequence_id: int,
+        position_idx: int = 0,
+        relevance_score: float | torch.Tensor = 0.5,
+        *,
+        token_ids: tuple[int, ...] = (),
+        session: str = "",
+    ) -> range:
+        """Store the hidden state of a token, or of several that follow each other.
+
+        Several are stored one after the other: where more come than fit, the last ones stay. A
+        layer's first state decides the width and data type of all of its states.
+
+        Args:
+            hidden_state: `[hidden]` or `[tokens, hidden]`, any float dtype, finite.
+            layer_idx: 0 or more.
+            sequence_id: who owns the entry, 0 or more.
+            position_idx: position of the first token in its sequence.
+            relevance_score: in [0, 1]; one number or `[tokens]`.
+            token_ids: a token id for each token, or none.
+            session: name of the sequence; entries without one take the name that is known. It is
+                forgotten with the sequence's last entry.
+
+        Returns:
+            The numbers (`timestamp`) of the new entries, which count up from 1.
+
+        Raises:
+            TypeError: the state is no float tensor.
+            ValueError: a value is out of its range, or shapes do not fit each other.
+            ModelMismatchError: width or data type are not the layer's.
+        """
+        layer = check.integer("layer_idx", layer_idx, 0)
+        sequence = check.integer("sequence_id", sequence_id, 0)
+        position = check.integer("position_idx", position_idx, 0)
+        states = given.states_of(hidden_state)
+        count = len(states)
+        relevance = given.relevance_of(relevance_score, count)
+        if token_ids and len(token_ids) != count:
+            raise ValueError(f"token_ids: {count} or none expected, got {len(token_ids)}")
+        ids = [check.integer("token_ids", token, 0) for token in token_ids]
+        tokens = torch.tensor(ids or [NO_TOKEN] * count)
+        with self._lock:
+            name = self._names.get(sequence, session)
+            if session not in ("", name):
+                raise ValueError(f"session: sequence {sequence} has another name already")
+            store = self._layers.fitting(layer, states, self.device or states.device)
+            if name:
+                self._names[sequence] = name
+            evicted = self._layers.evicted
+            numbers = self._layers.write(
+                store,
+                sequence,
+                states,
+                position=torch.arange(position, position + count),
+                token_id=tokens,
+                relevance=relevance,
+            )
+            self._counted["added"] += count
+            if self._names and self._layers.evicted != evicted:
+                held = set(column(self._find(None, None), "sequence").tolist())
+                self._names = {n: name for n, name in self._names.items() if n in held}
+            return numbers
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def retrieve_recent(
+        self, k: int = 10, *, layer_idx: int | None = None, sequence_id: int | None = None
+    ) -> list[MemoryEntry]:
+        """The entries that were stored last, newest first.
+
+        Args:
+            k: how many at most, 1 or more.
+            layer_idx: only of this layer; None: of any.
+            sequence_id: only of this sequence; None: of any.
+        """
+        k = check.integer("k", k, 1)
+        with self._lock:
+            picked = self._find(layer_idx, sequence_id)
+            return self._take(picked, (-column(picked, "created")).argsort()[:k])
+
+    def retrieve_relevant(
+        self,
+        query: torch.Tensor,
+        k: int = 10,
+        *,
+        layer_idx: int,
+        sequence_id: int | None = None,
+        min_similarity: float | None = None,
+    ) -> list[MemoryEntry]:
+        """The entries of a layer with the highest cosine to a query, best first.
+
+        Args:
+            query: `[hidden]`, any float dtype and norm: a state of the same layer, as states of
+                different layers cannot be compared.
+            k: how many at most, 1 or more.
+            layer_idx: the layer.
+            sequence_id: only of this sequence; None: of any.
+            min_similarity: least cosine, in [-1, 1]; None: any.
+
+        Returns:
+            Entries; of equal ones the one in the lower slot first.
+
+        Raises:
+            TypeError: the query is no float tensor.
+            ModelMismatchError: its width is not the layer's.
+        """
+        k = check.integer("k", k, 1)
+        layer = check.integer("layer_idx", layer_idx, 0)
+        if min_similarity is not None:
+            min_similarity = check.real("min_similarity", min_similarity, -1.0, 1.0)
+        query = given.states_of(query, "query")
+        if len(query) != 1:
+            raise ValueError(f"query: [hidden] expected, got {list(query.shape)}")
+        with self._lock:
+            store = self._layers.stores.get(layer)
+            if store is None:
+                return self._take([], torch.empty(0, dtype=torch.int64))
+            if store.hidden != query.shape[1]:
+                raise ModelMismatchError(
+                    f"layer {layer}: a query of size {store.hidden} expected, got {query.shape[1]}"
+                )
+            slots = store.find(given.optional("sequence_id", sequence_id))
+            slots = store.search(query[0], slots, k, min_similarity)
+            return self._take([Picked(layer, store, slots)], torch.arange(len(slots)))
+
+    def retrieve_top_k_relevant(
+        self,
+        k: int = 10,
+        *,
+        layer_idx: int | None = None,
+        sequence_id: int | None = None,
+        min_relevance: float = 0.0,
+    ) -> list[MemoryEntry]:
+        """The entries of the highest `relevance_score`, best first; of equals the newer first.
+
+        Args:
+            k: how many at most, 1 or more.
+            layer_idx: only of this layer; None: of any.
+            sequence_id: only of this sequence; None: of any.
+            min_relevance: least relevance, in [0, 1].
+        """
+        k = check.integer("k", k, 1)
+        least = check.real("min_relevance", min_relevance, 0.0, 1.0)
+        with self._lock:
+            picked = self._find(layer_idx, sequence_id)
+            relevance = column(picked, "relevance")
+            order = (-column(picked, "created")).argsort()
+            order = order[relevance[order] >= least]
+            return self._take(picked, order[(-relevance[order]).argsort(stable=True)][:k])
+
+    def retrieve_by_layer(self, layer_idx: int) -> list[MemoryEntry]:
+        """All entries of a layer, oldest first."""
+        with self._lock:
+            picked = self._find(check.integer("layer_idx", layer_idx, 0), None)
+            return self._take(picked, column(picked, "created").argsort())
+
+    def retrieve_by_sequence(self, sequence_id: int) -> list[MemoryEntry]:
+        """All entries of a sequence, over all layers, oldest first."""
+        with self._lock:
+            picked = self._find(None, check.integer("sequence_id", sequence_id, 0))
+            return self._take(picked, column(picked, "created").argsort())
+
+    def _find(self, layer: int | None, sequence: int | None) -> list[Picked]:
+        return self._layers.find(
+            given.optional("layer_idx", layer), given.optional("sequence_id", sequence)
+        )
+
+    def _take(self, picked: list[Picked], order: torch.Tensor) -> list[MemoryEntry]:
+        """Copies of some of the entries, counted as used."""
+        self._counted["retrievals"] += 1
+        self._counted["hits"] += bool(len(order))
+        self._counted["retrieved"] += len(order)
+        out: list[MemoryEntry | None] = [None] * len(order)
+        first = 0
+        for layer, store, slots in picked:
+            mine = ((order >= first) & (order < first + len(slots))).nonzero().view(-1)
+            chosen = slots[order[mine] - first]
+            first += len(slots)
+            store.touch(chosen, self._layers.clock)
+            entries = self._entries(layer, store, chosen)
+            for at, entry in zip(mine.tolist(), entries, strict=True):
+                out[at] = entry
+        return [entry for entry in out if entry is not None]
+
+    def _entries(self, layer: int, store: LayerStore, slots: torch.Tensor) -> list[MemoryEntry]:
+        known = {name: column[slots].tolist() for name, column in store.columns.items()}
+        return [
+            MemoryEntry(
+                hidden_state=state.clone(),
+                layer_idx=layer,
+                sequence_id=known["sequence"][i],
+                position_idx=known["position"][i],
+                relevance_score=known["relevance"][i],
+                timestamp=known["created"][i],
+                access_count=known["access_count"][i],
+                last_access=known["last_access"][i],
+                session=self._names.get(known["sequence"][i], ""),
+                token_ids=(known["token_id"][i],) if known["token_id"][i] != NO_TOKEN else (),
+                slot=int(slots[i]),
+                tier=TIERS[known["tier"][i]],
+            )
+            for i, state in enumerate(store.states(slots))
+        ]
+
+    def get_buffer_stats(self) -> dict[str, Any]:
+        """What is stored and what happened so far, as plain data.
+
+        Returns:
+            `total_entries`, `entries_by_layer`, `entries_by_sequence`, `entries_by_tier`,
+            `utilisation` (share of `max_total_entries`), `utilisation_by_layer`, `nbytes` (of all
+            preallocated tensors), `mean_relevance` and `mean_access_count` of what is stored (None
+            of nothing); counted since the buffer was made: `added`, `loaded`, `evicted`,
+            `cleared` (the first two less these two are the total), `retrievals`, `hits` (those that
+            found something), `hit_rate` (None before the first), `retrieved` entries; `settings`.
+        """
+        with self._lock:
+            picked = self._find(None, None)
+            sequence, counts = column(picked, "sequence").unique(return_counts=True)
+            stores = {number: store for number, store, _ in picked}
+            total, retrievals = len(self), self._counted["retrievals"]
+            tiers = [sum(store.by_tier[tier] for store in stores.values()) for tier in range(3)]
+            return {
+                "total_entries": total,
+                "entries_by_layer": {number: store.held for number, store in stores.items()},
+                "entries_by_sequence": dict(zip(sequence.tolist(), counts.tolist(), strict=True)),
+                "entries_by_tier": dict(zip(TIERS, tiers, strict=True)),
+                "utilisation": total / self.limits.max_total_entries,
+                "utilisation_by_layer": {
+                    number: store.held / store.slots for number, store in stores.items()
+                },
+                "nbytes": sum(store.nbytes for store in stores.values()),
+                "mean_relevance": _mean(column(picked, "relevance")),
+                "mean_access_count": _mean(column(picked, "access_count")),
+                "evicted": self._layers.evicted,
+                **self._counted,
+                "hit_rate": self._counted["hits"] / retrievals if retrievals else None,
+                "settings": asdict(self.limits),
+            }
+
+    # -- forgetting, saving ----------------------------------------------------------------------
+
+    def clear_sequence(self, sequence_id: int) -> int:
+        """Zero the entries of a sequence and forget its name; returns how many there were."""
+        sequence = check.integer("sequence_id", sequence_id, 0)
+        with self._lock:
+            self._names.pop(sequence, None)
+            return self._clear(sequence)
+
+    def clear_all(self) -> int:
+        """Zero all entries and forget all names; returns how many there were.
+
+        The layers keep their room and their shape. Numbers go on: none comes twice.
+        """
+        with self._lock:
+            self._names.clear()
+            return self._clear(None)
+
+    def _clear(self, sequence: int | None) -> int:
+        cleared = self._layers.clear(sequence)
+        self._counted["cleared"] += cleared
+        return cleared
+
+    def save_state(
+        self, path: str | os.PathLike[str], *, key: bytes | str | None = None
+    ) -> SaveReport:
+        """Save all entries to a folder, all or nothing; see `cmr.memory.store.save`.
+
+        Saved again to the same folder, only new entries are written.
+
+        Args:
+            path: the folder.
+            key: encrypts what is saved: 32 bytes or a passphrase.
+
+        Raises:
+            StoreError: the folder holds something else, or is in use.
+        """
+        with self._lock:
+            content = BufferContent(
+                self._layers.stores, self._names, self._settings(), self._layers.clock
+            )
+            report = save(path, content, base=self._base, key=key)
+            self._base = report.id
+            return report
+
+    def load_state(self, path: str | os.PathLike[str], *, key: bytes | str | None = None) -> int:
+        """Take what was saved in the place of all that is stored; returns how many entries it is.
+
+        Entries come back in their slots and tiers, with their numbers and their use. Counts of
+        what happened, and the settings, are this buffer's.
+
+        Args:
+            path: the folder.
+            key: what it was encrypted with.
+
+        Raises:
+            MemoryNotFoundError, CorruptMemoryError, NewerFormatError, MemoryKeyError: as
+                `cmr.memory.store.Saved.open` says. Nothing is changed then, as below.
+            ValueError: it was saved with other limits or sizes of tiers, or is no buffer's.
+        """
+        with self._lock:
+            device = self.device or torch.device("cpu")
+            stores, names, clock, base = restore(
+                path, key, self._settings(), self._layers.new_store, device
+            )
+            self._clear(None)
+            self._layers.stores, self._names, self._base = stores, names, base
+            self._layers.clock = max(self._layers.clock, clock)
+            self._counted["loaded"] += len(self)
+            return len(self)
+
+    def _settings(self) -> dict[str, Any]:
+        """What a saved buffer must have alike."""
+        return {name: getattr(self.limits, name) for name in _SHAPE}
+
+
+def _mean(values: torch.Tensor) -> float | None:
+    return float(values.double().mean()) if len(values) else None
