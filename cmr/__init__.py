@@ -23,14 +23,28 @@ if TYPE_CHECKING:
         AttachError,
         CMRError,
         ConfigError,
+        CorruptMemoryError,
+        MemoryKeyError,
+        MemoryNotFoundError,
+        MissingPackageError,
         ModelMismatchError,
+        NewerFormatError,
+        StoreBusyError,
+        StoreError,
         UnknownSessionError,
         UnsupportedModelError,
     )
-    from cmr.integration.memory import Memory, attach
+    from cmr.integration.attaching import attach, load
+    from cmr.integration.forgetting import ForgetReport
+    from cmr.integration.memory import Memory
     from cmr.integration.reading import ReadReport
     from cmr.integration.recalled import RecalledPassage
+    from cmr.integration.upkeep import ConsolidationReport
+    from cmr.memory.buffer import LayeredMemoryBuffer
     from cmr.memory.entry import MemoryEntry
+    from cmr.memory.inspection import Inspection, StoredBlock
+    from cmr.memory.relevance import RelevanceScorer
+    from cmr.memory.store import SaveReport
 
 _HOMES = {
     "cmr.config": (
@@ -44,14 +58,28 @@ _HOMES = {
         "AttachError",
         "CMRError",
         "ConfigError",
+        "CorruptMemoryError",
+        "MemoryKeyError",
+        "MemoryNotFoundError",
+        "MissingPackageError",
         "ModelMismatchError",
+        "NewerFormatError",
+        "StoreBusyError",
+        "StoreError",
         "UnknownSessionError",
         "UnsupportedModelError",
     ),
-    "cmr.integration.memory": ("Memory", "attach"),
+    "cmr.integration.attaching": ("attach", "load"),
+    "cmr.integration.forgetting": ("ForgetReport",),
+    "cmr.integration.memory": ("Memory",),
     "cmr.integration.reading": ("ReadReport",),
     "cmr.integration.recalled": ("RecalledPassage",),
+    "cmr.integration.upkeep": ("ConsolidationReport",),
+    "cmr.memory.buffer": ("LayeredMemoryBuffer",),
     "cmr.memory.entry": ("MemoryEntry",),
+    "cmr.memory.inspection": ("Inspection", "StoredBlock"),
+    "cmr.memory.relevance": ("RelevanceScorer",),
+    "cmr.memory.store": ("SaveReport",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -60,18 +88,33 @@ __all__ = [
     "CMRConfig",
     "CMRError",
     "ConfigError",
+    "ConsolidationReport",
+    "CorruptMemoryError",
+    "ForgetReport",
+    "Inspection",
+    "LayeredMemoryBuffer",
     "Memory",
     "MemoryConfig",
     "MemoryEntry",
+    "MemoryKeyError",
+    "MemoryNotFoundError",
+    "MissingPackageError",
     "ModelMismatchError",
+    "NewerFormatError",
     "OptimizationConfig",
     "ReadReport",
     "RecalledPassage",
+    "RelevanceScorer",
     "RetrievalConfig",
     "ReweaveConfig",
+    "SaveReport",
+    "StoreBusyError",
+    "StoreError",
+    "StoredBlock",
     "UnknownSessionError",
     "UnsupportedModelError",
     "attach",
+    "load",
 ]
 
 

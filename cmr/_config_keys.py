@@ -31,10 +31,6 @@ SYNONYMS = {
 }
 AVAILABLE: dict[str, dict[str, tuple[object, ...]]] = {
     "memory": {
-        "scoring_method": (None,),
-        "relevance_threshold": (None,),
-        "eviction_strategy": ("oldest",),
-        "max_total_entries": (None,),
         "device": (None,),
     },
     "retrieval": {

@@ -14,12 +14,9 @@ from typing import Any
 
 from cmr import _checks as check
 from cmr import _config_keys as keys
+from cmr._memory_config import EVICTION_STRATEGIES, SCORING_METHODS, MemoryConfig
 from cmr.errors import ConfigError
 
-STORES = ("auto", "kv", "states", "tokens")
-INDEX_DTYPES = ("model", "float32", "bfloat16", "float16")
-SCORING_METHODS = ("surprise", "attention_based", "variance_based", "hybrid", "gradient_based")
-EVICTION_STRATEGIES = ("oldest", "lru_relevance", "lru", "relevance")
 STRATEGIES = (
     "maxsim",
     "contextual_relevance",
@@ -36,78 +33,6 @@ POSITIONS = ("constant", "layout", "true")
 
 def _set(instance: object, name: str, value: object) -> None:
     object.__setattr__(instance, name, value)
-
-
-@dataclass(frozen=True)
-class MemoryConfig:
-    """What is stored, and how much of it.
-
-    Attributes:
-        target_layers: hidden states that are captured, as indices into transformers'
-            `hidden_states` (state i enters block i). None: the contiguous range from 13 % to 83 %
-            of the depth. Else distinct integers from 0 on; the upper end is checked at attach.
-        budget: tokens kept per layer, 1 or more. Whole blocks are stored: `budget // block_size`.
-        block_size: tokens in a block, the unit of storage and eviction, 1..512, at most `budget`.
-        store: 'kv' keeps un-rotated keys and values, 'states' hidden states, 'tokens' only token
-            ids (recomputed when recalled), 'auto' the smaller of the first two for the model.
-        sinks: first tokens of the local cache that never leave it, 0..64.
-        left_context: tokens of left context kept while reading window by window, 0 or more.
-        index_dtype: dtype of the index states: 'model', 'float32', 'bfloat16' or 'float16'.
-        scoring_method: relevance of a token: 'surprise', 'attention_based', 'variance_based',
-            'hybrid' or 'gradient_based'. None: blocks are not scored.
-        relevance_threshold: calibrated block relevance in [0, 1] below which a block is dropped
-            first. None: none is dropped for its relevance.
-        eviction_strategy: 'oldest', 'lru_relevance', 'lru' or 'relevance'.
-        max_total_entries: tokens kept over all layers together, 1 or more; None: no such limit.
-        device: where the memory lives. None: with each layer.
-
-    Raises:
-        ConfigError: a value is of the wrong type or out of its range.
-    """
-
-    target_layers: tuple[int, ...] | None = None
-    budget: int = 32768
-    block_size: int = 32
-    store: str = "auto"
-    sinks: int = 4
-    left_context: int = 128
-    index_dtype: str = "model"
-    scoring_method: str | None = None
-    relevance_threshold: float | None = None
-    eviction_strategy: str = "oldest"
-    max_total_entries: int | None = None
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        """Checks every field."""
-        if self.target_layers is not None:
-            _set(self, "target_layers", check.layers("target_layers", self.target_layers))
-        _set(self, "budget", check.integer("budget", self.budget, 1))
-        _set(self, "block_size", check.integer("block_size", self.block_size, 1, 512))
-        if self.block_size > self.budget:
-            raise check.refuse(
-                "block_size", self.block_size, f"at most the budget of {self.budget} tokens"
-            )
-        check.choice("store", self.store, STORES)
-        _set(self, "sinks", check.integer("sinks", self.sinks, 0, 64))
-        _set(self, "left_context", check.integer("left_context", self.left_context, 0))
-        check.choice("index_dtype", self.index_dtype, INDEX_DTYPES)
-        if self.scoring_method is not None:
-            check.choice("scoring_method", self.scoring_method, SCORING_METHODS)
-        if self.relevance_threshold is not None:
-            threshold = check.real("relevance_threshold", self.relevance_threshold, 0.0, 1.0)
-            _set(self, "relevance_threshold", threshold)
-        check.choice("eviction_strategy", self.eviction_strategy, EVICTION_STRATEGIES)
-        if self.max_total_entries is not None:
-            total = check.integer("max_total_entries", self.max_total_entries, 1)
-            _set(self, "max_total_entries", total)
-        if self.device is not None and not isinstance(self.device, str):
-            raise check.refuse("device", self.device, "None or a device name such as 'cpu'")
-
-    @property
-    def budget_blocks(self) -> int:
-        """Whole blocks that fit the budget of one layer, at least 1."""
-        return self.budget // self.block_size
 
 
 @dataclass(frozen=True)
@@ -373,6 +298,8 @@ class CMRConfig:
 
 
 __all__ = [
+    "EVICTION_STRATEGIES",
+    "SCORING_METHODS",
     "CMRConfig",
     "ConfigError",
     "MemoryConfig",

@@ -123,10 +123,6 @@ def test_the_documented_dictionaries_parse() -> None:
     assert dict(config.retrieval.criteria_weights)["recency"] == 0.2
     named = "\n".join(config.unavailable())
     for asked in (
-        "max_total_entries=5000",
-        "scoring_method='hybrid'",
-        "relevance_threshold=0.5",
-        "eviction_strategy='lru_relevance'",
         "strategy='multi_criteria'",
         "similarity_threshold",
         "context_heads",
@@ -169,7 +165,7 @@ def test_of_several_upper_bounds_the_least_holds() -> None:
 
 def test_a_tiny_budget_makes_tiny_blocks_and_is_never_exceeded() -> None:
     memory = CMRConfig.from_dict({"target_layers": [2, 4], "buffer_size": 3}).memory
-    assert memory.budget_blocks * memory.block_size == 3
+    assert memory.blocks(memory.budget, 1) * memory.block_size == 3
     with pytest.raises(ConfigError, match="block_size: at most the budget of 3"):
         CMRConfig.from_dict({"buffer_size": 3, "block_size": 4})
 

@@ -1,4 +1,4 @@
-"""The command line: ``cmr demo``, ``cmr ask``, ``cmr chat``, ``cmr info``."""
+"""The command line: ``cmr demo``, ``ask``, ``chat``, ``memory`` and ``info``."""
 
 from __future__ import annotations
 

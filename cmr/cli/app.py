@@ -8,43 +8,39 @@ from typing import Annotated, Optional
 import typer
 
 from cmr.cli.errors import friendly
+from cmr.cli.memory_app import app as memory_app
+from cmr.cli.options import (
+    BudgetOption,
+    KeyFileOption,
+    LoadOption,
+    LongTermBudgetOption,
+    ModelOption,
+    NewTokensOption,
+    ReplaceOption,
+    SaveOption,
+    SessionOption,
+    WeightOption,
+    WindowOption,
+    WorkingBudgetOption,
+)
 
 app = typer.Typer(
     help="A memory for any Hugging Face decoder: contextual memory reweaving.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ModelOption = Annotated[
-    Optional[str],  # noqa: UP045  typer reads this at run time
-    typer.Option(
-        "--model",
-        help="Folder or name of a decoder; without it the small one, SmolLM2-135M-Instruct.",
-        show_default=False,
-    ),
-]
-WindowOption = Annotated[int, typer.Option(min=16, help="Local window, in tokens.")]
-BudgetOption = Annotated[int, typer.Option(min=32, help="Memory's size, in tokens.")]
-WeightOption = Annotated[
-    str,
-    typer.Option(
-        help="'auto' follows how sure retrieval is; 0 is off, 0.5 one joint softmax, up to 1.",
-    ),
-]
-NewTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-SessionOption = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="Name of the memory to use; kept while the command runs."),
-]
+app.add_typer(memory_app, name="memory")
 
 
 @app.command()
 @friendly
 def demo(
     tokens: Annotated[int, typer.Option(min=2_000, help="Length of the text to read.")] = 24_000,
-    window: WindowOption = 512,
+    window: Annotated[int, typer.Option(min=16, help="Local window, in tokens.")] = 512,
     max_new_tokens: NewTokensOption = 24,
 ) -> None:
     """Read a long text with a small real model; ask with and without memory."""
@@ -57,43 +53,93 @@ def demo(
 @friendly
 def ask(
     document: Annotated[
-        list[Path], typer.Option(help="Text file to read; may be given several times.")
-    ],
-    question: Annotated[list[str], typer.Option(help="Question; may be given several times.")],
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(
+            help="Text file to read; may be given several times. With --load none is needed.",
+            show_default=False,
+        ),
+    ] = None,
+    question: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="Question; may be given several times. With --save none is needed.",
+            show_default=False,
+        ),
+    ] = None,
+    load: LoadOption = None,
+    save: SaveOption = None,
+    force: ReplaceOption = False,
+    key_file: KeyFileOption = None,
     model: ModelOption = None,
     session: SessionOption = None,
-    window: WindowOption = 512,
-    budget: BudgetOption = 32_768,
-    memory_weight: WeightOption = "auto",
+    window: WindowOption = None,
+    budget: BudgetOption = None,
+    working_budget: WorkingBudgetOption = None,
+    long_term_budget: LongTermBudgetOption = None,
+    memory_weight: WeightOption = None,
     max_new_tokens: NewTokensOption = 64,
 ) -> None:
     """Read documents of any length into memory and answer questions about them."""
     from cmr.cli.ask import run
-    from cmr.cli.session import Settings
+    from cmr.cli.settings import Settings
 
-    settings = Settings.parse(model, session, window, budget, memory_weight, max_new_tokens)
-    run(settings, documents=document, questions=question)
+    settings = Settings.parse(
+        model=model,
+        session=session,
+        max_new_tokens=max_new_tokens,
+        load=load,
+        save=save,
+        force=force,
+        key_file=key_file,
+        memory_weight=memory_weight,
+        window=window,
+        budget=budget,
+        working_budget=working_budget,
+        long_term_budget=long_term_budget,
+    )
+    run(settings, documents=document or [], questions=question or [])
 
 
 @app.command()
 @friendly
 def chat(
-    model: ModelOption = None,
     document: Annotated[
         Optional[list[Path]],  # noqa: UP045
-        typer.Option(help="Text file to read first; may be given several times."),
+        typer.Option(
+            help="Text file to read first; may be given several times.", show_default=False
+        ),
     ] = None,
+    load: LoadOption = None,
+    save: SaveOption = None,
+    force: ReplaceOption = False,
+    key_file: KeyFileOption = None,
+    model: ModelOption = None,
     session: SessionOption = None,
-    window: WindowOption = 512,
-    budget: BudgetOption = 32_768,
-    memory_weight: WeightOption = "auto",
+    window: WindowOption = None,
+    budget: BudgetOption = None,
+    working_budget: WorkingBudgetOption = None,
+    long_term_budget: LongTermBudgetOption = None,
+    memory_weight: WeightOption = None,
     max_new_tokens: NewTokensOption = 256,
 ) -> None:
     """Chat without a limit: what leaves the window becomes memory. /quit /stats /recalled."""
     from cmr.cli.chat import run
-    from cmr.cli.session import Settings
+    from cmr.cli.settings import Settings
 
-    settings = Settings.parse(model, session, window, budget, memory_weight, max_new_tokens)
+    settings = Settings.parse(
+        model=model,
+        session=session,
+        max_new_tokens=max_new_tokens,
+        load=load,
+        save=save,
+        force=force,
+        key_file=key_file,
+        memory_weight=memory_weight,
+        window=window,
+        budget=budget,
+        working_budget=working_budget,
+        long_term_budget=long_term_budget,
+    )
     run(settings, documents=document or [])
 
 

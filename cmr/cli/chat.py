@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
-import cmr
 from cmr.cli import session as shared
-from cmr.cli.ask import read_all
-from cmr.cli.display import console, passages, size, working
+from cmr.cli.display import console, passages, size
+from cmr.cli.opening import opened
+from cmr.cli.settings import Settings
+from cmr.integration.cache import is_windowed
 
 HELP = "/quit ends, /stats shows the memory, /recalled what the last answer read"
 
@@ -39,6 +41,15 @@ class Conversation:
     def tokens(self) -> int:
         """Tokens fed and generated so far."""
         return int(self._ids.shape[1])
+
+    def unstored(self, sinks: int) -> torch.Tensor:
+        """Token ids `[1, T]` that are still in the window and in no memory.
+
+        Args:
+            sinks: first tokens of the window that never leave it; they are not among them.
+        """
+        left = self._cache.layers[0].left if is_windowed(self._cache) else 0
+        return self._ids[:, sinks + left :]
 
     @torch.inference_mode()
     def say(self, text: str, on_text: Any) -> shared.Answer:
@@ -115,18 +126,17 @@ class _Pieces:
             self._shown = text
 
 
-def run(settings: shared.Settings, documents: list[Path]) -> None:
-    """Load, read the documents if any, then answer until the user ends."""
-    texts = {path: shared.read_document(path) for path in shared.unique(documents)}
+def run(settings: Settings, documents: list[Path]) -> None:
+    """Load, read the documents if any, answer until the user ends, and save."""
     out = console()
-    with working(out, f"loading {settings.model or 'SmolLM2-135M-Instruct'}"):
-        model, tokenizer = shared.load_model(settings.model)
-    with cmr.attach(model, tokenizer=tokenizer, **settings.overrides) as memory:
-        name = settings.session
-        with memory.session(name, create=True) if name else nullcontext():
-            read_all(out, memory, tokenizer, texts)
-            out.print(f"[dim]{HELP}[/dim]")
-            talk(out, Conversation(model, tokenizer, memory, settings.max_new_tokens), memory)
+    with opened(out, settings, documents, may_begin=True) as (model, tokenizer, memory):
+        out.print(f"[dim]{HELP}[/dim]")
+        conversation = Conversation(model, tokenizer, memory, settings.max_new_tokens)
+        talk(out, conversation, memory)
+        if settings.save is not None:
+            rest = conversation.unstored(memory.config.memory.sinks)
+            if rest.shape[1]:
+                memory.read(rest)
 
 
 def talk(out: Console, conversation: Conversation, memory: Any) -> None:
@@ -134,7 +144,7 @@ def talk(out: Console, conversation: Conversation, memory: Any) -> None:
     while True:
         try:
             line = out.input("[bold cyan]>[/bold cyan] ").strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             out.print()
             return
         if line == "/quit":
@@ -147,7 +157,7 @@ def talk(out: Console, conversation: Conversation, memory: Any) -> None:
             else:
                 out.print("[dim]the last answer read nothing from memory[/dim]")
         elif line.startswith("/"):
-            out.print(f"[dim]unknown command {line}; {HELP}[/dim]", markup=True)
+            out.print(f"[dim]unknown command {escape(line)}; {HELP}[/dim]")
         elif line:
             found = conversation.say(line, lambda text: _write(out, text))
             out.print()
@@ -167,5 +177,14 @@ def _show_stats(out: Console, conversation: Conversation, memory: Any) -> None:
         f"conversation {conversation.tokens:,} tokens · in memory {memory.tokens:,} tokens, "
         f"{size(memory.nbytes)}"
     )
-    for key, value in memory.stats().items():
-        out.print(f"[dim]{key}[/dim] {value}", markup=True)
+    for key, value in _flat(memory.stats()):
+        out.print(f"[dim]{key}[/dim] {escape(value)}")
+
+
+def _flat(stats: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values in words, those of an inner table under its name and their own."""
+    for key, value in stats.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", f"{value:,.2f}" if isinstance(value, float) else str(value)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -23,7 +24,7 @@ def console() -> Console:
 @contextmanager
 def working(out: Console, doing: str) -> Iterator[None]:
     """A spinner while something takes time; one plain line with the seconds at the end."""
-    began = time.perf_counter()
+    began, doing = time.perf_counter(), escape(doing)
     if out.is_terminal:
         with out.status(doing):
             yield
@@ -101,5 +102,6 @@ def conditions(model: Any) -> str:
     dtype = str(model.dtype).removeprefix("torch.")
     device = model.device
     if device.type == "cpu":
-        return f"{dtype} on {torch.get_num_threads()} CPU threads"
+        threads = torch.get_num_threads()
+        return f"{dtype} on {threads} CPU thread{'' if threads == 1 else 's'}"
     return f"{dtype} on {torch.cuda.get_device_name(device)}"

@@ -1,4 +1,4 @@
-"""What ``ask`` and ``chat`` share: settings, the model, documents, prompts, one answer."""
+"""What the commands share: the model, documents, prompts, one answer."""
 
 from __future__ import annotations
 
@@ -11,56 +11,7 @@ from typing import Any
 import torch
 
 from cmr.cli.errors import UsageError
-from cmr.demo import load_smollm2
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options of ``ask`` and ``chat``, checked."""
-
-    model: str | None
-    session: str | None
-    window: int
-    budget: int
-    memory_weight: str | float
-    max_new_tokens: int
-
-    @classmethod
-    def parse(
-        cls,
-        model: str | None,
-        session: str | None,
-        window: int,
-        budget: int,
-        memory_weight: str,
-        max_new_tokens: int,
-    ) -> Settings:
-        """Check what the option parser cannot.
-
-        Raises:
-            UsageError: ``memory_weight`` is neither 'auto' nor a number in [0, 1].
-        """
-        weight: str | float = memory_weight
-        if memory_weight != "auto":
-            try:
-                weight = float(memory_weight)
-            except ValueError:
-                weight = -1.0
-            if not 0.0 <= weight <= 1.0:
-                raise UsageError(
-                    f"--memory-weight: 'auto' or a number from 0 to 1 expected, "
-                    f"got {memory_weight!r}"
-                )
-        return cls(model, session, window, budget, weight, max_new_tokens)
-
-    @property
-    def overrides(self) -> dict[str, Any]:
-        """What `cmr.attach` takes."""
-        return {
-            "window": self.window,
-            "budget": self.budget,
-            "memory_weight": self.memory_weight,
-        }
+from cmr.demo import load_smollm2, smollm2
 
 
 @dataclass
@@ -95,15 +46,64 @@ def load_model(name: str | None) -> tuple[Any, Any]:
         return load_smollm2()
     import transformers
 
+    tokenizer = load_tokenizer(name)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+        # Its bar for the weights would stand on standard error, also in a pipe.
+        with smollm2.quiet():
+            model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype="auto")
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"--model {name}: cannot be loaded as a decoder: {reason}") from error
+        raise UsageError(
+            f"--model {name}: cannot be loaded as a decoder: {_first(error)}"
+        ) from error
     if torch.cuda.is_available():
         model.to("cuda")
     return model.eval(), tokenizer
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a model: a folder or a name that transformers knows.
+
+    Raises:
+        UsageError: it cannot be loaded.
+    """
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = _first(error)
+        raise UsageError(f"--model {name}: its tokenizer cannot be loaded: {reason}") from error
+
+
+def load_vocabulary(name: str | None) -> Any:
+    """What turns a model's token ids into text, by `decode(ids, skip_special_tokens=...)`.
+
+    Where the model's folder has a file of the tokenizers package, that package alone reads it:
+    transformers takes several seconds more.
+
+    Args:
+        name: folder or name; None: the small model, which is converted if it was not yet.
+
+    Raises:
+        UsageError: it cannot be loaded.
+    """
+    if name is None:
+        if not smollm2.is_cached():
+            return load_smollm2()[1]
+        name = str(smollm2.cache_folder(smollm2.find_gguf()))
+    file = Path(name) / "tokenizer.json"
+    if not file.is_file():
+        return load_tokenizer(name)
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the package raises nothing more special
+        raise UsageError(f"--model {name}: {file.name}: {_first(error)}") from error
+
+
+def _first(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def read_document(path: Path) -> str:

@@ -102,7 +102,7 @@ def load_smollm2(
 
     gguf_file = find_gguf()
     folder = cache_folder(gguf_file)
-    with _quiet():
+    with quiet():
         if not _complete(folder):
             # The conversion draws a tqdm bar that nothing switches off.
             with redirect_stderr(io.StringIO()):
@@ -197,7 +197,7 @@ def _mend_tokenizer(tokenizer: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' progress bars and notes; the caller shows progress of its own."""
     from transformers.utils import logging as hf_logging
 

@@ -12,7 +12,7 @@ from torch import nn
 from cmr.errors import ConfigError, UnsupportedModelError
 from cmr.integration.families import FAMILIES, Family
 from cmr.kernels.reference.rotary import rotate
-from cmr.memory.ring import LayerShape
+from cmr.memory.stores import LayerShape
 
 SUPPORTED_ATTENTION = ("sdpa", "eager")
 FIRST_SHARE, LAST_SHARE = 0.13, 0.83

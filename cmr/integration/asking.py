@@ -40,6 +40,10 @@ class Asker:
         self._foreign: WeakKeyDictionary[Any, tuple[list[int], Recall | None]]
         self._foreign = WeakKeyDictionary()
 
+    def forget(self) -> None:
+        """Let go of what was recalled for caches that have no record."""
+        self._foreign.clear()
+
     def ask(
         self,
         step: Step,

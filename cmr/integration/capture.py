@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from cmr.integration.adapter import ModelAdapter
-from cmr.kernels.score import state_scores
-from cmr.memory.ring import Angles, BlockBatch, LayerSource, RingBuffer
+from cmr.memory.batch import Angles, BlockBatch, LayerSource
+from cmr.memory.ring import RingBuffer
 from cmr.memory.sessions import SessionTable
+
+Keep = Callable[[torch.Tensor], torch.Tensor]
+"""Says of token ids `[batch, tokens]` which may be stored: bool of the same shape."""
 
 
 class BlockWriter:
@@ -19,10 +22,18 @@ class BlockWriter:
         adapter: the model.
         ring: the store.
         sessions: numbers and positions of the sessions.
+        keep: what `kept` asks; None: everything may be stored.
     """
 
-    def __init__(self, adapter: ModelAdapter, ring: RingBuffer, sessions: SessionTable) -> None:
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        ring: RingBuffer,
+        sessions: SessionTable,
+        keep: Keep | None = None,
+    ) -> None:
         self._adapter, self._ring, self._sessions = adapter, ring, sessions
+        self._keep = keep
 
     def write(
         self,
@@ -33,8 +44,12 @@ class BlockWriter:
         index: torch.Tensor,
         layers: Mapping[int, tuple[torch.Tensor, torch.Tensor | None]],
         valid: Sequence[tuple[int, int]],
+        relevance: torch.Tensor | None = None,
+        keep: torch.Tensor | None = None,
     ) -> int:
         """Store tokens of several rows; returns the number of blocks written.
+
+        Nothing of a token that is not to be kept is stored, and no block without any other.
 
         Args:
             sessions: session number of each row.
@@ -44,23 +59,33 @@ class BlockWriter:
             layers: layer number to rotated keys and values `[batch, heads, tokens, dim]`, or to
                 `(states [batch, 1, tokens, hidden], None)`.
             valid: each row's half-open range of tokens that are no padding.
+            relevance: `[batch, blocks]` float32 in [0, 1], one for each block of the text.
+            keep: `[batch, tokens]` bool, False for tokens that must not be stored, see `kept`;
+                None: all may.
         """
         size = self._ring.block_size
         tokens = token_ids.shape[1]
         blocks = -(-tokens // size)
-        keep = [
+        positions = self._positions(sessions, valid, tokens, token_ids.device)
+        if keep is not None:
+            keep = keep.to(token_ids.device)
+            positions = positions.masked_fill(~keep, -1)
+            token_ids = token_ids.masked_fill(~keep, 0)
+            index = index.masked_fill(~keep.to(index.device)[..., None], 0)
+            layers = {n: _without(keep, *source) for n, source in layers.items()}
+        chosen = [
             (row, block)
             for row, (start, stop) in enumerate(valid)
             for block in range(start // size, -(-stop // size) if stop > start else 0)
+            if keep is None or bool((positions[row, block * size : (block + 1) * size] >= 0).any())
         ]
-        if not keep:
+        if not chosen:
             return 0
-        written = len(keep)
-        positions = self._positions(sessions, valid, tokens, token_ids.device)
-        keep = keep[-self._ring.slots :]  # of more blocks than fit, the newest
+        written = len(chosen)
+        chosen = chosen[-self._ring.slots :]  # of more blocks than fit, the newest
         turns: dict[str, Angles] = {}
         batch = BlockBatch(
-            sessions=[sessions[row] for row, _ in keep],
+            sessions=[sessions[row] for row, _ in chosen],
             token_ids=token_ids,
             positions=positions,
             index=index,
@@ -70,11 +95,36 @@ class BlockWriter:
                 )
                 for number, (keys, values) in layers.items()
             },
-            relevance=state_scores(index, size).pooled,
-            pick=torch.tensor([row * blocks + block for row, block in keep]),
+            relevance=relevance,
+            pick=torch.tensor([row * blocks + block for row, block in chosen]),
         )
         self._ring.write(batch)
         return written
+
+    def kept(self, token_ids: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor | None:
+        """Which tokens may be stored, `[batch, tokens]` bool; None: all.
+
+        Args:
+            token_ids: `[batch, tokens]`.
+            keep: what is known already, the same shape; None: nothing.
+
+        Raises:
+            TypeError, ValueError: what was given to say which tokens may be stored answered
+                something else than a bool tensor of their shape.
+        """
+        if self._keep is None:
+            return keep
+        says = self._keep(token_ids.clone())
+        if not isinstance(says, torch.Tensor) or says.dtype != torch.bool:
+            got = getattr(says, "dtype", type(says).__name__)
+            raise TypeError(f"keep: a bool tensor expected from the function given, got {got}")
+        if says.shape != token_ids.shape:
+            raise ValueError(
+                f"keep: shape {list(token_ids.shape)} expected from the function given, "
+                f"got {list(says.shape)}"
+            )
+        says = says.to(token_ids.device)
+        return says if keep is None else says & keep.to(token_ids.device)
 
     def _positions(
         self,
@@ -109,3 +159,11 @@ class BlockWriter:
             cos, sin = (part.to(values.dtype).float() for part in turn)
             turns[kind] = (cos, sin)
         return turns[kind]
+
+
+def _without(
+    keep: torch.Tensor, keys: torch.Tensor, values: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Keys and values `[batch, heads, tokens, dim]` with zeros where nothing may be stored."""
+    drop = ~keep.to(keys.device)[:, None, :, None]
+    return keys.masked_fill(drop, 0), None if values is None else values.masked_fill(drop, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from weakref import WeakSet
 
 import torch
 
@@ -11,17 +12,25 @@ from cmr.config import CMRConfig
 from cmr.errors import ConfigError
 from cmr.integration.adapter import ModelAdapter
 from cmr.integration.cache import LocalWindow
-from cmr.integration.capture import BlockWriter
+from cmr.integration.capture import BlockWriter, Keep
 from cmr.integration.recall import LayerStates, Recall
 from cmr.integration.recompute import Recomputer
 from cmr.integration.record import WindowRecord
+from cmr.integration.scoring import BlockScorer
+from cmr.integration.tiered import Project, Recomputed, TieredStates
+from cmr.integration.tiers import plan_tiers
 from cmr.integration.weight import memory_bias
+from cmr.memory.archive import Decode, stored_block
 from cmr.memory.entry import MemoryEntry
+from cmr.memory.inspection import StoredBlock
 from cmr.memory.ring import RingBuffer
 from cmr.memory.sessions import NO_SESSION, SessionTable
 from cmr.retrieval import Choice, MaxSimRetriever, RollingQuery
 
 logger = logging.getLogger("cmr")
+
+RECOMPUTED_PASSAGES = 32
+"""Passages run through the model again that are kept for the next search."""
 
 
 class Core:
@@ -38,15 +47,18 @@ class Core:
         index_layer: layer whose states are searched.
         ring: the store.
         table: session names.
+        records: of the caches in use, which may hold copies of what was recalled.
         named: names of the surrounding `session(...)`, None outside.
         active: False while paused.
+        consolidated: the store's clock when it was last tidied up.
+        forgotten: counts how often something was forgotten or expired.
         batch: rows of the inputs of the `generate` under way, None outside.
 
     Raises:
         ConfigError: for settings that do not fit the model.
     """
 
-    def __init__(self, adapter: ModelAdapter, config: CMRConfig) -> None:
+    def __init__(self, adapter: ModelAdapter, config: CMRConfig, keep: Keep | None = None) -> None:
         self.adapter, self.config = adapter, config
         memory, reweave = config.memory, config.reweave
         if config.window > adapter.max_positions:
@@ -70,22 +82,36 @@ class Core:
         index_dtype = (
             adapter.dtype if memory.index_dtype == "model" else getattr(torch, memory.index_dtype)
         )
+        self.table = SessionTable(memory.max_sessions, memory.ttl)
+        layers = {n: adapter.layer_shape(n, self.store) for n in kept}
+        plan = plan_tiers(memory, layers, adapter.hidden, index_dtype, len(self.targets))
+        if self.residual and plan.lower.long_term and not plan.lower.long_term_states:
+            raise ConfigError(
+                "long_term_store: 'kv' expected with method='weighted_sum', which reads stored "
+                f"states, got {memory.long_term_store!r}"
+            )
         self.ring = RingBuffer(
-            slots=memory.budget_blocks,
+            slots=plan.recent,
             block_size=memory.block_size,
             hidden=adapter.hidden,
-            layers={n: adapter.layer_shape(n, self.store) for n in kept},
+            layers=layers,
             index_dtype=index_dtype,
             device=adapter.device(self.index_layer),
+            lower=plan.lower,
+            policy=plan.policy,
+            sessions=self.table,
         )
-        self.table = SessionTable()
-        self.writer = BlockWriter(adapter, self.ring, self.table)
+        self.scorer = BlockScorer(adapter, config)
+        self.writer = BlockWriter(adapter, self.ring, self.table, keep)
         self.retriever = MaxSimRetriever.from_config(config.retrieval)
-        self.recomputer = Recomputer(adapter, self.targets)
+        recomputer = Recomputer(adapter, self.targets, memory.recall_context)
+        self.recomputed = Recomputed(recomputer, self.ring, RECOMPUTED_PASSAGES)
+        self.records: WeakSet[WindowRecord] = WeakSet()
         self.named: tuple[str, ...] | None = None
         self.active = True
         self.batch: int | None = None
         self.searches = self.recalls_made = 0
+        self.consolidated = self.forgotten = 0
 
     def _readers(self) -> frozenset[int]:
         wanted = self.config.reweave.layers
@@ -129,6 +155,7 @@ class Core:
                 f"{batch} rows cannot be read into one session at once; read them one by one"
             )
         self.table.check(*chosen)
+        self.table.check_room(chosen)
         return [self.table.create(name) for name in chosen]
 
     @staticmethod
@@ -160,7 +187,10 @@ class Core:
 
     def wants_recall(self, sessions: Sequence[int]) -> bool:
         """Whether there is anything that these sessions may recall. Host only: no device sync."""
-        return self.config.reweave.memory_weight != 0 and self.ring.has(sessions)
+        if self.config.reweave.memory_weight == 0:
+            return False
+        self.ring.keeper.expire()
+        return self.ring.has(sessions)
 
     def numbers(self, sessions: Sequence[int]) -> torch.Tensor:
         """Session numbers as `[rows]` int64 beside the index."""
@@ -215,15 +245,20 @@ class Core:
 
     def _loader(self, table: torch.Tensor) -> LayerStates | None:
         """How un-rotated keys and values of the chosen blocks are come by that are not stored."""
-        if self.store == "kv":
-            return None
-        if self.store == "tokens":
-            return self.recomputer.recompute(self.ring, table).__getitem__
-        flat = table.flatten(1)
+        ring, project = self.ring, None
+        if self.store == "states" and not self.residual:
+            project = self.adapter.keys_values
+        if self.store != "tokens":
+            # Only where something lies lower is the device asked what was chosen.
+            first = ring.ledger.tiers[0].end
+            if not ring.ledger.below(0) or not bool((table >= first).any()):
+                return None if project is None else self._projected(table.flatten(1), project)
+        return TieredStates(ring, self.recomputed, table, project)
 
+    def _projected(self, table: torch.Tensor, project: Project) -> LayerStates:
         def load(layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-            states, _ = self.ring.gather(layer, flat)
-            return self.adapter.keys_values(layer, states[:, 0])
+            states, _ = self.ring.gather(layer, table)
+            return project(layer, states[:, 0])
 
         return load
 
@@ -246,6 +281,12 @@ class Core:
             index=columns["index"][writers],
             layers=kept,
             valid=[valid[row] for row in record.writers],
+            keep=self.writer.kept(columns["token_ids"][writers], None),
+            relevance=self.scorer.of_states(
+                columns["index"][writers],
+                self.ring.block_size,
+                [valid[row] for row in record.writers],
+            ),
         )
 
     # -- looking ---------------------------------------------------------------------------------
@@ -255,16 +296,15 @@ class Core:
         wanted = None if session is None else self.table.require(session)
         ring = self.ring
         owners = ring.session.tolist()
-        order = ring.created.argsort().tolist()
+        slots = ring.ledger.slots_of(wanted)
+        states = dict(zip(slots.tolist(), ring.states(slots), strict=True))
         found = []
-        for slot in order:
+        for slot in slots.tolist():
             owner = owners[slot]
-            if owner == NO_SESSION or wanted not in (None, owner):
-                continue
             held = ring.positions[slot] >= 0
             found.append(
                 MemoryEntry(
-                    hidden_state=ring.index[slot][held],
+                    hidden_state=states[slot][held],
                     layer_idx=self.index_layer,
                     sequence_id=owner,
                     position_idx=int(ring.positions[slot][held].min()),
@@ -275,6 +315,34 @@ class Core:
                     session=self.table.name_of(owner),
                     token_ids=tuple(ring.token_ids[slot][held].tolist()),
                     slot=slot,
+                    tier=ring.ledger.tiers[ring.ledger.tier_of(slot)].name,
                 )
             )
         return found
+
+    def stored_blocks(self, decode: Decode | None) -> list[StoredBlock]:
+        """What is stored, for people, in the order of the blocks' numbers."""
+        self.ring.keeper.expire()
+        ledger, ring = self.ring.ledger, self.ring
+        slots = ledger.slots_of(None)
+        at = slots.to(ring.device)
+        positions, ids = ring.positions[at].cpu(), ring.token_ids[at].cpu()
+        relevance, counts = ring.relevance[at].tolist(), ring.access_count[at].tolist()
+        last = ring.last_access[at].tolist()
+        return [
+            stored_block(
+                int(ledger.number[slot]),
+                self.table.name_of(int(ledger.owner[slot])),
+                ledger.tiers[ledger.tier_of(slot)].name,
+                positions[i],
+                ids[i],
+                relevance[i],
+                counts[i],
+                last[i],
+                float(ledger.born[slot]),
+                float(ledger.deadline[slot]),
+                bool(ledger.pinned[slot]),
+                decode,
+            )
+            for i, slot in enumerate(slots.tolist())
+        ]

@@ -1,65 +1,36 @@
-"""`cmr.attach` and the memory that it returns."""
+"""The memory of a model, as users have it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
+from cmr._memory_config import lifetime
 from cmr.config import CMRConfig
-from cmr.errors import AttachError, ConfigError
+from cmr.errors import AttachError
 from cmr.integration.adapter import ModelAdapter
+from cmr.integration.capture import Keep
 from cmr.integration.core import Core
+from cmr.integration.files import Files
+from cmr.integration.forgetting import ForgetReport, Forgetter
 from cmr.integration.generation import GenerationPlug
 from cmr.integration.reading import Reader, ReadReport, Rows
 from cmr.integration.recalled import RecalledPassage, recalled_passages
 from cmr.integration.residual import ResidualReader
 from cmr.integration.stepper import Stepper
+from cmr.integration.upkeep import ConsolidationReport, consolidate
 from cmr.memory.entry import MemoryEntry
+from cmr.memory.inspection import Inspection, Question
+from cmr.memory.shares import fork, merge
+from cmr.memory.store import SaveReport
 
 ATTACHED = "_cmr_memory"
 """Attribute of a model that has a memory, present only while attached."""
-
-
-def attach(
-    model: nn.Module,
-    config: CMRConfig | Mapping[str, Any] | None = None,
-    *,
-    tokenizer: Any = None,
-    **overrides: Any,
-) -> Memory:
-    """Give a transformers decoder a memory of what leaves its window.
-
-    Args:
-        model: a decoder with a language-model head, as `AutoModelForCausalLM` loads it.
-        config: settings, or a dictionary of them (`CMRConfig.from_dict`).
-        tokenizer: decodes recalled passages for `recalled`; nothing else needs it.
-        **overrides: single settings by name, such as `window=512`, `budget=16_000` (tokens) or
-            `memory_weight=0.5`.
-
-    Returns:
-        The memory; also a context manager that detaches at its end, after an exception too.
-
-    Raises:
-        UnsupportedModelError: when the model is not a decoder of a covered family.
-        AttachError: when the model has a memory already.
-        ConfigError: for a bad value, one that does not fit the model, or one not available.
-    """
-    if isinstance(config, Mapping):
-        config = CMRConfig.from_dict(config)
-    elif config is not None and not isinstance(config, CMRConfig):
-        raise ConfigError(f"config: a CMRConfig or a dictionary expected, got {config!r}")
-    settings = (config or CMRConfig()).with_overrides(**overrides)
-    if hasattr(model, ATTACHED):
-        raise AttachError("this model has a memory attached already; detach() that one first")
-    adapter = ModelAdapter(model)
-    missing = settings.unavailable()
-    if missing:
-        raise ConfigError("; ".join(missing))
-    return Memory(adapter, settings, tokenizer)
 
 
 class Memory:
@@ -69,11 +40,15 @@ class Memory:
     session stored.
     """
 
-    def __init__(self, adapter: ModelAdapter, config: CMRConfig, tokenizer: Any) -> None:
+    def __init__(
+        self, adapter: ModelAdapter, config: CMRConfig, tokenizer: Any, keep: Keep | None = None
+    ) -> None:
         self.config = config
         self.tokenizer = tokenizer
-        self._core = core = Core(adapter, config)
+        self._core = core = Core(adapter, config, keep)
         self._stepper = Stepper(core, config)
+        self._forgetter = Forgetter(core, self._stepper)
+        self._files = Files(core)
         self._residual = ResidualReader(core, self._stepper)
         self._generation = GenerationPlug(core, self._stepper)
         self._reader = Reader(core, config, self._stepper)
@@ -129,6 +104,7 @@ class Memory:
         sessions: Sequence[str] | None = None,
         progress: bool | Callable[[int, int], None] = False,
         recall: bool = False,
+        keep: torch.Tensor | None = None,
     ) -> ReadReport:
         """Read text of any length into memory, window by window.
 
@@ -140,6 +116,9 @@ class Memory:
             progress: True shows a bar; a function is called with tokens done and tokens in all.
             recall: read while recalling: what is stored of a piece is then what the model thought
                 of it with older passages of the session in view.
+            keep: bool of the same shape, False for tokens that are read and never stored: neither
+                they nor what the model thought of them. What it thinks of the tokens behind them
+                may still be coloured by them. None: all may be stored.
 
         Raises:
             AttachError: after `detach`.
@@ -147,32 +126,46 @@ class Memory:
         """
         self._require_attached()
         vocabulary = self._core.adapter.config.vocab_size
-        rows = Rows.pack(input_ids, attention_mask, vocabulary)
+        rows = Rows.pack(input_ids, attention_mask, vocabulary, keep)
         numbers = self._core.sessions_to_write(sessions, len(rows.lengths))
         with self._stepper.alone(), _bar(progress, sum(rows.lengths)) as show:
             return self._reader.read(rows, numbers, show, recall)
 
     @contextmanager
-    def session(self, *names: str, create: bool = False) -> Iterator[Memory]:
+    def session(
+        self,
+        *names: str,
+        create: bool = False,
+        ephemeral: bool | None = None,
+        ttl: float | None = None,
+    ) -> Iterator[Memory]:
         """Whose memory is read and written inside: one name for all rows, or one a row.
 
         Args:
             *names: session names.
             create: make sessions that do not exist yet.
+            ephemeral: for new sessions: what they store never leaves the first tier and never
+                reaches a file; it is dropped instead.
+            ttl: seconds after which what they store from now on is forgotten; None: as it is.
 
         Raises:
             UnknownSessionError: for a name that does not exist, unless `create` is true.
+            ValueError: for one session too many, or a session that exists and is not as
+                `ephemeral` says.
         """
         self._require_attached()
         if not names:
             raise ValueError("session() needs at least one name")
         table = self._core.table
         table.check(*names)
+        terms = (ephemeral, None if ttl is None else lifetime("ttl", ttl))
+        if create:
+            table.check_room(names)
         for name in names:
-            if create:
-                table.create(name)
-            else:
+            if not create:
                 table.require(name)
+        for name in names:
+            table.create(name, *terms)
         before, self._core.named = self._core.named, names
         try:
             yield self
@@ -184,22 +177,158 @@ class Memory:
         """Names of all sessions, oldest first."""
         return self._core.table.names()
 
+    def rename(self, session: str, to: str) -> None:
+        """Give a session another name; the new one must be free."""
+        self._core.table.rename(session, to)
+
+    def fork(self, session: str, to: str) -> int:
+        """Make session `to` with a copy of all that another one stores; returns blocks copied.
+
+        Raises:
+            UnknownSessionError: there is no session of that name.
+            ValueError: `to` exists, or there is no room for the copy; nothing is copied then.
+        """
+        return fork(self._core.ring, self._core.table, session, to)
+
+    def merge(self, session: str, into: str) -> int:
+        """Put one session's text behind another one's and end it; returns the blocks that moved.
+
+        Raises:
+            UnknownSessionError: there is no such session.
+            ValueError: the two are one, or only one of them is ephemeral.
+        """
+        number = self._core.table.require(session)
+        moved = merge(self._core.ring, self._core.table, session, into)
+        self._forgetter.drop_copies({number})
+        return moved
+
+    # -- keeping and forgetting ------------------------------------------------------------------
+
+    def pin(self, ids: Iterable[int] | int, pinned: bool = True) -> None:
+        """Let blocks (numbers as `inspect` shows them) never be evicted; `pinned=False` ends it.
+
+        Raises:
+            ValueError: a number that no block has, or more than half of a tier would be pinned.
+        """
+        ledger = self._core.ring.ledger
+        slots = self._forgetter.select(None, ids, None, None, None)
+        if pinned:
+            ledger.check_pins(slots)
+        ledger.pinned[slots] = pinned
+
+    def forget(
+        self,
+        session: str | None = None,
+        *,
+        ids: Iterable[int] | int | None = None,
+        text: str | Sequence[int] | None = None,
+        older_than: float | None = None,
+        files: bool = True,
+    ) -> ForgetReport:
+        """Zero what is stored, wherever it is, and look that it is gone.
+
+        Whole blocks are forgotten: those that fit everything that is given. A session given alone
+        ends. What a model thought of text near a forgotten span may have been coloured by it;
+        `neighbours` of the span are blocks of their own and can be named by `ids`.
+
+        Args:
+            session: name of a session; None: of all.
+            ids: numbers of blocks, as `inspect` shows them.
+            text: a span of text (a tokenizer must be known) or of token ids: every block that holds
+                a part of one of its occurrences.
+            older_than: seconds; blocks stored longer ago.
+            files: also forget it in the memories that were saved or loaded here, where they still
+                are. They are written anew; what was there is overwritten with zeros.
+
+        Raises:
+            UnknownSessionError: there is no such session.
+            ValueError: nothing is given, or a number that no block has.
+            StoreError: a saved memory could not be changed. What is stored here is gone by then.
+        """
+        if session is None and ids is None and text is None and older_than is None:
+            raise ValueError("forget what? Give session, ids, text or older_than; clear() is all")
+        slots = self._forgetter.select(session, ids, text, older_than, self.tokenizer)
+        whole = session is not None and ids is None and text is None and older_than is None
+        numbers = self._core.ring.ledger.number[slots].tolist()
+        report = self._forgetter.forget(slots, [session] if whole and session else [])
+        if not files:
+            return report
+        return replace(report, files=self._files.forget(numbers, report.sessions))
+
     def clear(self, session: str | None = None) -> int:
-        """Forget a session, or everything; its slots are zeroed. Returns the blocks emptied.
+        """Forget a session, or everything, here and not in files; returns the blocks emptied.
 
         A cache that such a session is still using goes on, and what leaves it is not stored.
 
         Raises:
             UnknownSessionError: for a name that does not exist.
         """
-        if session is not None:
-            number = self._core.table.remove(session)
-            self._stepper.last = None
-            return self._core.ring.clear(number)
-        self._stepper.last = None
-        for name in self.sessions:
-            self._core.table.remove(name)
-        return self._core.ring.clear()
+        number = None if session is None else self._core.table.require(session)
+        names = self.sessions if session is None else [session]
+        slots = self._core.ring.ledger.slots_of(number)
+        report = self._forgetter.forget(slots, names)
+        if session is None:
+            self._core.ring.clear()
+        return report.blocks
+
+    def consolidate(self) -> ConsolidationReport:
+        """Tidy up: forget what expired, drop near-duplicates, let what is used rise a tier.
+
+        Takes a while for many blocks; meant for quiet moments.
+        """
+        self._require_attached()
+        with self._stepper.alone():
+            return consolidate(self._core)
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        sessions: Sequence[str] | None = None,
+        *,
+        key: bytes | str | None = None,
+    ) -> SaveReport:
+        """Save the memory to a folder, all of it or not at all; what was saved there is replaced.
+
+        Saved again to the same folder, only blocks that are new since then are written. Ephemeral
+        sessions are left out. A saved memory is raw user data: token ids in the clear, and states
+        from which text can be won back. Give a key, or guard the folder.
+
+        Args:
+            path: a folder: new, empty, or a saved memory.
+            sessions: names of the sessions to save; None: all.
+            key: encrypts it: 32 bytes, or a passphrase (needs `pip install 'cmr[crypt]'`).
+
+        Raises:
+            UnknownSessionError: there is no such session.
+            StoreError: it could not be saved; what was there before still is.
+        """
+        return self._files.save(path, sessions, key, self.tokenizer)
+
+    def load(
+        self,
+        path: str | os.PathLike[str],
+        sessions: Sequence[str] | None = None,
+        *,
+        key: bytes | str | None = None,
+    ) -> int:
+        """Take saved sessions into this memory; returns the blocks loaded.
+
+        Args:
+            path: folder of a saved memory.
+            sessions: names of the sessions wanted; None: all.
+            key: of an encrypted one.
+
+        Raises:
+            StoreError: there is none, it is damaged, of a newer format, or the key is wrong.
+            ModelMismatchError: another model or tokenizer saved it.
+            UnknownSessionError: it has no such session.
+            ConfigError: it stores other layers, or there is no room for it.
+            ValueError: a session of that name exists here already.
+        """
+        self._require_attached()
+        return self._files.load(path, sessions, key, self.tokenizer)
 
     # -- looking ---------------------------------------------------------------------------------
 
@@ -213,6 +342,33 @@ class Memory:
             return [[] for _ in step.sessions]
         names = [self._core.name_of(number) for number in step.sessions]
         return recalled_passages(step.recall, step.gates, names, self.tokenizer)
+
+    def inspect(
+        self,
+        session: str | None = None,
+        *,
+        tier: str | None = None,
+        text: str | None = None,
+        min_relevance: float = 0.0,
+        start: int = 0,
+        end: int | None = None,
+        order: str = "position",
+        limit: int | None = None,
+    ) -> Inspection:
+        """The stored blocks as text, with scores and positions; see `Question` for the arguments.
+
+        Returns:
+            A sequence of `StoredBlock`, with `table()` for people and `to_dicts()` for programs.
+
+        Raises:
+            UnknownSessionError: there is no such session.
+            ValueError: an argument is out of its range, or `text` is wanted without a tokenizer.
+        """
+        if session is not None:
+            self._core.table.require(session)
+        question = Question(session, tier, text, min_relevance, start, end, order, limit)
+        decode = None if self.tokenizer is None else self.tokenizer.decode
+        return question.of(self._core.stored_blocks(decode))
 
     def entries(self, session: str | None = None) -> list[MemoryEntry]:
         """The stored blocks, oldest first, of one session or of all."""
@@ -230,7 +386,7 @@ class Memory:
 
     def stats(self) -> dict[str, Any]:
         """Counters and sizes; see the keys. Reads the device: for people, not for the hot path."""
-        core = self._core
+        core, ring = self._core, self._core.ring
         return {
             "tokens": self.tokens,
             "blocks": sum(core.ring.blocks_of(core.table.find(n)) for n in self.sessions),
@@ -239,6 +395,11 @@ class Memory:
             "written_blocks": core.ring.written,
             "searches": core.searches,
             "recalls": core.recalls_made,
+            "evicted_blocks": ring.keeper.evicted,
+            "sunk_blocks": ring.keeper.sunk,
+            "expired_blocks": ring.keeper.expired,
+            "scoring": core.scorer.stats(),
+            "tiers": ring.tier_stats(),
             "bytes": self.nbytes,
             "bytes_per_token": self.nbytes / (core.ring.slots * core.ring.block_size),
             "store": core.store,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from cmr.integration.cache import LocalWindow
 from cmr.integration.core import Core
 from cmr.integration.partial import stop_before
 from cmr.integration.recall import Recall
+from cmr.integration.scoring import Piece
 from cmr.integration.stepper import Stepper
 
 Progress = Callable[[int, int], None]
@@ -49,19 +51,32 @@ class Rows:
     Attributes:
         token_ids: `[batch, longest]`.
         lengths: tokens of each row.
+        keep: `[batch, longest]` bool, False for tokens that must never be stored; None: all may.
     """
 
     token_ids: torch.Tensor
     lengths: tuple[int, ...]
+    keep: torch.Tensor | None = None
 
     @classmethod
     def pack(
-        cls, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, vocabulary: int
+        cls,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        vocabulary: int,
+        keep: torch.Tensor | None = None,
     ) -> Rows:
         """Checks a batch and packs it.
 
+        Args:
+            input_ids: `[tokens]` or `[batch, tokens]` integers.
+            attention_mask: the same shape, 0 for padding; None: no padding.
+            vocabulary: number of token ids of the model.
+            keep: bool, the same shape, False for tokens that are read and must never be stored.
+
         Raises:
-            TypeError: when `input_ids` is no integer tensor, or the mask no tensor.
+            TypeError: when `input_ids` is no integer tensor, the mask no tensor, or `keep` no
+                bool tensor.
             ValueError: for an empty text, an id outside the vocabulary, or a mask of another shape.
         """
         kind = getattr(input_ids, "dtype", type(input_ids).__name__)
@@ -73,16 +88,12 @@ class Rows:
                 f"input_ids must be [tokens] or [batch, tokens], got {tuple(input_ids.shape)}"
             )
         ids = ids.long()
-        mask = torch.ones_like(ids) if attention_mask is None else attention_mask
-        if not isinstance(mask, torch.Tensor):
-            raise TypeError(f"attention_mask must be a tensor or None, got {type(mask).__name__}")
-        mask = mask[None] if mask.ndim == 1 else mask
-        if mask.shape != ids.shape:
-            raise ValueError(
-                f"attention_mask must have the shape of input_ids {tuple(ids.shape)}, "
-                f"got {tuple(mask.shape)}"
-            )
-        rows = [row[keep.bool()] for row, keep in zip(ids, mask, strict=True)]
+        mask = _like(ids, "attention_mask", attention_mask)
+        stored = _like(ids, "keep", keep)
+        if keep is not None and stored.dtype != torch.bool:
+            # 0 and 1 could be meant either way round; what must not be stored must not be guessed.
+            raise TypeError(f"keep must be a bool tensor, True = may be stored, got {stored.dtype}")
+        rows = [row[real.bool()] for row, real in zip(ids, mask, strict=True)]
         lengths = tuple(len(row) for row in rows)
         if not lengths or min(lengths) == 0:
             empty = lengths.index(0) if lengths else 0
@@ -95,7 +106,24 @@ class Rows:
                 "was the text tokenised with another model's tokenizer?"
             )
         packed = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        return cls(packed, lengths)
+        if keep is None:
+            return cls(packed, lengths)
+        flags = [row[real.bool()] for row, real in zip(stored, mask, strict=True)]
+        return cls(packed, lengths, torch.nn.utils.rnn.pad_sequence(flags, batch_first=True))
+
+
+def _like(ids: torch.Tensor, name: str, given: torch.Tensor | None) -> torch.Tensor:
+    """A mask of the shape of `ids`, on its device; ones where none was given."""
+    if given is None:
+        return torch.ones_like(ids)
+    if not isinstance(given, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor or None, got {type(given).__name__}")
+    given = given[None] if given.ndim == 1 else given
+    if given.shape != ids.shape:
+        raise ValueError(
+            f"{name} must have the shape of input_ids {tuple(ids.shape)}, got {tuple(given.shape)}"
+        )
+    return given.to(ids.device)
 
 
 class Reader:
@@ -118,6 +146,7 @@ class Reader:
         self.state_layers, self.kv_layers = core.state_layers, frozenset(core.kv_layers)
         self.index_layer = core.index_layer
         self._last = max([self.index_layer, *self.kv_layers, *self.state_layers])
+        self.scorer = core.scorer
 
     def read(
         self,
@@ -138,28 +167,22 @@ class Reader:
         started = time.perf_counter()
         total, done, blocks = sum(rows.lengths), 0, 0
         asking = sessions if recall else None
-        for token_ids, valid, index, layers, positions in self._chunks(rows, asking):
-            blocks += self.writer.write(
-                sessions=sessions,
-                token_ids=token_ids,
-                rope_positions=positions,
-                index=index,
-                layers=layers,
-                valid=valid,
-            )
-            done += sum(stop - start for start, stop in valid)
+        for piece in self._chunks(rows, asking):
+            blocks += self.writer.write(sessions=sessions, **piece)
+            done += sum(stop - start for start, stop in piece["valid"])
             if progress is not None:
                 progress(done, total)
         return ReadReport(total, blocks, time.perf_counter() - started)
 
-    def _chunks(self, rows: Rows, asking: Sequence[int] | None) -> Iterator[tuple]:
+    def _chunks(self, rows: Rows, asking: Sequence[int] | None) -> Iterator[dict[str, Any]]:
+        """What `BlockWriter.write` takes of each piece, as the model came by it."""
         adapter, device = self.adapter, self.adapter.input_device
         batch, longest = rows.token_ids.shape
         fresh: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
 
         def take(layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
             if layer in self.kv_layers:
-                fresh[layer] = (keys, values)
+                fresh[layer] = (keys.detach(), values.detach())
 
         window = LocalWindow(
             window=self.left_context,
@@ -172,7 +195,8 @@ class Reader:
         )
         cache = window.adopt(DynamicCache(config=adapter.config), adapter.depth)
         lengths = torch.tensor(rows.lengths, device=device)
-        query = None
+        query: torch.Tensor | None = None
+        before: torch.Tensor | None = None
         for start in range(0, longest, self.chunk):
             ids = rows.token_ids[:, start : start + self.chunk].to(device)
             stop = start + ids.shape[1]
@@ -181,18 +205,46 @@ class Reader:
                 mask = (torch.arange(stop, device=device) < lengths[:, None]).long()
             positions = self._positions(start, ids.shape[1], device).expand(batch, -1)
             found = None if query is None or asking is None else self._search(query, asking)
-            with self.stepper.lending(found, positions, ids):
-                states = self._forward(ids, mask, positions, cache)
+            keep = None if rows.keep is None else rows.keep[:, start:stop].to(device)
+            keep = self.writer.kept(ids, keep)
+            # No graph is made in inference mode.
+            with torch.inference_mode(False) if self.scorer.needs_gradient else nullcontext():
+                with self.stepper.lending(found, positions, ids):
+                    states, final = self._forward(ids, mask, positions, cache)
+                source = states[self.index_layer]
+                index = source.detach()
+                if start == 0:  # the attention sink's state is no content: it must match nothing
+                    sink = torch.zeros(1, dtype=torch.int64, device=index.device)
+                    index = index.index_fill(1, sink, 0.0)
+                real = torch.arange(start, stop, device=device) < lengths[:, None]
+                piece = Piece(
+                    token_ids=ids,
+                    positions=positions,
+                    index=index,
+                    mask=(real if keep is None else real & keep).to(index.device),
+                    first=start == 0,
+                    before=before,
+                    final=final,
+                    source=source if self.scorer.needs_gradient else None,
+                )
+                relevance = self.scorer.of_piece(piece)
+                if final is not None:
+                    before = final[:, -1].detach()
+                if self.scorer.needs_gradient:
+                    _cut(cache)
             layers = dict(fresh)
-            layers.update({n: (states[n][:, None], None) for n in self.state_layers})
-            index = states[self.index_layer]
-            if start == 0:  # the attention sink's state is no content: it must match nothing
-                sink = torch.zeros(1, dtype=torch.int64, device=index.device)
-                index = index.index_fill(1, sink, 0.0)
+            layers.update({n: (states[n].detach()[:, None], None) for n in self.state_layers})
             fresh.clear()
             query = index[:, -self.query_tokens :]
-            valid = [(0, max(0, min(n, stop) - start)) for n in rows.lengths]
-            yield ids, valid, index, layers, positions
+            yield {
+                "token_ids": ids,
+                "rope_positions": positions,
+                "index": index,
+                "layers": layers,
+                "valid": [(0, max(0, min(n, stop) - start)) for n in rows.lengths],
+                "relevance": relevance,
+                "keep": keep,
+            }
 
     def _search(self, query: torch.Tensor, sessions: Sequence[int]) -> Recall | None:
         """What lies behind the left context and fits the end of the piece before."""
@@ -215,14 +267,27 @@ class Reader:
         mask: torch.Tensor | None,
         positions: torch.Tensor,
         cache: DynamicCache,
-    ) -> dict[int, torch.Tensor]:
-        """States that enter the wanted layers, `[batch, tokens, hidden]` each."""
+    ) -> tuple[dict[int, torch.Tensor], torch.Tensor | None]:
+        """States that enter the wanted layers, `[batch, tokens, hidden]` each.
+
+        Behind them, where the scorer needs it, the state in front of the head, in a graph from the
+        index layer's states on if it needs that, too.
+        """
         states: dict[int, torch.Tensor] = {}
         wanted = {self.index_layer, *self.state_layers}
 
-        def keep(number: int) -> Callable[..., None]:
-            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def keep(number: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
+            def hook(
+                _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+            ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
                 states[number] = args[0] if args else kwargs["hidden_states"]
+                if number != self.index_layer or not self.scorer.needs_gradient:
+                    return None
+                torch.set_grad_enabled(True)  # until the forward's own no_grad ends
+                leaf = states[number] = states[number].detach().requires_grad_()
+                return (
+                    ((leaf, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": leaf})
+                )
 
             return hook
 
@@ -230,9 +295,12 @@ class Reader:
             self.adapter.layers[n].register_forward_pre_hook(keep(n), with_kwargs=True)
             for n in wanted
         ]
+        final = self.scorer.needs_final
+        output = None
         try:
-            with torch.no_grad(), stop_before(self.adapter, self._last + 1):
-                self.adapter.decoder(
+            last = self.adapter.depth if final else self._last + 1
+            with torch.no_grad(), stop_before(self.adapter, last):
+                output = self.adapter.decoder(
                     input_ids=ids,
                     attention_mask=mask,
                     position_ids=positions,
@@ -242,4 +310,10 @@ class Reader:
         finally:
             for handle in handles:
                 handle.remove()
-        return states
+        return states, output.last_hidden_state if final and output is not None else None
+
+
+def _cut(cache: DynamicCache) -> None:
+    """Let go of the graph that keys and values came from."""
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys.detach(), layer.values.detach()

@@ -105,8 +105,10 @@ class Recall:
         held = (stored >= 0) & (self._table >= 0)[..., None]
         self._held = torch.where(held, stored, -1)
         self.mask = held.flatten(1)
-        self.read_ids = ring.token_ids[self._table.clamp(min=0)].flatten(1)
-        self.read_positions = stored.flatten(1)
+        ids = ring.token_ids[self._table.clamp(min=0)].flatten(1)
+        # Where the table names no block, slot 0 was looked up: nothing of it may stay.
+        self.read_ids = ids.masked_fill(~self.mask, 0)
+        self.read_positions = stored.flatten(1).masked_fill(~self.mask, -1)
         self._place = self._where(positions, base)
         self._columns = _dense(self.mask)
         self._layers: dict[int, LayerBlocks | LayerRows] = {}
@@ -188,13 +190,20 @@ class Recall:
     def states(self, number: int) -> LayerBlocks:
         """Where block `number` finds stored states, `[slots, block_size, hidden]` as keys."""
         ring = self._ring
+        if self._load is not None:
+            held = self._in_blocks(number)
+            states = held.keys[:, 0]
+            return replace(held, keys=states, values=states)
         states = ring.keys[number][:, 0]
         columns = (self._table, self._stamps, ring.created, ring.positions)
         return LayerBlocks(states, states, *(x.to(states.device) for x in columns))
 
     def gathered_states(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A copy of the stored states, `[batch, read, hidden]`, and which may be read."""
-        states, _ = self._ring.gather(number, self._table)
+        if self._load is not None:
+            states = self._load(number)[0]
+        else:
+            states, _ = self._ring.gather(number, self._table)
         return states[:, 0], self.mask.to(states.device)
 
     def select(self, rows: torch.Tensor) -> Recall:

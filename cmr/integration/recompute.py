@@ -19,51 +19,59 @@ Layers = dict[int, tuple[torch.Tensor, torch.Tensor]]
 class Recomputer:
     """Runs recalled passages through the model again, each as a text of its own.
 
-    A beginning-of-text token goes in front, so that the passage has an attention sink, and is
-    dropped afterwards: a sink must never be read as memory.
+    A beginning-of-text token goes in front, so that the passage has an attention sink, then some of
+    the text that stood before it. Both are dropped afterwards: a sink must never be read as memory.
 
     Args:
         adapter: the model.
         layers: layers whose keys and values are wanted.
+        context: tokens of the text before a passage that are run with it, in whole blocks.
     """
 
-    def __init__(self, adapter: ModelAdapter, layers: Sequence[int]) -> None:
-        self._adapter, self._layers = adapter, frozenset(layers)
+    def __init__(self, adapter: ModelAdapter, layers: Sequence[int], context: int = 0) -> None:
+        self._adapter, self._layers, self._context = adapter, frozenset(layers), context
         begin = getattr(adapter.config, "bos_token_id", None)
         self._begin = begin if isinstance(begin, int) else None
 
-    def recompute(self, ring: RingBuffer, table: torch.Tensor) -> Layers:
-        """Un-rotated keys and values of a block table.
+    def recompute(self, ring: RingBuffer, passages: torch.Tensor) -> Layers:
+        """Un-rotated keys and values of passages.
 
         Args:
             ring: the store.
-            table: `[batch, passages, run]` slots, -1 for none.
+            passages: `[n, run]` slots in the order of the text, -1 for none; one in each row.
 
         Returns:
-            Layer number to two `[batch, kv_heads, passages * run * block_size, head_dim]`.
+            Layer number to two `[n, kv_heads, run * block_size, head_dim]`.
         """
-        rows, passages, run = table.shape
-        slots = table.clamp(min=0).reshape(rows * passages, run)
-        held = (ring.positions[slots] >= 0) & (table.reshape(rows * passages, run) >= 0)[..., None]
-        ids = ring.token_ids[slots].flatten(1).to(self._adapter.input_device)
+        slots = torch.cat([self._ahead(ring, passages), passages], dim=1)
+        where = slots.clamp(min=0)
+        held = (ring.positions[where] >= 0) & (slots >= 0)[..., None]
+        ids = ring.token_ids[where].flatten(1).to(self._adapter.input_device)
         mask = held.flatten(1).to(ids.device)
-        front = 0 if self._begin is None else 1
-        if front:
-            ids = torch.cat([ids.new_full((len(ids), 1), self._begin or 0), ids], dim=1)
+        if self._begin is not None:
+            ids = torch.cat([ids.new_full((len(ids), 1), self._begin), ids], dim=1)
             mask = torch.cat([mask.new_ones((len(mask), 1)), mask], dim=1)
+        front = ids.shape[1] - passages.shape[1] * ring.block_size
         positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
-        found = self._forward(ids, mask, positions)
         out: Layers = {}
-        for number, (keys, values) in found.items():
+        for number, (keys, values) in self._forward(ids, mask, positions).items():
             if self._adapter.has_rotary:
                 turn = self._adapter.rotary(number, positions.to(keys.device))
                 cos, sin = (part.to(keys.dtype).float() for part in turn)
                 keys = unrotate(keys, cos, sin)
-            out[number] = (
-                _joined(keys[:, :, front:], rows, passages),
-                _joined(values[:, :, front:], rows, passages),
-            )
+            out[number] = (keys[:, :, front:], values[:, :, front:])
         return out
+
+    def _ahead(self, ring: RingBuffer, passages: torch.Tensor) -> torch.Tensor:
+        """Slots `[n, context]` of the blocks in front of each passage, -1 where there is none."""
+        blocks = -(-self._context // ring.block_size)
+        ahead = passages.new_full((len(passages), blocks), -1)
+        first = (passages >= 0).int().argmax(dim=1, keepdim=True)
+        at = passages.gather(1, first)[:, 0]
+        for column in reversed(range(blocks)):
+            at = torch.where(at >= 0, ring.predecessor[at.clamp(min=0)], -1)
+            ahead[:, column] = at
+        return ahead
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> Layers:
         found: Layers = {}
@@ -91,10 +99,3 @@ class Recomputer:
                 use_cache=True,
             )
         return found
-
-
-def _joined(x: torch.Tensor, rows: int, passages: int) -> torch.Tensor:
-    """`[rows * passages, heads, tokens, dim]` to `[rows, heads, passages * tokens, dim]`."""
-    _, heads, tokens, dim = x.shape
-    x = x.view(rows, passages, heads, tokens, dim).transpose(1, 2)
-    return x.reshape(rows, heads, passages * tokens, dim)

@@ -49,6 +49,11 @@ class WindowRecord:
         self._sinks = self._skip = self._first = sinks
         self._chunks: list[dict[str, torch.Tensor]] = []
 
+    def forget_recall(self) -> None:
+        """Let go of what was recalled, and search anew at the next step."""
+        self.recall = self.query = None
+        self.steps = -1
+
     def append(self, **columns: torch.Tensor) -> None:
         """Take note of new tokens; every column is `[batch, tokens, ...]`."""
         tokens = next(iter(columns.values())).shape[1]

@@ -107,6 +107,11 @@ class Stepper:
         finally:
             self.step = before
 
+    def forget_recalls(self) -> None:
+        """Let go of what the last forward recalled, and of what is kept for caches of others."""
+        self.last = None
+        self._asker.forget()
+
     def adopt(self, kwargs: dict[str, Any]) -> bool:
         """Give the forward's cache a bounded window where that can be done."""
         ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
@@ -241,6 +246,7 @@ class Stepper:
             behind = mask.shape[1], mask.flip(-1).long().argmax(dim=-1).tolist()
         sessions, writers = self.core.rows(batch, create=True)
         record = WindowRecord(sessions, writers, padding, self.sinks, behind)
+        self.core.records.add(record)
         window = self.core.new_window(padding)
         window.record = record
         window.on_leave = self._leaving

@@ -1,108 +1,52 @@
-"""The preallocated ring buffer of whole blocks: structure of arrays, a cursor that moves."""
+"""The preallocated store of whole blocks: arrays over one space of slots, in tiers."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 import torch
 
 from cmr.kernels.ring_write import (
     Columns,
+    Reserved,
     ring_link,
-    ring_reserve,
     ring_write_heads,
     ring_write_index,
 )
-from cmr.memory.sessions import NO_SESSION
+from cmr.memory.batch import BlockBatch, LayerSource, Lower
+from cmr.memory.keeper import Keeper, Policy
+from cmr.memory.sessions import NO_SESSION, SessionTable
+from cmr.memory.stores import LayerShape, on_device
+from cmr.memory.tiers import TieredStores
 
 NO_SLOT = -1
 
 
-@dataclass(frozen=True)
-class LayerShape:
-    """What one target layer stores of a token, and where.
+class RingBuffer(TieredStores):
+    """Whole blocks of tokens in preallocated tensors; what leaves is up to the policy.
 
-    Attributes:
-        heads: key/value heads (1 for hidden states).
-        key_dim: width of a head's key; for hidden states the model's width.
-        value_dim: width of a head's value, 0 where only states are stored.
-        dtype: data type of the stored tensors.
-        device: device of the layer.
-    """
-
-    heads: int
-    key_dim: int
-    value_dim: int
-    dtype: torch.dtype
-    device: torch.device
-
-
-Angles = tuple[torch.Tensor, torch.Tensor]
-
-
-@dataclass
-class LayerSource:
-    """What one layer gives to store, as the model computed it.
-
-    Attributes:
-        keys: `[batch, heads, tokens, dim]`, or hidden states `[batch, 1, tokens, hidden]`.
-        values: the same shape, None for hidden states.
-        turned: cosine and sine `[batch, tokens, rotary_dim]` float32 by which the keys are rotated:
-            they are un-rotated on their way; None where they are not rotated.
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor | None = None
-    turned: Angles | None = None
-
-
-@dataclass
-class BlockBatch:
-    """`n` blocks to store, in the order of their text within each session.
-
-    Everything is given as the model computed it, row by row; `pick` says which blocks of which rows
-    are stored.
-
-    Attributes:
-        sessions: `n` session numbers.
-        token_ids: `[batch, tokens]` int64.
-        positions: `[batch, tokens]` int64 positions in the session's text; -1 marks padding.
-        index: `[batch, tokens, hidden]` states at the index layer, not yet normalised.
-        layers: layer number to what it gives, `tokens` long.
-        relevance: `[batch, ceil(tokens / block_size)]` float32 or None.
-        pick: `[n]` int64: row * ceil(tokens / block_size) + block; behind a row's end is padding.
-            None: all blocks, row by row.
-    """
-
-    sessions: Sequence[int]
-    token_ids: torch.Tensor
-    positions: torch.Tensor
-    index: torch.Tensor
-    layers: Mapping[int, LayerSource]
-    relevance: torch.Tensor | None = None
-    pick: torch.Tensor | None = None
-
-
-class RingBuffer:
-    """Whole blocks of tokens in preallocated tensors; the oldest block gives way to a new one.
+    New blocks go into the first tier. What has to leave it sinks into the next one, and out of the
+    last one it is gone. A block keeps its number for life, whichever slot it is in.
 
     Args:
-        slots: number of blocks that fit.
+        slots: number of blocks that fit into the first tier.
         block_size: tokens in a block.
         hidden: width of the states at the index layer.
         layers: layer number (index into `hidden_states`) to what it stores.
         index_dtype: data type of the index vectors.
         device: device of the index and of the shared columns.
+        lower: the tiers under the first one.
+        policy: what leaves first.
+        sessions: terms of the sessions, see `Keeper`.
 
     Attributes:
-        keys: layer number to `[slots, heads, block_size, key_dim]`.
-        values: the same of values; no entry where hidden states are stored.
-        index: `[slots, block_size, hidden]` unit states at the index layer.
-        columns: what is known of each slot, see `Columns`, with the cursor on the device: blocks
-            ever written. Numbers in `created` start at 1 and never come twice.
-        epoch: counts the times that blocks were emptied.
+        columns: what is known of each slot of all tiers, see `Columns`, with the cursor on the
+            device: blocks ever written. Numbers in `created` start at 1 and never come twice.
+        keeper: makes room.
+
+    The tensors themselves are those of `TieredStores`.
 
     Raises:
         ValueError: for fewer than one slot.
@@ -117,73 +61,71 @@ class RingBuffer:
         layers: Mapping[int, LayerShape],
         index_dtype: torch.dtype,
         device: torch.device,
+        lower: Lower | None = None,
+        policy: Policy | None = None,
+        sessions: SessionTable | None = None,
     ) -> None:
-        if slots < 1:
-            raise ValueError(f"a ring buffer needs at least 1 slot, got {slots}")
-        self.slots = slots
-        self.block_size = block_size
-        self.device = device
-        self.keys: dict[int, torch.Tensor] = {}
-        self.values: dict[int, torch.Tensor] = {}
-        # Not zeroed: no slot is read before it is written, and pages that are never written stay
-        # with the operating system on a CPU.
-        for number, shape in layers.items():
-            at: dict[str, Any] = {"dtype": shape.dtype, "device": shape.device}
-            self.keys[number] = torch.empty(slots, shape.heads, block_size, shape.key_dim, **at)
-            if shape.value_dim:
-                size = (slots, shape.heads, block_size, shape.value_dim)
-                self.values[number] = torch.empty(size, **at)
-        self.index = torch.empty(slots, block_size, hidden, dtype=index_dtype, device=device)
-        column: dict[str, Any] = {"dtype": torch.int64, "device": device}
-        nothing = torch.zeros(slots, **column)
-        nowhere = torch.full((slots,), -1, **column)
-        self.columns = columns = Columns(
-            cursor=torch.zeros(1, **column),
-            session=nowhere.clone(),
-            created=nothing.clone(),
-            successor=nowhere.clone(),
-            predecessor=nowhere,
-            last_access=nothing.clone(),
-            access_count=nothing,
-            relevance=torch.zeros(slots, device=device),
-            token_ids=torch.zeros(slots, block_size, **column),
-            positions=torch.full((slots, block_size), -1, **column),
+        super().__init__(
+            slots=slots,
+            block_size=block_size,
+            hidden=hidden,
+            layers=layers,
+            index_dtype=index_dtype,
+            device=device,
+            lower=lower or Lower(),
         )
+        self.columns = columns = _columns(self.slots, block_size, device)
         self.cursor, self.relevance = columns.cursor, columns.relevance
         self.token_ids, self.positions = columns.token_ids, columns.positions
         self.session, self.created = columns.session, columns.created
         self.successor, self.predecessor = columns.successor, columns.predecessor
         self.last_access, self.access_count = columns.last_access, columns.access_count
-        self.epoch = 0
-        self._clock = self._start = 0
-        self.recalls = 0
-        self._owner: list[int] = [NO_SESSION] * slots
-        self._last: dict[int, int] = {}
+        self.clock = self._start = 0
+        self.keeper = Keeper(self, policy or Policy(), sessions)
 
     # -- size ------------------------------------------------------------------------------------
 
     @property
     def written(self) -> int:
         """Blocks written since the buffer was last empty."""
-        return self._clock - self._start
+        return self.clock - self._start
 
     @property
     def high_water(self) -> int:
         """Slots from 0 on that were ever written: what a search has to look at."""
-        return min(self.written, self.slots)
+        return self.ledger.limit
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all preallocated tensors."""
-        return sum(t.numel() * t.element_size() for t in self._tensors())
+        """Bytes of all preallocated tensors, those in files included."""
+        return sum(self.tier_bytes(i) for i in range(len(self.ledger.tiers)))
+
+    def tier_bytes(self, tier: int) -> int:
+        """Bytes of one tier's tensors, its part of the shared columns included."""
+        at = self.ledger.tiers[tier]
+        columns = [column[at.first : at.end] for column in self._slot_columns()]
+        return sum(t.numel() * t.element_size() for t in [*self.parts(tier).values(), *columns])
+
+    def tier_stats(self) -> dict[str, dict[str, float]]:
+        """Tier name to its blocks, capacity in blocks, bytes, and bytes of a token that it fits."""
+        found = {}
+        for number, tier in enumerate(self.ledger.tiers):
+            held, size = len(self.ledger.held(number)), self.tier_bytes(number)
+            found[tier.name] = {
+                "blocks": held,
+                "capacity_blocks": tier.slots,
+                "bytes": size,
+                "bytes_per_token": size / (tier.slots * self.block_size),
+            }
+        return found
 
     def blocks_of(self, session: int) -> int:
         """Number of blocks that the session has stored."""
-        return self._owner.count(session)
+        return self.ledger.blocks_of(session)
 
     def has(self, sessions: Sequence[int]) -> bool:
         """Whether any of the sessions has a stored block. Host only: no device sync."""
-        return any(s in self._last for s in sessions)
+        return any(self.ledger.blocks_of(s) for s in sessions)
 
     def stored_tokens(self, session: int | None = None) -> int:
         """Stored tokens without padding. Reads the device: for people, not for the hot path."""
@@ -193,24 +135,45 @@ class RingBuffer:
     # -- writing ---------------------------------------------------------------------------------
 
     def write(self, batch: BlockBatch) -> torch.Tensor:
-        """Store the blocks in place of the oldest ones; returns their slots, `[n]` int64.
+        """Store the blocks; returns the slots, `[n]` int64, that they went into.
+
+        Where more come than the first tier holds, the earlier ones have left it by then.
 
         Raises:
-            ValueError: when more blocks are given than there are slots, or a layer is missing.
+            ValueError: when more blocks are given than there are slots, a layer is missing, or
+                everything is pinned.
         """
         n = len(batch.sessions)
         if n > self.slots:
             raise ValueError(f"at most {self.slots} blocks fit into the buffer, got {n} at once")
         self._check(batch.layers)
-        if n == 0:
-            return torch.empty(0, dtype=torch.int64, device=self.device)
-        sessions = torch.tensor(list(batch.sessions), device=self.device)
         pick = torch.arange(n) if batch.pick is None else batch.pick
-        pick, relevance = pick.to(self.device), batch.relevance
-        reserved = ring_reserve(self.columns, sessions)
+        written, done = [], 0
+        while done < n:
+            room = self.keeper.make_room(batch.sessions[done:])
+            part = slice(done, done + room)
+            piece = replace(batch, sessions=batch.sessions[part], pick=pick[part].to(self.device))
+            written.append(self._write(piece))
+            done += room
+        return torch.cat(written) if written else torch.empty(0, dtype=torch.int64)
+
+    def _write(self, batch: BlockBatch) -> torch.Tensor:
+        n, born = len(batch.sessions), time.time()
+        slots = self.ledger.take(0, n)
+        numbers = torch.arange(self.clock + 1, self.clock + n + 1)
+        before: dict[int, int] = {}
+        chain = []
+        for slot, session in zip(slots.tolist(), batch.sessions, strict=True):
+            chain.append(before.get(session, self.ledger.newest(session)))
+            before[session] = slot
+        reserved = Reserved(*(x.to(self.device) for x in (slots, torch.tensor(chain), numbers)))
+        sessions = torch.tensor(list(batch.sessions), device=self.device)
+        assert batch.pick is not None
         for number, source in batch.layers.items():
-            self._write_layer(number, source, reserved.slots, pick)
-        ring_write_index(self.index, None, reserved.slots, pick, batch.index.to(self.device))
+            self._write_layer(number, source, reserved.slots, batch.pick)
+        index = batch.index.to(self.device)
+        ring_write_index(self.index, None, reserved.slots, batch.pick, index)
+        relevance = batch.relevance
         ring_link(
             self.columns,
             reserved,
@@ -218,10 +181,14 @@ class RingBuffer:
             batch.token_ids.to(self.device),
             batch.positions.to(self.device),
             None if relevance is None else relevance.to(self.device),
-            pick,
+            batch.pick,
         )
-        self._own(batch.sessions)
-        return reserved.slots
+        ends = [self.keeper.deadline(session, born) for session in batch.sessions]
+        when = torch.full((n,), born, dtype=torch.float64)
+        ends_at = torch.tensor(ends, dtype=torch.float64)
+        self.ledger.fill(slots, batch.sessions, numbers, when, ends_at)
+        self.clock += n
+        return slots
 
     def _check(self, layers: Mapping[int, LayerSource]) -> None:
         """Raises before anything is written."""
@@ -259,88 +226,179 @@ class RingBuffer:
             None if sin is None else sin.to(device),
         )
 
-    def _own(self, sessions: Sequence[int]) -> None:
-        """The host's own account of who owns what: no question to the device is needed."""
-        slots = [(self.written + i) % self.slots for i in range(len(sessions))]
-        taken = set(slots)
-        for session, last in list(self._last.items()):
-            if last in taken:  # the session's newest block goes: nothing of it is left
-                del self._last[session]
-        for slot, session in zip(slots, sessions, strict=True):
-            self._owner[slot] = session
-            self._last[session] = slot
-        self._clock += len(sessions)
+    # -- moving ----------------------------------------------------------------------------------
 
-    def changed_since(self, epoch: int, written: int) -> list[tuple[int, int]]:
-        """Half-open ranges of slots that were written since `epoch` and `written` were these."""
-        if epoch != self.epoch or self.written - written >= self.slots:
-            return [(0, self.high_water)]
-        first, last = written % self.slots, self.written % self.slots
-        if self.written == written:
-            return []
-        return (
-            [(first, last)] if first < last else [(first, self.slots), *[(0, last)][: bool(last)]]
-        )
-
-    # -- reading ---------------------------------------------------------------------------------
-
-    def gather(self, layer: int, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Keys and values of a block table.
+    def move(
+        self,
+        source: torch.Tensor,
+        target: torch.Tensor,
+        states: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Take blocks into other slots, which the ledger gave; the old ones are zeroed.
 
         Args:
-            layer: layer number.
-            table: `[batch, blocks]` int64 slots; entries below 0 read slot 0 and must be masked.
-
-        Returns:
-            `[batch, heads, blocks * block_size, dim]` each; values are None for stored states.
+            source: `[n]` int64 slots of one tier, on the CPU.
+            target: `[n]` int64 slots of one tier, on the CPU.
+            states: parts that the target's tier has and the source's has not, `[n, ...]` each.
         """
-        stores = [self.keys[layer]] + ([self.values[layer]] if layer in self.values else [])
-        where = table.clamp(min=0).to(stores[0].device)
-        rows, blocks = where.shape
-        out = []
-        for store in stores:
-            picked = store.index_select(0, where.reshape(-1))
-            picked = picked.view(rows, blocks, *store.shape[1:]).transpose(1, 2)
-            out.append(picked.reshape(rows, store.shape[1], blocks * self.block_size, -1))
-        return out[0], out[1] if len(out) > 1 else None
+        if not len(source):
+            return
+        ledger, (above, below) = self.ledger, (int(source[0]), int(target[0]))
+        tiers = [ledger.tier_of(above), ledger.tier_of(below)]
+        rows = self.rows(tiers[0], source - ledger.tiers[tiers[0]].first)
+        self.put(tiers[1], target - ledger.tiers[tiers[1]].first, {**rows, **(states or {})})
+        old, new = source.to(self.device), target.to(self.device)
+        for column in self._slot_columns():
+            column[new] = column[old]
+        self._relink(old, new)
+        ledger.move(source, target)
+        self._zero(source)
+
+    def swap(self, slot: int, other: int, states: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Let the blocks of two slots change places.
+
+        Args:
+            slot: holds a block.
+            other: holds another one, in another tier.
+            states: parts of the first block that the other's tier has and its own has not,
+                `[1, ...]` each.
+        """
+        pair = [slot, other]
+        tiers = [self.ledger.tier_of(at) for at in pair]
+        at = [
+            torch.tensor([p - self.ledger.tiers[t].first]) for p, t in zip(pair, tiers, strict=True)
+        ]
+        one, two = (self.rows(tier, where) for tier, where in zip(tiers, at, strict=True))
+        self.put(tiers[1], at[1], {**one, **(states or {})})
+        self.put(tiers[0], at[0], two)
+        both = torch.tensor(pair, device=self.device)
+        for column in self._slot_columns():
+            column[both] = column[both.flip(0)]
+        self._relink(both, both.flip(0))
+        self.ledger.swap(slot, other)
+
+    def _relink(self, old: torch.Tensor, new: torch.Tensor) -> None:
+        """Let every link that leads to an old slot lead to the new one."""
+        remap = torch.arange(self.slots, device=self.device)
+        remap[old] = new
+        for links in (self.successor, self.predecessor):
+            links.copy_(torch.where(links >= 0, remap[links.clamp(min=0)], NO_SLOT))
+
+    def _slot_columns(self) -> list[torch.Tensor]:
+        return [column for column in self.columns if column is not self.cursor]
+
+    def copy(self, source: torch.Tensor, target: torch.Tensor, session: int) -> None:
+        """Copy blocks into slots that the ledger gave, of one tier, for another session.
+
+        The copies are new blocks of the same age, in no chain. A tier keeps of them what it keeps.
+
+        Args:
+            source: `[n]` int64 slots on the CPU.
+            target: `[n]` int64 slots on the CPU.
+            session: number of the session that gets them.
+        """
+        n, ledger = len(source), self.ledger
+        to = ledger.tier_of(int(target[0]))
+        for tier, at in enumerate(ledger.tiers):
+            here = (source >= at.first) & (source < at.end)
+            if here.any():
+                rows = self.rows(tier, source[here] - at.first)
+                self.put(to, target[here] - ledger.tiers[to].first, rows)
+        old, new = source.to(self.device), target.to(self.device)
+        numbers = torch.arange(self.clock + 1, self.clock + n + 1)
+        for column in self._slot_columns():
+            column[new] = column[old]
+        self.session[new] = session
+        self.created[new] = numbers.to(self.device)
+        self.successor[new] = self.predecessor[new] = NO_SLOT
+        born = ledger.born[source]
+        ends = torch.tensor([self.keeper.deadline(session, at) for at in born.tolist()])
+        ledger.fill(target, [session] * n, numbers, born, ends.double())
+        self.clock += n
+        self.cursor.fill_(self.clock)
+
+    def hand_over(self, slots: torch.Tensor, session: int, shift: int) -> None:
+        """Give blocks to another session, `shift` positions further on in its text."""
+        if len(slots):
+            at = slots.to(self.device)
+            self.session[at] = session
+            placed = self.positions[at]
+            self.positions[at] = torch.where(placed >= 0, placed + shift, placed)
+            self.ledger.hand_over(slots, session)
 
     def touch(self, slots: torch.Tensor) -> None:
         """Count a recall of the given slots (any shape; entries below 0 count for nothing)."""
-        self.recalls += 1
         flat = slots.reshape(-1)
         read = (flat >= 0).to(self.access_count.dtype)
         flat = flat.clamp(min=0)
         self.access_count.index_add_(0, flat, read)
-        self.last_access.scatter_reduce_(0, flat, read * self.recalls, "amax")
+        self.last_access.scatter_reduce_(0, flat, read * self.clock, "amax")
+
+    def tick(self) -> int:
+        """Let the clock go on by a number that no block gets: what is recalled from now on shows.
+
+        Returns:
+            What `last_access` is at least for a block that is recalled from now on.
+        """
+        self.clock += 1
+        self._start += 1
+        self.cursor.fill_(self.clock)
+        return self.clock
 
     # -- forgetting ------------------------------------------------------------------------------
 
     def clear(self, session: int | None = None) -> int:
         """Zero every block of the session, or of all; returns how many blocks were emptied."""
-        owned = [
-            i
-            for i, owner in enumerate(self._owner)
-            if owner != NO_SESSION and session in (None, owner)
-        ]
-        self.epoch += 1
+        slots = self.ledger.slots_of(session)
+        self.empty(slots)
         if session is None:
-            # Slots start from 0 again, while a block's number never comes twice: who still knows a
-            # block by its number must not find another one in its slot.
-            self._clock = self._start = -(-self._clock // self.slots) * self.slots
-            self.cursor.fill_(self._clock)
-        if not owned:
-            return 0
-        slots = torch.tensor(owned, device=self.device)
-        for tensor in self._tensors():
-            tensor.index_fill_(0, slots.to(tensor.device), 0)
-        for column in (self.positions, self.session, self.successor, self.predecessor):
-            column.index_fill_(0, slots, -1)
-        for slot in owned:
-            self._owner[slot] = NO_SESSION
-        for number in [s for s in self._last if session in (None, s)]:
-            del self._last[number]
-        return len(owned)
+            # A block's number never comes twice: who still knows a block by its number must not
+            # find another one in its slot.
+            self._start = self.clock
+            self.cursor.fill_(self.clock)
+            self.ledger.restart()
+        return len(slots)
 
-    def _tensors(self) -> list[torch.Tensor]:
-        shared = [column for column in self.columns if column is not self.cursor]
-        return [*self.keys.values(), *self.values.values(), self.index, *shared]
+    def empty(self, slots: torch.Tensor) -> None:
+        """Zero some blocks, wherever they are; chains that lead to them are cut.
+
+        Args:
+            slots: `[n]` int64 on the CPU, each holding a block.
+        """
+        if not len(slots):
+            return
+        at = slots.to(self.device)
+        for ahead, back in (
+            (self.successor, self.predecessor),
+            (self.predecessor, self.successor),
+        ):
+            beside = ahead[at]
+            back[beside[beside >= 0]] = NO_SLOT
+        self.ledger.empty(slots)
+        self._zero(slots)
+
+    def _zero(self, slots: torch.Tensor) -> None:
+        self.zero(slots)
+        at = slots.to(self.device)
+        nowhere = (self.positions, self.session, self.successor, self.predecessor)
+        for column in self._slot_columns():
+            empty = -1 if any(column is other for other in nowhere) else 0
+            column.index_fill_(0, at, empty)
+
+
+def _columns(slots: int, block_size: int, device: torch.device) -> Columns:
+    def full(*shape: int, value: int = 0) -> torch.Tensor:
+        return torch.full(shape, value, dtype=torch.int64, device=device)
+
+    return Columns(
+        cursor=full(1),
+        session=full(slots, value=NO_SESSION),
+        created=full(slots),
+        successor=full(slots, value=NO_SLOT),
+        predecessor=full(slots, value=NO_SLOT),
+        last_access=full(slots),
+        access_count=full(slots),
+        relevance=torch.zeros(slots, device=device),
+        token_ids=on_device((slots, block_size), torch.int64, device),
+        positions=full(slots, block_size, value=-1),
+    )

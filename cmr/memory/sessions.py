@@ -1,8 +1,9 @@
-"""Session names and their numbers."""
+"""Session names, their numbers and their terms."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from cmr.errors import UnknownSessionError
 
@@ -10,21 +11,52 @@ NO_SESSION = -1
 """The number that owns nothing: empty slots carry it and rows without a memory look for it."""
 
 
+@dataclass(frozen=True)
+class SessionInfo:
+    """What is known of a session.
+
+    Attributes:
+        name: its name.
+        number: what the store's session column holds for it; never given twice.
+        position: position that its next token will have.
+        ephemeral: whether its blocks stay on the device: they never reach another tier or a file.
+        ttl: seconds after which a block of it is forgotten; None: never.
+    """
+
+    name: str
+    number: int
+    position: int = 0
+    ephemeral: bool = False
+    ttl: float | None = None
+
+
 class SessionTable:
     """Names of sessions and the numbers that the ring buffer's session column holds.
 
     A number is never given twice, so a slot of an ended session can never be read by a later one
     of the same name.
+
+    Args:
+        limit: sessions that there may be at once; None: any number.
+        ttl: lifetime in seconds of what sessions store that do not say otherwise; None: for ever.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int | None = None, ttl: float | None = None) -> None:
+        self._limit, self._ttl = limit, ttl
         self._numbers: dict[str, int] = {}
-        self._positions: dict[int, int] = {}
+        self._infos: dict[int, SessionInfo] = {}
         self._next = 0
+
+    def __len__(self) -> int:
+        return len(self._numbers)
 
     def names(self) -> list[str]:
         """Names of all sessions, oldest first."""
         return list(self._numbers)
+
+    def infos(self) -> list[SessionInfo]:
+        """What is known of each session, oldest first."""
+        return [self._infos[number] for number in self._numbers.values()]
 
     def find(self, name: str) -> int:
         """The session's number, or `NO_SESSION` when there is no such session."""
@@ -33,7 +65,9 @@ class SessionTable:
     def require(self, name: str) -> int:
         """The session's number; raises `UnknownSessionError` when there is no such session."""
         if name not in self._numbers:
-            known = ", ".join(repr(n) for n in self._numbers) or "none yet"
+            shown = [repr(known) for known in list(self._numbers)[:8]]
+            more = len(self._numbers) - len(shown)
+            known = ", ".join(shown) + (f" and {more} more" if more else "") or "none yet"
             raise UnknownSessionError(
                 f"no session named {name!r}; known sessions: {known}. "
                 "Reading with sessions=[...] creates one, and so does session(name, create=True)."
@@ -47,39 +81,91 @@ class SessionTable:
             if not isinstance(name, str) or not name:
                 raise TypeError(f"a session name is a non-empty string, got {name!r}")
 
-    def create(self, name: str) -> int:
-        """The session's number; the session is made when there is none of that name."""
+    def check_room(self, names: Iterable[str]) -> None:
+        """Raises `ValueError` where making the new ones of these sessions is one too many."""
+        new = {name for name in names if name not in self._numbers}
+        if self._limit is not None and new and len(self) + len(new) > self._limit:
+            raise ValueError(
+                f"max_sessions: at most {self._limit} sessions at once, there are {len(self)} and "
+                f"{len(new)} more are asked for; end one with forget(session=...)"
+            )
+
+    def create(self, name: str, ephemeral: bool | None = None, ttl: float | None = None) -> int:
+        """The session's number; the session is made when there is none of that name.
+
+        Args:
+            name: its name.
+            ephemeral: whether it never leaves the device; None: as it is, not when new.
+            ttl: seconds that what it stores from now on lives; None: as it is.
+
+        Raises:
+            TypeError: for what is no session name.
+            ValueError: for one session too many, or a session that would no longer be ephemeral.
+        """
         self.check(name)
         if name not in self._numbers:
+            self.check_room([name])
             self._numbers[name] = self._next
-            self._positions[self._next] = 0
+            info = SessionInfo(name, self._next, 0, bool(ephemeral), ttl or self._ttl)
+            self._infos[self._next] = info
             self._next += 1
-        return self._numbers[name]
+            return info.number
+        number = self._numbers[name]
+        info = self._infos[number]
+        if ephemeral is not None and ephemeral != info.ephemeral:
+            kind = "ephemeral" if info.ephemeral else "not ephemeral"
+            raise ValueError(f"session {name!r} is {kind}, which is settled when it is made")
+        if ttl is not None:
+            self._infos[number] = replace(info, ttl=ttl)
+        return number
+
+    def restore(self, info: SessionInfo) -> int:
+        """Take in a session that was saved, under a new number; its name must be free."""
+        number = self.create(info.name, info.ephemeral, info.ttl)
+        self._infos[number] = replace(info, number=number)
+        return number
+
+    def rename(self, name: str, to: str) -> None:
+        """Give a session another name, which must be free; it keeps its place in the order."""
+        number = self.require(name)
+        self.check(to)
+        if to in self._numbers:
+            raise ValueError(f"there is a session named {to!r} already")
+        self._numbers = {to if n == name else n: v for n, v in self._numbers.items()}
+        self._infos[number] = replace(self._infos[number], name=to)
 
     def name_of(self, number: int) -> str:
         """The name of a live session's number."""
-        for name, value in self._numbers.items():
-            if value == number:
-                return name
-        raise UnknownSessionError(f"no session has the number {number}")
+        if number not in self._infos:
+            raise UnknownSessionError(f"no session has the number {number}")
+        return self._infos[number].name
+
+    def info(self, number: int) -> SessionInfo:
+        """What is known of a live session."""
+        return self._infos[number]
+
+    def terms(self, number: int) -> tuple[bool, float | None]:
+        """Whether a session is ephemeral, and how many seconds what it stores lives."""
+        info = self._infos.get(number)
+        return (False, None) if info is None else (info.ephemeral, info.ttl)
 
     def alive(self, numbers: Iterable[int]) -> bool:
         """Whether none of these numbers' sessions has ended."""
-        return all(number in self._positions for number in numbers)
+        return all(number in self._infos for number in numbers)
 
     def advance(self, number: int, tokens: int) -> int:
         """Reserve `tokens` positions in the session's text; returns the first of them."""
-        first = self._positions[number]
-        self._positions[number] = first + tokens
-        return first
+        info = self._infos[number]
+        self._infos[number] = replace(info, position=info.position + tokens)
+        return info.position
 
     def position(self, number: int) -> int:
         """Position that the session's next token will have."""
-        return self._positions[number]
+        return self._infos[number].position
 
     def remove(self, name: str) -> int:
         """Forget the name; returns the number that it had."""
         number = self.require(name)
         del self._numbers[name]
-        del self._positions[number]
+        del self._infos[number]
         return number

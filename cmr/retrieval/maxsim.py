@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from cmr.config import RetrievalConfig
-from cmr.kernels.maxsim import Columns, Rule, Selection, block_maxima, maxsim_select
+from cmr.kernels.maxsim import Columns, Rule, Selection, maxsim_select
 from cmr.memory.ring import RingBuffer
 from cmr.retrieval.choice import Choice
 from cmr.retrieval.query import RollingQuery
@@ -85,13 +85,8 @@ class MaxSimRetriever:
             where the row has no passage. Rows below `threshold` read nothing.
         """
         size = ring.high_water
-        maxima = block_maxima(
-            F.normalize(query.float(), dim=-1).to(ring.index.dtype),
-            ring.index[:size],
-            ring.positions[:size],
-            session=ring.session[:size],
-            sessions=sessions,
-        )
+        unit = F.normalize(query.float(), dim=-1).to(ring.index.dtype)
+        maxima = ring.maxima(unit, sessions, 0, size)
         columns = _columns(ring, size)
         return _choice(
             maxsim_select(maxima, query_mask, columns, sessions, before, self._rule, self.blocks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cmr.kernels.maxsim import Scratch, Selection, block_maxima, new_scratch
+from cmr.kernels.maxsim import Scratch, Selection, new_scratch
 from cmr.kernels.ring_write import ring_write_index
 from cmr.memory.ring import RingBuffer
 
@@ -38,7 +38,7 @@ class RollingQuery:
         self.found: Selection | None = None
         self._scratch: dict[int, Scratch] = {}
         self._next = 0
-        self._seen = ring.epoch, ring.written
+        self._seen = ring.ledger.changes
         self._places = torch.arange(tokens * rows, device=ring.device)
         self._picks: dict[int, torch.Tensor] = {}
 
@@ -106,17 +106,10 @@ class RollingQuery:
 
     def _compare_written(self) -> None:
         """All tokens with the blocks that were written since the last time."""
-        for first, last in self._ring.changed_since(*self._seen):
+        for first, last in self._ring.ledger.changed_since(self._seen):
             self._compare(slice(None), first, last)
-        self._seen = self._ring.epoch, self._ring.written
+        self._seen = self._ring.ledger.changes
 
     def _compare(self, tokens: slice, first: int, last: int) -> None:
-        ring = self._ring
-        block_maxima(
-            self._query[tokens].transpose(0, 1),
-            ring.index[first:last],
-            ring.positions[first:last],
-            session=ring.session[first:last],
-            sessions=self.sessions,
-            out=self.maxima[:, tokens, first:last],
-        )
+        out = self.maxima[:, tokens, first:last]
+        self._ring.maxima(self._query[tokens].transpose(0, 1), self.sessions, first, last, out)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
+import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 import cmr
+from cmr.cli import main
 from cmr.cli import session as shared
+from tests.cli.saved import build
 
 EOS = 0
 
@@ -109,7 +115,7 @@ class Memory:
         self.paused = False
 
     def stats(self):
-        return {"recalls": 7}
+        return {"recalls": 7, "capacity_tokens": 4096}
 
     @property
     def recalled(self):
@@ -155,3 +161,62 @@ def document(tmp_path):
     path = tmp_path / "book.txt"
     path.write_text("Once upon a time. " * 20)
     return path
+
+
+class Result(NamedTuple):
+    """What a command left: exit code, standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """Folder of a tiny decoder by the name 'tiny'."""
+    return build(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory):
+    """One of another shape, whose tokenizer is another, too."""
+    folder = build(tmp_path_factory.mktemp("models") / "other", num_hidden_layers=2)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_cmr(tiny_model):
+    """Runs ``main`` with the tiny model, unless the words name one; ``--model None``: no option."""
+
+    def run(*words, stdin: str | None = None, encoding: str = "utf-8") -> Result:
+        words = [str(word) for word in words]
+        if "--model" not in words:
+            words += ["--model", str(tiny_model)]
+        elif words[words.index("--model") + 1] == "None":
+            at = words.index("--model")
+            del words[at : at + 2]
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdout", out)
+            patch.setattr(sys, "stderr", err)
+            if stdin is not None:
+                patch.setattr(sys, "stdin", io.StringIO(stdin))
+            with pytest.raises(SystemExit) as end:
+                main(words)
+            out.flush()
+            err.flush()
+        shown = (stream.buffer.getvalue().decode(encoding) for stream in (out, err))
+        return Result(end.value.code, *shown)
+
+    return run
+
+
+@pytest.fixture(name="cmr")
+def run_cmr_without_a_key(run_cmr, monkeypatch):
+    """The same, with no passphrase in the environment."""
+    monkeypatch.delenv("CMR_MEMORY_KEY", raising=False)
+    return run_cmr

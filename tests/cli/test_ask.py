@@ -96,5 +96,39 @@ def test_a_model_that_does_not_exist_is_one_line(runner, fake, document, tmp_pat
     assert "cannot be loaded" in line
 
 
-def test_options_that_are_missing_exit_with_2(runner, fake):
-    assert ask(runner, "--question", "Q").exit_code == 2
+def test_settings_that_are_not_given_are_left_to_the_memory(runner, fake, document):
+    ask(runner, "--document", document, "--question", "Q")
+    assert fake.memory.overrides == {}
+
+
+def test_budgets_are_tokens_or_sizes(runner, fake, document):
+    ask(
+        runner, "--document", document, "--question", "Q", "--budget", "1.5GB",
+        "--working-budget", "64_000", "--long-term-budget", "200 MiB",
+    )  # fmt: skip
+    assert fake.memory.overrides == {
+        "budget": "1.5GB",
+        "working_budget": 64_000,
+        "long_term_budget": "200 MiB",
+    }
+
+
+@pytest.mark.parametrize("option", ["--budget", "--working-budget", "--long-term-budget"])
+@pytest.mark.parametrize("value", ["2 gallons", "-5"])
+def test_a_budget_that_is_none_is_one_line(runner, fake, document, option, value):
+    line = failed(ask(runner, "--document", document, "--question", "Q", option, value))
+    assert line.startswith(f"error: {option}: ") and value in line
+    assert fake.memory is None
+
+
+def test_nothing_to_read_or_nothing_to_do_is_one_line(runner, fake, document):
+    assert "--document" in failed(ask(runner, "--question", "Q"))
+    assert "--save" in failed(ask(runner, "--document", document))
+    assert fake.memory is None
+
+
+def test_signs_of_markup_are_shown_as_they_are(runner, fake, document):
+    path = document.rename(document.with_name("[bold]a[x].txt"))
+    result = ask(runner, "--document", path, "--question", "What is [/dim] [red]?")
+    assert result.exit_code == 0, result.output
+    assert "read [bold]a[x].txt:" in result.stdout and "What is [/dim] [red]?" in result.stdout

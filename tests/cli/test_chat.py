@@ -38,7 +38,9 @@ def test_the_end_of_input_ends_it(runner, fake):
 
 
 def test_commands_are_not_sent_to_the_model(runner, fake):
-    result = chat(runner, ["/stats", "/recalled", "/nonsense", "", "hi", "/recalled", "/quit"])
+    result = chat(
+        runner, ["/stats", "/recalled", "/nonsense", "/[/dim]", "", "hi", "/recalled", "/quit"]
+    )
     assert len(fake.model.calls) == 1
     assert "recalls 7" in result.stdout
     assert "read nothing" in result.stdout

@@ -23,9 +23,12 @@ def test_info_names_versions_devices_and_kernels(runner):
     assert f"{len(OPERATIONS)} operations: attention_partials, " in said
 
 
-@pytest.mark.parametrize("command", ["demo", "ask", "chat", "info"])
+@pytest.mark.parametrize(
+    "command",
+    ["demo", "ask", "chat", "info", "memory", "memory inspect", "memory forget", "memory export"],
+)
 def test_every_command_explains_itself(runner, command):
-    result = runner.invoke(app, [command, "--help"])
+    result = runner.invoke(app, [*command.split(), "--help"])
     assert result.exit_code == 0
     assert "Usage" in result.stdout
 

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import DynamicCache
 
 import cmr
+from cmr.integration.recompute import Recomputer
 from tests.integration.tiny import (
     FAMILIES,
     LAYERS,
@@ -281,10 +282,11 @@ def test_chunks_of_any_size_store_every_token_once(
 
 
 @pytest.mark.parametrize("begin", [1, None])
+@pytest.mark.parametrize("context", [0, 19])
 def test_recomputed_keys_are_those_of_a_text_of_its_own(
-    begin: int | None, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+    context: int, begin: int | None, model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Behind its beginning-of-text token a passage sees nothing but itself."""
+    """Behind its beginning-of-text token a passage sees nothing but its context and itself."""
     monkeypatch.setattr(model.config, "bos_token_id", begin)
     ids = text(40)
     ids[0] = 1
@@ -293,11 +295,11 @@ def test_recomputed_keys_are_those_of_a_text_of_its_own(
     ) as memory:
         memory.read(ids)
         core = memory._core
-        first = 0 if begin is None else 1
-        table = torch.arange(first, 40).view(1, 1, -1)
+        first = (0 if begin is None else 1) + context
+        passage = torch.arange(first, 40)[None]
         with memory._stepper.alone():
-            found = core.recomputer.recompute(core.ring, table)
+            found = Recomputer(core.adapter, LAYERS, context).recompute(core.ring, passage)
         for layer in LAYERS:
-            keys, values = core.ring.gather(layer, table.flatten(1))
+            keys, values = core.ring.gather(layer, passage)
             assert_close(f"keys of layer {layer}", found[layer][0], keys, **TOLERANCE)
             assert_close(f"values of layer {layer}", found[layer][1], values, **TOLERANCE)

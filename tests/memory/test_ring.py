@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmr.memory import BlockBatch, LayerShape, LayerSource, RingBuffer
+from cmr.memory import BlockBatch, LayerShape, LayerSource, Lower, Policy, RingBuffer
 from tests.kernels.compare import assert_close
 
 BLOCK, HIDDEN = 3, 5
@@ -17,15 +17,22 @@ SHAPES = {
 }
 
 
-def ring(slots: int) -> RingBuffer:
+def ring(slots: int, policy: Policy | None = None, **lower: int) -> RingBuffer:
     return RingBuffer(
         slots=slots,
+        lower=Lower(**lower),
+        policy=policy,
         block_size=BLOCK,
         hidden=HIDDEN,
         layers=SHAPES,
         index_dtype=torch.float32,
         device=torch.device("cpu"),
     )
+
+
+def tensors(store: RingBuffer) -> list[torch.Tensor]:
+    shared = [column for column in store.columns if column is not store.cursor]
+    return [*store.keys.values(), *store.values.values(), store.index, *shared]
 
 
 def batch(sessions: list[int], first: int = 1) -> BlockBatch:
@@ -69,8 +76,10 @@ def test_a_block_comes_back_as_it_was_written() -> None:
 def test_the_oldest_block_gives_way() -> None:
     store = ring(4)
     store.write(batch([0, 0, 0]))
-    assert store.write(batch([0, 0], first=4)).tolist() == [3, 0]
-    assert store.token_ids[:, 0].tolist() == [50, 20, 30, 40]
+    slots = store.write(batch([0, 0], first=4))
+    assert sorted(slots.tolist()) == [0, 3]
+    assert sorted(store.token_ids[:, 0].tolist()) == [20, 30, 40, 50]
+    assert store.token_ids[slots, 0].tolist() == [40, 50]
     assert (store.written, store.high_water, store.blocks_of(0)) == (5, 4, 4)
     assert store.stored_tokens() == 4 * BLOCK
 
@@ -106,11 +115,11 @@ def test_an_empty_batch_writes_nothing() -> None:
 def test_clear_zeroes_every_slot_of_the_session_only() -> None:
     store = ring(6)
     slots = store.write(batch([1, 2, 1, 2, 1]))
-    kept = {id(t): t[slots[1::2]].clone() for t in store._tensors()}
+    kept = {id(t): t[slots[1::2]].clone() for t in tensors(store)}
     assert store.clear(1) == 3
     mine = slots[0::2]
     nowhere = [store.positions, store.session, store.successor, store.predecessor]
-    for tensor in store._tensors():
+    for tensor in tensors(store):
         assert torch.equal(tensor[slots[1::2]], kept[id(tensor)])
         empty = -1 if any(tensor is column for column in nowhere) else 0
         assert (tensor[mine] == empty).all()
@@ -118,7 +127,7 @@ def test_clear_zeroes_every_slot_of_the_session_only() -> None:
     assert store.clear(1) == 0
     assert store.clear() == 2
     assert store.stored_tokens() == 0 and not store.has([2])
-    written = [tensor[:5] for tensor in store._tensors()]
+    written = [tensor[:5] for tensor in tensors(store)]
     assert all((t == 0).all() or (t == -1).all() for t in written)
 
 
@@ -126,41 +135,12 @@ def test_recalls_are_counted_where_something_was_read() -> None:
     store = ring(4)
     store.write(batch([0, 0, 0, 0]))
     store.touch(torch.tensor([[[0, 2, -1]], [[2, -1, -1]]]))
-    store.touch(torch.tensor([[[3, -1, -1]]]))
-    assert store.access_count.tolist() == [1, 0, 2, 1]
-    assert store.last_access.tolist() == [1, 0, 1, 2]
+    assert store.access_count.tolist() == [1, 0, 2, 0]
+    assert store.last_access.tolist() == [4, 0, 4, 0]
     store.write(batch([0], first=5))
+    store.touch(torch.tensor([[[3, -1, -1]]]))
     assert store.access_count.tolist() == [0, 0, 2, 1]
-
-
-class Model:
-    """What a ring buffer of `slots` must hold: a list of (session, mark) by slot."""
-
-    def __init__(self, slots: int) -> None:
-        self.slots: list[tuple[int, int] | None] = [None] * slots
-        self.cursor = 0
-
-    def write(self, sessions: list[int], first: int) -> None:
-        for mark, session in enumerate(sessions, first):
-            self.slots[self.cursor % len(self.slots)] = (session, mark)
-            self.cursor += 1
-
-    def clear(self, session: int | None) -> None:
-        self.slots = [s if s and session not in (None, s[0]) else None for s in self.slots]
-        self.cursor = 0 if session is None else self.cursor
-
-    def links(self) -> dict[int, int]:
-        """Slot to the slot of its session's next block, where both are still there."""
-        found = {}
-        for slot, held in enumerate(self.slots):
-            later = [
-                (other[1], at)
-                for at, other in enumerate(self.slots)
-                if held and other and other[0] == held[0] and other[1] > held[1]
-            ]
-            if later:
-                found[slot] = min(later)[1]
-        return found
+    assert store.last_access.tolist() == [0, 0, 4, 5]
 
 
 writes = st.lists(st.integers(0, 3), min_size=1, max_size=5)
@@ -168,34 +148,73 @@ clears = st.sampled_from([("clear", None), ("clear", 0), ("clear", 1), ("clear",
 
 
 @settings(max_examples=60, deadline=None)
-@given(slots=st.integers(1, 7), actions=st.lists(st.one_of(writes, writes, writes, clears)))
-def test_any_history_leaves_what_a_plain_model_of_it_holds(slots: int, actions: list) -> None:
-    store, model, mark = ring(slots), Model(slots), 1
+@given(
+    slots=st.integers(1, 7),
+    working=st.integers(0, 4),
+    long_term=st.integers(0, 4),
+    actions=st.lists(st.one_of(writes, writes, writes, clears)),
+)
+def test_any_history_leaves_what_was_written(
+    slots: int, working: int, long_term: int, actions: list
+) -> None:
+    """Whatever slot a block has come to, in whichever tier."""
+    store, mark = ring(slots, working=working, long_term=long_term), 1
+    total, known = slots + working + long_term, {}
     for action in actions:
         if isinstance(action, tuple):
             store.clear(action[1])
-            model.clear(action[1])
-            continue
-        sessions = action[:slots]
-        store.write(batch(sessions, mark))
-        model.write(sessions, mark)
-        mark += len(sessions)
-        held = [slot[0] if slot else -1 for slot in model.slots]
-        marks = [slot[1] if slot else 0 for slot in model.slots]
-        assert store.session.tolist() == held
-        assert store._owner == held
-        assert [row[0] // 10 for row in store.token_ids.tolist()] == marks
-        owned = [slot for slot in range(slots) if held[slot] >= 0]
-        assert store.keys[2][owned, 0, 0, 0].tolist() == [marks[slot] for slot in owned]
-        assert store.values[2][owned, 1, 2, 3].tolist() == [-marks[slot] for slot in owned]
-        links = model.links()
-        assert store.successor.tolist() == [links.get(slot, -1) for slot in range(slots)]
-        back = {after: slot for slot, after in links.items()}
-        assert store.predecessor.tolist() == [back.get(slot, -1) for slot in range(slots)]
+            known = {n: b for n, b in known.items() if action[1] not in (None, b[0])}
+        else:
+            sessions = action[:total]
+            store.write(batch(sessions, mark))
+            first = store.clock - len(sessions) + 1
+            known |= {first + i: (s, mark + i) for i, s in enumerate(sessions)}
+            mark += len(sessions)
+        held = {int(store.created[slot]): slot for slot in store.ledger.slots_of(None).tolist()}
+        assert held.keys() <= known.keys()
+        if len(known) <= total and len({s for s, _ in known.values()}) <= 1:
+            assert held.keys() == known.keys()
+        known = {number: known[number] for number in held}
+        for number, slot in held.items():
+            check_block(store, slot, number, *known[number])
+        check_chains(store, held)
+        empty = store.session < 0
+        assert (store.created[empty] == 0).all() and (store.token_ids[empty] == 0).all()
+        owners = store.session.tolist()
         for session in range(4):
-            assert store.has([session]) == (session in held)
-            assert store.blocks_of(session) == held.count(session)
-            assert store.stored_tokens(session) == held.count(session) * BLOCK
+            assert store.has([session]) == (session in owners)
+            assert store.blocks_of(session) == owners.count(session)
+            assert store.stored_tokens(session) == owners.count(session) * BLOCK
+
+
+def check_block(store: RingBuffer, slot: int, number: int, session: int, mark: int) -> None:
+    assert store.session[slot] == session == store.ledger.owner[slot]
+    assert store.created[slot] == number == store.ledger.number[slot]
+    assert store.token_ids[slot].tolist() == [mark * 10 + i for i in range(BLOCK)]
+    tier = store.ledger.tier_of(slot)
+    at = slot - store.ledger.tiers[tier].first
+    parts = store.parts(tier)
+    if "codes" in parts:
+        states = parts["codes"][at].float() * parts["scale"][at][:, None]
+        assert "keys.2" not in parts
+    else:
+        states = parts["index"][at]
+        assert (parts["keys.2"][at] == mark).all() and (parts["values.2"][at] == -mark).all()
+        assert (parts["keys.5"][at] == mark).all()
+    assert_close("norms", states.norm(dim=-1), torch.ones(BLOCK), 0.01, 0.01)
+
+
+def check_chains(store: RingBuffer, held: dict[int, int]) -> None:
+    """A block leads to the next one of its session, both ways, unless one was lost between."""
+    for number, slot in held.items():
+        after = int(store.successor[slot])
+        if after >= 0:
+            assert store.predecessor[after] == slot
+            assert store.session[after] == store.session[slot]
+            between = [n for n in held if number < n < store.created[after]]
+            assert all(store.session[held[n]] != store.session[slot] for n in between)
+        before = int(store.predecessor[slot])
+        assert before < 0 or store.successor[before] == slot
 
 
 def test_a_number_never_comes_twice() -> None:
@@ -213,17 +232,16 @@ def test_a_number_never_comes_twice() -> None:
 
 @given(writes=st.lists(st.integers(1, 5), min_size=1, max_size=8), data=st.data())
 def test_changed_since_names_every_slot_that_was_written(writes, data) -> None:
-    store = ring(5)
+    store = ring(5, working=3)
     at = data.draw(st.integers(0, len(writes) - 1))
     for count in writes[:at]:
         store.write(batch([0] * count))
-    mark, before = (store.epoch, store.written), store.created.clone()
-    assert store.changed_since(*mark) == []
+    mark, before = store.ledger.changes, store.created.clone()
+    assert store.ledger.changed_since(mark) == []
     for count in writes[at:]:
         store.write(batch([0] * count))
-    named = {slot for first, last in store.changed_since(*mark) for slot in range(first, last)}
+    ranges = store.ledger.changed_since(mark)
+    named = {slot for first, last in ranges for slot in range(first, last)}
     assert {int(i) for i in (store.created != before).nonzero()} <= named
     assert named <= set(range(store.high_water))
-    store.clear(0)
-    store.write(batch([0]))
-    assert store.changed_since(*mark) == [(0, store.high_water)]
+    assert all(first < last for first, last in ranges)

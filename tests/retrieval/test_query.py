@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmr.retrieval import RollingQuery
-from cmr.retrieval import query as module
 from tests.kernels.compare import assert_close
 from tests.retrieval.test_maxsim import HIDDEN, retriever, ring, write
 
@@ -50,12 +49,12 @@ def test_only_what_is_new_is_compared(monkeypatch) -> None:
     rolling.add(torch.randn(1, 32, HIDDEN), None)
     compared = []
 
-    def noted(query, index, *rest, **named):
-        compared.append((query.shape[1], index.shape[0]))
-        return real(query, index, *rest, **named)
+    def noted(query, sessions, first, last, out=None):
+        compared.append((query.shape[1], last - first))
+        return real(query, sessions, first, last, out)
 
-    real = module.block_maxima
-    monkeypatch.setattr(module, "block_maxima", noted)
+    real = store.maxima
+    monkeypatch.setattr(store, "maxima", noted)
     rolling.add(torch.randn(1, 1, HIDDEN), None)
     assert compared == [(1, 30)]
     compared.clear()

@@ -1,0 +1,117 @@
+"""``cmr memory export``: what is stored, as JSON lines or as plain text, in a private file."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from cmr.cli.display import console, size
+from cmr.cli.errors import UsageError
+from cmr.cli.keys import Key
+from cmr.cli.opening import counted
+from cmr.cli.stored import Texts, open_stored
+from cmr.memory.inspection import StoredBlock
+
+
+def run(
+    path: Path,
+    target: Path,
+    *,
+    sessions: list[str],
+    force: bool,
+    model: str | None,
+    key: Key | None,
+) -> None:
+    """Write the blocks of some sessions, or of all, to a file.
+
+    Args:
+        path: folder of the saved memory.
+        target: the file, whose ending says the form.
+        sessions: their names; none: all.
+        force: whether to replace a file that exists.
+        model: whose tokenizer gives the text.
+        key: of an encrypted one.
+    """
+    plain = target.suffix.lower() == ".txt"
+    if not plain and target.suffix.lower() != ".jsonl":
+        raise UsageError(f"--out {target}: a name that ends in .jsonl or .txt expected")
+    if target.is_dir():
+        raise UsageError(f"--out {target}: is a folder, a file is expected")
+    if os.path.lexists(target) and not force:
+        raise UsageError(f"--out {target}: the file exists; --force replaces it")
+    stored = open_stored(path, key)
+    stored.require(sessions)
+    err = Console(stderr=True, highlight=False)
+    texts = Texts(stored, model, err)
+    wanted = sessions or stored.sessions
+    rank = {name: number for number, name in enumerate(wanted)}
+    blocks = sorted(
+        (block for block in stored.blocks() if block.session in rank),
+        key=lambda block: (rank[block.session], block.start, block.id),
+    )
+    if plain:
+        if not texts.known:
+            raise UsageError(f"--out {target}: no text without a tokenizer: {texts.why_not}")
+        lines = _plain(blocks, texts)
+    else:
+        lines = (json.dumps(asdict(b), ensure_ascii=False) + "\n" for b in texts.of(blocks))
+    written = write_private(target, lines, force)
+    out = console()
+    if not texts.known:
+        err.print(f"[dim]without text: {escape(texts.why_not)}[/dim]")
+    count = len({block.session for block in blocks})
+    out.print(
+        f"wrote {counted(len(blocks), 'block')} of {counted(count, 'session')} to "
+        f"{escape(str(target))}: {size(written)}, not encrypted, readable by you alone",
+    )
+
+
+def _plain(blocks: Sequence[StoredBlock], texts: Texts) -> Iterator[str]:
+    """The text of each session under its name; places with nothing stored are marked."""
+    session, at = None, 0
+    ids: list[int] = []
+    # Tokens that follow each other are decoded together: a character may be in two blocks.
+    for block in blocks:
+        if block.session != session or block.start != at:
+            yield texts.decode(ids)
+            ids = []
+        if block.session != session:
+            yield f"{'' if session is None else chr(10) * 2}===== session {block.session} =====\n"
+            session, at = block.session, 0
+        if block.start > at:
+            yield f"\n[... {counted(block.start - at, 'token')} not stored ...]\n"
+        ids += block.token_ids
+        at = block.end
+    if ids:
+        yield texts.decode(ids) + "\n"
+
+
+def write_private(target: Path, pieces: Iterator[str], force: bool) -> int:
+    """Write a file of mode 0600, all of it or not at all; returns its bytes.
+
+    Raises:
+        UsageError: it exists and `force` is false, or cannot be written.
+    """
+    # A file that is replaced stays as it is until the new one is whole.
+    path = target.with_name(f".{target.name}.{secrets.token_hex(4)}") if force else target
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(fd, "w", encoding="utf-8", errors="replace", newline="") as file:
+                file.writelines(pieces)
+            os.replace(path, target)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return target.stat().st_size
+    except FileExistsError:
+        raise UsageError(f"--out {target}: the file exists; --force replaces it") from None
+    except OSError as error:
+        raise UsageError(f"--out {target}: {error.strerror or error}") from None

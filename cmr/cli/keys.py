@@ -1,0 +1,56 @@
+"""The key of saved memories: from a file or the environment, never from the command line."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cmr.cli.errors import UsageError
+
+VARIABLE = "CMR_MEMORY_KEY"
+HOW = f"--key-file FILE, or a passphrase in {VARIABLE}"
+
+
+@dataclass(frozen=True)
+class Key:
+    """What encrypts and opens saved memories.
+
+    Attributes:
+        value: 32 bytes, or a passphrase.
+        asked_for: whether it was given for this command, by `--key-file`: a memory in the clear is
+            then an error, while the environment's passphrase is for those that need it.
+    """
+
+    value: bytes | str = field(repr=False)
+    asked_for: bool
+
+
+def find_key(file: Path | None) -> Key | None:
+    """The key in a file, else the passphrase of the environment, if any.
+
+    A file of 32 bytes that are no printable text is a key; any other is a passphrase on one line.
+
+    Raises:
+        UsageError: no such file, or neither of the two in it.
+    """
+    if file is None:
+        passphrase = os.environ.get(VARIABLE)
+        return Key(passphrase, asked_for=False) if passphrase else None
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"--key-file {file}: {error.strerror or error}") from None
+    try:
+        text = raw.decode("utf-8").rstrip("\r\n")
+        readable = text.isprintable()
+    except UnicodeDecodeError:
+        readable = False
+    if len(raw) == 32 and not (readable and text):
+        return Key(raw, asked_for=True)
+    if not readable or not text:
+        raise UsageError(
+            f"--key-file {file}: 32 bytes, or a passphrase on one line expected, got "
+            + (f"{len(raw)} bytes" if raw else "an empty file")
+        )
+    return Key(text, asked_for=True)

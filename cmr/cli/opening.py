@@ -1,0 +1,183 @@
+"""How ``ask`` and ``chat`` begin and end: model, saved memory, session, documents, saving."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+
+import cmr
+from cmr.cli import session as shared
+from cmr.cli.display import progress_bar, size, working
+from cmr.cli.errors import UsageError
+from cmr.cli.settings import Settings
+from cmr.cli.stored import Stored, named, open_stored
+from cmr.memory.store.folder import LOCK, OUR_NAME, STAGING, Folder
+from cmr.memory.store.vault import check_key
+
+DEFAULT_SESSION = "0"
+"""What the first row of a batch writes to where no session is named."""
+
+
+class Opened(NamedTuple):
+    """A model with its memory, in the session that was asked for."""
+
+    model: Any
+    tokenizer: Any
+    memory: Any
+
+
+@contextmanager
+def opened(
+    out: Console, settings: Settings, documents: list[Path], may_begin: bool
+) -> Iterator[Opened]:
+    """Check all a user can get wrong, then load and read; save at the end, if nothing went wrong.
+
+    Args:
+        out: where it says what it does.
+        settings: the options.
+        documents: files to read first.
+        may_begin: whether a session that a loaded memory does not have may begin without one.
+    """
+    texts = {path: shared.read_document(path) for path in shared.unique(documents)}
+    source = None
+    if settings.load is not None:
+        source = open_stored(settings.load, settings.key, "--load", settings.save is not None)
+        _check_model(settings, source)
+    name = _session(settings, source, may_begin or bool(texts))
+    if settings.save is not None:
+        _check_target(settings, source)
+    with working(out, f"loading {settings.model or 'SmolLM2-135M-Instruct'}"):
+        model, tokenizer = shared.load_model(settings.model)
+    with ExitStack() as stack:
+        try:
+            memory = stack.enter_context(_attach(out, settings, source, model, tokenizer))
+            if name is not None:
+                _enter(stack, memory, name)
+                if source is not None and settings.session is None:
+                    out.print(f"[dim]session {escape(name)}, the only one in it[/dim]")
+            read_all(out, memory, tokenizer, texts)
+            yield Opened(model, tokenizer, memory)
+        except KeyboardInterrupt:
+            if settings.save is not None:
+                print(f"nothing was saved to {settings.save}", file=sys.stderr)
+            raise
+        if settings.save is not None:
+            _save(out, settings, memory)
+
+
+def read_all(out: Console, memory: Any, tokenizer: Any, texts: dict[Path, str]) -> None:
+    """Read every document into the memory, saying how fast."""
+    for path, text in texts.items():
+        ids = shared.encode_document(tokenizer, text)
+        with progress_bar(out, f"reading {escape(path.name)}") as progress:
+            report = memory.read(ids, progress=progress or False)
+        out.print(
+            f"[dim]read {escape(path.name)}: {report.tokens:,} tokens in {report.seconds:.1f} s "
+            f"({report.tokens_per_second:,.0f} tokens/s)[/dim]"
+        )
+
+
+def _attach(
+    out: Console, settings: Settings, source: Stored | None, model: Any, tokenizer: Any
+) -> Any:
+    if source is None:
+        return cmr.attach(model, tokenizer=tokenizer, **settings.overrides)
+    began = time.perf_counter()
+    memory = cmr.load(source.path, model, key=source.key, tokenizer=tokenizer, **settings.overrides)
+    seconds = time.perf_counter() - began
+    out.print(
+        f"[dim]loaded {memory.tokens:,} tokens in {counted(len(source.saved), 'block')} of "
+        f"{counted(len(memory.sessions), 'session')} from {escape(str(source.path))} "
+        f"in {seconds:.1f} s[/dim]"
+    )
+    return memory
+
+
+def _enter(stack: ExitStack, memory: Any, name: str) -> None:
+    try:
+        stack.enter_context(memory.session(name, create=True))
+    except ValueError as error:  # one session more than the settings allow
+        raise UsageError(f"--session {name}: {error}") from None
+
+
+def _save(out: Console, settings: Settings, memory: Any) -> None:
+    key = None if settings.key is None else settings.key.value
+    try:
+        report = memory.save(settings.save, key=key)
+    except OSError as error:
+        raise UsageError(f"--save {settings.save}: {error.strerror or error}") from None
+    reused = f", {size(report.bytes_reused)} there already" if report.bytes_reused else ""
+    out.print(
+        f"[dim]saved {counted(report.blocks, 'block')} to {escape(str(settings.save))} in "
+        f"{report.seconds:.1f} s: {size(report.bytes_written)} written{reused}, "
+        f"{'encrypted' if key is not None else 'not encrypted'}[/dim]"
+    )
+
+
+# -- checks before anything is loaded ------------------------------------------------------------
+
+
+def _check_model(settings: Settings, source: Stored) -> None:
+    """A memory of a model by another name would be refused, but only after loading that one."""
+    if settings.model is None and source.model_name and not source.by_small_model:
+        raise UsageError(
+            f"--load {source.path}: it was saved by the model {source.model_name!r}: "
+            "give that with --model"
+        )
+
+
+def _session(settings: Settings, source: Stored | None, may_begin: bool) -> str | None:
+    """The session to use, None for the one without a name."""
+    if source is None:
+        return settings.session
+    there = source.sessions
+    if settings.session is not None:
+        if not may_begin:
+            source.require([settings.session])
+        return settings.session
+    if not there or DEFAULT_SESSION in there:
+        return None
+    if len(there) == 1:
+        return there[0]
+    raise UsageError(f"--load {source.path}: say which --session of {named(there)}")
+
+
+def _check_target(settings: Settings, source: Stored | None) -> None:
+    """What can be seen beforehand of why saving would fail, or replace what nobody looked at."""
+    path, key = settings.save, settings.key
+    assert path is not None
+    check_key(None if key is None else key.value)
+    folder = Folder(path)
+    if folder.exists():
+        loaded = source is not None and os.path.samefile(path, source.path)
+        if not loaded and not settings.force:
+            raise UsageError(
+                f"--save {path}: there is a saved memory already; add --load {path} to go on "
+                "from it, or --force to replace it"
+            )
+        if not loaded and key is None:
+            open_stored(path, None, "--save")
+    elif path.is_dir():
+        known = (STAGING, LOCK)
+        if any(name not in known and not OUR_NAME.fullmatch(name) for name in os.listdir(path)):
+            raise UsageError(
+                f"--save {path}: the folder holds other files; give a new or empty one"
+            )
+    elif path.exists():
+        raise UsageError(f"--save {path}: is a file, a folder is expected")
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UsageError(f"--save {path}: nothing can be written in {there}")
+
+
+def counted(count: int, what: str) -> str:
+    """A number and its noun."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

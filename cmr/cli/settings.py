@@ -1,0 +1,105 @@
+"""The options of ``ask`` and ``chat``, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cmr.cli.errors import UsageError
+from cmr.cli.keys import Key, find_key
+from cmr.config import CMRConfig
+from cmr.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``ask`` and ``chat`` have in common.
+
+    Attributes:
+        model: folder or name; None: the small one.
+        session: name of the session; None: as the memory has it.
+        max_new_tokens: longest answer.
+        load: folder of a saved memory, if any.
+        save: folder to save to, if any.
+        force: whether `save` may replace a memory that was not loaded.
+        key: of saved memories, if any.
+        overrides: the settings that were given, as `cmr.attach` and `cmr.load` take them.
+    """
+
+    model: str | None
+    session: str | None
+    max_new_tokens: int
+    load: Path | None = None
+    save: Path | None = None
+    force: bool = False
+    key: Key | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        model: str | None,
+        session: str | None,
+        max_new_tokens: int,
+        load: Path | None,
+        save: Path | None,
+        force: bool,
+        key_file: Path | None,
+        memory_weight: str | None,
+        **given: int | str | None,
+    ) -> Settings:
+        """Check what the option parser cannot.
+
+        Args:
+            model: see the attributes, as for those below.
+            session: likewise.
+            max_new_tokens: likewise.
+            load: likewise.
+            save: likewise.
+            force: likewise.
+            key_file: file of the key.
+            memory_weight: 'auto' or a number in words.
+            **given: other settings by name, budgets as numbers or sizes in words; None: not given.
+
+        Raises:
+            UsageError: a value is out of its range.
+        """
+        if session is not None and not session.strip():
+            raise UsageError("--session: the name is empty")
+        overrides: dict[str, Any] = {
+            name: _number(value) for name, value in given.items() if value is not None
+        }
+        if memory_weight is not None:
+            overrides["memory_weight"] = _weight(memory_weight)
+        try:
+            CMRConfig().with_overrides(**overrides)
+        except ConfigError as error:
+            name, colon, rest = str(error).partition(":")
+            option = f"--{name.replace('_', '-')}" if name in overrides else name
+            raise UsageError(f"{option}{colon}{rest}") from None
+        key = find_key(key_file)
+        if key_file is not None and load is None and save is None:
+            raise UsageError("--key-file: it is for --load and --save, and neither is given")
+        return cls(model, session, max_new_tokens, load, save, force, key, overrides)
+
+
+def _number(value: int | str) -> int | str:
+    """A number of tokens where there is one; else what the settings take for a size, or refuse."""
+    try:
+        return int(value)
+    except ValueError:
+        return value
+
+
+def _weight(text: str) -> str | float:
+    if text == "auto":
+        return text
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = -1.0
+    if not 0.0 <= weight <= 1.0:
+        raise UsageError(f"--memory-weight: 'auto' or a number from 0 to 1 expected, got {text!r}")
+    return weight

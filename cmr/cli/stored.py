@@ -1,0 +1,205 @@
+"""A saved memory as the commands open it: its key, its sessions, and the text of its tokens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cmr.cli.display import working
+from cmr.cli.errors import UsageError
+from cmr.cli.keys import HOW, Key
+from cmr.errors import CMRError, CorruptMemoryError, MemoryKeyError, UnknownSessionError
+from cmr.memory import archive
+from cmr.memory.inspection import StoredBlock
+from cmr.memory.store import Saved
+
+SMALL = "SmolLM2-135M-Instruct"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A saved memory that was opened.
+
+    Attributes:
+        saved: the memory.
+        path: its folder as the user wrote it.
+        key: what opened it; None: it is in the clear.
+    """
+
+    saved: Saved
+    path: Path
+    key: bytes | str | None
+
+    @property
+    def sessions(self) -> list[str]:
+        """Names of its sessions, oldest first."""
+        try:
+            return [str(entry["name"]) for entry in self.saved.header["sessions"]]
+        except (KeyError, TypeError):
+            raise CorruptMemoryError(
+                f"{self.path}: a list of sessions expected in the header"
+            ) from None
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model that saved it, '' where it has none."""
+        return SMALL if self.by_small_model else self._model_name
+
+    @property
+    def by_small_model(self) -> bool:
+        """Whether it has the small model's name, or that of the folder where it is kept."""
+        return self._model_name.lower().startswith("smollm2-135m")
+
+    @property
+    def _model_name(self) -> str:
+        return str(self.saved.header.get("model_name") or "")
+
+    @property
+    def saved_at(self) -> float:
+        """When it was saved, in seconds since the epoch."""
+        return (self.path / "manifest.json").stat().st_mtime
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """Bytes of all files in its folder."""
+        return sum(entry.stat().st_size for entry in os.scandir(self.path) if entry.is_file())
+
+    def require(self, sessions: Sequence[str]) -> None:
+        """Raises `UnknownSessionError` for a session that it does not have."""
+        there = self.sessions
+        for name in sessions:
+            if name not in there:
+                raise UnknownSessionError(
+                    f"--session {name}: no such session in {self.path}; it has {named(there)}"
+                )
+
+    def blocks(self) -> list[StoredBlock]:
+        """What it holds, without texts.
+
+        Raises:
+            CorruptMemoryError: its columns are not those of a memory.
+        """
+        try:
+            return archive.stored_blocks(self.saved, None)
+        except CMRError:
+            raise
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CorruptMemoryError(
+                f"{self.path}: its header or columns are not what a memory saves ({error})"
+            ) from None
+
+
+def open_stored(path: Path, key: Key | None, option: str = "", will_save: bool = False) -> Stored:
+    """Open a saved memory.
+
+    Args:
+        path: its folder.
+        key: the user's, if any.
+        option: the option that named it, for errors.
+        will_save: it will be saved with the key: one in the clear is fine then.
+
+    Raises:
+        StoreError: there is none, it is damaged, of a newer format, or the key is wrong.
+    """
+    value = None if key is None else key.value
+    try:
+        return Stored(Saved.open(path, key=value), path, value)
+    except MemoryKeyError as error:
+        said = f"{option} {path}".strip()
+        if key is None:
+            raise UsageError(f"{said}: it is encrypted, give its key: {HOW}") from None
+        try:
+            clear = Saved.open(path)
+        except MemoryKeyError:
+            raise error from None
+        if key.asked_for and not will_save:
+            raise UsageError(f"{said}: it is not encrypted, leave --key-file out") from None
+        return Stored(clear, path, None)
+
+
+def named(names: Sequence[str], most: int = 8) -> str:
+    """Names for an error message, the first few of them."""
+    shown = ", ".join(repr(name) for name in names[:most])
+    more = len(names) - most
+    return (shown + (f" and {more} more" if more > 0 else "")) or "none"
+
+
+class Texts:
+    """Gives the text of token ids, where the tokenizer that they are of can be had.
+
+    Args:
+        stored: the memory.
+        model: folder or name of a model; None: the small one, if its name fits.
+        err: where waiting is shown.
+
+    Attributes:
+        why_not: why there is no text; '' where there is.
+    """
+
+    def __init__(self, stored: Stored, model: str | None, err: Console) -> None:
+        self.why_not = ""
+        self._tokenizer: Any = None
+        tokenizer: Any = None
+        try:
+            tokenizer = self._find(stored, model, err)
+        except UsageError:
+            raise
+        except CMRError as error:
+            self.why_not = str(error)
+        if tokenizer is None:
+            return
+        from cmr.integration.fingerprint import of_tokenizer
+
+        wanted = stored.saved.header.get("tokenizer")
+        if wanted is not None and wanted != of_tokenizer(tokenizer):
+            self.why_not = (
+                f"the tokenizer of {model or SMALL} is not the one it was saved "
+                f"with (model {stored.model_name or 'without a name'})"
+            )
+            return
+        self._tokenizer = tokenizer
+
+    def _find(self, stored: Stored, model: str | None, err: Console) -> Any:
+        from cmr.cli.session import load_vocabulary
+
+        if model is not None:
+            return load_vocabulary(model)
+        if not stored.by_small_model:
+            name = stored.model_name
+            saved_by = f"saved by the model {name!r}" if name else "saved by another model"
+            self.why_not = f"it was {saved_by}: give that with --model"
+            return None
+        from cmr.demo.smollm2 import is_cached
+
+        if is_cached():
+            return load_vocabulary(None)
+        with working(err, f"converting {SMALL}, once"):
+            return load_vocabulary(None)
+
+    @property
+    def known(self) -> bool:
+        """Whether there are texts."""
+        return self._tokenizer is not None
+
+    @property
+    def decode(self) -> Callable[[list[int]], str]:
+        """Text of token ids.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if self._tokenizer is None:
+            raise UsageError(f"no text without a tokenizer: {self.why_not}")
+        tokenizer = self._tokenizer
+        return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False))
+
+    def of(self, blocks: Sequence[StoredBlock]) -> list[StoredBlock]:
+        """The blocks with their texts, as far as there are any."""
+        if self._tokenizer is None:
+            return list(blocks)
+        return [replace(block, text=self.decode(list(block.token_ids))) for block in blocks]

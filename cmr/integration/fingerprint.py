@@ -1,0 +1,66 @@
+"""What tells one model from another, and one tokenizer from another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+
+from cmr.errors import ModelMismatchError
+from cmr.integration.adapter import ModelAdapter
+
+SAMPLE = 64
+"""Numbers looked at of each parameter, spread over it."""
+
+
+def of_model(adapter: ModelAdapter) -> dict[str, Any]:
+    """Shape, data type and a hash of a sample of all weights: the same in every process.
+
+    Returns:
+        Plain JSON.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(adapter.model.state_dict().items()):
+        digest.update(f"{name} {list(weight.shape)} {weight.dtype}".encode())
+        flat = weight.detach().reshape(-1)
+        step = max(1, flat.numel() // SAMPLE)
+        digest.update(flat[::step][:SAMPLE].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return {
+        "family": adapter.config.model_type,
+        "hidden_size": adapter.hidden,
+        "layers": adapter.depth,
+        "kv_heads": adapter.kv_heads,
+        "head_dim": adapter.head_dim,
+        "dtype": str(adapter.dtype).removeprefix("torch."),
+        "weights": digest.hexdigest(),
+    }
+
+
+def of_tokenizer(tokenizer: Any) -> str | None:
+    """A hash of the vocabulary; None where there is no tokenizer."""
+    if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
+        return None
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
+    return hashlib.sha256(vocabulary.encode()).hexdigest()
+
+
+def require_same(saved: dict[str, Any], here: dict[str, Any]) -> None:
+    """Raises `ModelMismatchError` that names the first difference."""
+    for name, value in here.items():
+        if saved.get(name) != value:
+            shown = (
+                "other weights of the same shape"
+                if name == "weights"
+                else f"{name} {value} expected (from this model), got {saved.get(name)}"
+            )
+            raise ModelMismatchError(f"this memory was saved by another model: {shown}")
+
+
+def require_same_tokenizer(saved: str | None, here: str | None) -> None:
+    """Raises `ModelMismatchError` where both are known and differ."""
+    if saved is not None and here is not None and saved != here:
+        raise ModelMismatchError(
+            "this memory was saved with another tokenizer: its token ids would mean other text"
+        )

@@ -1,0 +1,131 @@
+"""Forgetting: slots, files and copies are zeroed, and looked at again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cmr.errors import CMRError
+from cmr.integration.core import Core
+from cmr.integration.stepper import Stepper
+from cmr.memory.finding import holding
+
+
+@dataclass(frozen=True)
+class ForgetReport:
+    """What one `forget` did.
+
+    Attributes:
+        blocks: blocks that were zeroed.
+        tokens: tokens in them.
+        bytes: bytes that were zeroed, each looked at afterwards and found to be 0.
+        sessions: names of the sessions that ended.
+        files: saved memories that were written anew without these blocks.
+    """
+
+    blocks: int
+    tokens: int
+    bytes: int
+    sessions: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+
+
+class Forgetter:
+    """Finds what is to be forgotten and zeroes every copy of it.
+
+    Args:
+        core: the memory's store and settings.
+        stepper: knows the forwards, which hold copies of what they recalled.
+    """
+
+    def __init__(self, core: Core, stepper: Stepper) -> None:
+        self._core, self._stepper = core, stepper
+        core.ring.keeper.on_expired = self.drop_copies
+
+    def select(
+        self,
+        session: str | None,
+        ids: Iterable[int] | int | None,
+        text: str | Sequence[int] | None,
+        older_than: float | None,
+        tokenizer: Any,
+    ) -> torch.Tensor:
+        """Slots `[n]` of the blocks that fit all that is given; see `Memory.forget`."""
+        core, ledger = self._core, self._core.ring.ledger
+        number = None if session is None else core.table.require(session)
+        if ids is not None:
+            ids = [ids] if isinstance(ids, int) else list(ids)
+        if text is not None:
+            if isinstance(text, str) and tokenizer is None:
+                raise ValueError(
+                    "text: token ids expected where no tokenizer is known; "
+                    "give one with attach(..., tokenizer=...)"
+                )
+            if not len(text):
+                raise ValueError("text: a span to forget expected, got an empty one")
+            if not isinstance(text, str):
+                text = [int(token) for token in text]
+        if older_than is not None and not older_than >= 0:
+            raise ValueError(f"older_than: seconds of at least 0 expected, got {older_than!r}")
+        slots = ledger.slots_of(number)
+        if ids is not None:
+            known = set(ledger.number[slots].tolist())
+            strange = sorted(set(ids) - known)
+            if strange:
+                raise ValueError(
+                    f"ids: numbers of stored blocks expected (see inspect), got {strange[:8]}"
+                )
+            wanted = torch.tensor(sorted(set(ids)), dtype=torch.int64)
+            slots = slots[torch.isin(ledger.number[slots], wanted)]
+        if older_than is not None:
+            slots = slots[ledger.born[slots] <= time.time() - older_than]
+        if text is not None:
+            slots = slots[torch.isin(slots, holding(core.ring, number, text, tokenizer))]
+        return slots
+
+    def forget(self, slots: torch.Tensor, sessions: Sequence[str] = ()) -> ForgetReport:
+        """Zero blocks and every copy of them; end sessions.
+
+        Args:
+            slots: `[n]` int64, each holding a block.
+            sessions: names of sessions to end.
+
+        Raises:
+            CMRError: a byte was not 0 afterwards.
+        """
+        core, ring = self._core, self._core.ring
+        owners = set(ring.ledger.owner[slots].tolist())
+        at = slots.to(ring.device)
+        tokens = int((ring.positions[at] >= 0).sum())
+        ended = [core.table.remove(name) for name in sessions]
+        ring.empty(slots)
+        self.drop_copies(owners | set(ended))
+        return ForgetReport(len(slots), tokens, self._prove(slots), tuple(sessions))
+
+    def drop_copies(self, sessions: set[int]) -> None:
+        """Let go of what was run again, and of what forwards have recalled of these sessions."""
+        self._core.forgotten += 1
+        self._core.recomputed.forget()
+        for record in list(self._core.records):
+            if sessions & set(record.sessions):
+                record.forget_recall()
+        self._stepper.forget_recalls()
+
+    def _prove(self, slots: torch.Tensor) -> int:
+        """Bytes of the slots in every tensor, each of them looked at."""
+        ring, found = self._core.ring, 0
+        for number, tier in enumerate(ring.ledger.tiers):
+            here = slots[(slots >= tier.first) & (slots < tier.end)] - tier.first
+            for name, part in ring.parts(number).items() if len(here) else ():
+                rows = part.index_select(0, here.to(part.device))
+                if bool(rows.view(torch.uint8).any()):
+                    raise CMRError(f"{name} of the tier {tier.name!r} is not 0 after forgetting")
+                found += rows.numel() * rows.element_size()
+        at = slots.to(ring.device)
+        if bool(ring.token_ids[at].any()) or bool((ring.session[at] >= 0).any()):
+            raise CMRError("token ids are not 0 after forgetting")
+        return found + ring.token_ids[at].numel() * ring.token_ids.element_size()

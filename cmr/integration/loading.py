@@ -1,0 +1,275 @@
+"""A saved memory back into the store of an attached one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from cmr.errors import ConfigError, CorruptMemoryError, UnknownSessionError
+from cmr.integration.core import Core
+from cmr.integration.saving import kinds_of
+from cmr.memory.sessions import SessionInfo
+from cmr.memory.store import Saved
+
+COLUMNS = {
+    "slot": torch.int64,
+    "tier": torch.int64,
+    "before": torch.int64,
+    "token_ids": torch.int32,
+    "positions": torch.int64,
+    "last_access": torch.int64,
+    "access_count": torch.int64,
+    "relevance": torch.float32,
+    "time": torch.float64,
+    "deadline": torch.float64,
+    "flags": torch.int64,
+}
+
+
+class Loader:
+    """Checks a saved memory against a store, then takes its blocks in.
+
+    Where the store is empty and laid out alike, every block comes back into its slot under its
+    number, so that all that follows is bit for bit what it would have been. Otherwise blocks are
+    new ones in the tier of the same name (`recent`, where there is no `working`) or a lower one.
+    Room for them is made as for new text.
+
+    Args:
+        core: the memory's store and settings.
+        saved: the opened memory.
+        sessions: names of the sessions wanted; None: all.
+
+    Attributes:
+        exact: whether blocks come back into their slots under their numbers.
+        numbers: numbers that the sessions wanted had; None: all.
+
+    Raises:
+        UnknownSessionError: a session is not in it.
+        ConfigError: the store keeps blocks in another form or has no room.
+        ValueError: a session of that name exists here already.
+        CorruptMemoryError: header or columns are not what a memory saves.
+    """
+
+    def __init__(self, core: Core, saved: Saved, sessions: Sequence[str] | None) -> None:
+        self._core, self._ring, self._saved = core, core.ring, saved
+        self._infos = _sessions(saved)
+        chosen = list(self._infos) if sessions is None else list(sessions)
+        for name in chosen:
+            if name not in self._infos:
+                known = ", ".join(repr(n) for n in list(self._infos)[:8]) or "none"
+                raise UnknownSessionError(f"no session {name!r} in {saved.path}; it has {known}")
+            if core.table.find(name) >= 0:
+                raise ValueError(f"there is a session named {name!r} already: rename or end it")
+        core.table.check_room(chosen)
+        self._chosen = [self._infos[name] for name in chosen]
+        self._check_forms()
+        self._check_columns()
+        numbers = torch.tensor([info.number for info in self._chosen], dtype=torch.int64)
+        self.numbers = None if sessions is None else numbers.tolist()
+        self._at = torch.isin(saved.session, numbers).nonzero()[:, 0]
+        ring = self._ring
+        empty = ring.high_water == 0 and ring.clock == 0
+        alike = saved.header.get("tiers") == [[t.name, t.slots] for t in ring.ledger.tiers]
+        self.exact = empty and alike and sessions is None
+        self._tiers = self._targets()
+        self._plan = self._placed()
+
+    # -- checks ----------------------------------------------------------------------------------
+
+    def _check_columns(self) -> None:
+        saved, size = self._saved, self._ring.block_size
+        for name, dtype in COLUMNS.items():
+            column = saved.columns.get(name)
+            shape = (len(saved), *([size] if name in ("token_ids", "positions") else []))
+            if column is None or column.dtype != dtype or tuple(column.shape) != shape:
+                got = None if column is None else f"{list(column.shape)} {column.dtype}"
+                raise CorruptMemoryError(
+                    f"{saved.path}: column {name!r} {list(shape)} {dtype} expected, got {got}"
+                )
+        header = saved.header
+        tiers = header.get("tiers")
+        if not isinstance(tiers, list) or not all(
+            isinstance(t, list) and len(t) == 2 and isinstance(t[1], int) for t in tiers
+        ):
+            raise CorruptMemoryError(f"{saved.path}: a list of tiers expected in the header")
+        total = sum(slots for _, slots in tiers)
+        vocabulary = self._core.adapter.config.vocab_size
+        known = torch.tensor([info.number for info in self._infos.values()], dtype=torch.int64)
+        fits = {
+            "slot": _within(saved.columns["slot"], 0, total)
+            and len(saved.columns["slot"].unique()) == len(saved),
+            "tier": _within(saved.columns["tier"], 0, len(tiers)),
+            "token_ids": _within(saved.columns["token_ids"], 0, vocabulary),
+            "positions": _within(saved.columns["positions"], -1, 1 << 62),
+            "access_count": _within(saved.columns["access_count"], 0, 1 << 62),
+            "clock": isinstance(header.get("clock"), int)
+            and _within(saved.numbers, 1, header["clock"] + 1),
+            "limit": isinstance(header.get("limit"), int) and 0 <= header["limit"] <= total,
+            "before": self._chains_fit(),
+            "session": bool(torch.isin(saved.session, known).all()),
+            "time": bool(saved.columns["time"].isfinite().all()),
+            "deadline": not bool(saved.columns["deadline"].isnan().any()),
+        }
+        for name, fit in fits.items():
+            if not fit:
+                raise CorruptMemoryError(f"{saved.path}: {name!r} holds values out of range")
+
+    def _chains_fit(self) -> bool:
+        """Whether no block follows two others, or one of another session."""
+        saved = self._saved
+        before = saved.columns["before"]
+        owner = dict(zip(saved.numbers.tolist(), saved.session.tolist(), strict=True))
+        linked = [number for number in before.tolist() if number in owner]
+        return len(set(linked)) == len(linked) and all(
+            ahead not in owner or (owner[ahead] == own and ahead != number)
+            for ahead, own, number in zip(
+                before.tolist(), saved.session.tolist(), saved.numbers.tolist(), strict=True
+            )
+        )
+
+    def _check_forms(self) -> None:
+        here = {kind.name: kind.parts for kind in kinds_of(self._ring)}
+        used = set(self._saved.kind.tolist())
+        for number, kind in enumerate(self._saved.kinds):
+            if number not in used:
+                continue
+            if kind.name not in here:
+                raise ConfigError(
+                    f"long_term_budget: above 0 expected, as blocks of {self._saved.path} are in "
+                    "the tier 'long_term'"
+                )
+            if dict(kind.parts) != dict(here[kind.name]):
+                raise ConfigError(
+                    f"{self._saved.path} stores {_described(kind.parts)}, this memory "
+                    f"{_described(here[kind.name])}: settings as saved expected"
+                )
+
+    def _targets(self) -> torch.Tensor:
+        """Tier here of each chosen block."""
+        names = [tier.name for tier in self._ring.ledger.tiers]
+        there = [name for name, _ in self._saved.header["tiers"]]
+        where = [names.index(name) if name in names else 0 for name in there]
+        return torch.tensor(where, dtype=torch.int64)[self._saved.columns["tier"][self._at]]
+
+    def _placed(self) -> list[torch.Tensor]:
+        """For each tier the blocks, as positions in what is saved, that go there."""
+        newest = self._at[self._saved.numbers[self._at].argsort(descending=True)]
+        tiers = torch.zeros(len(self._saved), dtype=torch.int64)
+        tiers[self._at] = self._tiers
+        count = len(self._ring.ledger.tiers)
+        wanted = [newest[tiers[newest] == tier] for tier in range(count)]
+        if self.exact:
+            return wanted
+        plan, left = self._ring.keeper.plan(wanted)
+        if left:
+            raise ConfigError(
+                f"budget: room for {len(newest)} blocks of {self._saved.path} expected, "
+                f"for {len(newest) - left} it could be made"
+            )
+        return plan
+
+    # -- taking in -------------------------------------------------------------------------------
+
+    def load(self) -> int:
+        """Take the blocks in; returns how many."""
+        saved, ring, ledger, core = self._saved, self._ring, self._ring.ledger, self._core
+        numbers = {info.number: core.table.restore(info) for info in self._chosen}
+        slots = torch.full((len(saved),), -1, dtype=torch.int64)
+        born = saved.numbers[self._at]
+        if self.exact:
+            slots[self._at] = saved.columns["slot"][self._at]
+            ledger.claim(slots[self._at])
+            ring.clock = saved.header["clock"]
+        else:
+            for tier in reversed(range(len(self._plan))):
+                mine = self._plan[tier].sort().values
+                owners = Counter(numbers[n] for n in saved.session[mine].tolist())
+                ring.keeper.room_in(tier, owners)
+                slots[mine] = ledger.take(tier, len(mine))
+            rank = torch.empty_like(born)
+            rank[born.argsort()] = torch.arange(len(born))
+            born = ring.clock + 1 + rank
+            ring.clock += len(born)
+        for batch in saved.batches([info.number for info in self._chosen]):
+            at = slots[batch.positions]
+            for tier, held in enumerate(ledger.tiers):
+                here = (at >= held.first) & (at < held.end)
+                if here.all():
+                    ring.put(tier, at - held.first, batch.parts)
+                elif here.any():
+                    parts = {name: part[here] for name, part in batch.parts.items()}
+                    ring.put(tier, at[here] - held.first, parts)
+        self._columns(slots, born, numbers)
+        if self.exact:
+            ledger.extend(saved.header["limit"])
+            core.scorer.load_state(_tensors(saved.header.get("scorer", {})))
+        return len(self._at)
+
+    def _columns(self, slots: torch.Tensor, born: torch.Tensor, numbers: dict[int, int]) -> None:
+        saved, ring, at = self._saved, self._ring, self._at
+        here = slots[at].to(ring.device)
+        owners = [numbers[number] for number in saved.session[at].tolist()]
+        for name in ("token_ids", "positions", "access_count", "relevance"):
+            column = getattr(ring, name)
+            column[here] = saved.columns[name][at].to(column)
+        last = saved.columns["last_access"][at]
+        ring.last_access[here] = (last if self.exact else last.clamp(max=0)).to(ring.device)
+        ring.session[here] = torch.tensor(owners, dtype=torch.int64, device=ring.device)
+        ring.created[here] = born.to(ring.device)
+        ring.cursor.fill_(ring.clock)
+        of_number = dict(zip(saved.numbers[at].tolist(), slots[at].tolist(), strict=True))
+        before = [of_number.get(number, -1) for number in saved.columns["before"][at].tolist()]
+        ahead = torch.tensor(before, dtype=torch.int64)
+        ring.predecessor[here] = ahead.to(ring.device)
+        linked = ahead >= 0
+        ring.successor[here] = -1
+        ring.successor[ahead[linked].to(ring.device)] = here[linked.to(ring.device)]
+        order = born.argsort()
+        ring.ledger.fill(
+            slots[at][order],
+            [owners[i] for i in order.tolist()],
+            born[order],
+            saved.columns["time"][at][order],
+            saved.columns["deadline"][at][order],
+        )
+        ring.ledger.pinned[slots[at]] = saved.columns["flags"][at] > 0
+
+
+def _sessions(saved: Saved) -> dict[str, SessionInfo]:
+    found: dict[str, SessionInfo] = {}
+    try:
+        for entry in saved.header["sessions"]:
+            info = SessionInfo(
+                str(entry["name"]), int(entry["number"]), int(entry["position"]), ttl=entry["ttl"]
+            )
+            ttl = info.ttl
+            if not info.name or info.position < 0 or not (ttl is None or float(ttl) > 0):
+                raise ValueError
+            found[info.name] = info
+    except (KeyError, TypeError, ValueError):
+        raise CorruptMemoryError(f"{saved.path}: a list of sessions expected in the header") from (
+            None
+        )
+    return found
+
+
+def _tensors(plain: Any) -> dict[str, torch.Tensor]:
+    out = {}
+    for name, (shape, values) in plain.items():
+        dtype = torch.int64 if name.endswith("seen") else torch.float32
+        out[name] = torch.tensor(values, dtype=dtype).view(shape)
+    return out
+
+
+def _within(column: torch.Tensor, low: int, high: int) -> bool:
+    return not len(column) or low <= int(column.min()) <= int(column.max()) < high
+
+
+def _described(parts: Any) -> str:
+    layers = sorted(int(name.split(".")[1]) for name in parts if name.startswith("keys."))
+    index = parts.get("index") or parts.get("codes")
+    what = f"an index of {list(index.shape)} {index.dtype}" if index else "no index"
+    return f"{what} and layers {layers}" if layers else what

@@ -1,0 +1,120 @@
+"""Keys and values of chosen blocks that the first tier does not hold as they are read."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+
+from cmr.integration.recompute import Layers, Recomputer
+from cmr.memory.ring import RingBuffer
+
+Project = Callable[[int, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Recomputed:
+    """Passages that were run through the model again, the last few of them.
+
+    Args:
+        recomputer: runs them.
+        ring: the store.
+        passages: how many are kept.
+    """
+
+    def __init__(self, recomputer: Recomputer, ring: RingBuffer, passages: int) -> None:
+        self._recomputer, self._ring, self._most = recomputer, ring, passages
+        self._kept: OrderedDict[tuple[int, ...], Layers] = OrderedDict()
+        self.runs = 0
+
+    def get(self, passages: torch.Tensor) -> list[Layers]:
+        """For each passage, layer number to two `[1, kv_heads, run * block_size, head_dim]`.
+
+        The decoder's hooks must rest meanwhile.
+
+        Args:
+            passages: `[n, run]` int64 slots on the CPU, -1 for none; one in each row.
+        """
+        numbers = torch.where(passages >= 0, self._ring.ledger.number[passages.clamp(min=0)], -1)
+        names = [tuple(row) for row in numbers.tolist()]
+        new = [i for i, name in enumerate(names) if name not in self._kept]
+        found = {name: self._kept[name] for name in names if name in self._kept}
+        if new:
+            self.runs += 1
+            fresh = self._recomputer.recompute(self._ring, passages[new].to(self._ring.device))
+            for at, i in enumerate(new):
+                found[names[i]] = {
+                    n: (k[at : at + 1].clone(), v[at : at + 1].clone())
+                    for n, (k, v) in fresh.items()
+                }
+        for name, layers in found.items():
+            self._kept[name] = layers
+            self._kept.move_to_end(name)
+        while len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+        return [found[name] for name in names]
+
+    def forget(self) -> None:
+        """Drop everything."""
+        self._kept.clear()
+
+
+class TieredStates:
+    """Keys and values of a block table whose blocks lie in several tiers, or keep none.
+
+    Args:
+        ring: the store.
+        recomputed: gives passages of which a block keeps no states.
+        table: `[batch, passages, run]` int64 slots, -1 for none.
+        project: makes keys and values `[batch, kv_heads, tokens, head_dim]` of what is stored of a
+            layer, where that is hidden states `[batch, tokens, hidden]`; None: they are stored.
+    """
+
+    def __init__(
+        self,
+        ring: RingBuffer,
+        recomputed: Recomputed,
+        table: torch.Tensor,
+        project: Project | None,
+    ) -> None:
+        self._ring, self._table, self._project = ring, table.cpu(), project
+        rows, passages, run = table.shape
+        flat = self._table.view(rows * passages, run)
+        bare = (flat >= 0) & ~ring.keeps_states(flat)
+        which = bare.any(dim=1).nonzero()[:, 0]
+        self._bare = bare.repeat_interleave(ring.block_size, dim=1)
+        self._found = dict(
+            zip(which.tolist(), recomputed.get(flat[which]) if len(which) else [], strict=True)
+        )
+
+    def __call__(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Un-rotated keys and values `[batch, kv_heads, passages * run * block_size, head_dim]`."""
+        stored = self._stored(layer)
+        if not self._found:
+            assert stored is not None
+            return stored
+        rows, passages, _ = self._table.shape
+        out = []
+        for part in range(2):
+            given = next(iter(self._found.values()))[layer][part]
+            empty = given.new_zeros(given.shape)
+            heads, tokens, dim = given.shape[1:]
+            pieces = [
+                self._found[i][layer][part] if i in self._found else empty
+                for i in range(rows * passages)
+            ]
+            fresh = torch.cat(pieces).view(rows, passages, heads, tokens, dim)
+            fresh = fresh.transpose(1, 2).reshape(rows, heads, passages * tokens, dim)
+            if stored is not None:
+                bare = self._bare.view(rows, 1, passages * tokens, 1).to(fresh.device)
+                fresh = torch.where(bare, fresh, stored[part].to(fresh.device))
+            out.append(fresh)
+        return out[0], out[1]
+
+    def _stored(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if layer not in self._ring.keys:
+            return None
+        keys, values = self._ring.gather_anywhere(layer, self._table.flatten(1))
+        if self._project is not None:
+            return self._project(layer, keys[:, 0])
+        return keys, keys if values is None else values

@@ -1,0 +1,85 @@
+"""Copying a session's blocks, and joining two sessions."""
+
+from __future__ import annotations
+
+import torch
+
+from cmr.memory.ring import RingBuffer
+from cmr.memory.sessions import SessionTable
+
+
+def fork(ring: RingBuffer, table: SessionTable, name: str, to: str) -> int:
+    """Make a session with a copy of all that another one has stored; returns the blocks copied.
+
+    From then on the two know nothing of each other. Room for the copy is made as for new text, so
+    that others may have to give blocks; nothing of the session copied does. What finds no room in
+    the tier of its original goes into a lower one.
+
+    Raises:
+        UnknownSessionError: there is no session `name`.
+        ValueError: there is a session `to` already, one too many, or no room for the copy. Nothing
+            is copied then.
+    """
+    source = table.info(table.require(name))
+    table.check(to)
+    if to in table.names():
+        raise ValueError(f"there is a session named {to!r} already")
+    table.check_room([to])
+    ledger, keeper = ring.ledger, ring.keeper
+    slots = ledger.slots_of(source.number)
+    was_pinned, ledger.pinned[slots] = ledger.pinned[slots].clone(), True
+    try:
+        newest = slots.flip(0)
+        wanted = [newest[(newest >= at.first) & (newest < at.end)] for at in ledger.tiers]
+        plan, left = keeper.plan(wanted, source.ephemeral)
+        if left:
+            raise ValueError(
+                f"no room for a copy of {name!r}: room for {len(slots)} blocks expected, "
+                f"for {len(slots) - left} it could be made"
+            )
+        number = table.create(to, source.ephemeral, source.ttl)
+        # From the last tier up: what sinks must not take the room that was just made.
+        for tier in reversed(range(len(plan))):
+            if len(plan[tier]):
+                keeper.room_in(tier, {number: len(plan[tier])})
+                ring.copy(plan[tier], ledger.take(tier, len(plan[tier])), number)
+    finally:
+        ledger.pinned[slots] = was_pinned
+    table.advance(number, source.position)
+    _chain(ring, slots, number)
+    return len(slots)
+
+
+def _chain(ring: RingBuffer, slots: torch.Tensor, session: int) -> None:
+    """Chain a session's blocks, which are copies, as their originals are."""
+    last = ring.positions.amax(dim=1).tolist()
+    copies = {last[slot]: slot for slot in ring.ledger.slots_of(session).tolist()}
+    after = ring.successor.tolist()
+    pairs = [
+        (copies[last[slot]], copies[last[after[slot]]])
+        for slot in slots.tolist()
+        if after[slot] >= 0 and last[slot] in copies and last[after[slot]] in copies
+    ]
+    ahead, behind = torch.tensor(pairs, dtype=torch.int64, device=ring.device).view(-1, 2).t()
+    ring.successor[ahead], ring.predecessor[behind] = behind, ahead
+    ring.ledger.follow(session, copies[max(copies)] if copies else -1)
+
+
+def merge(ring: RingBuffer, table: SessionTable, name: str, into: str) -> int:
+    """Put a session's text behind another one's and end it; returns the blocks that moved.
+
+    Raises:
+        UnknownSessionError: there is no such session.
+        ValueError: the two are one, or only one of them is ephemeral.
+    """
+    source, target = table.info(table.require(name)), table.info(table.require(into))
+    if source.number == target.number:
+        raise ValueError(f"two sessions expected, got {name!r} twice")
+    if source.ephemeral != target.ephemeral:
+        one = name if source.ephemeral else into
+        raise ValueError(f"of {name!r} and {into!r} only {one!r} is ephemeral: they cannot be one")
+    slots = ring.ledger.slots_of(source.number)
+    ring.hand_over(slots, target.number, target.position)
+    table.advance(target.number, source.position)
+    table.remove(name)
+    return len(slots)

@@ -1,0 +1,252 @@
+"""Who has which slot: the host's own account of a store, so that the device is never asked."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from cmr.memory.sessions import NO_SESSION
+
+TIERS = ("recent", "working", "long_term")
+"""Names of the tiers from the top down: where new blocks go, and where they sink."""
+
+
+class Tier(NamedTuple):
+    """A range of slots.
+
+    Attributes:
+        name: one of `TIERS`.
+        first: its first slot.
+        slots: how many it has.
+    """
+
+    name: str
+    first: int
+    slots: int
+
+    @property
+    def end(self) -> int:
+        """The slot behind its last one."""
+        return self.first + self.slots
+
+
+class SlotLedger:
+    """One space of slots over all tiers, and what is in each of them.
+
+    Args:
+        sizes: tier name to its number of slots, from the top down; tiers without slots are left
+            out, the first one must have some.
+
+    Attributes:
+        tiers: the tiers that have slots, from the top down.
+        slots: slots of all tiers together.
+        owner: `[slots]` int64, session number or `NO_SESSION`.
+        number: `[slots]` int64, the block's number, 0 where there is none.
+        born: `[slots]` float64, seconds since the epoch when its text was stored.
+        deadline: `[slots]` float64, when it is to be forgotten; `inf` for never.
+        pinned: `[slots]` bool, whether it may not be evicted.
+        changes: counts the writes, moves and removals.
+
+    Raises:
+        ValueError: for a first tier without a slot.
+    """
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        first, tiers = 0, []
+        for name in TIERS:
+            if sizes.get(name, 0):
+                tiers.append(Tier(name, first, sizes[name]))
+                first += sizes[name]
+        if not tiers or tiers[0].name != TIERS[0]:
+            raise ValueError(f"a ring buffer needs at least 1 slot, got {sizes.get(TIERS[0], 0)}")
+        self.tiers = tuple(tiers)
+        self.slots = first
+        self.owner = torch.full((first,), NO_SESSION)
+        self.number = torch.zeros(first, dtype=torch.int64)
+        self.born = torch.zeros(first, dtype=torch.float64)
+        self.deadline = torch.full((first,), math.inf, dtype=torch.float64)
+        self.pinned = torch.zeros(first, dtype=torch.bool)
+        self.changes = 0
+        self._stamp = torch.zeros(first, dtype=torch.int64)
+        self._free = [list(range(tier.first, tier.end)) for tier in tiers]
+        self._held: Counter[int] = Counter()
+        self._newest: dict[int, int] = {}
+        self._limit = 0
+        self._expires = False
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    @property
+    def limit(self) -> int:
+        """The slot behind the last one that was ever taken: what a search has to look at."""
+        return self._limit
+
+    def tier_of(self, slot: int) -> int:
+        """Position in `tiers` of the tier that a slot belongs to."""
+        return next(i for i, tier in enumerate(self.tiers) if slot < tier.end)
+
+    def free(self, tier: int) -> int:
+        """Empty slots of a tier."""
+        return len(self._free[tier])
+
+    def held(self, tier: int) -> torch.Tensor:
+        """Slots `[n]` of a tier that hold a block, upwards."""
+        at = self.tiers[tier]
+        return at.first + (self.owner[at.first : at.end] != NO_SESSION).nonzero()[:, 0]
+
+    def below(self, tier: int) -> bool:
+        """Whether any tier under this one holds a block."""
+        return any(self.free(i) < self.tiers[i].slots for i in range(tier + 1, len(self.tiers)))
+
+    def blocks_of(self, session: int) -> int:
+        """Blocks that a session has stored."""
+        return self._held[session]
+
+    def slots_of(self, session: int | None) -> torch.Tensor:
+        """Slots `[n]` of a session's blocks, or of all, in the order of their numbers."""
+        mine = self.owner != NO_SESSION if session is None else self.owner == session
+        slots = mine.nonzero()[:, 0]
+        return slots[self.number[slots].argsort()]
+
+    def newest(self, session: int) -> int:
+        """Slot of the session's last block; -1 where that is no longer stored."""
+        return self._newest.get(session, -1)
+
+    def due(self, now: float) -> torch.Tensor:
+        """Slots `[n]` whose deadline has passed."""
+        if not self._expires:
+            return torch.empty(0, dtype=torch.int64)
+        return (self.deadline <= now).nonzero()[:, 0]
+
+    def changed_since(self, changes: int) -> list[tuple[int, int]]:
+        """Half-open ranges of slots that came to hold something since `changes` was this."""
+        if changes == self.changes:
+            return []
+        fresh = (self._stamp[: self._limit] > changes).nonzero()[:, 0]
+        if not len(fresh):
+            return []
+        edges = (fresh.diff() > 1).nonzero()[:, 0] + 1
+        runs = torch.tensor_split(fresh, edges)
+        return [(int(run[0]), int(run[-1]) + 1) for run in runs]
+
+    def check_pins(self, slots: torch.Tensor) -> None:
+        """Raises ValueError where pinning these would pin more than half of a tier."""
+        pinned = self.pinned.clone()
+        pinned[slots] = True
+        for tier in self.tiers:
+            count = int(pinned[tier.first : tier.end].sum())
+            if count > tier.slots // 2:
+                raise ValueError(
+                    f"pin: at most {tier.slots // 2} blocks of the tier {tier.name!r}, half of it, "
+                    f"can be pinned, got {count}"
+                )
+
+    # -- changing --------------------------------------------------------------------------------
+
+    def take(self, tier: int, count: int) -> torch.Tensor:
+        """The lowest `count` empty slots of a tier; there must be as many."""
+        return torch.tensor([heapq.heappop(self._free[tier]) for _ in range(count)])
+
+    def claim(self, slots: torch.Tensor) -> None:
+        """Take the given empty slots."""
+        taken = set(slots.tolist())
+        self._free = [[slot for slot in free if slot not in taken] for free in self._free]
+
+    def extend(self, limit: int) -> None:
+        """Let searches look at all slots below `limit`."""
+        self._limit = max(self._limit, limit)
+
+    def fill(
+        self,
+        slots: torch.Tensor,
+        sessions: Sequence[int],
+        numbers: torch.Tensor,
+        born: torch.Tensor,
+        deadline: torch.Tensor,
+    ) -> None:
+        """Note new blocks in slots that were taken, in the order of their text."""
+        self.owner[slots] = torch.tensor(sessions, dtype=torch.int64)
+        self.number[slots], self.born[slots] = numbers, born
+        self.deadline[slots], self.pinned[slots] = deadline, False
+        self._expires |= bool((deadline < math.inf).any())
+        self._note(slots)
+        for slot, session in zip(slots.tolist(), sessions, strict=True):
+            self._held[session] += 1
+            self._newest[session] = slot
+
+    def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Note that blocks went from one slot to another, which was taken."""
+        for column in self._columns():
+            column[target] = column[source]
+        self._note(target)
+        for session, old, new in zip(
+            self.owner[target].tolist(), source.tolist(), target.tolist(), strict=True
+        ):
+            if self._newest.get(session) == old:
+                self._newest[session] = new
+        self._reset(source)
+
+    def swap(self, slot: int, other: int) -> None:
+        """Note that the blocks of two slots changed places."""
+        both = torch.tensor([slot, other])
+        for column in self._columns():
+            column[both] = column[both.flip(0)]
+        for session, at in list(self._newest.items()):
+            if at in (slot, other):
+                self._newest[session] = other if at == slot else slot
+        self._note(both)
+
+    def follow(self, session: int, slot: int) -> None:
+        """Note which block the session's next one follows, -1 for none."""
+        self._newest.pop(session, None)
+        if slot >= 0:
+            self._newest[session] = slot
+
+    def hand_over(self, slots: torch.Tensor, session: int) -> None:
+        """Note that all blocks of one session belong to another now, behind those it has."""
+        newest = self.newest(int(self.owner[slots[0]]))
+        for slot in slots.tolist():
+            self._leave(int(self.owner[slot]), slot)
+            self._held[session] += 1
+        self.owner[slots] = session
+        self._newest[session] = newest
+        self._note(slots)
+
+    def empty(self, slots: torch.Tensor) -> None:
+        """Note that slots hold nothing any more."""
+        for slot in slots.tolist():
+            self._leave(int(self.owner[slot]), slot)
+        self._reset(slots)
+        self.changes += 1
+
+    def restart(self) -> None:
+        """Begin at slot 0 again; everything must have been emptied."""
+        self._limit = 0
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _columns(self) -> tuple[torch.Tensor, ...]:
+        return self.owner, self.number, self.born, self.deadline, self.pinned
+
+    def _note(self, slots: torch.Tensor) -> None:
+        self.changes += 1
+        self._stamp[slots] = self.changes
+        self._limit = max(self._limit, int(slots.max()) + 1 if len(slots) else 0)
+
+    def _leave(self, session: int, slot: int) -> None:
+        self._held[session] -= 1
+        if not self._held[session]:
+            del self._held[session]
+        if self._newest.get(session) == slot:
+            del self._newest[session]
+
+    def _reset(self, slots: torch.Tensor) -> None:
+        self.owner[slots], self.number[slots], self.born[slots] = NO_SESSION, 0, 0.0
+        self.deadline[slots], self.pinned[slots] = math.inf, False
+        for slot in slots.tolist():
+            heapq.heappush(self._free[self.tier_of(slot)], slot)

@@ -1,0 +1,109 @@
+"""The tensors of one tier: on a device, in pinned host memory, or in a nameless file."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy
+import torch
+
+Allocate = Callable[[tuple[int, ...], torch.dtype, torch.device], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What one target layer stores of a token, and where.
+
+    Attributes:
+        heads: key/value heads (1 for hidden states).
+        key_dim: width of a head's key; for hidden states the model's width.
+        value_dim: width of a head's value, 0 where only states are stored.
+        dtype: data type of the stored tensors.
+        device: device of the layer.
+    """
+
+    heads: int
+    key_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def token_bytes(self) -> int:
+        """Bytes of one token."""
+        return self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
+
+
+class LayerStores:
+    """Keys and values of the layers, slot by slot.
+
+    Args:
+        slots: blocks that fit.
+        block_size: tokens in a block.
+        layers: layer number (index into `hidden_states`) to what it stores.
+        allocate: makes the tensors.
+
+    Attributes:
+        keys: layer number to `[slots, heads, block_size, key_dim]`.
+        values: the same of values; no entry where hidden states are stored.
+    """
+
+    def __init__(
+        self, slots: int, block_size: int, layers: Mapping[int, LayerShape], allocate: Allocate
+    ) -> None:
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+        for number, shape in layers.items():
+            for stores, width in ((self.keys, shape.key_dim), (self.values, shape.value_dim)):
+                if width:
+                    size = (slots, shape.heads, block_size, width)
+                    stores[number] = allocate(size, shape.dtype, shape.device)
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """All tensors by name, `keys.4`, `values.4` and so on."""
+        named = {f"keys.{n}": tensor for n, tensor in self.keys.items()}
+        return named | {f"values.{n}": tensor for n, tensor in self.values.items()}
+
+
+def on_device(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor of zeros beside its layer.
+
+    On a CPU it is memory of its own, straight from the operating system: pages that are never
+    written take none, it cannot hold what somebody else left, and what it held is gone with it.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    if not size:
+        return torch.zeros(shape, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)
+
+
+def on_host(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor of zeros in host memory, for a layer on a GPU pinned: no copy needs waiting for."""
+    if device.type == "cpu":
+        return on_device(shape, dtype, device)
+    return torch.zeros(shape, dtype=dtype, pin_memory=True)
+
+
+def on_disk(folder: str | None) -> Allocate:
+    """Tensors in memory-mapped files of their own.
+
+    The files have no name: nothing else can open them, and whatever ends the process takes them
+    away. What is to last is saved.
+
+    Args:
+        folder: a folder on the disk to use; None: the system's place for temporary files.
+    """
+
+    def allocate(shape: tuple[int, ...], dtype: torch.dtype, _: torch.device) -> torch.Tensor:
+        size = math.prod(shape) * dtype.itemsize
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.truncate(size)  # pages that are never written take no room
+            mapped = numpy.memmap(file, dtype=numpy.uint8, mode="r+", shape=(size,))
+        return torch.from_numpy(mapped).view(dtype).view(shape)
+
+    return allocate
