@@ -191,8 +191,7 @@ class Loader:
                 slots[mine] = ledger.take(tier, len(mine))
             rank = torch.empty_like(born)
             rank[born.argsort()] = torch.arange(len(born))
-            born = ring.clock + 1 + rank
-            ring.clock += len(born)
+            born = ring.new_numbers(len(born))[rank]
         for batch in saved.batches([info.number for info in self._chosen]):
             at = slots[batch.positions]
             for tier, held in enumerate(ledger.tiers):

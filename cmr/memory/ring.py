@@ -287,7 +287,15 @@ class RingBuffer(TieredStores):
     def _slot_columns(self) -> list[torch.Tensor]:
         return [column for column in self.columns if column is not self.cursor]
 
-    def copy(self, source: torch.Tensor, target: torch.Tensor, session: int) -> None:
+    def new_numbers(self, count: int) -> torch.Tensor:
+        """Numbers `[count]` int64 for blocks that are about to come in other ways than `write`."""
+        self.clock += count
+        self.cursor.fill_(self.clock)
+        return torch.arange(self.clock - count + 1, self.clock + 1)
+
+    def copy(
+        self, source: torch.Tensor, target: torch.Tensor, session: int, numbers: torch.Tensor
+    ) -> None:
         """Copy blocks into slots that the ledger gave, of one tier, for another session.
 
         The copies are new blocks of the same age, in no chain. A tier keeps of them what it keeps.
@@ -296,6 +304,7 @@ class RingBuffer(TieredStores):
             source: `[n]` int64 slots on the CPU.
             target: `[n]` int64 slots on the CPU.
             session: number of the session that gets them.
+            numbers: `[n]` int64, from `new_numbers`.
         """
         n, ledger = len(source), self.ledger
         to = ledger.tier_of(int(target[0]))
@@ -305,7 +314,6 @@ class RingBuffer(TieredStores):
                 rows = self.rows(tier, source[here] - at.first)
                 self.put(to, target[here] - ledger.tiers[to].first, rows)
         old, new = source.to(self.device), target.to(self.device)
-        numbers = torch.arange(self.clock + 1, self.clock + n + 1)
         for column in self._slot_columns():
             column[new] = column[old]
         self.session[new] = session
@@ -314,8 +322,6 @@ class RingBuffer(TieredStores):
         born = ledger.born[source]
         ends = torch.tensor([self.keeper.deadline(session, at) for at in born.tolist()])
         ledger.fill(target, [session] * n, numbers, born, ends.double())
-        self.clock += n
-        self.cursor.fill_(self.clock)
 
     def hand_over(self, slots: torch.Tensor, session: int, shift: int) -> None:
         """Give blocks to another session, `shift` positions further on in its text."""

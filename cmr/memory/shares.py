@@ -38,11 +38,14 @@ def fork(ring: RingBuffer, table: SessionTable, name: str, to: str) -> int:
                 f"for {len(slots) - left} it could be made"
             )
         number = table.create(to, source.ephemeral, source.ttl)
+        numbers = ring.new_numbers(len(slots))  # copies are as old as their originals, in turn
         # From the last tier up: what sinks must not take the room that was just made.
         for tier in reversed(range(len(plan))):
-            if len(plan[tier]):
-                keeper.room_in(tier, {number: len(plan[tier])})
-                ring.copy(plan[tier], ledger.take(tier, len(plan[tier])), number)
+            part = plan[tier]
+            if len(part):
+                keeper.room_in(tier, {number: len(part)})
+                fresh = numbers[torch.searchsorted(ledger.number[slots], ledger.number[part])]
+                ring.copy(part, ledger.take(tier, len(part)), number, fresh)
     finally:
         ledger.pinned[slots] = was_pinned
     table.advance(number, source.position)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
@@ -157,3 +160,59 @@ def test_only_the_row_whose_session_read_it_knows(
             out = greedy(model, inputs.pop("input_ids"), tokens=14, **inputs)
     anna, ben = tokenizer.batch_decode(out)
     assert ANSWER in anna and ANSWER not in ben
+
+
+@pytest.mark.parametrize("tier", ["working", "long_term"])
+def test_a_fact_is_answered_from_a_lower_tier(
+    tier: str, smollm2: tuple[nn.Module, Any], prose: torch.Tensor
+) -> None:
+    model, tokenizer = smollm2
+    settings = {"budget": 64, f"{tier}_budget": 4096, "window": 128}
+    with cmr.attach(model, tokenizer=tokenizer, **settings) as memory:
+        memory.read(prose)
+        assert {block.tier for block in memory.inspect(text="Marzipan")} == {tier}
+        assert ANSWER in asked(model, tokenizer)
+        assert ANSWER in memory.recalled[0][0].text
+
+
+def asked(model: nn.Module, tokenizer: Any) -> str:
+    """The reply to the question, greedily."""
+    messages = [{"role": "user", "content": QUESTION}]
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    ).input_ids
+    return tokenizer.decode(greedy(model, ids, tokens=16)[0])
+
+
+def test_a_new_process_says_the_same_to_the_bit(
+    smollm2: tuple[nn.Module, Any], prose: torch.Tensor, tmp_path: Path
+) -> None:
+    """Of all tiers; the answer and the logits of every token of it."""
+    model = smollm2[0]
+    tiers = {"budget": 256, "working_budget": 256, "long_term_budget": 4096, "window": 128}
+    with cmr.attach(model, **tiers) as memory:
+        memory.read(prose)
+        memory.save(tmp_path / "memory")
+        torch.save(logits(model, prose[:, 440:480]), tmp_path / "logits.pt")
+    script = (
+        "import sys, torch, cmr\n"
+        "from cmr.demo import load_smollm2\n"
+        "from tests.integration.test_real_model import logits\n"
+        "torch.set_num_threads(int(sys.argv[2]))\n"
+        "model, tokenizer = load_smollm2(torch.bfloat16)\n"
+        "want = torch.load(sys.argv[1] + '/logits.pt')\n"
+        "question = torch.tensor([eval(sys.argv[3])])\n"
+        "with cmr.load(sys.argv[1] + '/memory', model) as memory:\n"
+        "    assert torch.equal(logits(model, question), want)\n"
+        "    assert memory.recalled[0]\n"
+    )
+    words = [str(tmp_path), str(torch.get_num_threads()), str(prose[0, 440:480].tolist())]
+    subprocess.run([sys.executable, "-c", script, *words], check=True)
+
+
+def logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Of the tokens of a greedy answer, `[tokens, vocabulary]`."""
+    out = model.generate(
+        ids, max_new_tokens=20, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
+    return torch.cat(out.logits)
