@@ -11,8 +11,10 @@ import torch
 from cmr.errors import ConfigError, CorruptMemoryError, UnknownSessionError
 from cmr.integration.core import Core
 from cmr.integration.saving import kinds_of
+from cmr.integration.scoring import BlockScorer
 from cmr.memory.sessions import SessionInfo
 from cmr.memory.store import Saved
+from cmr.memory.store.form import DTYPES
 
 COLUMNS = {
     "slot": torch.int64,
@@ -76,6 +78,8 @@ class Loader:
         self.exact = empty and alike and sessions is None
         self._tiers = self._targets()
         self._plan = self._placed()
+        self._learnt = _tensors(saved)
+        self._check_learnt()
 
     # -- checks ----------------------------------------------------------------------------------
 
@@ -129,6 +133,12 @@ class Loader:
                 before.tolist(), saved.session.tolist(), saved.numbers.tolist(), strict=True
             )
         )
+
+    def _check_learnt(self) -> None:
+        try:
+            BlockScorer(self._core.adapter, self._core.config).load_state(self._learnt)
+        except ValueError as error:
+            raise CorruptMemoryError(f"{self._saved.path}: scorer: {error}") from None
 
     def _check_forms(self) -> None:
         here = {kind.name: kind.parts for kind in kinds_of(self._ring)}
@@ -204,7 +214,7 @@ class Loader:
         self._columns(slots, born, numbers)
         if self.exact:
             ledger.extend(saved.header["limit"])
-            core.scorer.load_state(_tensors(saved.header.get("scorer", {})))
+            core.scorer.load_state(self._learnt)
         return len(self._at)
 
     def _columns(self, slots: torch.Tensor, born: torch.Tensor, numbers: dict[int, int]) -> None:
@@ -255,12 +265,17 @@ def _sessions(saved: Saved) -> dict[str, SessionInfo]:
     return found
 
 
-def _tensors(plain: Any) -> dict[str, torch.Tensor]:
-    out = {}
-    for name, (shape, values) in plain.items():
-        dtype = torch.int64 if name.endswith("seen") else torch.float32
-        out[name] = torch.tensor(values, dtype=dtype).view(shape)
-    return out
+def _tensors(saved: Saved) -> dict[str, torch.Tensor]:
+    """What the scorer had learnt."""
+    try:
+        return {
+            name: torch.tensor(values, dtype=DTYPES[dtype]).view(shape)
+            for name, (dtype, shape, values) in saved.header["scorer"].items()
+        }
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        raise CorruptMemoryError(f"{saved.path}: the scorer's state expected in the header") from (
+            None
+        )
 
 
 def _within(column: torch.Tensor, low: int, high: int) -> bool:

@@ -9,6 +9,7 @@ import torch
 
 from cmr.integration.core import Core
 from cmr.memory.store import Kind, Part
+from cmr.memory.store.form import DTYPE_NAMES
 
 FULL, CODES = 0, 1
 """Kinds of blocks: as the upper tiers hold them, and as the last one does."""
@@ -56,7 +57,10 @@ class MemoryContent:
                 {"name": i.name, "number": i.number, "position": i.position, "ttl": i.ttl}
                 for i in infos
             ],
-            "scorer": {n: [t.shape, t.tolist()] for n, t in core.scorer.state().items()},
+            "scorer": {
+                name: [DTYPE_NAMES[t.dtype], list(t.shape), t.flatten().tolist()]
+                for name, t in core.scorer.state().items()
+            },
         }
 
     def _columns(self) -> Mapping[str, torch.Tensor]:

@@ -89,6 +89,19 @@ def test_a_loaded_memory_goes_on_as_the_saved_one_would(llama: nn.Module, tmp_pa
     assert reports[0].bytes_reused > 0 and reports[0].bytes_written > 0
 
 
+def test_what_was_learnt_of_scores_comes_back(llama: nn.Module, tmp_path: Path) -> None:
+    outs = []
+    for method in ("hybrid", "surprise"):
+        with filled(llama, scoring_method=method) as memory:
+            memory.save(tmp_path / method)
+            memory.read(text(128, seed=6), sessions=["carl"])
+            outs.append([b.relevance for b in memory.inspect("carl")])
+        with cmr.load(tmp_path / method, llama) as memory:
+            memory.read(text(128, seed=6), sessions=["carl"])
+            assert [b.relevance for b in memory.inspect("carl")] == outs[-1]
+    assert outs[0] != outs[1] and len(set(outs[0])) > 1
+
+
 def test_a_new_process_says_the_same(llama: nn.Module, tmp_path: Path) -> None:
     with filled(llama) as memory:
         memory.save(tmp_path / "m")
