@@ -13,6 +13,7 @@ from cmr.errors import ConfigError
 from cmr.integration.adapter import ModelAdapter
 from cmr.integration.cache import LocalWindow
 from cmr.integration.capture import BlockWriter, Keep
+from cmr.integration.prefetch import Prefetcher
 from cmr.integration.recall import LayerStates, Recall
 from cmr.integration.recompute import Recomputer
 from cmr.integration.record import WindowRecord
@@ -106,6 +107,7 @@ class Core:
         self.retriever = MaxSimRetriever.from_config(config.retrieval)
         recomputer = Recomputer(adapter, self.targets, memory.recall_context)
         self.recomputed = Recomputed(recomputer, self.ring, RECOMPUTED_PASSAGES)
+        self.prefetcher = Prefetcher()
         self.records: WeakSet[WindowRecord] = WeakSet()
         self.named: tuple[str, ...] | None = None
         self.active = True
@@ -253,7 +255,8 @@ class Core:
             first = ring.ledger.tiers[0].end
             if not ring.ledger.below(0) or not bool((table >= first).any()):
                 return None if project is None else self._projected(table.flatten(1), project)
-        return TieredStates(ring, self.recomputed, table, project)
+        layers = self.read_layers
+        return TieredStates(ring, self.recomputed, table, self.prefetcher, layers, project)
 
     def _projected(self, table: torch.Tensor, project: Project) -> LayerStates:
         def load(layer: int) -> tuple[torch.Tensor, torch.Tensor]:

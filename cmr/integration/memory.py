@@ -74,6 +74,7 @@ class Memory:
         self._generation.detach()
         self._residual.detach()
         self._stepper.detach()
+        self._core.prefetcher.close()
         delattr(self._core.adapter.model, ATTACHED)
         self._attached = False
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
+from cmr.integration.prefetch import Gather, Prefetcher, Stored
 from cmr.integration.recompute import Layers, Recomputer
 from cmr.memory.ring import RingBuffer
 
@@ -66,6 +67,8 @@ class TieredStates:
         ring: the store.
         recomputed: gives passages of which a block keeps no states.
         table: `[batch, passages, run]` int64 slots, -1 for none.
+        prefetcher: gathers ahead where blocks have to come from a disk or to another device.
+        layers: the layers that will be asked for.
         project: makes keys and values `[batch, kv_heads, tokens, head_dim]` of what is stored of a
             layer, where that is hidden states `[batch, tokens, hidden]`; None: they are stored.
     """
@@ -75,9 +78,14 @@ class TieredStates:
         ring: RingBuffer,
         recomputed: Recomputed,
         table: torch.Tensor,
+        prefetcher: Prefetcher,
+        layers: Iterable[int],
         project: Project | None,
     ) -> None:
         self._ring, self._table, self._project = ring, table.cpu(), project
+        self._gather: Gather = self._gathered
+        if ring.keys and ring.far(self._table):
+            self._gather = prefetcher.ahead(self._gathered, layers)
         rows, passages, run = table.shape
         flat = self._table.view(rows * passages, run)
         bare = (flat >= 0) & ~ring.keeps_states(flat)
@@ -114,7 +122,10 @@ class TieredStates:
     def _stored(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         if layer not in self._ring.keys:
             return None
-        keys, values = self._ring.gather_anywhere(layer, self._table.flatten(1))
+        keys, values = self._gather(layer)
         if self._project is not None:
             return self._project(layer, keys[:, 0])
         return keys, keys if values is None else values
+
+    def _gathered(self, layer: int) -> Stored:
+        return self._ring.gather_anywhere(layer, self._table.flatten(1))

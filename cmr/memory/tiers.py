@@ -235,6 +235,18 @@ class TieredStores:
                 out[here.to(self.device)] = rows.to(out)
         return out
 
+    def far(self, slots: torch.Tensor) -> bool:
+        """Whether states of any of these blocks are on a disk, or beside another device.
+
+        Args:
+            slots: int64 of any shape on the CPU, -1 for none.
+        """
+        for tier, stores in zip(self.ledger.tiers[1:], self._stores[1:], strict=True):
+            away = tier.name == "long_term" or self.device.type != "cpu"
+            if stores.keys and away and bool(((slots >= tier.first) & (slots < tier.end)).any()):
+                return True
+        return False
+
     def keeps_states(self, slots: torch.Tensor) -> torch.Tensor:
         """Which blocks' keys and values (or states) are stored, a bool for each slot on the CPU."""
         keeps = torch.zeros(slots.shape, dtype=torch.bool)

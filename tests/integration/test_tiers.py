@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,24 @@ def test_what_is_run_through_the_model_again_reads_as_with_tokens_only(model: nn
         assert_close(tier, have, want, 2e-2, 2e-2)
         assert memory._core.recomputed.runs == 1
     assert (want - plain).abs().max() > 0.1, "memory that changes nothing shows nothing"
+
+
+def test_what_is_far_away_is_gathered_ahead(llama: nn.Module) -> None:
+    """In a thread that ends with the memory; what is raised there is raised where it is read."""
+    _, _, memory = ask(llama, **TIERS["long_term_kv"])
+    layers = memory.stats()["target_layers"]
+    assert memory._core.prefetcher.gathered == len(layers)
+    assert not [t for t in threading.enumerate() if t.name.startswith("cmr-prefetch")]
+    assert ask(llama, **TIERS["working"])[2]._core.prefetcher.gathered == 0
+    with cmr.attach(llama, **SETTINGS, **TIERS["long_term_kv"]) as memory:
+        memory.read(text(32 * BLOCKS))
+
+        def broken(*_: object) -> None:
+            raise OSError("the disk is gone")
+
+        memory._core.ring.gather_anywhere = broken
+        with pytest.raises(OSError, match="the disk is gone"):
+            llama(text(32 * BLOCKS)[None, 40:70])
 
 
 def test_a_long_term_token_is_cheap(llama: nn.Module) -> None:
