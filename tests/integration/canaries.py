@@ -61,9 +61,13 @@ class Traces:
             if not issubclass(type(thing), torch.Tensor) or thing.device.type != "cpu":
                 continue
             store = thing.untyped_storage()
-            if store.data_ptr() in seen or not store.nbytes():
+            try:
+                where = store.data_ptr()
+            except RuntimeError:  # of a tensor that only a trace knows: it holds nothing
                 continue
-            seen.add(store.data_ptr())
+            if where in seen or not store.nbytes():
+                continue
+            seen.add(where)
             raw = torch.empty(0, dtype=torch.uint8).set_(store).numpy().tobytes()
             found += [label for needle, label in self.needles.items() if needle in raw]
         return found

@@ -21,7 +21,7 @@ from cmr.errors import (
     ModelMismatchError,
     UnknownSessionError,
 )
-from tests.integration.tiny import text
+from tests.integration.tiny import FAMILIES, text
 
 SETTINGS: dict[str, Any] = {
     "window": 64,
@@ -55,10 +55,14 @@ def same(one: Any, other: Any) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("store", ["kv", "states", "tokens"])
+@pytest.mark.parametrize(
+    ("family", "store"),
+    [(name, "kv") for name in FAMILIES] + [("llama", "states"), ("gpt2", "tokens")],
+)
 def test_what_is_loaded_is_bit_for_bit_what_was_saved(
-    store: str, model: nn.Module, tmp_path: Path
+    family: str, store: str, tiny: Callable[[str], nn.Module], tmp_path: Path
 ) -> None:
+    model = tiny(family)
     with filled(model, store=store) as memory:
         memory.save(tmp_path / "m")
         blocks = memory.inspect().to_dicts()
