@@ -17,6 +17,11 @@ def refuse(field: str, value: object, expected: str) -> ConfigError:
     return ConfigError(f"{field}: {expected} expected, got {value!r}")
 
 
+def put(instance: object, name: str, value: object) -> None:
+    """Set a field of a frozen dataclass while it is made."""
+    object.__setattr__(instance, name, value)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """'; did you mean ...?' for the known name that is closest, else the list of known names."""
     known = sorted(known)

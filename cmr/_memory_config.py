@@ -88,13 +88,13 @@ class MemoryConfig:
     def __post_init__(self) -> None:
         """Checks every field."""
         if self.target_layers is not None:
-            _set(self, "target_layers", check.layers("target_layers", self.target_layers))
-        _set(self, "budget", budget("budget", self.budget, 1))
-        _set(self, "block_size", check.integer("block_size", self.block_size, 1, 512))
+            check.put(self, "target_layers", check.layers("target_layers", self.target_layers))
+        check.put(self, "budget", budget("budget", self.budget, 1))
+        check.put(self, "block_size", check.integer("block_size", self.block_size, 1, 512))
         for name in ("working_budget", "long_term_budget"):
-            _set(self, name, budget(name, getattr(self, name), 0))
+            check.put(self, name, budget(name, getattr(self, name), 0))
         if self.session_budget is not None:
-            _set(self, "session_budget", budget("session_budget", self.session_budget, 1))
+            check.put(self, "session_budget", budget("session_budget", self.session_budget, 1))
         for name in ("budget", "working_budget", "long_term_budget", "session_budget"):
             tokens = getattr(self, name)
             if isinstance(tokens, int) and 0 < tokens < self.block_size:
@@ -103,25 +103,25 @@ class MemoryConfig:
                 )
         check.choice("long_term_store", self.long_term_store, LONG_TERM_STORES)
         check.choice("store", self.store, STORES)
-        _set(self, "sinks", check.integer("sinks", self.sinks, 0, 64))
-        _set(self, "left_context", check.integer("left_context", self.left_context, 0))
-        _set(self, "recall_context", check.integer("recall_context", self.recall_context, 0))
+        check.put(self, "sinks", check.integer("sinks", self.sinks, 0, 64))
+        check.put(self, "left_context", check.integer("left_context", self.left_context, 0))
+        check.put(self, "recall_context", check.integer("recall_context", self.recall_context, 0))
         check.choice("index_dtype", self.index_dtype, INDEX_DTYPES)
         if self.scoring_method is not None:
             check.choice("scoring_method", self.scoring_method, SCORING_METHODS)
         if self.relevance_threshold is not None:
             threshold = check.real("relevance_threshold", self.relevance_threshold, 0.0, 1.0)
-            _set(self, "relevance_threshold", threshold)
+            check.put(self, "relevance_threshold", threshold)
         check.choice("eviction_strategy", self.eviction_strategy, EVICTION_STRATEGIES)
         share = check.real("cleanup_threshold", self.cleanup_threshold, 0.0, 1.0)
         if share == 0:
             raise check.refuse("cleanup_threshold", share, "a number in (0, 1]")
-        _set(self, "cleanup_threshold", share)
+        check.put(self, "cleanup_threshold", share)
         for name in ("max_total_entries", "max_sessions"):
             if getattr(self, name) is not None:
-                _set(self, name, check.integer(name, getattr(self, name), 1))
+                check.put(self, name, check.integer(name, getattr(self, name), 1))
         if self.ttl is not None:
-            _set(self, "ttl", lifetime("ttl", self.ttl))
+            check.put(self, "ttl", lifetime("ttl", self.ttl))
         for name in ("device", "long_term_folder"):
             if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
                 raise check.refuse(name, getattr(self, name), "None or a name")
@@ -170,7 +170,3 @@ def lifetime(name: str, value: object) -> float:
     if seconds == 0:
         raise check.refuse(name, value, "a number of seconds above 0")
     return seconds
-
-
-def _set(instance: object, name: str, value: object) -> None:
-    object.__setattr__(instance, name, value)

@@ -31,10 +31,6 @@ METHODS = ("attention", "weighted_sum")
 POSITIONS = ("constant", "layout", "true")
 
 
-def _set(instance: object, name: str, value: object) -> None:
-    object.__setattr__(instance, name, value)
-
-
 @dataclass(frozen=True)
 class RetrievalConfig:
     """How blocks are found.
@@ -79,14 +75,14 @@ class RetrievalConfig:
     def __post_init__(self) -> None:
         """Checks every field and resolves synonyms."""
         if isinstance(self.strategy, str):
-            _set(self, "strategy", STRATEGY_SYNONYMS.get(self.strategy, self.strategy))
+            check.put(self, "strategy", STRATEGY_SYNONYMS.get(self.strategy, self.strategy))
         check.choice("strategy", self.strategy, STRATEGIES)
-        _set(self, "blocks", check.integer("blocks", self.blocks, 1, 64))
-        _set(self, "neighbours", check.integer("neighbours", self.neighbours, 0, 8))
-        _set(self, "query_tokens", check.integer("query_tokens", self.query_tokens, 1, 4096))
-        _set(self, "refresh", check.integer("refresh", self.refresh, 1))
-        _set(self, "ratio", check.real("ratio", self.ratio, 0.0, 1.0))
-        _set(self, "threshold", check.real("threshold", self.threshold, 0.0))
+        check.put(self, "blocks", check.integer("blocks", self.blocks, 1, 64))
+        check.put(self, "neighbours", check.integer("neighbours", self.neighbours, 0, 8))
+        check.put(self, "query_tokens", check.integer("query_tokens", self.query_tokens, 1, 4096))
+        check.put(self, "refresh", check.integer("refresh", self.refresh, 1))
+        check.put(self, "ratio", check.real("ratio", self.ratio, 0.0, 1.0))
+        check.put(self, "threshold", check.real("threshold", self.threshold, 0.0))
         for name, low, high in (
             ("index_layer", 0, None),
             ("context_heads", 1, 64),
@@ -95,13 +91,13 @@ class RetrievalConfig:
         ):
             value = getattr(self, name)
             if value is not None:
-                _set(self, name, check.integer(name, value, low, high))
+                check.put(self, name, check.integer(name, value, low, high))
         if self.similarity_threshold is not None:
             least = check.real("similarity_threshold", self.similarity_threshold, -1.0, 1.0)
-            _set(self, "similarity_threshold", least)
+            check.put(self, "similarity_threshold", least)
         if self.criteria_weights is not None:
             items = check.weights("criteria_weights", self.criteria_weights, CRITERIA)
-            _set(self, "criteria_weights", items)
+            check.put(self, "criteria_weights", items)
 
 
 @dataclass(frozen=True)
@@ -145,11 +141,11 @@ class ReweaveConfig:
                 )
         else:
             weight = check.real("memory_weight", self.memory_weight, 0.0, 1.0)
-            _set(self, "memory_weight", weight)
+            check.put(self, "memory_weight", weight)
         check.choice("positions", self.positions, POSITIONS)
-        _set(self, "sink_guard", check.integer("sink_guard", self.sink_guard, 0, 64))
+        check.put(self, "sink_guard", check.integer("sink_guard", self.sink_guard, 0, 64))
         if self.layers is not None:
-            _set(self, "layers", check.layers("layers", self.layers))
+            check.put(self, "layers", check.layers("layers", self.layers))
         if self.reconstruction_method is not None and not isinstance(
             self.reconstruction_method, str
         ):
@@ -158,12 +154,12 @@ class ReweaveConfig:
             )
         if self.max_memory_tokens is not None:
             most = check.integer("max_memory_tokens", self.max_memory_tokens, 1)
-            _set(self, "max_memory_tokens", most)
+            check.put(self, "max_memory_tokens", most)
         if self.compression_ratio is not None:
             ratio = check.real("compression_ratio", self.compression_ratio, 0.0, 1.0)
             if ratio == 0:
                 raise check.refuse("compression_ratio", ratio, "a number in (0, 1]")
-            _set(self, "compression_ratio", ratio)
+            check.put(self, "compression_ratio", ratio)
 
     @property
     def bias(self) -> float | None:
@@ -230,7 +226,7 @@ class CMRConfig:
         for topic, kind in TOPICS.items():
             if not isinstance(getattr(self, topic), kind):
                 raise check.refuse(topic, getattr(self, topic), f"a {kind.__name__}")
-        _set(self, "window", check.integer("window", self.window, 16))
+        check.put(self, "window", check.integer("window", self.window, 16))
         least = max(self.memory.sinks, self.reweave.sink_guard)
         if self.window <= least:
             raise check.refuse(

@@ -94,7 +94,7 @@ def load(
         raise ConfigError(f"{saved.path}: settings expected in the header")
     memory = attach(model, settings, tokenizer=tokenizer, keep=keep, **overrides)
     try:
-        memory.load(path, sessions, key=key)
+        memory._files.take(saved, sessions, key)
     except BaseException:
         memory.detach()
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,14 +25,19 @@ class _Known(NamedTuple):
     """A folder.
 
     Attributes:
-        base: the save that what is stored goes on from; None where blocks got other numbers.
+        id: of the save that was in it; with another one it is somebody else's.
         key: that encrypts it.
         forgotten: how often something was forgotten when the folder was last written.
+        sessions: number of a session here to its number there; None: the same.
+        blocks: number of a block here to its number there; None: the same, so that a later save
+            can go on from what is there.
     """
 
-    base: str | None
+    id: str
     key: Key
     forgotten: int
+    sessions: Mapping[int, int] | None = None
+    blocks: Mapping[int, int] | None = None
 
 
 def open_saved(
@@ -82,7 +87,7 @@ class Files:
         report = save(
             path,
             MemoryContent(core, wanted, about),
-            base=None if known is None else known.base,
+            base=None if known is None or known.blocks is not None else known.id,
             key=key,
             clean=known is not None and known.forgotten != core.forgotten,
         )
@@ -97,38 +102,57 @@ class Files:
         tokenizer: Any,
     ) -> int:
         """See `Memory.load`: everything is checked, checksums included, before anything is kept."""
-        saved = open_saved(path, key, self._core.adapter, tokenizer)
+        return self.take(open_saved(path, key, self._core.adapter, tokenizer), sessions, key)
+
+    def take(self, saved: Saved, sessions: Sequence[str] | None, key: Key) -> int:
+        """The same of a memory that was opened; see `Memory.load`."""
         loader = Loader(self._core, saved, sessions)
         saved.verify(loader.numbers)
-        blocks = loader.load()
-        # Only where blocks kept their numbers can a later save go on from what is there.
-        base = saved.id if loader.exact else None
-        self._known[str(Path(path).resolve())] = _Known(base, key, self._core.forgotten)
-        return blocks
+        loaded = loader.load()
+        self._known[str(Path(saved.path).resolve())] = _Known(
+            saved.id, key, self._core.forgotten, loaded.sessions, loaded.blocks
+        )
+        return loaded.total
 
-    def forget(self, numbers: Sequence[int], sessions: Sequence[str]) -> tuple[str, ...]:
+    def forget(
+        self, numbers: Sequence[int], ended: Sequence[int], names: Sequence[str]
+    ) -> tuple[str, ...]:
         """Forget in every known folder; see `Memory.forget`.
+
+        Blocks and sessions are known there by the numbers that they had; where somebody else has
+        saved since, only sessions are, by their names.
 
         Args:
             numbers: of the blocks, as they are here.
-            sessions: names of sessions that ended.
+            ended: numbers of the sessions that ended.
+            names: of the same sessions.
 
         Returns:
             The folders that were changed.
         """
         changed = []
-        for where, (base, key, _) in list(self._known.items()):
+        for where, known in list(self._known.items()):
             try:
-                saved = Saved.open(where, key=key)
+                saved = Saved.open(where, key=known.key)
             except MemoryNotFoundError:
                 del self._known[where]
                 continue
-            gone = archive.of_sessions(saved, sessions)
-            if base is not None and saved.id == base:
-                gone |= torch.isin(saved.numbers, torch.tensor(list(numbers), dtype=torch.int64))
+            ours = saved.id == known.id
+            there, gone = list(names), torch.zeros(len(saved), dtype=torch.bool)
+            if ours:
+                there = archive.names_of(saved, _there(ended, known.sessions))
+                gone = torch.isin(saved.numbers, _there(numbers, known.blocks))
+            gone |= archive.of_sessions(saved, there)
             # Also where none of them is left: files may hold blocks that were dropped since.
-            report = archive.forget(saved, gone, sessions)
-            base = report.id if base is not None else None
-            self._known[where] = _Known(base, key, self._core.forgotten)
+            report = archive.forget(saved, gone, there)
+            if ours:
+                self._known[where] = known._replace(id=report.id, forgotten=self._core.forgotten)
             changed.append(where)
         return tuple(changed)
+
+
+def _there(numbers: Sequence[int], known: Mapping[int, int] | None) -> torch.Tensor:
+    """What numbers of here are there, `[n]` int64, as far as they are known."""
+    if known is not None:
+        numbers = [known[number] for number in numbers if number in known]
+    return torch.tensor(list(numbers), dtype=torch.int64)

@@ -119,7 +119,7 @@ class Forgetter:
         """Bytes of the slots in every tensor, each of them looked at."""
         ring, found = self._core.ring, 0
         for number, tier in enumerate(ring.ledger.tiers):
-            here = slots[(slots >= tier.first) & (slots < tier.end)] - tier.first
+            here = slots[tier.holds(slots)] - tier.first
             for name, part in ring.parts(number).items() if len(here) else ():
                 rows = part.index_select(0, here.to(part.device))
                 if bool(rows.view(torch.uint8).any()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,6 +29,20 @@ COLUMNS = {
     "deadline": torch.float64,
     "flags": torch.int64,
 }
+
+
+class Loaded(NamedTuple):
+    """What was taken in.
+
+    Attributes:
+        total: blocks.
+        sessions: number of a session here to the one that it was saved under.
+        blocks: the same of blocks; None: they kept theirs.
+    """
+
+    total: int
+    sessions: dict[int, int]
+    blocks: dict[int, int] | None
 
 
 class Loader:
@@ -183,8 +197,8 @@ class Loader:
 
     # -- taking in -------------------------------------------------------------------------------
 
-    def load(self) -> int:
-        """Take the blocks in; returns how many."""
+    def load(self) -> Loaded:
+        """Take the blocks in."""
         saved, ring, ledger, core = self._saved, self._ring, self._ring.ledger, self._core
         numbers = {info.number: core.table.restore(info) for info in self._chosen}
         slots = torch.full((len(saved),), -1, dtype=torch.int64)
@@ -205,7 +219,7 @@ class Loader:
         for batch in saved.batches([info.number for info in self._chosen]):
             at = slots[batch.positions]
             for tier, held in enumerate(ledger.tiers):
-                here = (at >= held.first) & (at < held.end)
+                here = held.holds(at)
                 if here.all():
                     ring.put(tier, at - held.first, batch.parts)
                 elif here.any():
@@ -215,7 +229,12 @@ class Loader:
         if self.exact:
             ledger.extend(saved.header["limit"])
             core.scorer.load_state(self._learnt)
-        return len(self._at)
+        there = saved.numbers[self._at].tolist()
+        return Loaded(
+            len(self._at),
+            {here: number for number, here in numbers.items()},
+            None if self.exact else dict(zip(born.tolist(), there, strict=True)),
+        )
 
     def _columns(self, slots: torch.Tensor, born: torch.Tensor, numbers: dict[int, int]) -> None:
         saved, ring, at = self._saved, self._ring, self._at

@@ -249,12 +249,15 @@ class Memory:
         if session is None and ids is None and text is None and older_than is None:
             raise ValueError("forget what? Give session, ids, text or older_than; clear() is all")
         slots = self._forgetter.select(session, ids, text, older_than, self.tokenizer)
-        whole = session is not None and ids is None and text is None and older_than is None
         numbers = self._core.ring.ledger.number[slots].tolist()
-        report = self._forgetter.forget(slots, [session] if whole and session else [])
+        ending = (
+            [session] if session and ids is None and text is None and older_than is None else []
+        )
+        ended = [self._core.table.find(name) for name in ending]
+        report = self._forgetter.forget(slots, ending)
         if not files:
             return report
-        return replace(report, files=self._files.forget(numbers, report.sessions))
+        return replace(report, files=self._files.forget(numbers, ended, ending))
 
     def clear(self, session: str | None = None) -> int:
         """Forget a session, or everything, here and not in files; returns the blocks emptied.

@@ -41,7 +41,7 @@ class MemoryContent:
         self.kind = torch.zeros(len(self.slots), dtype=torch.int64)
         for number, tier in enumerate(ledger.tiers):
             if "codes" in self._ring.parts(number):
-                self.kind[(self.slots >= tier.first) & (self.slots < tier.end)] = CODES
+                self.kind[tier.holds(self.slots)] = CODES
         self.numbers = ledger.number[self.slots]
         self.session = ledger.owner[self.slots]
         self.columns = self._columns()
@@ -69,7 +69,7 @@ class MemoryContent:
         before = ring.predecessor[at].cpu()
         tier = torch.zeros(len(slots), dtype=torch.int64)
         for number, held in enumerate(ledger.tiers):
-            tier[(slots >= held.first) & (slots < held.end)] = number
+            tier[held.holds(slots)] = number
         return {
             "slot": slots,
             "tier": tier,
@@ -90,7 +90,7 @@ class MemoryContent:
         wanted = self.kinds[kind].parts[part]
         out = torch.empty((len(at), *wanted.shape), dtype=wanted.dtype)
         for number, tier in enumerate(self._ring.ledger.tiers):
-            here = (slots >= tier.first) & (slots < tier.end)
+            here = tier.holds(slots)
             if here.any():
                 held = self._ring.parts(number)[part]
                 out[here] = held[(slots[here] - tier.first).to(held.device)].cpu()

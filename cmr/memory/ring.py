@@ -309,7 +309,7 @@ class RingBuffer(TieredStores):
         n, ledger = len(source), self.ledger
         to = ledger.tier_of(int(target[0]))
         for tier, at in enumerate(ledger.tiers):
-            here = (source >= at.first) & (source < at.end)
+            here = at.holds(source)
             if here.any():
                 rows = self.rows(tier, source[here] - at.first)
                 self.put(to, target[here] - ledger.tiers[to].first, rows)
@@ -346,10 +346,8 @@ class RingBuffer(TieredStores):
         Returns:
             What `last_access` is at least for a block that is recalled from now on.
         """
-        self.clock += 1
         self._start += 1
-        self.cursor.fill_(self.clock)
-        return self.clock
+        return int(self.new_numbers(1))
 
     # -- forgetting ------------------------------------------------------------------------------
 

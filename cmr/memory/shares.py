@@ -30,7 +30,7 @@ def fork(ring: RingBuffer, table: SessionTable, name: str, to: str) -> int:
     was_pinned, ledger.pinned[slots] = ledger.pinned[slots].clone(), True
     try:
         newest = slots.flip(0)
-        wanted = [newest[(newest >= at.first) & (newest < at.end)] for at in ledger.tiers]
+        wanted = [newest[at.holds(newest)] for at in ledger.tiers]
         plan, left = keeper.plan(wanted, source.ephemeral)
         if left:
             raise ValueError(

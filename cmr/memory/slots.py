@@ -34,6 +34,10 @@ class Tier(NamedTuple):
         """The slot behind its last one."""
         return self.first + self.slots
 
+    def holds(self, slots: torch.Tensor) -> torch.Tensor:
+        """Which of some slots are its own: bool, the same shape."""
+        return (slots >= self.first) & (slots < self.end)
+
 
 class SlotLedger:
     """One space of slots over all tiers, and what is in each of them.
@@ -196,9 +200,10 @@ class SlotLedger:
         both = torch.tensor([slot, other])
         for column in self._columns():
             column[both] = column[both.flip(0)]
-        for session, at in list(self._newest.items()):
-            if at in (slot, other):
-                self._newest[session] = other if at == slot else slot
+        other_place = {slot: other, other: slot}
+        for session in set(self.owner[both].tolist()):
+            if self.newest(session) in other_place:
+                self._newest[session] = other_place[self.newest(session)]
         self._note(both)
 
     def follow(self, session: int, slot: int) -> None:

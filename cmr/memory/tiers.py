@@ -109,7 +109,7 @@ class TieredStores:
     def zero(self, slots: torch.Tensor) -> None:
         """Zero the parts of some blocks, `[n]` int64 slots on the CPU."""
         for number, tier in enumerate(self.ledger.tiers):
-            here = slots[(slots >= tier.first) & (slots < tier.end)] - tier.first
+            here = slots[tier.holds(slots)] - tier.first
             for part in self.parts(number).values() if len(here) else ():
                 part.index_fill_(0, here.to(part.device), 0)
 
@@ -188,7 +188,7 @@ class TieredStores:
         """
         found: list[torch.Tensor | None] = [None, None]
         for tier, stores in zip(self.ledger.tiers, self._stores, strict=True):
-            here = (table >= tier.first) & (table < tier.end)
+            here = tier.holds(table)
             if layer not in stores.keys or (found[0] is not None and not here.any()):
                 continue
             parts = self._gather(stores, layer, torch.where(here, table - tier.first, 0))
@@ -225,7 +225,7 @@ class TieredStores:
         """
         out = self.index.new_empty(len(slots), *self.index.shape[1:])
         for number, tier in enumerate(self.ledger.tiers):
-            here = (slots >= tier.first) & (slots < tier.end)
+            here = tier.holds(slots)
             if here.any():
                 parts, at = self.parts(number), slots[here] - tier.first
                 if "index" in parts:
@@ -243,7 +243,7 @@ class TieredStores:
         """
         for tier, stores in zip(self.ledger.tiers[1:], self._stores[1:], strict=True):
             away = tier.name == "long_term" or self.device.type != "cpu"
-            if stores.keys and away and bool(((slots >= tier.first) & (slots < tier.end)).any()):
+            if stores.keys and away and bool(tier.holds(slots).any()):
                 return True
         return False
 
@@ -252,7 +252,7 @@ class TieredStores:
         keeps = torch.zeros(slots.shape, dtype=torch.bool)
         for tier, stores in zip(self.ledger.tiers, self._stores, strict=True):
             if stores.keys:
-                keeps |= (slots >= tier.first) & (slots < tier.end)
+                keeps |= tier.holds(slots)
         return keeps
 
 

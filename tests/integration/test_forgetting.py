@@ -82,6 +82,31 @@ def test_blocks_can_be_named(llama: nn.Module) -> None:
         assert memory.sessions == ["0"], "a session ends only when it is forgotten whole"
 
 
+@pytest.mark.parametrize("how", ["ids", "session"])
+def test_a_loaded_folder_forgets_whatever_things_are_called_here(
+    how: str, llama: nn.Module, tmp_path: Path
+) -> None:
+    """Blocks that got other numbers, and a session that got another name."""
+    with cmr.attach(llama, **SETTINGS) as memory:
+        memory.read(torch.stack([canary("anna", 100), text(100)]), sessions=["anna", "ben"])
+        memory.save(tmp_path / "m")
+        memory.clear()
+    with cmr.attach(llama, **SETTINGS) as memory:
+        memory.read(text(64), sessions=["carl"])
+        memory.load(tmp_path / "m")
+        memory.rename("anna", "dora")
+        traces = Traces(memory, "dora")
+        assert traces.in_folder(tmp_path)
+        if how == "ids":
+            memory.forget(ids=numbers(memory, "dora"))
+        else:
+            memory.forget("dora")
+        assert not traces.in_folder(tmp_path) and not traces.in_process()
+    with cmr.load(tmp_path / "m", llama) as memory:
+        assert memory.sessions == (["anna", "ben"] if how == "ids" else ["ben"])
+        assert len(memory.inspect("ben")) == 4
+
+
 @pytest.mark.parametrize("span", ["text", "ids"])
 def test_a_span_of_text_is_forgotten_wherever_it_stands(span: str, llama: nn.Module) -> None:
     ids = text(320)
