@@ -165,6 +165,45 @@ class TieredStores:
         )
         return found.to(self.device)
 
+    def maxima_at(
+        self, query: torch.Tensor, sessions: torch.Tensor, slots: torch.Tensor
+    ) -> torch.Tensor:
+        """The same of some blocks only, wherever they lie.
+
+        Args:
+            query: `[batch, tokens, hidden]` in the index's dtype; unit states, or what stands for
+                them.
+            sessions: `[batch]` int64; blocks of others are `-inf`.
+            slots: `[batch, some]` int64 slots, -1 for none.
+
+        Returns:
+            `[batch, tokens, some]` float32, `-inf` where there is no block.
+        """
+        upper = torch.where(slots < self._floats, slots, -1)
+        held = slice(0, self._floats)
+        found = block_maxima(
+            query,
+            self.index,
+            self.positions[held],
+            session=self.session[held],
+            sessions=sessions,
+            slots=upper,
+        )
+        if self.codes is not None and self.scale is not None and bool((slots > upper).any()):
+            lower = torch.where(slots >= self._floats, slots - self._floats, -1)
+            where = self.codes.device
+            coded = block_maxima(
+                query.to(where, torch.float32),
+                self.codes,
+                self.positions[self._floats :].to(where),
+                scale=self.scale,
+                session=self.session[self._floats :].to(where),
+                sessions=sessions.to(where),
+                slots=lower.to(where),
+            )
+            found = torch.maximum(found, coded.to(found.device))
+        return found
+
     def gather(self, layer: int, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Keys and values of a block table of the first tier.
 

@@ -260,6 +260,15 @@ def test_a_second_look_at_candidates() -> None:
     assert_close("maxima", rerank_blocks(query, index, slots), want, 1e-6)
 
 
+def test_candidates_of_other_sessions_are_not_looked_at() -> None:
+    query, index = unit(2, 3, 60), unit(9, 4, 60, seed=1)
+    slots, session = torch.tensor([[8, -1, 0], [3, 3, 1]]), torch.tensor([0, 1] * 4 + [1])
+    have = block_maxima(query, index, None, None, session, torch.tensor([0, 1]), slots)
+    free = rerank_blocks(query, index, slots)
+    assert (have[0, :, :2] == -math.inf).all() and torch.equal(have[0, :, 2], free[0, :, 2])
+    assert torch.equal(have[1], free[1])
+
+
 def test_the_operation_traces_and_compiles() -> None:
     query, index = unit(2, 3, 60), unit(9, 4, 60, seed=1)
     session, out = torch.zeros(9).long(), torch.empty(2, 3, 9)

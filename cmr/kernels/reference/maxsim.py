@@ -35,6 +35,9 @@ def block_maxima(
     """
     check_block_maxima(query, index, token_mask, scale, session, sessions, slots)
     if slots is not None:
+        if session is not None and sessions is not None and len(index):
+            theirs = session[slots.clamp(min=0)] != sessions[:, None]
+            slots = slots.masked_fill(theirs, -1)
         return _of_slots(query, index, token_mask, scale, slots)
     batch, tokens, width = query.shape
     blocks, block, _ = index.shape

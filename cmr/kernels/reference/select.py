@@ -73,26 +73,82 @@ def maxsim_select(
     k: int,
 ) -> Selection:
     """The specification of `cmr.kernels.maxsim.maxsim_select`."""
-    visible = columns.session == sessions[:, None]
-    if before is not None:
-        visible &= columns.positions.amax(-1) < before[:, None]
-    counts = visible.sum(-1)
-    z = standardise(maxima, visible, rule.clamp)
-    if rule.passage == 2:
-        z = passages(z, columns.successor)
-    shares, asks = _shares(z, counts, query_mask, rule.peak_power)
-    line = torch.bmm(shares[:, None], z)[:, 0]
-    peaks = visible & asks & _local_maxima(line, columns.successor, columns.predecessor)
+    visible = may_see(columns, sessions, before)
+    line, shares, z = similarity_line(maxima, query_mask, columns.successor, visible, rule)
     base = line
     similarity, relevance, recency, diversity = rule.criteria
     if (similarity, relevance, recency) != (1.0, 0.0, 0.0):
         age = (columns.cursor - columns.created).float()
         fresh = torch.exp2(-age / rule.half_life)
         base = similarity * line + (relevance * columns.relevance + recency * fresh)
+    profiles = shares.sqrt()[:, :, None] * z.clamp(min=0) if diversity else None
+    return choose(line, base, columns, visible.sum(-1), rule, k, profiles)
+
+
+def may_see(columns: Columns, sessions: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+    """The blocks `[B, N]` bool that each row may find: its own session's, in front of `before`."""
+    visible = columns.session == sessions[:, None]
+    if before is not None:
+        visible &= columns.positions.amax(-1) < before[:, None]
+    return visible
+
+
+def similarity_line(
+    maxima: torch.Tensor,
+    query_mask: torch.Tensor | None,
+    successor: torch.Tensor,
+    visible: torch.Tensor,
+    rule: Rule,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How well each passage fits the query, in deviations from what is usual.
+
+    Args:
+        maxima: [B, Q, N] float32 block maxima.
+        query_mask: [B, Q] bool, False for padding; None for none.
+        successor: [N] int64, the slot of the text's next block, or -1.
+        visible: [B, N] bool.
+        rule: `clamp`, `passage` and `peak_power` are used.
+
+    Returns:
+        The line [B, N] float32, -inf where a row does not see a block or does not ask; each query
+        token's share [B, Q] of it; and the standardised values [B, Q, N] of the passages.
+    """
+    z = standardise(maxima, visible, rule.clamp)
+    if rule.passage == 2:
+        z = passages(z, successor)
+    shares, asks = _shares(z, visible.sum(-1), query_mask, rule.peak_power)
+    line = torch.bmm(shares[:, None], z)[:, 0]
+    return line.masked_fill(~(visible & asks), NEG_INF), shares, z
+
+
+def choose(
+    line: torch.Tensor,
+    base: torch.Tensor,
+    columns: Columns,
+    counts: torch.Tensor,
+    rule: Rule,
+    k: int,
+    profiles: torch.Tensor | None = None,
+) -> Selection:
+    """The passages to read: local maxima of the line along the text, the best by `base`.
+
+    Args:
+        line: [B, N] float32, -inf where there is nothing to find; its best value is what the
+            certainty is judged by.
+        base: [B, N] float32, what passages are ranked by.
+        columns: of the stored blocks.
+        counts: [B] int64, blocks that a row sees.
+        rule: all but `criteria[:3]`, `clamp` and `peak_power` is used.
+        k: passages at most.
+        profiles: [B, Q, N] float32, by which passages are alike, where `criteria[3]` is not 0.
+
+    Returns:
+        The selection.
+    """
+    peaks = (line > NEG_INF) & _local_maxima(line, columns.successor, columns.predecessor)
     base = base.masked_fill(~peaks, NEG_INF)
-    if diversity:
-        profiles = shares.sqrt()[:, :, None] * z.clamp(min=0)
-        scores, starts = _greedy(base, profiles, diversity, k)
+    if profiles is not None:
+        scores, starts = _greedy(base, profiles, rule.criteria[3], k)
     else:
         scores, starts = topk_lowest_slot(base, k)
     best = line.masked_fill(~peaks, NEG_INF)

@@ -50,6 +50,11 @@ def test_another_sessions_blocks_are_not_seen() -> None:
     want = reference.block_maxima(query, index, session=session, sessions=sessions)
     assert_close("maxima", have, want)
     assert (have[0, :, 4:] == -math.inf).all() and (have[2] == -math.inf).all()
+    slots = torch.tensor([[0, 4, -1], [3, 5, 8], [1, 9, 10]])
+    have = block_maxima(query, index, session=session, sessions=sessions, slots=slots)
+    want = reference.block_maxima(query, index, session=session, sessions=sessions, slots=slots)
+    assert_close("maxima", have, want)
+    assert (have[0, :, 1:] == -math.inf).all() and (have[2] == -math.inf).all()
 
 
 def test_a_stored_nan_shows_and_a_masked_one_does_not() -> None:
