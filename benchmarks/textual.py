@@ -1,8 +1,12 @@
-"""Text retrieval to compare with: BM25 over the same passages, as many tokens as memory reads."""
+"""Text retrieval to compare with: BM25 over the same passages, as many tokens as memory reads.
+
+And what is common to all systems that score passages: which are chosen, and what they show.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,6 +22,82 @@ def widen(start: int, end: int, width: int, total: int) -> tuple[int, int]:
     return left, min(total, left + width)
 
 
+def passage_starts(total: int) -> range:
+    """First tokens of the passages of a text of `total` tokens; the tail may be in none."""
+    return range(0, max(1, total - PASSAGE + 1), STRIDE)
+
+
+def passage_texts(tokenizer: Any, token_ids: list[int]) -> list[str]:
+    """The text of each passage: tokens [32p, 32p + 64)."""
+    starts = passage_starts(len(token_ids))
+    return list(tokenizer.batch_decode([token_ids[s : s + PASSAGE] for s in starts]))
+
+
+class Span(Protocol):
+    """Tokens [start, end)."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+
+
+def best_passages(scores: np.ndarray, k: int) -> list[int]:
+    """The `k` passages with the highest scores that do not overlap each other, best first.
+
+    Passage p shows tokens [32p, 32p + 64): with it, p - 1 and p + 1 are out. Of equal scores the
+    first is taken. Fewer come back when no more fit; one whose score is -inf is never taken.
+
+    Args:
+        scores: `[passages]`, any real dtype.
+        k: how many.
+
+    Raises:
+        ValueError: when `scores` has another shape or holds NaN, or `k` is negative.
+    """
+    left = np.array(scores, dtype=np.float64)
+    if left.ndim != 1 or np.isnan(left).any():
+        raise ValueError(f"one number a passage expected, none NaN, got shape {left.shape}")
+    if k < 0:
+        raise ValueError(f"a number of passages of 0 or more expected, got {k}")
+    chosen: list[int] = []
+    reach = PASSAGE // STRIDE - 1
+    while len(chosen) < k and len(left):
+        best = int(left.argmax())
+        if left[best] == -np.inf:
+            break
+        chosen.append(best)
+        left[max(0, best - reach) : best + reach + 1] = -np.inf
+    return chosen
+
+
+def found(fact: Span, passages: Collection[int]) -> bool:
+    """Whether all tokens of the fact lie in the passages together.
+
+    The one hit rule for all systems; of a question that needs two facts, the share found counts.
+    """
+    shown = {p + i for p in passages for i in range(PASSAGE // STRIDE)}
+    return shown.issuperset(range(fact.start // STRIDE, (fact.end - 1) // STRIDE + 1))
+
+
+class Lexical:
+    """BM25 over any number of passages: the scores of a million tokens take a millisecond.
+
+    Args:
+        texts: the passages. Words are compared casefolded, without punctuation.
+    """
+
+    def __init__(self, texts: list[str]) -> None:
+        import bm25s
+
+        self.index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+        self.index.index([normalise(text).split() for text in texts], show_progress=False)
+
+    def scores(self, question: str) -> np.ndarray:
+        """`[passages]` float32; zero where no word of the question stands."""
+        return np.asarray(self.index.get_scores(normalise(question).split()))
+
+
 class BM25:
     """BM25 over passages of 64 tokens starting every 32, the same cut that memory makes."""
 
@@ -25,8 +105,7 @@ class BM25:
         from rank_bm25 import BM25Okapi
 
         self.token_ids = token_ids
-        last = max(1, len(token_ids) - PASSAGE + 1)
-        self.starts = list(range(0, last, STRIDE))
+        self.starts = list(passage_starts(len(token_ids)))
         texts = [tokenizer.decode(token_ids[s : s + PASSAGE]) for s in self.starts]
         self.index = BM25Okapi([normalise(t).split() for t in texts])
 
