@@ -33,14 +33,6 @@ AVAILABLE: dict[str, dict[str, tuple[object, ...]]] = {
     "memory": {
         "device": (None,),
     },
-    "retrieval": {
-        "strategy": ("maxsim",),
-        "similarity_threshold": (None,),
-        "context_heads": (None,),
-        "cache_size": (None,),
-        "max_clusters": (None,),
-        "criteria_weights": (None,),
-    },
     "reweave": {
         "reconstruction_method": (None,),
         "max_memory_tokens": (None,),

@@ -40,11 +40,13 @@ class RetrievalConfig:
             'multi_criteria', 'hierarchical', 'task_specific' or 'hybrid_ensemble'.
         index_layer: hidden state that is indexed and searched, 0 or more; None: at two fifths of
             the depth.
-        blocks: passages recalled at once, 1..64.
+        blocks: passages recalled at once at most, 0..64; 0: nothing is ever recalled.
         neighbours: blocks read on each side of a passage, 0..8.
         query_tokens: newest tokens that make up the query, 1..4096.
         refresh: decode steps between retrievals, 1 or more.
-        ratio: a further passage is read when its score is at least this share, 0..1, of the best.
+        gain: a further passage is read when it raises what the passages together explain of the
+            question by at least this share, 0..1, of what the first one explains.
+        ratio: and when its own score is at least this share, 0..1, of the best.
         threshold: certainty below which nothing is recalled, 0 or more; about 1 is what the best
             passage reaches when nothing fits, 1.3 to 2 what one that answers reaches. 0: always.
         similarity_threshold: least cosine in [-1, 1] of a recalled entry; None: no limit.
@@ -52,7 +54,10 @@ class RetrievalConfig:
         cache_size: queries whose result is kept, 0 or more; None: no cache.
         max_clusters: clusters of the long-term index, 1 or more; None: no clusters.
         criteria_weights: weights of 'relevance', 'similarity', 'recency', 'diversity', each at
-            least 0, scaled to sum 1 where used; a dict, kept as its items. None: not ranked so.
+            least 0, scaled to sum 1 where used; a dict, kept as its items. None: those of
+            `cmr.retrieval.criteria.DEFAULT_WEIGHTS` where 'multi_criteria' asks for them.
+        calibration: 'auto' takes what was measured for the model by `cmr.calibrate` or comes with
+            the library, if anything does; 'none' takes nothing; else the path of such a file.
 
     Raises:
         ConfigError: a value is of the wrong type or out of its range.
@@ -64,24 +69,27 @@ class RetrievalConfig:
     neighbours: int = 1
     query_tokens: int = 64
     refresh: int = 16
-    ratio: float = 0.95
+    gain: float = 0.25
+    ratio: float = 0.0
     threshold: float = 0.8
     similarity_threshold: float | None = None
     context_heads: int | None = None
     cache_size: int | None = None
     max_clusters: int | None = None
     criteria_weights: Mapping[str, float] | tuple[tuple[str, float], ...] | None = None
+    calibration: str = "auto"
 
     def __post_init__(self) -> None:
         """Checks every field and resolves synonyms."""
         if isinstance(self.strategy, str):
             check.put(self, "strategy", STRATEGY_SYNONYMS.get(self.strategy, self.strategy))
         check.choice("strategy", self.strategy, STRATEGIES)
-        check.put(self, "blocks", check.integer("blocks", self.blocks, 1, 64))
+        check.put(self, "blocks", check.integer("blocks", self.blocks, 0, 64))
         check.put(self, "neighbours", check.integer("neighbours", self.neighbours, 0, 8))
         check.put(self, "query_tokens", check.integer("query_tokens", self.query_tokens, 1, 4096))
         check.put(self, "refresh", check.integer("refresh", self.refresh, 1))
-        check.put(self, "ratio", check.real("ratio", self.ratio, 0.0, 1.0))
+        for name in ("gain", "ratio"):
+            check.put(self, name, check.real(name, getattr(self, name), 0.0, 1.0))
         check.put(self, "threshold", check.real("threshold", self.threshold, 0.0))
         for name, low, high in (
             ("index_layer", 0, None),
@@ -92,6 +100,8 @@ class RetrievalConfig:
             value = getattr(self, name)
             if value is not None:
                 check.put(self, name, check.integer(name, value, low, high))
+        if not isinstance(self.calibration, str) or not self.calibration:
+            raise check.refuse("calibration", self.calibration, "'auto', 'none' or a path")
         if self.similarity_threshold is not None:
             least = check.real("similarity_threshold", self.similarity_threshold, -1.0, 1.0)
             check.put(self, "similarity_threshold", least)

@@ -172,6 +172,28 @@ class ModelAdapter:
             keys = getattr(attention, self.family.key_norm)(keys)
         return keys.transpose(1, 2), values.transpose(1, 2)
 
+    def queries(self, layer: int, states: torch.Tensor) -> torch.Tensor:
+        """Un-rotated queries of states that enter block `layer`, not yet scaled.
+
+        Args:
+            layer: block number.
+            states: `[batch, tokens, hidden]`.
+
+        Returns:
+            `[batch, heads, tokens, head_dim]`. Query head h reads key-value head
+            `h // (heads // kv_heads)`.
+        """
+        block, attention = self.layers[layer], self.attention(layer)
+        states = getattr(block, self.family.norm)(states)
+        if self.family.projection == "fused_conv1d":
+            queries = attention.c_attn(states).split(attention.split_size, dim=2)[0]
+        else:
+            queries = attention.q_proj(states)
+        queries = queries.view(*states.shape[:2], self.heads, self.head_dim)
+        if self.family.key_norm:  # a family that norms its keys norms its queries, too
+            queries = attention.q_norm(queries)
+        return queries.transpose(1, 2)
+
 
 def _family_of(model: Any) -> Family:
     """The model's row, or an error that says what is wrong with it."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from cmr.config import RetrievalConfig
+from cmr.integration.adapter import ModelAdapter
 from cmr.integration.cache import is_windowed
 from cmr.integration.core import Core
 from cmr.integration.partial import stop_before
 from cmr.integration.recall import Recall
 from cmr.integration.record import WindowRecord
 from cmr.integration.step import Step
-from cmr.retrieval import Choice, RollingQuery
+from cmr.retrieval import Ask, Choice, RollingQuery
 
 
 class Asker:
@@ -74,9 +75,22 @@ class Asker:
                 return record.recall
             choice = self._ask_again(record)
         else:
-            query = self._look_ahead(new, decoder, kwargs)[:, -self._query_tokens :]
-            mask = self._content(step, new)[:, -self._query_tokens :]
-            choice = self._core.search(query, mask, self._core.numbers(step.sessions))
+            mask, located = self._asking(step, new)
+            last = slice(-self._query_tokens, None)
+            states, heads = self._look_ahead(new, decoder, kwargs)
+            choice = self._core.search(
+                Ask(
+                    states=states[:, last],
+                    mask=mask[:, last],
+                    sessions=self._core.numbers(step.sessions),
+                    token_ids=step.token_ids[:, last],
+                    task=self._core.task,
+                    located=located,
+                    heads={n: x[:, :, last] for n, x in heads.items()},
+                )
+            )
+            if record is not None:
+                record.located = located
         base = step.position_ids[:, 0]
         if record is not None:
             base = base - max(0, record.seen - record.start)
@@ -94,34 +108,56 @@ class Asker:
         if record.query is None:
             numbers = core.numbers(record.sessions)
             rows = len(record.sessions)
-            record.query = RollingQuery(rows, self._query_tokens, core.ring, numbers)
+            record.query = RollingQuery(
+                rows, self._query_tokens, core.ring, numbers, record.located, core.task
+            )
             record.unasked = self._query_tokens
-        states = record.tail("index", min(record.unasked, self._query_tokens))
+        tokens = min(record.unasked, self._query_tokens)
+        states, ids = record.tail("index", tokens), record.tail("token_ids", tokens)
         mask = record.behind_sinks(states.shape[1])
+        if core.template is not None and record.located:
+            said = core.template.content(ids)
+            mask = said if mask is None else said & mask.to(said.device)
         device = core.ring.device
-        record.query.add(states.to(device), None if mask is None else mask.to(device))
+        record.query.add(
+            core.indexed(states.to(device)),
+            None if mask is None else mask.to(device),
+            ids.to(device),
+        )
         record.unasked = 0
         return core.search_again(record.query)
 
-    def _content(self, step: Step, new: torch.Tensor | None) -> torch.Tensor:
+    def _asking(self, step: Step, new: torch.Tensor | None) -> tuple[torch.Tensor, bool]:
         """`[batch, tokens]` bool: the new tokens that a search asks with.
 
         Padding and the first token of a text are left out: the latter is the attention sink, whose
-        state says nothing about the text and matches other sinks only.
+        state says nothing about the text and matches other sinks only. Where the tokenizer's chat
+        template is known, so is what stands around the user's last words; the second value says
+        whether these were found in every row.
         """
         ids = step.token_ids
         content = torch.ones_like(ids, dtype=torch.bool) if new is None else new.clone()
         if ids.shape[1] > 1 and (step.record is None or step.record.seen == 0):
             content &= content.long().cumsum(-1) > 1
-        return content
+        template = self._core.template
+        question = None if template is None else template.question(ids)
+        if question is None:
+            return content, False
+        asks = content & question
+        return (asks, True) if bool(asks.any(-1).all()) else (content, False)
 
     def _look_ahead(
         self, new: torch.Tensor | None, decoder: nn.Module, kwargs: dict[str, Any]
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         """States that enter the index layer, from a pass over the layers before it.
 
         Nothing is captured, recalled or added to the cache.
+
+        Returns:
+            `[batch, tokens, hidden]`, and by layer the un-rotated queries `[batch, heads, tokens,
+            head_dim]` that the search looks at.
         """
+        core, adapter = self._core, self._core.adapter
         cache = kwargs.get("past_key_values")
         layers = cache.layers if is_windowed(cache) else []  # type: ignore[union-attr]
         usable = cache if layers else None
@@ -131,12 +167,42 @@ class Asker:
             seen["attention_mask"] = None if new is None else new.long()
         for layer in layers:
             layer.peeking = True
-        partial = stop_before(self._core.adapter, self._core.index_layer)
+        partial = stop_before(adapter, core.index_layer)
+        wanted = core.retriever.layers
         try:
-            with self._alone(), torch.no_grad(), partial as stopped:
+            with (
+                self._alone(),
+                torch.no_grad(),
+                _noting(adapter, wanted) as noted,
+                partial as ended,
+            ):
                 decoder(**seen)
         finally:
             for layer in layers:
                 layer.peeking = False
-        assert stopped.states is not None, "the decoder never reached its index layer"
-        return stopped.states
+        assert ended.states is not None, "the decoder never reached its index layer"
+        noted[core.index_layer] = ended.states
+        with torch.no_grad():
+            heads = {n: adapter.queries(n, noted[n]).to(core.ring.device) for n in wanted}
+        return ended.states, heads
+
+
+@contextmanager
+def _noting(adapter: ModelAdapter, wanted: Iterable[int]) -> Iterator[dict[int, torch.Tensor]]:
+    """The states that enter some blocks in a forward inside."""
+    noted: dict[int, torch.Tensor] = {}
+
+    def note(number: int) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            noted[number] = args[0] if args else kwargs["hidden_states"]
+
+        return hook
+
+    handles = [
+        adapter.layers[n].register_forward_pre_hook(note(n), with_kwargs=True) for n in wanted
+    ]
+    try:
+        yield noted
+    finally:
+        for handle in handles:
+            handle.remove()

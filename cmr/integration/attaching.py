@@ -29,7 +29,8 @@ def attach(
     Args:
         model: a decoder with a language-model head, as `AutoModelForCausalLM` loads it.
         config: settings, or a dictionary of them (`CMRConfig.from_dict`).
-        tokenizer: decodes recalled passages for `recalled`; nothing else needs it.
+        tokenizer: decodes recalled passages for `recalled`, and its chat template tells the search
+            which words of a prompt are the question. Nothing else needs it.
         keep: says of token ids `[batch, tokens]` that are about to be stored which may be: a bool
             tensor of their shape, False for those that must never be stored. It is given pieces of
             text as they leave the window.
@@ -92,6 +93,8 @@ def load(
     settings = saved.header.get("config")
     if not isinstance(settings, Mapping):
         raise ConfigError(f"{saved.path}: settings expected in the header")
+    if saved.header.get("index") is None:  # also what was saved before there were calibrations
+        overrides.setdefault("calibration", "none")
     memory = attach(model, settings, tokenizer=tokenizer, keep=keep, **overrides)
     try:
         memory._files.take(saved, sessions, key)

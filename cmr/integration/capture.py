@@ -22,6 +22,7 @@ class BlockWriter:
         adapter: the model.
         ring: the store.
         sessions: numbers and positions of the sessions.
+        indexed: gives what is indexed of states `[batch, tokens, hidden]`.
         keep: what `kept` asks; None: everything may be stored.
     """
 
@@ -30,10 +31,11 @@ class BlockWriter:
         adapter: ModelAdapter,
         ring: RingBuffer,
         sessions: SessionTable,
+        indexed: Callable[[torch.Tensor], torch.Tensor],
         keep: Keep | None = None,
     ) -> None:
         self._adapter, self._ring, self._sessions = adapter, ring, sessions
-        self._keep = keep
+        self._indexed, self._keep = indexed, keep
 
     def write(
         self,
@@ -88,7 +90,7 @@ class BlockWriter:
             sessions=[sessions[row] for row, _ in chosen],
             token_ids=token_ids,
             positions=positions,
-            index=index,
+            index=self._indexed(index),
             layers={
                 number: LayerSource(
                     keys, values, self._turned(number, values, rope_positions, turns)

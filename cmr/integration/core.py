@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from weakref import WeakSet
 
 import torch
@@ -13,7 +14,9 @@ from cmr.errors import ConfigError
 from cmr.integration.adapter import ModelAdapter
 from cmr.integration.cache import LocalWindow
 from cmr.integration.capture import BlockWriter, Keep
+from cmr.integration.measured import calibration_for
 from cmr.integration.prefetch import Prefetcher
+from cmr.integration.question import Template
 from cmr.integration.recall import LayerStates, Recall
 from cmr.integration.recompute import Recomputer
 from cmr.integration.record import WindowRecord
@@ -26,7 +29,7 @@ from cmr.memory.entry import MemoryEntry
 from cmr.memory.inspection import StoredBlock
 from cmr.memory.ring import RingBuffer
 from cmr.memory.sessions import NO_SESSION, SessionTable
-from cmr.retrieval import Choice, MaxSimRetriever, RollingQuery
+from cmr.retrieval import Ask, Choice, Retriever, RollingQuery
 
 logger = logging.getLogger("cmr")
 
@@ -45,11 +48,15 @@ class Core:
         read_layers: layers that read.
         state_layers: layers whose hidden states are stored.
         kv_layers: layers whose keys and values are stored.
+        calibration: what was measured for the model; None: nothing was, or other settings hold.
         index_layer: layer whose states are searched.
+        template: of the tokenizer's chats, where one is known.
         ring: the store.
+        retriever: the search, with the settings that hold at present.
         table: session names.
         records: of the caches in use, which may hold copies of what was recalled.
         named: names of the surrounding `session(...)`, None outside.
+        task: what the surrounding `retrieval(...)` is about; None: not said.
         active: False while paused.
         consolidated: the store's clock when it was last tidied up.
         forgotten: counts how often something was forgotten or expired.
@@ -59,8 +66,14 @@ class Core:
         ConfigError: for settings that do not fit the model.
     """
 
-    def __init__(self, adapter: ModelAdapter, config: CMRConfig, keep: Keep | None = None) -> None:
-        self.adapter, self.config = adapter, config
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        config: CMRConfig,
+        keep: Keep | None = None,
+        template: Template | None = None,
+    ) -> None:
+        self.adapter, self.config, self.template = adapter, config, template
         memory, reweave = config.memory, config.reweave
         if config.window > adapter.max_positions:
             raise ConfigError(
@@ -74,18 +87,25 @@ class Core:
                 f"method='weighted_sum' blends hidden states: store 'auto' or 'states' expected, "
                 f"got {memory.store!r}"
             )
-        self.targets = adapter.target_layers(memory.target_layers)
+        self.calibration = calibration_for(adapter, config.retrieval)
+        measured = self.calibration
+        self.targets = adapter.target_layers(
+            memory.target_layers or (measured.target_layers if measured else None)
+        )
         self.read_layers = self._readers()
         kept = self.targets if self.store != "tokens" else ()
         self.state_layers = kept if self.store == "states" else ()
         self.kv_layers = kept if self.store == "kv" else ()
-        self.index_layer = adapter.index_layer(config.retrieval.index_layer)
+        self.index_layer = adapter.index_layer(
+            measured.index_layer if measured else config.retrieval.index_layer
+        )
+        width = measured.width(adapter.hidden) if measured else adapter.hidden
         index_dtype = (
             adapter.dtype if memory.index_dtype == "model" else getattr(torch, memory.index_dtype)
         )
         self.table = SessionTable(memory.max_sessions, memory.ttl)
         layers = {n: adapter.layer_shape(n, self.store) for n in kept}
-        plan = plan_tiers(memory, layers, adapter.hidden, index_dtype, len(self.targets))
+        plan = plan_tiers(memory, layers, width, index_dtype, len(self.targets))
         if self.residual and plan.lower.long_term and not plan.lower.long_term_states:
             raise ConfigError(
                 "long_term_store: 'kv' expected with method='weighted_sum', which reads stored "
@@ -94,7 +114,7 @@ class Core:
         self.ring = RingBuffer(
             slots=plan.recent,
             block_size=memory.block_size,
-            hidden=adapter.hidden,
+            hidden=width,
             layers=layers,
             index_dtype=index_dtype,
             device=adapter.device(self.index_layer),
@@ -103,13 +123,14 @@ class Core:
             sessions=self.table,
         )
         self.scorer = BlockScorer(adapter, config)
-        self.writer = BlockWriter(adapter, self.ring, self.table, keep)
-        self.retriever = MaxSimRetriever.from_config(config.retrieval)
+        self.writer = BlockWriter(adapter, self.ring, self.table, self.indexed, keep)
+        self.retriever = Retriever(config.retrieval, measured)
         recomputer = Recomputer(adapter, self.targets, memory.recall_context)
         self.recomputed = Recomputed(recomputer, self.ring, RECOMPUTED_PASSAGES)
         self.prefetcher = Prefetcher()
         self.records: WeakSet[WindowRecord] = WeakSet()
         self.named: tuple[str, ...] | None = None
+        self.task: str | None = None
         self.active = True
         self.batch: int | None = None
         self.searches = self.recalls_made = 0
@@ -189,7 +210,7 @@ class Core:
 
     def wants_recall(self, sessions: Sequence[int]) -> bool:
         """Whether there is anything that these sessions may recall. Host only: no device sync."""
-        if self.config.reweave.memory_weight == 0:
+        if self.config.reweave.memory_weight == 0 or not self.retriever.config.blocks:
             return False
         self.ring.keeper.expire()
         return self.ring.has(sessions)
@@ -198,23 +219,22 @@ class Core:
         """Session numbers as `[rows]` int64 beside the index."""
         return torch.tensor(list(sessions), device=self.ring.device)
 
-    def search(
-        self,
-        query: torch.Tensor,
-        query_mask: torch.Tensor | None,
-        sessions: torch.Tensor,
-        before: torch.Tensor | None = None,
-    ) -> Choice:
-        """Search with index states `[batch, tokens, hidden]`; see `MaxSimRetriever.search`."""
-        device = self.ring.device
+    @property
+    def index_digest(self) -> str | None:
+        """Tells one index from another; None where states are indexed as they are."""
+        if self.calibration is None or self.calibration.projection is None:
+            return None
+        return self.calibration.digest
+
+    def indexed(self, states: torch.Tensor) -> torch.Tensor:
+        """What is indexed and searched of states `[..., hidden]` at the index layer."""
+        return states if self.calibration is None else self.calibration.index(states)
+
+    def search(self, ask: Ask) -> Choice:
+        """Search with states `[batch, tokens, hidden]` as the model has them; see `Retriever`."""
         self.searches += 1
-        return self.retriever.search(
-            query.to(device),
-            None if query_mask is None else query_mask.to(device),
-            sessions,
-            self.ring,
-            None if before is None else before.to(device),
-        )
+        ask = replace(ask, states=self.indexed(ask.states)).to(self.ring.device)
+        return self.retriever.search(ask, self.ring)
 
     def search_again(self, query: RollingQuery) -> Choice:
         """Search with the newest tokens of a text that goes on."""

@@ -13,6 +13,9 @@ from cmr.integration.adapter import ModelAdapter
 
 SAMPLE = 64
 """Numbers looked at of each parameter, spread over it."""
+EMBEDDING_SAMPLE = 8_192
+"""Numbers looked at of the embeddings for `identity`, spread over them."""
+_SMALLEST = 2.0**-14
 
 
 def of_model(adapter: ModelAdapter) -> dict[str, Any]:
@@ -36,6 +39,28 @@ def of_model(adapter: ModelAdapter) -> dict[str, Any]:
         "dtype": str(adapter.dtype).removeprefix("torch."),
         "weights": digest.hexdigest(),
     }
+
+
+def identity(adapter: ModelAdapter) -> str:
+    """A hash of what stays the same however a model is loaded: in any dtype, quantised or not.
+
+    It covers the family, the shapes and a sample of the embeddings, which are not quantised,
+    rounded to bfloat16. Fine-tuned models whose embeddings were left alone have that of the model
+    they were made from.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    weight = adapter.model.get_input_embeddings().weight.detach()
+    flat = weight.reshape(-1)
+    sample = flat[:: max(1, flat.numel() // EMBEDDING_SAMPLE)][:EMBEDDING_SAMPLE]
+    rounded = sample.to("cpu", torch.bfloat16)
+    # What float16 cannot hold with all of bfloat16's digits does not count.
+    rounded = torch.where(rounded.abs() < _SMALLEST, torch.zeros_like(rounded), rounded)
+    shape = (adapter.hidden, adapter.depth, adapter.heads, adapter.kv_heads, adapter.head_dim)
+    digest = hashlib.sha256(f"{adapter.config.model_type} {shape} {list(weight.shape)}".encode())
+    digest.update(rounded.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def of_tokenizer(tokenizer: Any) -> str | None:

@@ -155,6 +155,11 @@ class Loader:
             raise CorruptMemoryError(f"{self._saved.path}: scorer: {error}") from None
 
     def _check_forms(self) -> None:
+        if self._saved.header.get("index") != self._core.index_digest:
+            raise ConfigError(
+                f"calibration: that of {self._saved.path} expected, got another one: what they "
+                "index cannot be compared"
+            )
         here = {kind.name: kind.parts for kind in kinds_of(self._ring)}
         used = set(self._saved.kind.tolist())
         for number, kind in enumerate(self._saved.kinds):

@@ -19,6 +19,7 @@ from cmr.integration.core import Core
 from cmr.integration.files import Files
 from cmr.integration.forgetting import ForgetReport, Forgetter
 from cmr.integration.generation import GenerationPlug
+from cmr.integration.question import Template
 from cmr.integration.reading import Reader, ReadReport, Rows
 from cmr.integration.recalled import RecalledPassage, recalled_passages
 from cmr.integration.residual import ResidualReader
@@ -45,7 +46,7 @@ class Memory:
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
-        self._core = core = Core(adapter, config, keep)
+        self._core = core = Core(adapter, config, keep, Template.of(tokenizer))
         self._stepper = Stepper(core, config)
         self._forgetter = Forgetter(core, self._stepper)
         self._files = Files(core)
@@ -172,6 +173,30 @@ class Memory:
             yield self
         finally:
             self._core.named = before
+
+    @contextmanager
+    def retrieval(self, task: str | None = None, **settings: Any) -> Iterator[Memory]:
+        """Other settings of the search for the requests inside: strategy, budget, task.
+
+        Args:
+            task: what the requests are about, for the strategy 'task_specific'.
+            **settings: fields of `RetrievalConfig` that a search looks at: `strategy`, `blocks`
+                (0: nothing is recalled), `neighbours`, `gain`, `ratio`, `threshold`,
+                `similarity_threshold`, `criteria_weights`, `context_heads`.
+
+        Raises:
+            ConfigError: a setting is unknown, fixed while attached, or out of its range.
+        """
+        self._require_attached()
+        before, task_before = self._core.retriever, self._core.task
+        self._core.retriever = before.with_settings(**settings)
+        self._core.task = task
+        self._stepper.search_anew()
+        try:
+            yield self
+        finally:
+            self._core.retriever, self._core.task = before, task_before
+            self._stepper.search_anew()
 
     @property
     def sessions(self) -> list[str]:

@@ -19,6 +19,7 @@ from cmr.integration.partial import stop_before
 from cmr.integration.recall import Recall
 from cmr.integration.scoring import Piece
 from cmr.integration.stepper import Stepper
+from cmr.retrieval import Ask
 
 Progress = Callable[[int, int], None]
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -252,7 +253,8 @@ class Reader:
             return None
         ends = [self.core.table.position(number) for number in sessions]
         before = torch.tensor(ends, device=query.device) - self.left_context
-        choice = self.core.search(query, None, self.core.numbers(sessions), before)
+        ask = Ask(states=query, mask=None, sessions=self.core.numbers(sessions), before=before)
+        choice = self.core.search(ask)
         return self.core.recall(choice, before)
 
     def _positions(self, start: int, tokens: int, device: torch.device) -> torch.Tensor:

@@ -27,6 +27,7 @@ class WindowRecord:
         seen: tokens seen, sinks included.
         query: the newest tokens as the last search of a decoding step left them.
         unasked: tokens that came since then.
+        located: whether the last prompt was a question in a known chat template.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class WindowRecord:
         self.seen = 0
         self.query: RollingQuery | None = None
         self.unasked = 0
+        self.located = False
         self._sinks = self._skip = self._first = sinks
         self._chunks: list[dict[str, torch.Tensor]] = []
 

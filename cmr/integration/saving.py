@@ -50,6 +50,7 @@ class MemoryContent:
             "config": core.config.to_dict(),
             "store": core.store,
             "index_layer": core.index_layer,
+            "index": core.index_digest,
             "clock": self._ring.clock,
             "limit": ledger.limit,
             "tiers": [[tier.name, tier.slots] for tier in ledger.tiers],

@@ -112,6 +112,12 @@ class Stepper:
         self.last = None
         self._asker.forget()
 
+    def search_anew(self) -> None:
+        """Let every text that goes on search at its next step."""
+        for record in list(self.core.records):
+            record.forget_recall()
+        self._asker.forget()
+
     def adopt(self, kwargs: dict[str, Any]) -> bool:
         """Give the forward's cache a bounded window where that can be done."""
         ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")

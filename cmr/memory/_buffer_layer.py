@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ COLUMNS = {
 }
 """What is known of each entry beside its state."""
 _EMPTY = {"sequence": NO_SESSION, "position": -1, "token_id": -1}
+_VERSIONS = itertools.count(1)
 
 
 class LayerStore:
@@ -41,6 +43,8 @@ class LayerStore:
         columns: name to `[slots]`, see `COLUMNS`; `created` is 0 where a slot is empty.
         held: entries in the layer.
         by_tier: entries in each tier.
+        version: larger after each change of what is stored (not of how it was used); never the
+            same in two layers.
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class LayerStore:
             name: torch.full((slots,), _EMPTY.get(name, 0), dtype=kind)
             for name, kind in COLUMNS.items()
         }
-        self.held, self.by_tier = 0, [0, 0, 0]
+        self.held, self.by_tier, self.version = 0, [0, 0, 0], next(_VERSIONS)
         at: dict[str, Any] = {"device": device}
         self._states = torch.zeros(rows, hidden, dtype=dtype, **at)
         self._inverse_norm = torch.zeros(rows, **at)
@@ -102,6 +106,7 @@ class LayerStore:
 
     def write(self, states: torch.Tensor, **columns: torch.Tensor | int) -> torch.Tensor:
         """Store `[k, hidden]` states in the lowest free slots of the first tier; returns them."""
+        self.version = next(_VERSIONS)
         slots = torch.tensor([heapq.heappop(self._free) for _ in range(len(states))])
         for name, values in columns.items():
             self.columns[name][slots] = torch.as_tensor(values, dtype=COLUMNS[name])
@@ -114,6 +119,7 @@ class LayerStore:
         self, slots: torch.Tensor, columns: dict[str, torch.Tensor], parts: dict[str, torch.Tensor]
     ) -> None:
         """Put entries into given free slots, as `columns` and `parts` gave them."""
+        self.version = next(_VERSIONS)
         for name, values in columns.items():
             self.columns[name][slots] = values
         if "codes" in parts:
@@ -145,6 +151,7 @@ class LayerStore:
 
     def sink(self, slots: torch.Tensor, tier: int) -> None:
         """Move entries down to a tier."""
+        self.version = next(_VERSIONS)
         for source in self.columns["tier"][slots].tolist():
             self.by_tier[source] -= 1
         self.by_tier[tier] += len(slots)
@@ -156,6 +163,9 @@ class LayerStore:
 
     def drop(self, slots: torch.Tensor) -> None:
         """Zero entries and free their slots."""
+        if not len(slots):
+            return
+        self.version = next(_VERSIONS)
         for tier in self.columns["tier"][slots].tolist():
             self.by_tier[tier] -= 1
         self.held -= len(slots)

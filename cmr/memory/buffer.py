@@ -55,6 +55,10 @@ class LayeredMemoryBuffer:
             such limit.
         device: where the states are kept; None: where a layer's first state is.
 
+    Attributes:
+        limits: the numbers above.
+        lock: held while a method runs; whoever calls several that belong together holds it.
+
     Raises:
         ConfigError: an argument is of the wrong type or out of its range.
     """
@@ -96,7 +100,7 @@ class LayeredMemoryBuffer:
         self._names: dict[int, str] = {}
         self._base: str | None = None
         self._counted = Counter(dict.fromkeys(_COUNTED, 0))
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -166,7 +170,7 @@ class LayeredMemoryBuffer:
             raise ValueError(f"token_ids: {count} or none expected, got {len(token_ids)}")
         ids = [check.integer("token_ids", token, 0) for token in token_ids]
         tokens = torch.tensor(ids or [NO_TOKEN] * count)
-        with self._lock:
+        with self.lock:
             name = self._names.get(sequence, session)
             if session not in ("", name):
                 raise ValueError(f"session: sequence {sequence} has another name already")
@@ -201,7 +205,7 @@ class LayeredMemoryBuffer:
             sequence_id: only of this sequence; None: of any.
         """
         k = check.integer("k", k, 1)
-        with self._lock:
+        with self.lock:
             picked = self._find(layer_idx, sequence_id)
             return self._take(picked, (-column(picked, "created")).argsort()[:k])
 
@@ -238,7 +242,7 @@ class LayeredMemoryBuffer:
         query = given.states_of(query, "query")
         if len(query) != 1:
             raise ValueError(f"query: [hidden] expected, got {list(query.shape)}")
-        with self._lock:
+        with self.lock:
             store = self._layers.stores.get(layer)
             if store is None:
                 return self._take([], torch.empty(0, dtype=torch.int64))
@@ -268,7 +272,7 @@ class LayeredMemoryBuffer:
         """
         k = check.integer("k", k, 1)
         least = check.real("min_relevance", min_relevance, 0.0, 1.0)
-        with self._lock:
+        with self.lock:
             picked = self._find(layer_idx, sequence_id)
             relevance = column(picked, "relevance")
             order = (-column(picked, "created")).argsort()
@@ -277,15 +281,44 @@ class LayeredMemoryBuffer:
 
     def retrieve_by_layer(self, layer_idx: int) -> list[MemoryEntry]:
         """All entries of a layer, oldest first."""
-        with self._lock:
+        with self.lock:
             picked = self._find(check.integer("layer_idx", layer_idx, 0), None)
             return self._take(picked, column(picked, "created").argsort())
 
     def retrieve_by_sequence(self, sequence_id: int) -> list[MemoryEntry]:
         """All entries of a sequence, over all layers, oldest first."""
-        with self._lock:
+        with self.lock:
             picked = self._find(None, check.integer("sequence_id", sequence_id, 0))
             return self._take(picked, column(picked, "created").argsort())
+
+    def take(self, layer_idx: int, slots: torch.Tensor) -> list[MemoryEntry]:
+        """Copies of the entries in some slots of a layer, in their order, counted as used.
+
+        Args:
+            layer_idx: a layer that has entries.
+            slots: `[k]` int64 on the CPU; each holds an entry.
+        """
+        with self.lock:
+            picked = [Picked(layer_idx, self._layers.stores[layer_idx], slots)]
+            return self._take(picked, torch.arange(len(slots)))
+
+    def layer(self, layer_idx: int) -> LayerStore | None:
+        """What is stored of a layer, to look at while `lock` is held; None where nothing ever was.
+
+        Raises:
+            ConfigError: the layer is no integer of at least 0.
+        """
+        return self._layers.stores.get(check.integer("layer_idx", layer_idx, 0))
+
+    @property
+    def clock(self) -> int:
+        """Number of the newest entry that was ever stored."""
+        return self._layers.clock
+
+    @property
+    def version(self) -> int:
+        """Another number after each change of what is stored."""
+        return max((store.version for store in self._layers.stores.values()), default=0)
 
     def _find(self, layer: int | None, sequence: int | None) -> list[Picked]:
         return self._layers.find(
@@ -340,7 +373,7 @@ class LayeredMemoryBuffer:
             `cleared` (the first two less these two are the total), `retrievals`, `hits` (those that
             found something), `hit_rate` (None before the first), `retrieved` entries; `settings`.
         """
-        with self._lock:
+        with self.lock:
             picked = self._find(None, None)
             sequence, counts = column(picked, "sequence").unique(return_counts=True)
             stores = {number: store for number, store, _ in picked}
@@ -369,7 +402,7 @@ class LayeredMemoryBuffer:
     def clear_sequence(self, sequence_id: int) -> int:
         """Zero the entries of a sequence and forget its name; returns how many there were."""
         sequence = check.integer("sequence_id", sequence_id, 0)
-        with self._lock:
+        with self.lock:
             self._names.pop(sequence, None)
             return self._clear(sequence)
 
@@ -378,7 +411,7 @@ class LayeredMemoryBuffer:
 
         The layers keep their room and their shape. Numbers go on: none comes twice.
         """
-        with self._lock:
+        with self.lock:
             self._names.clear()
             return self._clear(None)
 
@@ -401,7 +434,7 @@ class LayeredMemoryBuffer:
         Raises:
             StoreError: the folder holds something else, or is in use.
         """
-        with self._lock:
+        with self.lock:
             content = BufferContent(
                 self._layers.stores, self._names, self._settings(), self._layers.clock
             )
@@ -424,7 +457,7 @@ class LayeredMemoryBuffer:
                 `cmr.memory.store.Saved.open` says. Nothing is changed then, as below.
             ValueError: it was saved with other limits or sizes of tiers, or is no buffer's.
         """
-        with self._lock:
+        with self.lock:
             device = self.device or torch.device("cpu")
             stores, names, clock, base = restore(
                 path, key, self._settings(), self._layers.new_store, device

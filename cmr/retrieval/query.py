@@ -7,6 +7,8 @@ import torch
 from cmr.kernels.maxsim import Scratch, Selection, new_scratch
 from cmr.kernels.ring_write import ring_write_index
 from cmr.memory.ring import RingBuffer
+from cmr.retrieval.ask import Ask
+from cmr.retrieval.choice import Choice
 
 
 class RollingQuery:
@@ -21,34 +23,54 @@ class RollingQuery:
         tokens: tokens that are kept; older ones give way.
         ring: the store that is searched.
         sessions: `[rows]` int64, whose blocks each row may see.
+        located: whether the tokens are a question and what was answered, without a template.
+        task: what the rows are about; None: not said.
 
     Attributes:
         sessions: as given.
         maxima: `[rows, tokens, slots]` float32, see `block_maxima`; tokens in no particular order.
         mask: `[rows, tokens]` bool, True where there is a token that asks.
-        found: what the last search wrote; None before the first. The next one writes over it.
+        found: the candidates that the last search wrote; None before the first. The next one
+            writes over them.
     """
 
-    def __init__(self, rows: int, tokens: int, ring: RingBuffer, sessions: torch.Tensor) -> None:
+    def __init__(
+        self,
+        rows: int,
+        tokens: int,
+        ring: RingBuffer,
+        sessions: torch.Tensor,
+        located: bool = False,
+        task: str | None = None,
+    ) -> None:
         self._ring, self.sessions = ring, sessions
+        self._located, self._task = located, task
         like = ring.index
         self._query = like.new_zeros(tokens, rows, like.shape[-1])  # tokens of a step lie together
         self.maxima = torch.zeros(rows, tokens, ring.slots, device=ring.device)
         self.mask = torch.zeros(rows, tokens, dtype=torch.bool, device=ring.device)
+        self._ids = torch.full((rows, tokens), -1, device=ring.device)
         self.found: Selection | None = None
         self._scratch: dict[int, Scratch] = {}
+        self._choice: Choice | None = None
         self._next = 0
         self._seen = ring.ledger.changes
         self._places = torch.arange(tokens * rows, device=ring.device)
         self._picks: dict[int, torch.Tensor] = {}
 
-    def add(self, states: torch.Tensor, mask: torch.Tensor | None) -> None:
+    def add(
+        self,
+        states: torch.Tensor,
+        mask: torch.Tensor | None,
+        token_ids: torch.Tensor | None = None,
+    ) -> None:
         """Take new tokens in and bring everything up to date.
 
         Args:
             states: `[rows, new, hidden]` at the index layer, any float dtype; of more than
                 `tokens` the last ones count.
             mask: `[rows, new]` bool, False for tokens that do not ask; None: all do.
+            token_ids: `[rows, new]` int64; None where nobody knows them.
         """
         tokens = self.mask.shape[1]
         states = states[:, -tokens:]
@@ -62,9 +84,25 @@ class RollingQuery:
                 self.mask[:, where] = True
             else:
                 self.mask[:, where] = mask[:, -new:][:, done : done + count]
+            if token_ids is None:
+                self._ids[:, where] = -1
+            else:
+                self._ids[:, where] = token_ids[:, -new:][:, done : done + count]
             self._compare(where, 0, self._ring.high_water)
             done += count
             self._next = (self._next + count) % tokens
+
+    def ask(self) -> Ask:
+        """The same as a question on its own; its tensors are views that go on changing."""
+        return Ask(
+            states=self._query.transpose(0, 1),
+            mask=self.mask,
+            sessions=self.sessions,
+            token_ids=self._ids,
+            task=self._task,
+            located=self._located,
+            known=self.maxima[:, :, : self._ring.high_water],
+        )
 
     @property
     def width(self) -> int:
@@ -82,11 +120,24 @@ class RollingQuery:
             self._scratch[self.width] = new_scratch(self.maxima, rows, tokens, self.width)
         return self._scratch[self.width]
 
+    def settle(self, choice: Choice) -> Choice:
+        """The choice in the tensors of the one before, where it has the same shape.
+
+        So it stays where a decoding step that was captured looks for it.
+        """
+        kept = self._choice
+        if kept is None or kept.table.shape != choice.table.shape:
+            self._choice = choice
+            return choice
+        for name in ("table", "stamps", "scores", "certainty"):
+            getattr(kept, name).copy_(getattr(choice, name))
+        return kept
+
     def reorder(self, rows: torch.Tensor) -> None:
         """Rows follow their beams; those of one input share their session."""
         rows = rows.to(self.mask.device)
         self._query.copy_(self._query.index_select(1, rows))
-        for tensor in (self.maxima, self.mask):
+        for tensor in (self.maxima, self.mask, self._ids):
             tensor.copy_(tensor.index_select(0, rows))
 
     def _write(self, where: slice, states: torch.Tensor, done: int) -> None:

@@ -44,16 +44,14 @@ def test_a_piece_never_recalls_what_its_own_window_still_holds(llama: nn.Module)
         chosen = []
         search = memory._core.retriever.search
 
-        def note(query: Any, mask: Any, sessions: Any, ring: Any, before: Any) -> Any:
-            choice = search(query, mask, sessions, ring, before)
+        def note(ask: Any, ring: Any) -> Any:
+            choice = search(ask, ring)
             starts = choice.table[0, :, memory.config.retrieval.neighbours]
             reach = ring.positions[starts[starts >= 0]].amax()
-            chosen.append((int(reach), int(before[0])))
+            chosen.append((int(reach), int(ask.before[0])))
             return choice
 
-        object.__setattr__(
-            memory._core, "retriever", type("Noted", (), {"search": staticmethod(note)})
-        )
+        memory._core.retriever.search = note  # type: ignore[method-assign]
         memory.read(text, recall=True)
     assert [before for _, before in chosen] == [64, 160, 256, 352]
     assert all(reach < before for reach, before in chosen)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cmr.config import RetrievalConfig
 from cmr.memory import BlockBatch, RingBuffer
 from cmr.memory.sessions import NO_SESSION
-from cmr.retrieval import Choice, MaxSimRetriever
+from cmr.retrieval import Ask, Choice, MaxSimRetriever
 
 BLOCK, HIDDEN = 4, 32
 
@@ -36,14 +36,16 @@ def write(store: RingBuffer, sessions: list[int], states: torch.Tensor | None = 
 
 
 def retriever(**settings: object) -> MaxSimRetriever:
-    return MaxSimRetriever.from_config(RetrievalConfig(**{"threshold": 0.0, **settings}))
+    return MaxSimRetriever(RetrievalConfig(**{"threshold": 0.0, "gain": 0.0, **settings}))
 
 
 def search(
     store: RingBuffer, query: torch.Tensor, sessions: list[int], **settings: object
 ) -> Choice:
     mask = settings.pop("query_mask", None)
-    return retriever(**settings).search(query, mask, torch.tensor(sessions), store)
+    before = settings.pop("before", None)
+    ask = Ask(query, mask, torch.tensor(sessions), before=before)
+    return retriever(**settings).search(ask, store)
 
 
 def test_the_passage_that_was_asked_for_comes_first() -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmr.retrieval import RollingQuery
+from cmr.retrieval import Ask, RollingQuery
 from tests.kernels.compare import assert_close
 from tests.retrieval.test_maxsim import HIDDEN, retriever, ring, write
 
@@ -36,7 +36,7 @@ def test_it_finds_what_a_whole_search_finds(steps, seed) -> None:
         asks = torch.cat([asks, mask], 1)[:, -TOKENS:]
         rolling.add(states, mask)
         have = find.search_again(rolling, store)
-        want = find.search(text, asks, sessions, store)
+        want = find.search(Ask(text, asks, sessions), store)
         assert torch.equal(have.table, want.table) and torch.equal(have.stamps, want.stamps)
         assert_close("scores", have.scores, want.scores, 1e-4, 1e-4)
         assert_close("certainty", have.certainty, want.certainty, 1e-4, 1e-4)
@@ -72,7 +72,7 @@ def test_rows_follow_their_beams() -> None:
     rows = torch.tensor([2, 0, 0])
     rolling.reorder(rows)
     have = find.search_again(rolling, store)
-    want = find.search(states[rows], None, sessions, store)
+    want = find.search(Ask(states[rows], None, sessions), store)
     assert torch.equal(have.table, want.table)
 
 

@@ -72,7 +72,9 @@ def inverse_norm(states: torch.Tensor) -> torch.Tensor:
     Equivalent PyTorch: `1 / states.float().norm(dim=-1)`.
     """
     expect_float("states", states)
-    norms = torch.linalg.vector_norm(states, dim=-1, dtype=torch.float32)
+    # A norm is never taken in a narrower dtype than that of the states: PyTorch refuses to.
+    wide = torch.promote_types(states.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(states, dim=-1, dtype=wide).float()
     return torch.where(norms == 0, 0.0, 1.0 / norms)
 
 

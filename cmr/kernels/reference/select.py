@@ -87,7 +87,8 @@ def maxsim_select(
 
 def may_see(columns: Columns, sessions: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
     """The blocks `[B, N]` bool that each row may find: its own session's, in front of `before`."""
-    visible = columns.session == sessions[:, None]
+    # A row without a session has the number that empty slots have: it may see nothing.
+    visible = (columns.session == sessions[:, None]) & (sessions >= 0)[:, None]
     if before is not None:
         visible &= columns.positions.amax(-1) < before[:, None]
     return visible
@@ -129,6 +130,8 @@ def choose(
     rule: Rule,
     k: int,
     profiles: torch.Tensor | None = None,
+    certainty: torch.Tensor | None = None,
+    judge: torch.Tensor | None = None,
 ) -> Selection:
     """The passages to read: local maxima of the line along the text, the best by `base`.
 
@@ -141,6 +144,9 @@ def choose(
         rule: all but `criteria[:3]`, `clamp` and `peak_power` is used.
         k: passages at most.
         profiles: [B, Q, N] float32, by which passages are alike, where `criteria[3]` is not 0.
+        certainty: [B] float32; None: it follows from the line.
+        judge: [B, N] float32 in place of `base` where `rule.ratio` looks, as that may be of another
+            kind; the first passage always stays then. None: `base`.
 
     Returns:
         The selection.
@@ -151,10 +157,15 @@ def choose(
         scores, starts = _greedy(base, profiles, rule.criteria[3], k)
     else:
         scores, starts = topk_lowest_slot(base, k)
-    best = line.masked_fill(~peaks, NEG_INF)
-    best = best.amax(-1) if line.shape[1] else line.new_full((len(line),), NEG_INF)
-    certainty = _certainty(best, counts, rule)
-    keep = (scores >= rule.ratio * scores[:, :1]) & (certainty >= rule.threshold)[:, None]
+    if certainty is None:
+        certainty = certainty_of(line.masked_fill(~peaks, NEG_INF), counts, rule)
+    if judge is None or not line.shape[1]:
+        keep = scores >= rule.ratio * scores[:, :1]
+    else:
+        judged = judge.gather(1, starts.clamp(min=0))
+        keep = judged >= rule.ratio * judge.amax(-1, keepdim=True)
+        keep[:, 0] = True
+    keep &= (certainty >= rule.threshold)[:, None]
     starts = torch.where(keep & (starts >= 0), starts, -1)
     scores = torch.where(starts >= 0, scores, NEG_INF)
     table = block_table(
@@ -210,7 +221,18 @@ def _greedy(
     return torch.cat(scores, 1), torch.cat(slots, 1)
 
 
-def _certainty(best: torch.Tensor, stored: torch.Tensor, rule: Rule) -> torch.Tensor:
+def certainty_of(line: torch.Tensor, stored: torch.Tensor, rule: Rule) -> torch.Tensor:
+    """Best similarity over what is expected of the best passage when nothing fits.
+
+    Args:
+        line: [B, N] float32, -inf where there is nothing to find.
+        stored: [B] int64, blocks that a row sees.
+        rule: the null and the few blocks are used.
+
+    Returns:
+        [B] float32, 0 where a row finds nothing.
+    """
+    best = line.amax(-1) if line.shape[1] else line.new_full((len(line),), NEG_INF)
     null = rule.null_base + rule.null_slope * stored.clamp(min=1).log()
     sure = torch.where(stored < rule.few_blocks, rule.few_certainty, best / null)
     return torch.where(best > -math.inf, sure, 0.0)

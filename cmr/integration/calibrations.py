@@ -1,0 +1,56 @@
+"""Where calibrations lie, and which one belongs to a model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+
+from cmr.errors import ConfigError
+from cmr.integration.adapter import ModelAdapter
+from cmr.integration.fingerprint import identity
+from cmr.retrieval.calibration import Calibration
+
+SHIPPED = Path(__file__).parent.parent / "calibrations"
+"""The calibrations that come with the package."""
+_TOLD = 12
+_log = logging.getLogger(__name__)
+
+
+def folder() -> Path:
+    """Where `cmr.calibrate` saves: `calibrations` in the cache folder.
+
+    That is `$CMR_CACHE` if set, else `$XDG_CACHE_HOME/cmr`, else `~/.cache/cmr`.
+    """
+    root = os.environ.get("CMR_CACHE")
+    if root:
+        return Path(root).expanduser() / "calibrations"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cmr/calibrations"
+
+
+def file_name(calibration: Calibration) -> str:
+    """`<model's name>-<first 12 digits of its identity>.safetensors`."""
+    name = re.sub(r"[^\w.-]+", "-", Path(calibration.model).name).strip("-.") or "model"
+    return f"{name}-{calibration.identity[:_TOLD]}.safetensors"
+
+
+def find(adapter: ModelAdapter) -> Calibration | None:
+    """The calibration of a model: the user's own, else the shipped one, else None.
+
+    A file that cannot be read is passed over with a warning: a search works without it, too.
+
+    Args:
+        adapter: the model, however it was loaded (see `cmr.integration.fingerprint.identity`).
+    """
+    wanted = identity(adapter)
+    for place in (folder(), SHIPPED):
+        for path in sorted(place.glob(f"*-{wanted[:_TOLD]}.safetensors")):
+            try:
+                found = Calibration.load(path)
+            except ConfigError as error:
+                _log.warning("%s", error)
+                continue
+            if found.identity == wanted:
+                return found
+    return None

@@ -1,0 +1,160 @@
+"""What a search is given, what it looks into, and what a strategy answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from cmr.kernels.reference.select import Columns, may_see
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the rows of a batch look for.
+
+    Attributes:
+        states: `[batch, tokens, hidden]` at the index layer, any float dtype.
+        mask: `[batch, tokens]` bool, False for tokens that do not ask; None: all do.
+        sessions: `[batch]` int64 session numbers; a number that owns nothing finds nothing.
+        token_ids: `[batch, tokens]` int64, the tokens themselves; None where nobody knows them.
+        before: `[batch]` int64; blocks with a token at that position of their session's text or
+            behind it are left out. None: none is.
+        task: what the rows are about, for strategies that look at it; None: not said.
+        located: whether `mask` leaves a question and nothing else; otherwise words of a template or
+            of the text before may be among the tokens that ask.
+        heads: by layer, `[batch, heads, tokens, head_dim]`: the tokens' own un-rotated attention
+            queries there, where a strategy looks at them.
+        known: `[batch, tokens, blocks]` float32 block maxima where they are kept already.
+    """
+
+    states: torch.Tensor
+    mask: torch.Tensor | None
+    sessions: torch.Tensor
+    token_ids: torch.Tensor | None = None
+    before: torch.Tensor | None = None
+    task: str | None = None
+    located: bool = False
+    heads: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    known: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> Ask:
+        """The same on a device."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {n: x.to(device) for n, x in held.items() if isinstance(x, torch.Tensor)}
+        return replace(self, **moved)
+
+    def maxima(self, store: Searched) -> torch.Tensor:
+        """Largest cosine of each token with a token of each block, `[batch, tokens, blocks]`.
+
+        Blocks of other sessions are `-inf`.
+        """
+        if self.known is not None:
+            return self.known
+        unit = F.normalize(self.states.float(), dim=-1).to(store.index.dtype)
+        return store.maxima(unit, self.sessions, 0, store.high_water)
+
+
+class Searched(Protocol):
+    """A store as searches see it: columns over one space of slots, and the index vectors.
+
+    Attributes:
+        block_size: tokens in a block.
+        device: of the columns and of what `maxima` gives.
+        index: unit vectors of the upper tiers; its dtype is that of queries.
+        high_water: slots from 0 on that have to be looked at.
+        ledger: the host's account, see `SlotLedger`.
+        session, positions, token_ids, successor, predecessor, relevance, created, cursor: see
+            `Columns` of `cmr.kernels.ring_write`.
+    """
+
+    block_size: int
+    device: torch.device
+    index: torch.Tensor
+    ledger: Any
+    session: torch.Tensor
+    positions: torch.Tensor
+    token_ids: torch.Tensor
+    successor: torch.Tensor
+    predecessor: torch.Tensor
+    relevance: torch.Tensor
+    created: torch.Tensor
+    cursor: torch.Tensor
+
+    @property
+    def high_water(self) -> int:
+        """Slots from 0 on that have to be looked at."""
+        ...
+
+    def maxima(
+        self,
+        query: torch.Tensor,
+        sessions: torch.Tensor,
+        first: int,
+        last: int,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See `cmr.memory.tiers.TieredStores.maxima`."""
+        ...
+
+    def maxima_at(
+        self, query: torch.Tensor, sessions: torch.Tensor, slots: torch.Tensor
+    ) -> torch.Tensor:
+        """See `cmr.memory.tiers.TieredStores.maxima_at`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a strategy says of every passage.
+
+    Attributes:
+        passages: `[batch, blocks]` float32: the score of the passage that begins at each block,
+            better ones higher; `-inf` for what is not to be found. A search leaves out what a row
+            may not see whatever stands here.
+        certainty: `[batch]` float32, how far the best one stands out: about 1 where nothing fits,
+            1.3 and more where a passage answers. None: that of the semantic search holds.
+        line: the same shape as `passages`, where candidates are local maxima of something else
+            than the scores that they are ranked by. None: of the scores.
+        profiles: `[batch, tokens, blocks]` float32, whose cosine says how alike two passages are.
+        diversity: weight of 1 less the largest cosine with a passage that was chosen before.
+    """
+
+    passages: torch.Tensor
+    certainty: torch.Tensor | None = None
+    line: torch.Tensor | None = None
+    profiles: torch.Tensor | None = None
+    diversity: float = 0.0
+
+
+class Strategy(Protocol):
+    """Turns what is asked into a score for every passage."""
+
+    def score(self, ask: Ask, store: Searched) -> Scored:
+        """Scores of all passages below `store.high_water`."""
+        ...
+
+
+StrategyMaker = Callable[[Any], Strategy]
+"""Makes a strategy of the retrieval settings."""
+
+
+def columns_of(store: Searched, size: int) -> Columns:
+    """The columns of the first `size` slots."""
+    return Columns(
+        store.session[:size],
+        store.positions[:size],
+        store.successor[:size],
+        store.predecessor[:size],
+        store.relevance[:size],
+        store.created[:size],
+        store.cursor,
+    )
+
+
+def visible(ask: Ask, store: Searched) -> torch.Tensor:
+    """The blocks `[batch, blocks]` bool that each row may find."""
+    return may_see(columns_of(store, store.high_water), ask.sessions, ask.before)

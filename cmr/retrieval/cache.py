@@ -1,0 +1,149 @@
+"""Answers to what was asked before, as long as the store has not changed."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+
+from cmr import _checks as check
+from cmr.retrieval.ask import Ask
+
+Answer = tuple[torch.Tensor, ...]
+_COUNTED = ("hits", "misses", "invalidations", "evictions")
+
+
+class RetrievalCache:
+    """The answers to the newest questions; the one that was used longest ago makes room.
+
+    An answer holds for one version of the store. The first use with another version drops all of
+    them, so that nothing of what was forgotten, moved or overwritten is given again, and `forget`
+    drops them at once. A key is a digest: states and tokens of a question are not kept.
+
+    Answers are copied when they are put in and when they are given. Methods may be called from
+    several threads.
+
+    Args:
+        size: answers that are kept, 0 or more; 0: none ever is.
+
+    Raises:
+        ConfigError: the size is not as above.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = check.integer("cache_size", size, 0)
+        self._answers: OrderedDict[bytes, Answer] = OrderedDict()
+        self._version: Hashable = None
+        self._counted = Counter(dict.fromkeys(_COUNTED, 0))
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def get(self, key: bytes, version: Hashable) -> Answer | None:
+        """The answer to a question, or None.
+
+        Args:
+            key: what is asked, see `key_of`.
+            version: of the store as it is now, see `version_of`.
+        """
+        if not self.size:
+            return None
+        with self._lock:
+            self._hold(version)
+            answer = self._answers.get(key)
+            self._counted["misses" if answer is None else "hits"] += 1
+            if answer is None:
+                return None
+            self._answers.move_to_end(key)
+            return tuple(part.clone() for part in answer)
+
+    def put(self, key: bytes, version: Hashable, answer: Answer) -> None:
+        """Keep an answer.
+
+        Args:
+            key: what was asked.
+            version: of the store when the search began.
+            answer: what was found.
+        """
+        if not self.size:
+            return
+        with self._lock:
+            self._hold(version)
+            self._answers[key] = tuple(part.clone() for part in answer)
+            self._answers.move_to_end(key)
+            if len(self._answers) > self.size:
+                self._answers.popitem(last=False)
+                self._counted["evictions"] += 1
+
+    def hold(self, version: Hashable) -> None:
+        """Drop all answers to another version of the store."""
+        with self._lock:
+            self._hold(version)
+
+    def forget(self) -> int:
+        """Drop all answers; returns how many there were."""
+        with self._lock:
+            return self._drop()
+
+    def stats(self) -> dict[str, Any]:
+        """What happened so far, as plain data.
+
+        Returns:
+            `entries` and `size`; counted since the cache was made: `hits`, `misses`, `hit_rate`
+            (None before the first question), `invalidations` (answers that were dropped because
+            the store changed or by `forget`) and `evictions` (answers that made room). All of them
+            are 0 where the size is 0.
+        """
+        with self._lock:
+            asked = self._counted["hits"] + self._counted["misses"]
+            return {
+                "entries": len(self._answers),
+                "size": self.size,
+                **self._counted,
+                "hit_rate": self._counted["hits"] / asked if asked else None,
+            }
+
+    def _hold(self, version: Hashable) -> None:
+        if version != self._version:
+            self._drop()
+            self._version = version
+
+    def _drop(self) -> int:
+        dropped = len(self._answers)
+        self._answers.clear()
+        self._counted["invalidations"] += dropped
+        return dropped
+
+
+def key_of(ask: Ask, *settings: object) -> bytes:
+    """A digest of everything that decides an answer, but for the store.
+
+    Args:
+        ask: what is asked; `known` is left out, as it follows from the rest and the store.
+        settings: whatever else decides, by their `repr`: the strategy, how many are wanted.
+    """
+    digest = hashlib.blake2b(digest_size=32)
+    for part in (ask.states, ask.mask, ask.sessions, ask.token_ids, ask.before):
+        if part is None:
+            digest.update(b"none;")
+            continue
+        digest.update(f"{part.dtype}{list(part.shape)};".encode())
+        flat = part.detach().cpu().contiguous().view(-1)
+        if len(flat):
+            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    digest.update(repr((ask.task, settings)).encode())
+    return digest.digest()
+
+
+def version_of(store: Any) -> tuple[int, int]:
+    """What differs whenever a store was written to, moved within, emptied or let go on.
+
+    Args:
+        store: has a `ledger`, which counts its changes, and a `clock`.
+    """
+    return store.ledger.changes, store.clock

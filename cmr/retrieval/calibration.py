@@ -1,0 +1,147 @@
+"""What was measured for one model: where to search, through which projection, with which heads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from cmr.errors import ConfigError
+
+FORMAT = "cmr-calibration-1"
+Null = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Settings of the search that were measured for one model; made by `cmr.calibrate`.
+
+    States at the index layer lie in a narrow cone, and a few directions rule every cosine. Centred,
+    projected on the directions in which states of ordinary text vary most, and divided by how much
+    they do, tokens that mean the same come closer than tokens that stand in the same kind of place.
+
+    Attributes:
+        model: the model's name, for people.
+        identity: which weights it was measured on, see `cmr.integration.fingerprint.identity`.
+        index_layer: hidden state that is indexed and searched.
+        mean: `[hidden]` float32, mean state of ordinary text; None: not centred.
+        projection: `[hidden, width]` float32 that whitens; None: states are taken as they are.
+        heads: (layer, query head) pairs whose attention tells passages apart, best first.
+        target_layers: layers that are stored and read; None: the usual range.
+        question_null: best score of a passage when nothing fits a question that was located, as
+            (base, slope): base + slope * ln(blocks).
+        text_null: the same where the query is the newest tokens of a text.
+        measured: how it was chosen: what each candidate found. Plain JSON.
+
+    Source: Su et al. (2021), whitening sentence representations.
+    """
+
+    model: str
+    identity: str
+    index_layer: int
+    mean: torch.Tensor | None = None
+    projection: torch.Tensor | None = None
+    heads: tuple[tuple[int, int], ...] = ()
+    target_layers: tuple[int, ...] | None = None
+    question_null: Null = (0.70, 0.18)
+    text_null: Null = (0.70, 0.18)
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    def index(self, states: torch.Tensor) -> torch.Tensor:
+        """What is indexed and searched of states.
+
+        Args:
+            states: `[..., hidden]` at the index layer, any float dtype. A state of zeros, which
+                must match nothing, stays one.
+
+        Returns:
+            `[..., width]` of norm 1 in the states' dtype; without a projection the states
+            themselves.
+        """
+        if self.projection is None:
+            return states
+        unit = F.normalize(states.float(), dim=-1)
+        held = (unit != 0).any(-1, keepdim=True)
+        if self.mean is not None:
+            unit = unit - self.mean.to(unit.device)
+        return (F.normalize(unit @ self.projection.to(unit.device), dim=-1) * held).to(states.dtype)
+
+    def width(self, hidden: int) -> int:
+        """Width of what is indexed of states that are `hidden` wide."""
+        return hidden if self.projection is None else self.projection.shape[1]
+
+    @property
+    def digest(self) -> str:
+        """Tells one index from another: vectors of different ones cannot be compared."""
+        found = hashlib.sha256(str(self.index_layer).encode())
+        for part in (self.mean, self.projection):
+            if part is not None:
+                found.update(part.float().contiguous().numpy().tobytes())
+        return found.hexdigest()
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it to a safetensors file, all or nothing; returns the path."""
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {"mean": self.mean, "projection": self.projection}
+        held = {n: t.to(torch.float16).contiguous() for n, t in tensors.items() if t is not None}
+        about = {
+            "format": FORMAT,
+            "model": self.model,
+            "identity": self.identity,
+            "index_layer": self.index_layer,
+            "heads": self.heads,
+            "target_layers": self.target_layers,
+            "question_null": self.question_null,
+            "text_null": self.text_null,
+            "measured": self.measured,
+        }
+        draft = path.with_name(path.name + ".part")
+        save_file(held, str(draft), {"calibration": json.dumps(about)})
+        os.replace(draft, path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Read what `save` wrote.
+
+        Raises:
+            ConfigError: there is no such file, or it holds something else.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                about = json.loads((file.metadata() or {}).get("calibration", "{}"))
+                tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, ValueError) as error:
+            raise ConfigError(f"calibration: a file of cmr.calibrate expected, got {path}: {error}") from None
+        return cls._of(about, tensors, path)
+
+    @classmethod
+    def _of(cls, about: dict[str, Any], tensors: dict[str, torch.Tensor], path: Any) -> Calibration:
+        if about.get("format") != FORMAT:
+            raise ConfigError(
+                f"calibration: format {FORMAT!r} expected, got {about.get('format')!r} in {path}"
+            )
+        layers = about["target_layers"]
+        return cls(
+            model=about["model"],
+            identity=about["identity"],
+            index_layer=int(about["index_layer"]),
+            mean=tensors.get("mean"),
+            projection=tensors.get("projection"),
+            heads=tuple((int(layer), int(head)) for layer, head in about["heads"]),
+            target_layers=None if layers is None else tuple(int(n) for n in layers),
+            question_null=(float(about["question_null"][0]), float(about["question_null"][1])),
+            text_null=(float(about["text_null"][0]), float(about["text_null"][1])),
+            measured=about["measured"],
+        )

@@ -1,0 +1,247 @@
+"""Ranking by several criteria at once: relevance, similarity, recency, diversity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from cmr import _checks as check
+from cmr.config import CRITERIA
+from cmr.kernels.reference._topk import topk_lowest_slot
+from cmr.kernels.reference.attention import NEG_INF
+from cmr.kernels.reference.select import Rule, Selection, choose, may_see, similarity_line
+from cmr.retrieval.ask import Ask, Scored, Searched, columns_of
+from cmr.retrieval.maxsim import TUNED
+
+DEFAULT_WEIGHTS = {"relevance": 0.4, "similarity": 0.3, "recency": 0.2, "diversity": 0.1}
+NEWER_PER_HALF = 0.25
+"""Share of what a row may see that is newer than an entry whose recency is one half."""
+
+
+class Ranked(NamedTuple):
+    """What a ranking chose.
+
+    Attributes:
+        scores: `[batch, k]` float32 in `[0, 1]`, `-inf` where there is nothing. Without a weight
+            on diversity they fall.
+        slots: `[batch, k]` int64, -1 where there is nothing.
+    """
+
+    scores: torch.Tensor
+    slots: torch.Tensor
+
+
+class MultiCriteriaRanker:
+    """Ranks by a weighted mean of four criteria, each a number in [0, 1].
+
+    - similarity: place between the least and the largest similarity that the row may see, so that
+      the best is 1 and the worst 0, whatever the scale; all are 1 where all are equal.
+    - relevance: as it is stored.
+    - recency: 2 ** (-newer / half_life), `newer` being how many newer ones the row may see: what
+      others write changes nothing.
+    - diversity: 1 less the largest cosine with one that was chosen before, at most 1. It is 1 for
+      the first.
+
+    Equal scores: the lower slot first. Weights are taken as they are given, divided by their sum.
+
+    Args:
+        weights: criterion (see `cmr.config.CRITERIA`) to its weight, at least 0, one above 0; or
+            the items of such a mapping. A criterion that is not named weighs 0. None:
+            `DEFAULT_WEIGHTS`.
+        half_life: newer ones that halve the recency, above 0; None: a quarter of what the row may
+            see, one at least.
+
+    Attributes:
+        weights: criterion to its weight; the four sum to 1.
+
+    Raises:
+        ConfigError: a weight or the half-life is not as above.
+
+    Source: Carbonell and Goldstein (1998), maximal marginal relevance, for the diversity.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, float] | Iterable[tuple[str, float]] | None = None,
+        half_life: float | None = None,
+    ) -> None:
+        if weights is None:
+            weights = DEFAULT_WEIGHTS
+        given = dict(check.weights("criteria_weights", weights, CRITERIA))
+        largest = max(given.values())  # divided by first: a sum of large numbers overflows
+        total = sum(weight / largest for weight in given.values())
+        self.weights = {name: given.get(name, 0.0) / largest / total for name in CRITERIA}
+        if half_life is not None:
+            half_life = check.real("half_life", half_life, 0.0)
+            if not half_life:
+                raise check.refuse("half_life", half_life, "a number above 0")
+        self.half_life = half_life
+
+    def base(
+        self,
+        similarity: torch.Tensor,
+        relevance: torch.Tensor,
+        created: torch.Tensor,
+        seen: torch.Tensor,
+    ) -> torch.Tensor:
+        """The weighted sum of all criteria but diversity.
+
+        Args:
+            similarity: `[batch, entries]` float32 of any scale; what is not finite is not ranked.
+            relevance: `[entries]` float32 in `[0, 1]`.
+            created: `[entries]` int64 numbers, larger ones newer.
+            seen: `[batch, entries]` bool, what each row may see.
+
+        Returns:
+            `[batch, entries]` float32 in `[0, 1]`, `-inf` for what is not ranked.
+        """
+        seen = seen & similarity.isfinite()
+        weights = self.weights
+        total = weights["similarity"] * _between(similarity, seen)
+        total = total + weights["relevance"] * relevance
+        if weights["recency"]:
+            total = total + weights["recency"] * self._recency(created, seen)
+        return total.masked_fill(~seen, NEG_INF)
+
+    def rank(
+        self,
+        similarity: torch.Tensor,
+        relevance: torch.Tensor,
+        created: torch.Tensor,
+        seen: torch.Tensor,
+        k: int,
+        profiles: torch.Tensor | None = None,
+    ) -> Ranked:
+        """The k best of each row.
+
+        Args:
+            similarity: see `base`.
+            relevance: see `base`.
+            created: see `base`.
+            seen: see `base`.
+            k: how many at most, 1 or more.
+            profiles: `[batch or 1, features, entries]` float32, whose cosine says how alike two
+                are; needed where diversity has a weight.
+
+        Raises:
+            ValueError: diversity has a weight, and there are no profiles.
+        """
+        base = self.base(similarity, relevance, created, seen)
+        weight = self.weights["diversity"]
+        if not weight:
+            return Ranked(*topk_lowest_slot(base, k))
+        if profiles is None:
+            raise ValueError(f"profiles: a tensor expected for a diversity of {weight}, got None")
+        return diversify(base, profiles, weight, k)
+
+    def _recency(self, created: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        order = created.masked_fill(~seen, -1).argsort(dim=-1, descending=True)
+        places = torch.arange(seen.shape[1], device=seen.device).expand_as(order)
+        newer = torch.empty_like(order).scatter_(1, order, places)
+        if self.half_life is not None:
+            return torch.exp2(-newer / self.half_life)
+        half = (NEWER_PER_HALF * seen.sum(-1, keepdim=True)).clamp(min=1.0)
+        return torch.exp2(-newer / half)
+
+
+def diversify(base: torch.Tensor, profiles: torch.Tensor, weight: float, k: int) -> Ranked:
+    """One after the other, each the best given those before: `base + weight * diversity`.
+
+    Args:
+        base: `[batch, entries]` float32, `-inf` for what is not to be chosen.
+        profiles: `[batch or 1, features, entries]` float32; the cosine with one that is all 0 is 0.
+        weight: of the diversity, at least 0.
+        k: how many at most, 1 or more.
+    """
+    norms = profiles.norm(dim=1)
+    inverse = torch.where(norms > 0, 1.0 / norms, 0.0).expand_as(base)
+    profiles = profiles.expand(len(base), -1, -1)
+    alike, left = torch.zeros_like(base), base
+    scores, slots = [], []
+    for _ in range(k):
+        score, slot = topk_lowest_slot(left + weight * (1.0 - alike), 1)
+        scores.append(score)
+        slots.append(slot)
+        if not base.shape[1]:
+            continue
+        at = slot.clamp(min=0)
+        last = profiles.gather(2, at[:, None].expand(-1, profiles.shape[1], -1))
+        cosine = torch.bmm(last.mT, profiles)[:, 0] * inverse * inverse.gather(1, at)
+        alike = torch.maximum(alike, cosine)
+        left = left.scatter(1, at, NEG_INF)
+    return Ranked(torch.cat(scores, 1), torch.cat(slots, 1))
+
+
+@dataclass(frozen=True)
+class Diverse(Scored):
+    """Scores of passages of which several are chosen one after the other.
+
+    Attributes:
+        line: `[batch, blocks]` float32, how well each passage fits. Candidates are its local maxima
+            along the text, and its best value is what the certainty is judged by.
+        profiles: `[batch, tokens, blocks]` float32, whose cosine says how alike two passages are.
+        diversity: weight of 1 less the largest cosine with a passage that was chosen before.
+    """
+
+    line: torch.Tensor = field(kw_only=True)
+    profiles: torch.Tensor | None = field(kw_only=True)
+    diversity: float = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class MultiCriteria:
+    """Passages by several criteria; their similarity is that of `MaxSimRetriever`.
+
+    Two passages are alike where the same query tokens find them: a profile is what each token adds
+    to the similarity, sqrt(share) * max(0, z).
+
+    Attributes:
+        ranker: weighs the criteria.
+    """
+
+    ranker: MultiCriteriaRanker = field(default_factory=MultiCriteriaRanker)
+
+    def score(self, ask: Ask, store: Searched) -> Diverse:
+        """Scores in [0, 1] of all but diversity, and what diversity needs; see `Strategy`."""
+        columns = columns_of(store, store.high_water)
+        # A row without a session has the number of empty slots.
+        seen = may_see(columns, ask.sessions, ask.before) & (columns.created > 0)
+        line, shares, z = similarity_line(
+            ask.maxima(store), ask.mask, columns.successor, seen, TUNED
+        )
+        passages = self.ranker.base(line, columns.relevance, columns.created, seen)
+        diversity = self.ranker.weights["diversity"]
+        return Diverse(
+            passages,
+            choose(line, line, columns, seen.sum(-1), TUNED, 1).certainty,
+            line=line,
+            profiles=shares.sqrt()[:, :, None] * z.clamp(min=0) if diversity else None,
+            diversity=diversity,
+        )
+
+    def choose(self, ask: Ask, store: Searched, k: int, rule: Rule = TUNED) -> Selection:
+        """The passages to read, see `cmr.kernels.reference.select.choose`.
+
+        Args:
+            ask: what is asked.
+            store: where it is looked for.
+            k: passages at most.
+            rule: its criteria are not used.
+        """
+        found = self.score(ask, store)
+        columns = columns_of(store, store.high_water)
+        counts = may_see(columns, ask.sessions, ask.before).sum(-1)
+        rule = rule._replace(criteria=(0.0, 0.0, 0.0, found.diversity))
+        return choose(found.line, found.passages, columns, counts, rule, k, found.profiles)
+
+
+def _between(values: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Place of each value between the least and the largest seen of its row, in [0, 1]."""
+    if not values.shape[1]:
+        return values
+    low = values.masked_fill(~seen, -NEG_INF).amin(-1, keepdim=True)
+    span = values.masked_fill(~seen, NEG_INF).amax(-1, keepdim=True) - low
+    return torch.where(seen, torch.where(span > 0, (values - low) / span, 1.0), 0.0)

@@ -1,0 +1,138 @@
+"""A search as it is attached to a store: a strategy, the choice of passages, and a cache."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from cmr import _checks as check
+from cmr.config import RetrievalConfig
+from cmr.kernels.reference.attention import NEG_INF
+from cmr.kernels.reference.select import choose
+from cmr.retrieval.ask import Ask, Searched, Strategy, columns_of, visible
+from cmr.retrieval.cache import RetrievalCache, key_of, version_of
+from cmr.retrieval.calibration import Calibration
+from cmr.retrieval.choice import Choice
+from cmr.retrieval.maxsim import MaxSimRetriever
+from cmr.retrieval.query import RollingQuery
+from cmr.retrieval.rules import rule_for
+
+PER_REQUEST = (
+    "strategy",
+    "blocks",
+    "neighbours",
+    "gain",
+    "ratio",
+    "threshold",
+    "similarity_threshold",
+    "criteria_weights",
+    "context_heads",
+)
+"""Settings that may differ from one request to the next; the others shape the store."""
+
+LOOK_AT_HEADS = ("contextual_relevance", "hybrid_ensemble", "task_specific")
+"""Strategies that look at attention queries, where the calibration names heads."""
+
+
+class Retriever:
+    """Chooses passages by the strategy of the settings.
+
+    Args:
+        config: the settings.
+        calibration: what was measured for the model; None: nothing was.
+        cache: keeps answers; None: a new one of the size that the settings give.
+
+    Attributes:
+        config: as given.
+        strategy: scores passages; None where the fused search does it all.
+        cache: keeps answers to questions that are asked again.
+    """
+
+    def __init__(
+        self,
+        config: RetrievalConfig,
+        calibration: Calibration | None = None,
+        cache: RetrievalCache | None = None,
+    ) -> None:
+        self.config, self._calibration = config, calibration
+        self.cache = RetrievalCache(config.cache_size or 0) if cache is None else cache
+        self._fused = MaxSimRetriever(config, calibration)
+        self.strategy: Strategy | None = None
+        if config.strategy != "maxsim":
+            from cmr.retrieval.registry import Parts, make_strategy
+
+            self.strategy = make_strategy(config.strategy, Parts(config, calibration))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers whose attention queries the strategy looks at; none of them behind the index's."""
+        if self._calibration is None or self.config.strategy not in LOOK_AT_HEADS:
+            return ()
+        return tuple(sorted({layer for layer, _ in self._calibration.heads}))
+
+    def with_settings(self, **settings: Any) -> Retriever:
+        """One with other settings and the same cache.
+
+        Raises:
+            ConfigError: a setting is unknown, not among `PER_REQUEST`, or out of its range.
+        """
+        for name in settings:
+            check.choice("a setting of a request", name, PER_REQUEST)
+        config = replace(self.config, **settings)
+        return Retriever(config, self._calibration, self.cache)
+
+    def search(self, ask: Ask, store: Searched) -> Choice:
+        """Choose passages for each row from its own session's blocks.
+
+        Args:
+            ask: what the rows look for.
+            store: where.
+
+        Returns:
+            The choice; see `MaxSimRetriever.search`.
+        """
+        if not self.cache.size:
+            return self._search(ask, store)
+        key, version = key_of(ask, self.config), version_of(store)
+        known = self.cache.get(key, version)
+        if known is not None:
+            return Choice(*known)
+        found = self._search(ask, store)
+        self.cache.put(key, version, (found.table, found.stamps, found.scores, found.certainty))
+        return found
+
+    def search_again(self, query: RollingQuery, store: Searched) -> Choice:
+        """Choose passages for a query that goes on; the next search may write over the choice."""
+        if self.strategy is None:
+            return self._fused.search_again(query, store)
+        return query.settle(self._chosen(self.strategy, query.ask(), store))
+
+    def _search(self, ask: Ask, store: Searched) -> Choice:
+        if self.strategy is None:
+            return self._fused.search(ask, store)
+        return self._chosen(self.strategy, ask, store)
+
+    def _chosen(self, strategy: Strategy, ask: Ask, store: Searched) -> Choice:
+        """Passages by a strategy's scores; what a row may not see is left out whatever they are."""
+        found = strategy.score(ask, store)
+        seen, columns = visible(ask, store), columns_of(store, store.high_water)
+        if found.passages.shape != seen.shape:
+            raise ValueError(
+                f"{type(strategy).__name__}: scores of shape {list(seen.shape)} expected, "
+                f"got {list(found.passages.shape)}"
+            )
+        passages = found.passages.float().masked_fill(~seen, NEG_INF)
+        line = passages if found.line is None else found.line.masked_fill(~seen, NEG_INF)
+        rule = rule_for(ask, self.config, self._calibration)
+        chosen = choose(
+            line,
+            passages,
+            columns,
+            seen.sum(-1),
+            rule._replace(criteria=(0.0, 0.0, 0.0, found.diversity)),
+            self.config.blocks,
+            found.profiles,
+            found.certainty,
+            None if found.line is None else line,
+        )
+        return Choice(chosen.table, chosen.stamps, chosen.scores, chosen.certainty)
