@@ -26,9 +26,20 @@ STRATEGIES = (
     "hybrid_ensemble",
 )
 STRATEGY_SYNONYMS = {"semantic_similarity": "maxsim"}
+_PLUGGED_IN: set[str] = set()
 CRITERIA = ("relevance", "similarity", "recency", "diversity")
 METHODS = ("attention", "weighted_sum")
 POSITIONS = ("constant", "layout", "true")
+
+
+def known_strategies() -> tuple[str, ...]:
+    """Names of all strategies, those that were plugged in behind the library's own."""
+    return STRATEGIES + tuple(sorted(_PLUGGED_IN))
+
+
+def accept_strategy(name: str) -> None:
+    """Let `RetrievalConfig` take a name; see `cmr.retrieval.registry.register_strategy`."""
+    _PLUGGED_IN.add(name)
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,8 @@ class RetrievalConfig:
 
     Attributes:
         strategy: 'maxsim' (synonym 'semantic_similarity'), 'contextual_relevance',
-            'multi_criteria', 'hierarchical', 'task_specific' or 'hybrid_ensemble'.
+            'multi_criteria', 'hierarchical', 'task_specific', 'hybrid_ensemble', or one of
+            `cmr.retrieval.registry.register_strategy`.
         index_layer: hidden state that is indexed and searched, 0 or more; None: at two fifths of
             the depth.
         blocks: passages recalled at once at most, 0..64; 0: nothing is ever recalled.
@@ -83,7 +95,7 @@ class RetrievalConfig:
         """Checks every field and resolves synonyms."""
         if isinstance(self.strategy, str):
             check.put(self, "strategy", STRATEGY_SYNONYMS.get(self.strategy, self.strategy))
-        check.choice("strategy", self.strategy, STRATEGIES)
+        check.choice("strategy", self.strategy, known_strategies())
         check.put(self, "blocks", check.integer("blocks", self.blocks, 0, 64))
         check.put(self, "neighbours", check.integer("neighbours", self.neighbours, 0, 8))
         check.put(self, "query_tokens", check.integer("query_tokens", self.query_tokens, 1, 4096))

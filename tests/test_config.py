@@ -123,12 +123,6 @@ def test_the_documented_dictionaries_parse() -> None:
     assert dict(config.retrieval.criteria_weights)["recency"] == 0.2
     named = "\n".join(config.unavailable())
     for asked in (
-        "strategy='multi_criteria'",
-        "similarity_threshold",
-        "context_heads",
-        "cache_size",
-        "max_clusters",
-        "criteria_weights",
         "reconstruction_method='hierarchical'",
         "max_memory_tokens",
         "compression_ratio",
@@ -139,6 +133,7 @@ def test_the_documented_dictionaries_parse() -> None:
     ):
         assert asked in named
     assert "method='weighted_sum'" not in named
+    assert "retrieval" not in named
 
 
 def test_flat_dictionary_and_synonyms() -> None:

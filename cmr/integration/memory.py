@@ -76,6 +76,7 @@ class Memory:
         self._residual.detach()
         self._stepper.detach()
         self._core.prefetcher.close()
+        self._core.retriever.close()
         delattr(self._core.adapter.model, ATTACHED)
         self._attached = False
 
@@ -434,6 +435,9 @@ class Memory:
             "store": core.store,
             "target_layers": list(core.targets),
             "index_layer": core.index_layer,
+            "calibrated": core.calibration is not None,
+            "strategy": core.retriever.config.strategy,
+            "cache": core.retriever.cache.stats(),
             "active": core.active,
         }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 
+from cmr.config import RetrievalConfig
 from cmr.kernels.reference.select import Columns, may_see
 
 
@@ -40,11 +41,17 @@ class Ask:
     located: bool = False
     heads: Mapping[int, torch.Tensor] = field(default_factory=dict)
     known: torch.Tensor | None = None
+    _found: dict[Hashable, torch.Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def to(self, device: torch.device) -> Ask:
         """The same on a device."""
-        held = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {n: x.to(device) for n, x in held.items() if isinstance(x, torch.Tensor)}
+        moved: dict[str, Any] = {
+            part.name: value.to(device)
+            for part in fields(self)
+            if isinstance(value := getattr(self, part.name), torch.Tensor)
+        }
         return replace(self, **moved)
 
     def maxima(self, store: Searched) -> torch.Tensor:
@@ -54,8 +61,12 @@ class Ask:
         """
         if self.known is not None:
             return self.known
-        unit = F.normalize(self.states.float(), dim=-1).to(store.index.dtype)
-        return store.maxima(unit, self.sessions, 0, store.high_water)
+        version = (id(store), store.ledger.changes, store.high_water)
+        if version not in self._found:  # several strategies may look at them in one search
+            unit = F.normalize(self.states.float(), dim=-1).to(store.index.dtype)
+            self._found.clear()
+            self._found[version] = store.maxima(unit, self.sessions, 0, store.high_water)
+        return self._found[version]
 
 
 class Searched(Protocol):
@@ -107,6 +118,9 @@ class Searched(Protocol):
         ...
 
 
+Explained = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
 @dataclass(frozen=True)
 class Scored:
     """What a strategy says of every passage.
@@ -121,6 +135,8 @@ class Scored:
             than the scores that they are ranked by. None: of the scores.
         profiles: `[batch, tokens, blocks]` float32, whose cosine says how alike two passages are.
         diversity: weight of 1 less the largest cosine with a passage that was chosen before.
+        explained: gives for passages `[batch, k]` int64 what `covering.values_of` does, where the
+            strategy knows it without comparing everything. None: everything is compared.
     """
 
     passages: torch.Tensor
@@ -128,6 +144,7 @@ class Scored:
     line: torch.Tensor | None = None
     profiles: torch.Tensor | None = None
     diversity: float = 0.0
+    explained: Explained | None = None
 
 
 class Strategy(Protocol):
@@ -138,8 +155,22 @@ class Strategy(Protocol):
         ...
 
 
-StrategyMaker = Callable[[Any], Strategy]
-"""Makes a strategy of the retrieval settings."""
+@runtime_checkable
+class Settled(Protocol):
+    """A strategy that has settings of its own for what is asked."""
+
+    def settings(self, ask: Ask, config: RetrievalConfig) -> RetrievalConfig:
+        """The settings of the search: `blocks`, `neighbours`, `gain`, `ratio`, `threshold`."""
+        ...
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """A strategy that works in the background."""
+
+    def close(self) -> None:
+        """End that."""
+        ...
 
 
 def columns_of(store: Searched, size: int) -> Columns:

@@ -135,7 +135,7 @@ def key_of(ask: Ask, *settings: object) -> bytes:
         digest.update(f"{part.dtype}{list(part.shape)};".encode())
         flat = part.detach().cpu().contiguous().view(-1)
         if len(flat):
-            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
     digest.update(repr((ask.task, settings)).encode())
     return digest.digest()
 

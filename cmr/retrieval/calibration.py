@@ -123,7 +123,9 @@ class Calibration:
                 about = json.loads((file.metadata() or {}).get("calibration", "{}"))
                 tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, ValueError) as error:
-            raise ConfigError(f"calibration: a file of cmr.calibrate expected, got {path}: {error}") from None
+            raise ConfigError(
+                f"calibration: a file of cmr.calibrate expected, got {path}: {error}"
+            ) from None
         return cls._of(about, tensors, path)
 
     @classmethod

@@ -25,6 +25,12 @@ class Choice:
     scores: torch.Tensor
     certainty: torch.Tensor
 
+    @classmethod
+    def nothing(cls, batch: int, device: torch.device) -> Choice:
+        """A choice of no passage at all."""
+        none = torch.zeros(batch, 0, 1, dtype=torch.int64, device=device)
+        return cls(none, none, none[..., 0].float(), torch.zeros(batch, device=device))
+
     def select(self, rows: torch.Tensor) -> Choice:
         """The choice of the given rows, in their order."""
         parts = (self.table, self.stamps, self.scores, self.certainty)

@@ -14,58 +14,58 @@ CANDIDATES = 8
 
 
 def cover(
-    maxima: torch.Tensor,
-    query_mask: torch.Tensor | None,
+    values: torch.Tensor,
+    shares: torch.Tensor,
     columns: Columns,
-    visible: torch.Tensor,
     rule: Rule,
     found: Selection,
     blocks: int,
     gain: float,
+    ordered: bool = False,
 ) -> Choice:
-    """Take the best passage, then the one that adds most, while it adds enough.
+    """Take the best passage, then others that add enough to what is explained.
 
     What passages explain together is the mean of each query token's best value among them,
     weighted as in the score of one. A look-alike of the first passage matches the tokens that
     are matched already and adds little; a second fact that the question needs adds much.
 
     Args:
-        maxima: `[batch, tokens, blocks]` float32.
-        query_mask: `[batch, tokens]` bool, None: all ask.
+        values: `[batch, tokens, candidates]` float32, how well each candidate matches each token.
+        shares: `[batch, tokens]` float32, each token's share of a score.
         columns: of the blocks.
-        visible: `[batch, blocks]` bool, the blocks that each row sees.
         rule: as for the search that found the candidates.
         found: the candidates, best first.
         blocks: passages taken at most, 1 or more.
         gain: a further passage is taken when it raises what is explained by at least so much of
             what the first one explains.
+        ordered: go down the list of candidates; False: take the one that adds most each time.
 
     Returns:
-        The choice; its scores are what each passage added to those before.
+        The choice.
 
     Source: greedy maximum coverage, Nemhauser, Wolsey and Fisher (1978).
     """
-    values, shares = _values(maxima, query_mask, columns.successor, visible, rule, found.starts)
     there = found.starts >= 0
+    order = torch.arange(there.shape[1], device=there.device)
     explained = values[..., 0]
     total = (shares * explained).sum(1)
-    taken, added = [torch.zeros_like(found.starts[:, 0])], [total]
-    going = there[:, 0]
-    order = torch.arange(there.shape[1], device=there.device)
-    free = there & (order > 0)
+    first, free = total, there & (order > 0)
+    taken = [torch.where(there[:, 0], 0, -1)]
     for _ in range(min(blocks, there.shape[1]) - 1):
         together = (shares[..., None] * torch.maximum(values, explained[..., None])).sum(1)
-        more, best = (together - total[:, None]).masked_fill(~free, NEG_INF).max(-1)
-        going = going & (more >= gain * added[0])
-        taken.append(torch.where(going, best, -1))
-        added.append(torch.where(going, more, NEG_INF))
-        picked = best[:, None, None].expand(-1, values.shape[1], 1)
-        explained = torch.maximum(explained, values.gather(2, picked)[..., 0])
+        more = (together - total[:, None]).masked_fill(~free, NEG_INF)
+        enough = more >= gain * first[:, None]
+        preferred = -order.float() if ordered else more
+        best = preferred.masked_fill(~enough, NEG_INF).argmax(-1)
+        some = enough.any(-1)
+        taken.append(torch.where(some, best, -1))
+        picked = values.gather(2, best[:, None, None].expand(-1, values.shape[1], 1))[..., 0]
+        explained = torch.where(some[:, None], torch.maximum(explained, picked), explained)
         total = (shares * explained).sum(1)
-        free = free & (order != best[:, None])
+        free = free & (order != best[:, None]) & some[:, None]
     where = torch.stack(taken, 1)
     starts = found.starts.gather(1, where.clamp(min=0)).masked_fill(where < 0, -1)
-    scores = torch.stack(added, 1).masked_fill(starts < 0, NEG_INF)
+    scores = found.scores.gather(1, where.clamp(min=0)).masked_fill(where < 0, NEG_INF)
     table = block_table(
         starts,
         columns.successor,
@@ -78,7 +78,40 @@ def cover(
     return Choice(table, stamps, scores, found.certainty)
 
 
-def _values(
+def near(
+    maxima: torch.Tensor,
+    query_mask: torch.Tensor | None,
+    successor: torch.Tensor,
+    found: Selection,
+    least: float,
+) -> Selection:
+    """The candidates of which a token has at least that cosine with a token that asks.
+
+    Args:
+        maxima: `[batch, tokens, blocks]` float32 cosines.
+        query_mask: `[batch, tokens]` bool, None: all ask.
+        successor: `[blocks]` int64.
+        found: the candidates.
+        least: in [-1, 1].
+    """
+    if not maxima.shape[2]:
+        return found
+    if query_mask is not None:
+        maxima = maxima.masked_fill(~query_mask[..., None], NEG_INF)
+    best = maxima.amax(1)
+    at = found.starts.clamp(min=0)
+    after = successor[at]
+    beside = best.gather(1, after.clamp(min=0)).masked_fill(after < 0, NEG_INF)
+    fits = (torch.maximum(best.gather(1, at), beside) >= least) & (found.starts >= 0)
+    first = (~fits).long().argsort(dim=1, stable=True)  # those that fit, in the order they had
+    fits, scores = fits.gather(1, first), found.scores.gather(1, first)
+    return found._replace(
+        starts=found.starts.gather(1, first).masked_fill(~fits, -1),
+        scores=scores.masked_fill(~fits, NEG_INF),
+    )
+
+
+def values_of(
     maxima: torch.Tensor,
     query_mask: torch.Tensor | None,
     successor: torch.Tensor,
@@ -86,7 +119,19 @@ def _values(
     rule: Rule,
     starts: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Standardised values `[batch, tokens, candidates]`, and each token's share of a score."""
+    """How well candidates match each token, and each token's share of a score, for `cover`.
+
+    Args:
+        maxima: `[batch, tokens, blocks]` float32.
+        query_mask: `[batch, tokens]` bool, None: all ask.
+        successor: `[blocks]` int64.
+        visible: `[batch, blocks]` bool, the blocks that each row sees.
+        rule: as for the search that found the candidates.
+        starts: `[batch, candidates]` int64, -1 for none.
+
+    Returns:
+        `[batch, tokens, candidates]` and `[batch, tokens]` float32.
+    """
     batch, tokens, size = maxima.shape
     if not size:
         return maxima.new_zeros(batch, tokens, starts.shape[1]), maxima.new_zeros(batch, tokens)

@@ -12,9 +12,10 @@ from cmr import _checks as check
 from cmr.config import CRITERIA
 from cmr.kernels.reference._topk import topk_lowest_slot
 from cmr.kernels.reference.attention import NEG_INF
-from cmr.kernels.reference.select import Rule, Selection, choose, may_see, similarity_line
-from cmr.retrieval.ask import Ask, Scored, Searched, columns_of
-from cmr.retrieval.maxsim import TUNED
+from cmr.kernels.reference.select import certainty_of, similarity_line
+from cmr.retrieval.ask import Ask, Scored, Searched, columns_of, visible
+from cmr.retrieval.calibration import Calibration
+from cmr.retrieval.rules import rule_for
 
 DEFAULT_WEIGHTS = {"relevance": 0.4, "similarity": 0.3, "recency": 0.2, "diversity": 0.1}
 NEWER_PER_HALF = 0.25
@@ -176,66 +177,35 @@ def diversify(base: torch.Tensor, profiles: torch.Tensor, weight: float, k: int)
 
 
 @dataclass(frozen=True)
-class Diverse(Scored):
-    """Scores of passages of which several are chosen one after the other.
-
-    Attributes:
-        line: `[batch, blocks]` float32, how well each passage fits. Candidates are its local maxima
-            along the text, and its best value is what the certainty is judged by.
-        profiles: `[batch, tokens, blocks]` float32, whose cosine says how alike two passages are.
-        diversity: weight of 1 less the largest cosine with a passage that was chosen before.
-    """
-
-    line: torch.Tensor = field(kw_only=True)
-    profiles: torch.Tensor | None = field(kw_only=True)
-    diversity: float = field(kw_only=True)
-
-
-@dataclass(frozen=True)
 class MultiCriteria:
-    """Passages by several criteria; their similarity is that of `MaxSimRetriever`.
+    """Passages by several criteria; their similarity is that of the semantic search.
 
-    Two passages are alike where the same query tokens find them: a profile is what each token adds
-    to the similarity, sqrt(share) * max(0, z).
+    Candidates are local maxima of the similarity, which also says how certain the search is. Two
+    passages are alike where the same query tokens find them: a profile is what each token adds to
+    the similarity, sqrt(share) * max(0, z).
 
     Attributes:
         ranker: weighs the criteria.
+        calibration: of the model, for what is expected when nothing fits; None: see `TUNED`.
     """
 
     ranker: MultiCriteriaRanker = field(default_factory=MultiCriteriaRanker)
+    calibration: Calibration | None = None
 
-    def score(self, ask: Ask, store: Searched) -> Diverse:
+    def score(self, ask: Ask, store: Searched) -> Scored:
         """Scores in [0, 1] of all but diversity, and what diversity needs; see `Strategy`."""
-        columns = columns_of(store, store.high_water)
-        # A row without a session has the number of empty slots.
-        seen = may_see(columns, ask.sessions, ask.before) & (columns.created > 0)
-        line, shares, z = similarity_line(
-            ask.maxima(store), ask.mask, columns.successor, seen, TUNED
-        )
-        passages = self.ranker.base(line, columns.relevance, columns.created, seen)
+        columns, seen = columns_of(store, store.high_water), visible(ask, store)
+        rule = rule_for(ask, calibration=self.calibration)
+        maxima = ask.maxima(store)
+        line, shares, z = similarity_line(maxima, ask.mask, columns.successor, seen, rule)
         diversity = self.ranker.weights["diversity"]
-        return Diverse(
-            passages,
-            choose(line, line, columns, seen.sum(-1), TUNED, 1).certainty,
+        return Scored(
+            self.ranker.base(line, columns.relevance, columns.created, seen),
+            certainty_of(line, seen.sum(-1), rule),
             line=line,
             profiles=shares.sqrt()[:, :, None] * z.clamp(min=0) if diversity else None,
             diversity=diversity,
         )
-
-    def choose(self, ask: Ask, store: Searched, k: int, rule: Rule = TUNED) -> Selection:
-        """The passages to read, see `cmr.kernels.reference.select.choose`.
-
-        Args:
-            ask: what is asked.
-            store: where it is looked for.
-            k: passages at most.
-            rule: its criteria are not used.
-        """
-        found = self.score(ask, store)
-        columns = columns_of(store, store.high_water)
-        counts = may_see(columns, ask.sessions, ask.before).sum(-1)
-        rule = rule._replace(criteria=(0.0, 0.0, 0.0, found.diversity))
-        return choose(found.line, found.passages, columns, counts, rule, k, found.profiles)
 
 
 def _between(values: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

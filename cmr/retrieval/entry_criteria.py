@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cmr.retrieval.ask import Ask, Searched, visible
-from cmr.retrieval.criteria import Diverse, MultiCriteriaRanker
+from cmr.retrieval.ask import Ask, Scored, Searched, visible
+from cmr.retrieval.criteria import MultiCriteriaRanker
 from cmr.retrieval.matcher import SemanticMemoryMatcher
 
 
@@ -23,7 +23,7 @@ class EntryCriteria:
     ranker: MultiCriteriaRanker
     matcher: SemanticMemoryMatcher
 
-    def score(self, ask: Ask, store: Searched) -> Diverse:
+    def score(self, ask: Ask, store: Searched) -> Scored:
         """Scores in [0, 1] of all but diversity, and what diversity needs; see `Strategy`."""
         size, diversity = store.high_water, self.ranker.weights["diversity"]
         line = self.matcher.of_maxima(ask.maxima(store), ask.mask)
@@ -31,4 +31,4 @@ class EntryCriteria:
             line, store.relevance[:size], store.created[:size], visible(ask, store)
         )
         profiles = store.index[:size, 0].t()[None] if diversity else None
-        return Diverse(base, line=line, profiles=profiles, diversity=diversity)
+        return Scored(base, line=line, profiles=profiles, diversity=diversity)

@@ -12,7 +12,7 @@ from cmr.kernels.reference.select import may_see
 from cmr.retrieval.ask import Ask, Searched, columns_of
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
-from cmr.retrieval.covering import CANDIDATES, cover
+from cmr.retrieval.covering import CANDIDATES, cover, near, values_of
 from cmr.retrieval.query import RollingQuery
 from cmr.retrieval.rules import rule_for
 
@@ -26,7 +26,8 @@ class MaxSimRetriever:
     by their best value where the question was located and by its square elsewhere.
 
     Attributes:
-        config: `blocks`, `gain`, `neighbours`, `ratio` and `threshold` are used.
+        config: `blocks`, `gain`, `neighbours`, `ratio`, `threshold` and `similarity_threshold` are
+            used.
         calibration: what was measured for the model; None: nothing was.
     """
 
@@ -62,7 +63,8 @@ class MaxSimRetriever:
         rule = rule_for(ask, self.config, self.calibration)
         maxima = query.maxima[:, :, : query.width]
         run = rule.passage + 2 * rule.neighbours
-        if query.found is not None and query.found.table.shape[2] != run:
+        shape = (len(query.sessions), self._candidates, run)
+        if query.found is not None and query.found.table.shape != shape:
             query.found = None  # other settings hold since the last search
         query.found = maxsim_select(
             maxima,
@@ -71,15 +73,22 @@ class MaxSimRetriever:
             query.sessions,
             None,
             rule,
-            CANDIDATES,
+            self._candidates,
             out=query.found,
             scratch=query.scratch,
         )
         return query.settle(self._covered(ask, maxima, columns, rule, query.found))
 
+    @property
+    def _candidates(self) -> int:
+        return max(CANDIDATES, self.config.blocks)
+
     def _covered(
         self, ask: Ask, maxima: torch.Tensor, columns: Columns, rule: Rule, found: Selection
     ) -> Choice:
         seen = may_see(columns, ask.sessions, ask.before)
-        blocks, gain = self.config.blocks, self.config.gain
-        return cover(maxima, ask.mask, columns, seen, rule, found, blocks, gain)
+        least = self.config.similarity_threshold
+        if least is not None:
+            found = near(maxima, ask.mask, columns.successor, found, least)
+        explained = values_of(maxima, ask.mask, columns.successor, seen, rule, found.starts)
+        return cover(*explained, columns, rule, found, self.config.blocks, self.config.gain)

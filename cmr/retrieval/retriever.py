@@ -9,10 +9,11 @@ from cmr import _checks as check
 from cmr.config import RetrievalConfig
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.select import choose
-from cmr.retrieval.ask import Ask, Searched, Strategy, columns_of, visible
+from cmr.retrieval.ask import Ask, Closing, Searched, Settled, Strategy, columns_of, visible
 from cmr.retrieval.cache import RetrievalCache, key_of, version_of
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
+from cmr.retrieval.covering import CANDIDATES, cover, near, values_of
 from cmr.retrieval.maxsim import MaxSimRetriever
 from cmr.retrieval.query import RollingQuery
 from cmr.retrieval.rules import rule_for
@@ -30,6 +31,8 @@ PER_REQUEST = (
 )
 """Settings that may differ from one request to the next; the others shape the store."""
 
+JUDGING = ("gain", "ratio", "threshold", "similarity_threshold")
+"""Settings of the choice that strategies have no part in."""
 LOOK_AT_HEADS = ("contextual_relevance", "hybrid_ensemble", "task_specific")
 """Strategies that look at attention queries, where the calibration names heads."""
 
@@ -41,6 +44,7 @@ class Retriever:
         config: the settings.
         calibration: what was measured for the model; None: nothing was.
         cache: keeps answers; None: a new one of the size that the settings give.
+        made: strategies that were made before, by their settings.
 
     Attributes:
         config: as given.
@@ -53,15 +57,33 @@ class Retriever:
         config: RetrievalConfig,
         calibration: Calibration | None = None,
         cache: RetrievalCache | None = None,
+        made: dict[RetrievalConfig, Strategy] | None = None,
     ) -> None:
         self.config, self._calibration = config, calibration
         self.cache = RetrievalCache(config.cache_size or 0) if cache is None else cache
         self._fused = MaxSimRetriever(config, calibration)
-        self.strategy: Strategy | None = None
-        if config.strategy != "maxsim":
-            from cmr.retrieval.registry import Parts, make_strategy
+        self._made: dict[RetrievalConfig, Strategy] = {} if made is None else made
+        self.strategy = self._strategy()
 
-            self.strategy = make_strategy(config.strategy, Parts(config, calibration))
+    def _strategy(self) -> Strategy | None:
+        """That of the settings, made once: some keep what they have learnt of the store."""
+        if self.config.strategy == "maxsim":
+            return None
+        from cmr.retrieval.registry import Parts, make_strategy
+
+        usual = RetrievalConfig()
+        same = {name: getattr(usual, name) for name in ("blocks", "neighbours", *JUDGING)}
+        wanted = replace(self.config, **same)
+        if wanted not in self._made:
+            parts = Parts(self.config, self._calibration)
+            self._made[wanted] = make_strategy(self.config.strategy, parts)
+        return self._made[wanted]
+
+    def close(self) -> None:
+        """End what strategies do in the background."""
+        for strategy in self._made.values():
+            if isinstance(strategy, Closing):
+                strategy.close()
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -79,7 +101,7 @@ class Retriever:
         for name in settings:
             check.choice("a setting of a request", name, PER_REQUEST)
         config = replace(self.config, **settings)
-        return Retriever(config, self._calibration, self.cache)
+        return Retriever(config, self._calibration, self.cache, self._made)
 
     def search(self, ask: Ask, store: Searched) -> Choice:
         """Choose passages for each row from its own session's blocks.
@@ -91,9 +113,11 @@ class Retriever:
         Returns:
             The choice; see `MaxSimRetriever.search`.
         """
+        if not self.config.blocks:
+            return Choice.nothing(len(ask.sessions), store.device)
         if not self.cache.size:
             return self._search(ask, store)
-        key, version = key_of(ask, self.config), version_of(store)
+        key, version = key_of(ask, self.config, ask.located), version_of(store)
         known = self.cache.get(key, version)
         if known is not None:
             return Choice(*known)
@@ -114,6 +138,9 @@ class Retriever:
 
     def _chosen(self, strategy: Strategy, ask: Ask, store: Searched) -> Choice:
         """Passages by a strategy's scores; what a row may not see is left out whatever they are."""
+        config = self.config
+        if isinstance(strategy, Settled):
+            config = strategy.settings(ask, config)
         found = strategy.score(ask, store)
         seen, columns = visible(ask, store), columns_of(store, store.high_water)
         if found.passages.shape != seen.shape:
@@ -123,16 +150,25 @@ class Retriever:
             )
         passages = found.passages.float().masked_fill(~seen, NEG_INF)
         line = passages if found.line is None else found.line.masked_fill(~seen, NEG_INF)
-        rule = rule_for(ask, self.config, self._calibration)
+        rule = rule_for(ask, config, self._calibration)
         chosen = choose(
             line,
             passages,
             columns,
             seen.sum(-1),
             rule._replace(criteria=(0.0, 0.0, 0.0, found.diversity)),
-            self.config.blocks,
+            max(CANDIDATES, config.blocks),
             found.profiles,
             found.certainty,
             None if found.line is None else line,
         )
-        return Choice(chosen.table, chosen.stamps, chosen.scores, chosen.certainty)
+        least = config.similarity_threshold
+        if least is not None:
+            chosen = near(ask.maxima(store), ask.mask, columns.successor, chosen, least)
+        if found.explained is None:
+            values = values_of(
+                ask.maxima(store), ask.mask, columns.successor, seen, rule, chosen.starts
+            )
+        else:
+            values = found.explained(chosen.starts)
+        return cover(*values, columns, rule, chosen, config.blocks, config.gain, ordered=True)

@@ -570,6 +570,14 @@ def test_threads_take_turns() -> None:
     assert len(set(stamps)) == len(stamps)
 
 
+def test_states_in_double_precision_are_kept() -> None:
+    store = buffer()
+    for number in range(3):
+        store.store_state(state(number).double(), 0, 1)
+    found = store.retrieve_relevant(state(1).double(), 1, layer_idx=0)
+    assert torch.allclose(found[0].hidden_state.double(), state(1).double(), atol=1e-6)
+
+
 def test_it_shows_the_face_of_every_buffer() -> None:
     shown = {n: f for n, f in vars(MemoryBuffer).items() if not n.startswith("_") and callable(f)}
     assert len(shown) == 10

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from cmr.config import CRITERIA
 from cmr.errors import ConfigError
-from cmr.kernels.reference.select import _greedy
+from cmr.kernels.reference import select
 from cmr.memory.sessions import NO_SESSION
-from cmr.retrieval.ask import Ask
+from cmr.retrieval.ask import Ask, columns_of, visible
 from cmr.retrieval.criteria import DEFAULT_WEIGHTS, MultiCriteria, MultiCriteriaRanker, diversify
+from cmr.retrieval.rules import TUNED
 from tests.kernels.compare import assert_close
 from tests.retrieval.test_maxsim import BLOCK, HIDDEN, ring, search, write
 
@@ -203,7 +204,7 @@ def test_it_chooses_as_the_kernel_does() -> None:
     base, profiles = torch.rand(3, N), torch.rand(3, 6, N)
     base[1, 4:] = -torch.inf
     have = diversify(base, profiles, 0.4, 6)
-    scores, slots = _greedy(base, profiles, 0.4, 6)
+    scores, slots = select._greedy(base, profiles, 0.4, 6)
     assert torch.equal(have.slots, slots)
     assert_close("scores", have.scores, scores, 1e-6, 1e-6)
 
@@ -212,8 +213,12 @@ def test_it_chooses_as_the_kernel_does() -> None:
 
 
 def choose(store, query, sessions, weights, k=3):
-    strategy = MultiCriteria(MultiCriteriaRanker(weights))
-    return strategy.choose(Ask(query, None, torch.tensor(sessions)), store, k)
+    ask = Ask(query, None, torch.tensor(sessions))
+    found = MultiCriteria(MultiCriteriaRanker(weights)).score(ask, store)
+    rule = TUNED._replace(criteria=(0.0, 0.0, 0.0, found.diversity))
+    counts = visible(ask, store).sum(-1)
+    columns = columns_of(store, store.high_water)
+    return select.choose(found.line, found.passages, columns, counts, rule, k, found.profiles)
 
 
 def test_similarity_alone_chooses_what_the_default_search_does() -> None:

@@ -1,0 +1,211 @@
+"""What each strategy finds, and how fast: hits among the first 1, 2 and 4 passages.
+
+Haystacks of four lengths, 108 questions of each of four kinds (`haystack.py`). A text is read by an
+attached memory whose layers end at the index layer, questions are asked in the chat template, and
+every strategy is given the same questions. Beside them BM25 and a dense retriever over the same
+passages of 64 tokens starting every 32. A fact counts as found when all of its tokens stand in the
+passages, as they are (`exact`) or with the block before and behind that memory reads along (`read`);
+that holds for all systems. Of two facts that are needed, the share that is found counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks import rows
+from benchmarks.common import chat, load_model
+from benchmarks.haystack import ASKED_KINDS, Asked, Haystack, make_haystacks
+from benchmarks.stats import clustered
+
+LENGTHS = (5_000, 30_000, 100_000, 1_000_000)
+STRATEGIES = (
+    "semantic_similarity",
+    "contextual_relevance",
+    "multi_criteria",
+    "hierarchical",
+    "task_specific",
+    "hybrid_ensemble",
+)
+TEXTUAL = ("bm25", "dense")
+TAKEN = (1, 2, 4)
+BLOCK = 32
+Ranked = tuple[list[int], float]
+
+
+class Remembered:
+    """A haystack in an attached memory, and its questions as the search is asked them."""
+
+    def __init__(self, model: Any, tokenizer: Any, haystack: Haystack, settings: Any) -> None:
+        import cmr
+
+        blocks = -(-len(haystack.token_ids) // BLOCK)
+        self.memory = cmr.attach(
+            model, tokenizer=tokenizer, budget=blocks * BLOCK, threshold=0.0, **settings
+        )
+        self.core = self.memory._core
+        begun = time.perf_counter()
+        self.memory.read(torch.tensor(haystack.token_ids))
+        self.read_seconds = time.perf_counter() - begun
+        self.asks = [self._ask(model, chat(tokenizer, q.text)) for q in haystack.questions]
+
+    def _ask(self, model: Any, prompt: list[int]) -> Any:
+        """What the search is given for a prompt; nothing is recalled for it."""
+        noted: list[Any] = []
+        search = self.core.search
+
+        def note(ask: Any) -> Any:
+            noted.append(ask)
+            return search(ask)
+
+        self.core.search = note
+        before = self.core.retriever
+        self.core.retriever = before.with_settings(strategy="contextual_relevance")
+        try:
+            with torch.inference_mode():
+                model.get_decoder()(input_ids=torch.tensor([prompt]), use_cache=False)
+        finally:
+            self.core.search, self.core.retriever = search, before
+        return noted[0]
+
+    def ranker(self, strategy: str, taken: int) -> Callable[[int], Ranked]:
+        """Gives, for the number of a question, the passages chosen and the seconds it took."""
+        finder = self.core.retriever.with_settings(
+            strategy=strategy, blocks=taken, neighbours=0, gain=0.0, threshold=0.0
+        )
+        self.core.retriever = finder
+
+        def ranked(number: int) -> Ranked:
+            begun = time.perf_counter()
+            choice = self.core.search(self.asks[number])
+            seconds = time.perf_counter() - begun
+            starts = choice.table[0, :, 0]
+            first = self.core.ring.positions[starts[starts >= 0]].amax(-1) // BLOCK
+            return first.tolist(), seconds
+
+        return ranked
+
+
+def textual(name: str, tokenizer: Any, haystack: Haystack) -> Callable[[int], Ranked]:
+    """The same of a retriever over the passages' text."""
+    from benchmarks.dense import Dense
+    from benchmarks.textual import Lexical, best_passages, passage_texts
+
+    texts = passage_texts(tokenizer, haystack.token_ids)
+    index: Any = Dense(texts) if name == "dense" else Lexical(texts)
+
+    def ranked(number: int) -> Ranked:
+        begun = time.perf_counter()
+        scores = index.scores(haystack.questions[number].text)
+        return list(best_passages(scores, TAKEN[-1])), time.perf_counter() - begun
+
+    return ranked
+
+
+def share_found(asked: Asked, haystack: Haystack, passages: Sequence[int], beside: int) -> float:
+    """The share of the facts needed that stand wholly in passages with `beside` blocks beside."""
+    shown = {b for p in passages for b in range(p - beside, p + 2 + beside)}
+    found = [
+        set(range(fact.start // BLOCK, (fact.end - 1) // BLOCK + 1)) <= shown
+        for fact in (haystack.facts[i] for i in asked.facts)
+    ]
+    return sum(found) / len(found)
+
+
+def measure(
+    length: int, systems: Sequence[str], model: Any, tokenizer: Any, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """One row for each system and kind of question at a length."""
+    hits: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
+    seconds: dict[str, list[float]] = defaultdict(list)
+    clusters: dict[tuple[str, str], list[str]] = defaultdict(list)
+    distances: dict[tuple[str, str], list[float]] = defaultdict(list)
+    details = []
+    for haystack in make_haystacks(tokenizer, length, args.seed)[: args.haystacks]:
+        kept = None
+        if set(systems) - set(TEXTUAL):
+            kept = Remembered(model, tokenizer, haystack, args.settings)
+        for system in systems:
+            if system in TEXTUAL:
+                ranked = textual(system, tokenizer, haystack)
+            else:
+                assert kept is not None
+                ranked = kept.ranker(system, TAKEN[-1])
+            ranked(0)  # what is built at the first search is not the search's time
+            for number, asked in enumerate(haystack.questions):
+                passages, took = ranked(number)
+                seconds[system].append(took)
+                key = (system, asked.kind)
+                scored = {
+                    f"{name}@{k}": share_found(asked, haystack, passages[:k], beside)
+                    for name, beside in (("exact", 0), ("read", 1))
+                    for k in TAKEN
+                }
+                hits[key].append(scored)
+                clusters[key].append(asked.fact_ids[0])
+                facts = [haystack.facts[i] for i in asked.facts]
+                behind = max(length - fact.end for fact in facts)
+                distances[key].append(behind)
+                details.append(
+                    {"tokens": length, "system": system, "kind": asked.kind,
+                     "haystack": haystack.id, "question": asked.text, "behind": behind,
+                     "passages": passages, **scored}
+                )  # fmt: skip
+            print(f"{haystack.id} {system}: {1e3 * statistics.median(seconds[system]):.1f} ms")
+        if kept is not None:
+            kept.memory.detach()
+    out = []
+    for system in systems:
+        every: dict[str, list[float]] = defaultdict(list)
+        for kind in ASKED_KINDS:
+            own = hits[system, kind]
+            row = {"tokens": length, "system": system, "kind": kind, "questions": len(own)}
+            for name in own[0]:
+                values = [one[name] for one in own]
+                low, high = clustered(values, clusters[system, kind])
+                row[name] = round(statistics.fmean(values), 4)
+                row[f"{name} interval"] = (round(low, 4), round(high, 4))
+                every[name].append(row[name])
+            row["median_seconds"] = statistics.median(seconds[system])
+            out.append(row)
+        mean = {name: round(statistics.fmean(values), 4) for name, values in every.items()}
+        out.append({"tokens": length, "system": system, "kind": "mean", **mean,
+                    "median_seconds": statistics.median(seconds[system])})  # fmt: skip
+        print(length, system, mean, flush=True)
+    if args.details:
+        rows.append("retrieval_details", *details)
+    return out
+
+
+def main() -> None:
+    """Command line."""
+    from benchmarks.recalling import overrides
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, nargs="+", default=list(LENGTHS))
+    parser.add_argument("--systems", nargs="+", default=[*STRATEGIES, *TEXTUAL])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--haystacks", type=int, help="only the first N of a length")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="settings for attach")
+    parser.add_argument("--details", action="store_true", help="also a row for each question")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.settings = overrides(args.set)
+    model, tokenizer = load_model()
+    args.settings.setdefault("target_layers", [8])
+    conditions = rows.conditions(model, seed=args.seed, settings=args.settings)
+    for length in args.tokens:
+        found = measure(length, args.systems, model, tokenizer, args)
+        rows.append("retrieval", *({**row, **conditions} for row in found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Mean and deviation of a session's block maxima without looking at every block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+SAMPLE = 2048
+"""Blocks of a session whose maxima are exact, at most."""
+_AT_ONCE = 256
+_SLOTS = 1 << 32
+
+
+class Moments(NamedTuple):
+    """Of each query token's maxima over the blocks that a row may see.
+
+    Attributes:
+        mean: `[tokens]` float32.
+        deviation: `[tokens]` float32, of the population.
+        peak: `[tokens]` float32, the largest one that was looked at.
+        rest: `[tokens]` float32, mean of those that the first look did not find.
+        slope: what approximate maxima are to be multiplied with, for an estimate of exact ones.
+        shift: `[tokens]` float32, what is to be added then.
+    """
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    peak: torch.Tensor
+    rest: torch.Tensor
+    slope: float
+    shift: torch.Tensor
+
+
+class Sample:
+    """Vectors of some blocks side by side, kept up to date: maxima of them cost no gathering.
+
+    Args:
+        block: tokens in a block.
+        like: any tensor of the dtype and device wanted, `[..., hidden]`.
+
+    Attributes:
+        slots: `[n]` int64, the blocks that it has.
+        of: what the sample was last taken from; None before.
+    """
+
+    def __init__(self, block: int, like: torch.Tensor) -> None:
+        self._block = block
+        self.of: torch.Tensor | None = None
+        self.slots = torch.empty(0, dtype=torch.int64)
+        self._keys = self.slots
+        self._vectors = like.new_empty(0, block, like.shape[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the vectors."""
+        return self._vectors.numel() * self._vectors.element_size()
+
+    def update(
+        self,
+        slots: torch.Tensor,
+        stamps: torch.Tensor,
+        read: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        """Have these blocks and no others; only those that are new are read.
+
+        Args:
+            slots: `[n]` int64 on the CPU.
+            stamps: `[n]` int64, the blocks' numbers.
+            read: gives the vectors `[m, block, hidden]` of slots.
+        """
+        keys = stamps * _SLOTS + slots
+        kept, new = torch.isin(self._keys, keys), ~torch.isin(keys, self._keys)
+        if bool(kept.all()) and not bool(new.any()):
+            return
+        vectors = read(slots[new]).to(self._vectors)
+        self._vectors = torch.cat([self._vectors[kept.to(vectors.device)], vectors])
+        self._keys = torch.cat([self._keys[kept], keys[new]])
+        self.slots = torch.cat([self.slots[kept], slots[new]])
+
+    def drop(self, numbers: torch.Tensor) -> None:
+        """Let go of blocks that are not where they were.
+
+        Args:
+            numbers: `[slots]` int64, the number of the block in each slot.
+        """
+        kept = self._keys == numbers[self.slots] * _SLOTS + self.slots
+        if not bool(kept.all()):
+            self._vectors = self._vectors[kept.to(self._vectors.device)]
+            self._keys, self.slots, self.of = self._keys[kept], self.slots[kept], None
+
+    def maxima(self, query: torch.Tensor) -> torch.Tensor:
+        """Exact maxima `[tokens, n]` float32 of the sample's blocks, in the order of `slots`."""
+        aims = query.to(self._vectors.dtype).t().contiguous()
+        width = aims.shape[1]
+        pieces = []
+        for part in self._vectors.split(_AT_ONCE):
+            similar = (part.flatten(0, 1) @ aims).view(len(part), self._block * width)
+            tokens = self._block
+            while tokens > 1:  # halves side by side: vector instructions, in any dtype
+                half = tokens // 2
+                rest = similar[:, 2 * half * width : tokens * width]
+                low, high = similar[:, : half * width], similar[:, half * width : 2 * half * width]
+                similar = torch.maximum(low, high)
+                if tokens % 2:
+                    similar[:, :width] = torch.maximum(similar[:, :width], rest)
+                tokens = half
+            pieces.append(similar.float())
+        return torch.cat(pieces).t()
+
+
+def estimate(exact: torch.Tensor, at: torch.Tensor, found: torch.Tensor, count: int) -> Moments:
+    """Moments over all blocks from a sample, and from what the first look found.
+
+    The largest maxima make most of the variance, and the first look finds just those: they are
+    counted in full, corrected by how the sample's ones differ from their approximation, and the
+    sample stands only for the rest (post-stratification; Cochran, Sampling Techniques, 5A.9).
+
+    Args:
+        exact: `[tokens, n]` float32, maxima of the sample.
+        at: `[n]` int64, its slots.
+        found: `[tokens, slots]` float32 approximate maxima, `-inf` for what was not found.
+        count: blocks in all.
+    """
+    centre = exact.mean(-1, keepdim=True)  # squares of small numbers keep their digits
+    hit = found > -torch.inf
+    value = torch.where(hit, found - centre, 0.0)
+    hits = hit.sum(-1, keepdim=True).float()
+    total, squares = value.sum(-1, keepdim=True), value.square().sum(-1, keepdim=True)
+    seen, guess, true = hit[:, at], value[:, at], exact - centre
+    # Exact ones follow approximate ones along one line for all query tokens, but for a shift.
+    many = seen.sum(-1, keepdim=True)
+    middle = (guess * seen).sum(-1, keepdim=True) / many.clamp(min=1)
+    level = (true * seen).sum(-1, keepdim=True) / many.clamp(min=1)
+    off, up = (guess - middle) * seen, (true - level) * seen
+    spread = off.square().sum()
+    slope = torch.where(spread > 0, (off * up).sum() / spread.clamp(min=1e-12), 1.0)
+    left = (up - slope * off).square().sum() / (many.sum() - len(exact)).clamp(min=1)
+    shift = torch.where(many > 0, level - slope * middle, 0.0)
+    first = shift * hits + slope * total
+    second = (shift**2 + left) * hits + 2 * shift * slope * total + slope**2 * squares
+    others, few = (count - hits).clamp(min=0), (~seen).sum(-1, keepdim=True).clamp(min=1)
+    rest = (true * ~seen).sum(-1, keepdim=True) / few
+    around = ((true - rest) * ~seen).square().sum(-1, keepdim=True) / few
+    mean = (first + others * rest) / count
+    square = (second + others * (around + rest**2)) / count
+    deviation = (square - mean**2).clamp(min=0).sqrt()
+    shift = shift + centre * (1 - slope)
+    parts = (centre + mean, deviation, exact.amax(-1, keepdim=True), centre + rest, shift)
+    means, deviations, peaks, others, shifts = (part[:, 0] for part in parts)
+    return Moments(means, deviations, peaks, others, float(slope), shifts)

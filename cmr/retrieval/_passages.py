@@ -1,0 +1,129 @@
+"""Scores of passages that only some of a session's blocks are known of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from cmr.kernels.reference.select import Rule
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Blocks worth an exact comparison, and what their scores are to be measured by.
+
+    Attributes:
+        slots: `[batch, candidates]` int64, rising, -1 for none. The successors of the best passages
+            and what stands beside them are among them.
+        mean: `[batch, tokens]` float32, of each query token's maxima over the row's blocks.
+        deviation: `[batch, tokens]` float32, of the same.
+        peaks: `[batch, tokens]` float32, the largest maxima that were looked at exactly; `-inf`
+            where only the candidates tell.
+        counts: `[batch]` int64, blocks that the row may see.
+    """
+
+    slots: torch.Tensor
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    peaks: torch.Tensor
+    counts: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best passages.
+
+    Attributes:
+        starts: `[batch, k]` int64, first slot of each passage, -1 where there is none.
+        scores: `[batch, k]` float32 in falling order, `-inf` where there is none.
+    """
+
+    starts: torch.Tensor
+    scores: torch.Tensor
+
+
+def score(
+    maxima: torch.Tensor,
+    query_mask: torch.Tensor | None,
+    near: Candidates,
+    after: torch.Tensor,
+    rule: Rule,
+) -> torch.Tensor:
+    """Similarity `[batch, candidates]` of the passage that begins at each candidate.
+
+    Args:
+        maxima: `[batch, tokens, candidates]` float32, exact ones.
+        query_mask: `[batch, tokens]` bool; None: all ask.
+        near: the candidates.
+        after: `[batch, candidates]` int64, where among them each one's successor is, or -1.
+        rule: of the scores.
+    """
+    asks = torch.ones_like(near.mean) if query_mask is None else query_mask
+    lines = []
+    for row, found in enumerate(maxima):
+        measure = near.mean[row], near.deviation[row], rule.clamp
+        z = standardised(found, *measure)
+        known = standardised(near.peaks[row][:, None], *measure)[:, 0]
+        top = torch.maximum(z.amax(-1), known) if z.shape[1] else known
+        if int(near.counts[row]) < 2:
+            top = torch.ones_like(top)  # a single block stands out from nothing: it is chosen
+        lines.append(line_of(z, shares_of(top, asks[row], rule), after[row], rule))
+    line = torch.stack(lines) if lines else maxima.new_empty(0, 0)
+    return line.masked_fill(near.slots < 0, -torch.inf)
+
+
+def standardised(
+    maxima: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor, clamp: float
+) -> torch.Tensor:
+    """Maxima `[tokens, n]` as deviations from their mean; see `standardise` of the kernels."""
+    # A spread at the level of float32 rounding is no spread.
+    flat = (deviation <= 1e-6 * mean.abs())[:, None]
+    z = ((maxima - mean[:, None]) / deviation[:, None]).masked_fill(flat, 0.0).clamp(-clamp, clamp)
+    return torch.where(maxima.isfinite(), z, -clamp)
+
+
+def shares_of(top: torch.Tensor, asks: torch.Tensor | None, rule: Rule) -> torch.Tensor:
+    """Each query token's share `[tokens]` of the mean, by its best standardised match."""
+    weights = top.clamp(min=0) ** rule.peak_power
+    if asks is not None:
+        weights = weights * asks.to(weights.device)
+    total = weights.sum()
+    return torch.where(total > 0, weights / total, 0.0)
+
+
+def line_of(z: torch.Tensor, shares: torch.Tensor, after: torch.Tensor, rule: Rule) -> torch.Tensor:
+    """Similarities `[n]` of passages; `after` `[n]` is where each one's successor is, or -1."""
+    if rule.passage == 2 and z.shape[1]:
+        following = z.index_select(1, after.clamp(min=0)).masked_fill(after < 0, -torch.inf)
+        z = torch.maximum(z, following)
+    # Column by column in one order: passages of equal blocks get equal scores, to the bit.
+    return (z * shares[:, None]).sum(0)
+
+
+def places(links: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """Where in each row of `slots`, rising and then -1, the slot is that each one links to; or -1.
+
+    Args:
+        links: `[stored]` int64.
+        slots: `[batch, n]` int64.
+    """
+    if not slots.shape[1] or not len(links):
+        return torch.full_like(slots, -1)
+    to = torch.where(slots >= 0, links[slots.clamp(min=0)], -1)
+    rising = torch.where(slots >= 0, slots, torch.iinfo(torch.int64).max)
+    at = torch.searchsorted(rising, to).clamp(max=slots.shape[1] - 1)
+    return torch.where((slots.gather(1, at) == to) & (to >= 0), at, -1)
+
+
+def beside(line: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """The scores `[batch, n]` at other places, `-inf` where there is none."""
+    if not line.shape[1]:
+        return line
+    return line.gather(1, places.clamp(min=0)).masked_fill(places < 0, -torch.inf)
+
+
+def joined(slots: torch.Tensor, *links: torch.Tensor) -> torch.Tensor:
+    """Slots and what they link to, rising, each once."""
+    more = torch.cat([slots, *(link[slots] for link in links)])
+    return more[more >= 0].unique()

@@ -1,0 +1,120 @@
+"""The cluster search as a strategy: exact scores of the passages that the clusters point to."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+
+from cmr.kernels.reference.attention import NEG_INF
+from cmr.kernels.reference.select import Rule, certainty_of
+from cmr.retrieval._passages import Candidates, places, score, shares_of, standardised
+from cmr.retrieval.ask import Ask, Scored, Searched, visible
+from cmr.retrieval.calibration import Calibration
+from cmr.retrieval.hierarchy import MemoryHierarchy, Store
+from cmr.retrieval.rules import rule_for
+
+
+class Hierarchical:
+    """Passages that `MemoryHierarchy` points to, with the scores of the semantic search.
+
+    Each store that is searched gets a hierarchy of its own, which follows it and goes with it.
+
+    Args:
+        max_clusters: see `MemoryHierarchy`.
+        calibration: of the model, for what is expected when nothing fits; None: see `TUNED`.
+        **settings: further arguments of `MemoryHierarchy`.
+
+    Raises:
+        ImportError: FAISS is not installed; the message says how to get it.
+        ValueError: a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        max_clusters: int | None = None,
+        calibration: Calibration | None = None,
+        **settings: Any,
+    ) -> None:
+        self._make = lambda: MemoryHierarchy(max_clusters, **settings)
+        self._make()  # what cannot be made is refused here, not at the first search
+        self._calibration = calibration
+        self._of: WeakKeyDictionary[Any, MemoryHierarchy] = WeakKeyDictionary()
+
+    def hierarchy(self, store: Searched) -> MemoryHierarchy:
+        """The hierarchy over a store; a new one at its first search."""
+        # By its ledger: a layer of a buffer is seen through a new object at every search.
+        found = self._of.get(store.ledger)
+        if found is None:
+            found = self._of[store.ledger] = self._make()
+        return found
+
+    def score(self, ask: Ask, store: Searched) -> Scored:
+        """Scores in standard deviations from what is usual; see `Strategy`."""
+        seen, rule = visible(ask, store), rule_for(ask, calibration=self._calibration)
+        none = torch.full((len(seen), seen.shape[1] + 1), NEG_INF, device=seen.device)
+        if not seen.shape[1]:
+            return Scored(none[:, :0], certainty_of(none[:, :0], seen.sum(-1), rule))
+        query = F.normalize(ask.states.float(), dim=-1).to(store.index.dtype)
+        near = self.hierarchy(store).candidates(
+            cast(Store, store), query, ask.mask, ask.sessions, rule, seen
+        )
+        maxima = store.maxima_at(query, ask.sessions, near.slots)
+        after = places(store.successor, near.slots)
+        line = score(maxima, ask.mask, near, after, rule)
+        # What is no candidate goes into a last column that is left out.
+        at = torch.where(near.slots >= 0, near.slots, seen.shape[1])
+        passages = none.scatter(1, at, line)[:, :-1].masked_fill(~seen, NEG_INF)
+        return Scored(
+            passages,
+            certainty_of(passages, seen.sum(-1), rule),
+            explained=lambda starts: _explained(starts, maxima, ask.mask, near, after, rule),
+        )
+
+    def close(self) -> None:
+        """End the threads that may be finding clusters."""
+        for hierarchy in self._of.values():
+            hierarchy.close()
+
+
+def _explained(
+    starts: torch.Tensor,
+    maxima: torch.Tensor,
+    query_mask: torch.Tensor | None,
+    near: Candidates,
+    after: torch.Tensor,
+    rule: Rule,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `covering.values_of` says of passages that begin at candidates.
+
+    Args:
+        starts: `[batch, k]` int64, -1 for none.
+        maxima: `[batch, tokens, candidates]` float32.
+        query_mask: `[batch, tokens]` bool; None: all ask.
+        near: the candidates.
+        after: `[batch, candidates]` int64, where among them each one's successor is, or -1.
+        rule: of the scores.
+    """
+    rising = torch.where(near.slots >= 0, near.slots, torch.iinfo(torch.int64).max)
+    at = torch.searchsorted(rising, starts.clamp(min=0)).clamp(max=max(0, near.slots.shape[1] - 1))
+    values, shares = [], []
+    for row, found in enumerate(maxima):
+        measure = near.mean[row], near.deviation[row], rule.clamp
+        z = standardised(found, *measure)
+        top = standardised(near.peaks[row][:, None], *measure)[:, 0]
+        if not z.shape[1]:
+            values.append(z.new_zeros(len(z), starts.shape[1]))
+        else:
+            top = torch.maximum(top, z.amax(-1))
+            picked = z[:, at[row]]
+            if rule.passage == 2:
+                following = after[row][at[row]]
+                beside = z[:, following.clamp(min=0)].masked_fill(following < 0, -rule.clamp)
+                picked = torch.maximum(picked, beside)
+            values.append(picked)
+        if int(near.counts[row]) < 2:
+            top = torch.ones_like(top)
+        shares.append(shares_of(top, None if query_mask is None else query_mask[row], rule))
+    return torch.stack(values), torch.stack(shares)

@@ -1,0 +1,138 @@
+"""What is asked decides how it is looked for: settings for each kind of task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+
+from cmr import _checks as check
+from cmr.config import CRITERIA, RetrievalConfig
+from cmr.retrieval.ask import Ask, Scored, Searched, Strategy
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """How passages are looked for; see `RetrievalConfig` for the fields.
+
+    Attributes:
+        strategy: name of a strategy other than 'task_specific'.
+        blocks: None: as the configuration says.
+        neighbours: None: as the configuration says.
+        criteria_weights: a dict, kept as its items. None: as the configuration says.
+
+    Raises:
+        ConfigError: a value is out of its range, or the strategy is 'task_specific' itself.
+    """
+
+    strategy: str = "maxsim"
+    blocks: int | None = None
+    neighbours: int | None = None
+    criteria_weights: Mapping[str, float] | tuple[tuple[str, float], ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every field. Whether there is such a strategy shows when it is made."""
+        if not isinstance(self.strategy, str) or self.strategy == "task_specific":
+            raise check.refuse("strategy", self.strategy, "another strategy's name")
+        for name, low, high in (("blocks", 1, 64), ("neighbours", 0, 8)):
+            value = getattr(self, name)
+            if value is not None:
+                check.put(self, name, check.integer(name, value, low, high))
+        if self.criteria_weights is not None:
+            items = check.weights("criteria_weights", self.criteria_weights, CRITERIA)
+            check.put(self, "criteria_weights", items)
+
+    def over(self, config: RetrievalConfig) -> RetrievalConfig:
+        """A configuration with what is set here in the place of what it says.
+
+        Raises:
+            ConfigError: there is no strategy of that name.
+        """
+        said = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(config, **{name: x for name, x in said.items() if x is not None})
+
+
+USUAL = "question_answering"
+_TASKS: dict[str, TaskSettings] = {
+    USUAL: TaskSettings(),
+    # Of two statements that contradict each other the newer one holds.
+    "dialogue": TaskSettings(
+        "multi_criteria", criteria_weights={"similarity": 0.8, "recency": 0.2}
+    ),
+    # What was read already need not be read again in other words.
+    "summarising": TaskSettings(
+        "multi_criteria", blocks=4, criteria_weights={"similarity": 0.7, "diversity": 0.3}
+    ),
+    # Names in code are rare tokens: whether they are the very same counts.
+    "code": TaskSettings("hybrid_ensemble"),
+}
+
+
+def tasks() -> tuple[str, ...]:
+    """Names of all tasks that are known."""
+    return tuple(_TASKS)
+
+
+def register_task(name: str, settings: TaskSettings) -> None:
+    """Add a task, or change one. What was attached before keeps what it has used already.
+
+    Args:
+        name: what a request calls it.
+        settings: how passages are looked for.
+
+    Raises:
+        ConfigError: the name is empty or no text.
+        TypeError: the settings are none.
+    """
+    if not isinstance(name, str) or not name:
+        raise check.refuse("task", name, "a name")
+    if not isinstance(settings, TaskSettings):
+        raise TypeError(f"settings: a TaskSettings expected, got {type(settings).__name__}")
+    _TASKS[name] = settings
+
+
+def settings_of(task: str | None) -> TaskSettings:
+    """The settings of a task; None: those of question answering.
+
+    Raises:
+        ConfigError: no task has that name; the message names the nearest one.
+    """
+    return _TASKS[check.choice("task", USUAL if task is None else task, _TASKS)]
+
+
+class TaskSpecific:
+    """Looks for passages as the task of the request needs it.
+
+    Args:
+        make: makes the strategy of some settings; called once for each of them.
+    """
+
+    def __init__(self, make: Callable[[TaskSettings], Strategy]) -> None:
+        self._make = make
+        self._made: dict[TaskSettings, Strategy] = {}
+
+    def strategy(self, task: str | None) -> Strategy:
+        """The strategy for a task.
+
+        Raises:
+            ConfigError: no task has that name, or its strategy is unknown.
+        """
+        settings = settings_of(task)
+        if settings not in self._made:
+            self._made[settings] = self._make(settings)
+        return self._made[settings]
+
+    def settings(self, ask: Ask, config: RetrievalConfig) -> RetrievalConfig:
+        """The settings of the search for what is asked; see `Settled`.
+
+        Raises:
+            ConfigError: no task has the name that the request gives, or its strategy is unknown.
+        """
+        return settings_of(ask.task).over(config)
+
+    def score(self, ask: Ask, store: Searched) -> Scored:
+        """Scores of the task's strategy; see `Strategy`.
+
+        Raises:
+            ConfigError: no task has the name that the request gives.
+        """
+        return self.strategy(ask.task).score(ask, store)

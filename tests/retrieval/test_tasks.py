@@ -1,0 +1,99 @@
+"""What a request is about decides how it is looked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cmr.config import RetrievalConfig
+from cmr.errors import ConfigError
+from cmr.memory.buffer import LayeredMemoryBuffer
+from cmr.retrieval import Retriever, tasks
+from cmr.retrieval.advanced import AdvancedMemoryRetriever
+from cmr.retrieval.context import RetrievalContext
+from cmr.retrieval.registry import Parts, make_strategy
+from cmr.retrieval.tasks import TaskSettings, register_task, settings_of
+from tests.retrieval.stored import BLOCK, HIDDEN, question, store_of, write
+
+CONFIG = RetrievalConfig(strategy="task_specific")
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "_TASKS", dict(tasks._TASKS))
+
+
+def best(task: str | None, store, states: torch.Tensor) -> int:
+    ask = question([0], states.shape[1], states=states, task=task, located=True)
+    return int(make_strategy("task_specific", Parts(CONFIG)).score(ask, store).passages.argmax())
+
+
+def contradicting():
+    """Two statements of the same; the older one fits the question a little better."""
+    store, states = store_of(60), torch.randn(60, BLOCK, HIDDEN)
+    asked = states[[20]].clone()
+    states[50] = states[20] + 0.05 * torch.randn(BLOCK, HIDDEN)
+    write(store, [0] * 60, states)
+    return store, asked
+
+
+def test_in_a_dialogue_the_newer_of_two_statements_holds() -> None:
+    store, asked = contradicting()
+    assert best(None, store, asked) in (19, 20)
+    assert best("question_answering", store, asked) in (19, 20)
+    assert best("dialogue", store, asked) in (49, 50)
+
+
+def test_a_task_of_ones_own() -> None:
+    store, asked = contradicting()
+    weights = {"similarity": 0.01, "recency": 0.99}
+    register_task("diary", TaskSettings("multi_criteria", criteria_weights=weights))
+    assert "diary" in tasks.tasks()
+    assert best("diary", store, asked) == 59
+    register_task("diary", TaskSettings())
+    assert best("diary", store, asked) in (19, 20)
+
+
+def test_settings_stand_over_those_of_the_configuration() -> None:
+    config = RetrievalConfig(strategy="task_specific", blocks=3, neighbours=2, ratio=0.5)
+    summary = settings_of("summarising").over(config)
+    assert (summary.strategy, summary.blocks) == ("multi_criteria", 4)
+    assert (summary.neighbours, summary.ratio) == (2, 0.5)
+    assert summary.criteria_weights is not None and "diversity" in dict(summary.criteria_weights)
+    assert settings_of(None).over(config) == RetrievalConfig(blocks=3, neighbours=2, ratio=0.5)
+
+
+def test_an_unknown_task_is_refused() -> None:
+    store, _ = contradicting()
+    ask = question([0], task="sumarising")
+    with pytest.raises(ConfigError, match=r"task: one of .*did you mean 'summarising'"):
+        Retriever(CONFIG).search(ask, store)
+    buffer = LayeredMemoryBuffer(8, 80)
+    buffer.store_state(torch.randn(HIDDEN), 0, 0, 0, 0.5)
+    context = RetrievalContext(0, 0, torch.randn(1, HIDDEN), task_type="no such task")
+    with pytest.raises(ConfigError, match="task: one of"):
+        AdvancedMemoryRetriever(HIDDEN, buffer).retrieve_memories(context, "task_specific")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"strategy": "task_specific"}, "another strategy's name"),
+        ({"blocks": 0}, r"blocks: an integer in 1\.\.64 expected, got 0"),
+        ({"neighbours": 9}, r"neighbours: an integer in 0\.\.8 expected, got 9"),
+        ({"criteria_weights": {"novelty": 1.0}}, "criteria_weights key"),
+    ],
+)
+def test_bad_settings_are_refused(given, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        TaskSettings(**given)
+
+
+def test_what_is_no_task_is_refused() -> None:
+    with pytest.raises(ConfigError, match="task: a name expected, got ''"):
+        register_task("", TaskSettings())
+    with pytest.raises(TypeError, match="settings: a TaskSettings expected, got dict"):
+        register_task("mine", {})  # type: ignore[arg-type]
+    register_task("mine", TaskSettings("no such strategy"))
+    with pytest.raises(ConfigError, match="strategy: one of"):
+        make_strategy("task_specific", Parts(CONFIG)).strategy("mine")  # type: ignore[attr-defined]
