@@ -3,9 +3,9 @@
 Haystacks of four lengths, 108 questions of each of four kinds (`haystack.py`). A text is read by an
 attached memory whose layers end at the index layer, questions are asked in the chat template, and
 every strategy is given the same questions. Beside them BM25 and a dense retriever over the same
-passages of 64 tokens starting every 32. A fact counts as found when all of its tokens stand in the
-passages, as they are (`exact`) or with the block before and behind that memory reads along (`read`);
-that holds for all systems. Of two facts that are needed, the share that is found counts.
+passages of 64 tokens starting every 32. A fact counts as found when all its tokens stand in the
+passages, as they are (`exact`) or with the block before and behind that memory reads along
+(`read`); that holds for all systems. Of two facts that are needed, the share that is found counts.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ STRATEGIES = (
 TEXTUAL = ("bm25", "dense")
 TAKEN = (1, 2, 4)
 BLOCK = 32
+DEPTHS = 8
+"""Parts of a text that hits are counted in, by where the first fact needed stands."""
 Ranked = tuple[list[int], float]
 
 
@@ -120,13 +122,12 @@ def share_found(asked: Asked, haystack: Haystack, passages: Sequence[int], besid
 
 def measure(
     length: int, systems: Sequence[str], model: Any, tokenizer: Any, args: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """One row for each system and kind of question at a length."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A row for each system and kind of question at a length, and for each system and depth."""
     hits: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     seconds: dict[str, list[float]] = defaultdict(list)
     clusters: dict[tuple[str, str], list[str]] = defaultdict(list)
-    distances: dict[tuple[str, str], list[float]] = defaultdict(list)
-    details = []
+    depths: dict[tuple[str, int], list[float]] = defaultdict(list)
     for haystack in make_haystacks(tokenizer, length, args.seed)[: args.haystacks]:
         kept = None
         if set(systems) - set(TEXTUAL):
@@ -149,14 +150,8 @@ def measure(
                 }
                 hits[key].append(scored)
                 clusters[key].append(asked.fact_ids[0])
-                facts = [haystack.facts[i] for i in asked.facts]
-                behind = max(length - fact.end for fact in facts)
-                distances[key].append(behind)
-                details.append(
-                    {"tokens": length, "system": system, "kind": asked.kind,
-                     "haystack": haystack.id, "question": asked.text, "behind": behind,
-                     "passages": passages, **scored}
-                )  # fmt: skip
+                first = min(haystack.facts[i].start for i in asked.facts)
+                depths[system, DEPTHS * first // length].append(scored["read@2"])
             print(f"{haystack.id} {system}: {1e3 * statistics.median(seconds[system]):.1f} ms")
         if kept is not None:
             kept.memory.detach()
@@ -178,9 +173,12 @@ def measure(
         out.append({"tokens": length, "system": system, "kind": "mean", **mean,
                     "median_seconds": statistics.median(seconds[system])})  # fmt: skip
         print(length, system, mean, flush=True)
-    if args.details:
-        rows.append("retrieval_details", *details)
-    return out
+    where = [
+        {"tokens": length, "system": system, "depth": (depth + 0.5) / DEPTHS,
+         "questions": len(values), "read@2": round(statistics.fmean(values), 4)}
+        for (system, depth), values in sorted(depths.items())
+    ]  # fmt: skip
+    return out, where
 
 
 def main() -> None:
@@ -194,7 +192,6 @@ def main() -> None:
     parser.add_argument("--haystacks", type=int, help="only the first N of a length")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="settings for attach")
-    parser.add_argument("--details", action="store_true", help="also a row for each question")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -203,8 +200,9 @@ def main() -> None:
     args.settings.setdefault("target_layers", [8])
     conditions = rows.conditions(model, seed=args.seed, settings=args.settings)
     for length in args.tokens:
-        found = measure(length, args.systems, model, tokenizer, args)
+        found, where = measure(length, args.systems, model, tokenizer, args)
         rows.append("retrieval", *({**row, **conditions} for row in found))
+        rows.append("retrieval_depth", *({**row, "run": conditions["run"]} for row in where))
 
 
 if __name__ == "__main__":

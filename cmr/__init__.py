@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from cmr.integration.attaching import attach, load
+    from cmr.integration.calibrating import calibrate
     from cmr.integration.forgetting import ForgetReport
     from cmr.integration.memory import Memory
     from cmr.integration.reading import ReadReport
@@ -45,6 +46,16 @@ if TYPE_CHECKING:
     from cmr.memory.inspection import Inspection, StoredBlock
     from cmr.memory.relevance import RelevanceScorer
     from cmr.memory.store import SaveReport
+    from cmr.retrieval.advanced import AdvancedMemoryRetriever
+    from cmr.retrieval.cache import RetrievalCache
+    from cmr.retrieval.calibration import Calibration
+    from cmr.retrieval.context import RetrievalContext
+    from cmr.retrieval.contextual import ContextualRelevanceScorer
+    from cmr.retrieval.criteria import MultiCriteriaRanker
+    from cmr.retrieval.hierarchy import MemoryHierarchy
+    from cmr.retrieval.matcher import SemanticMemoryMatcher
+    from cmr.retrieval.registry import register_strategy
+    from cmr.retrieval.tasks import TaskSettings, register_task
 
 _HOMES = {
     "cmr.config": (
@@ -70,6 +81,7 @@ _HOMES = {
         "UnsupportedModelError",
     ),
     "cmr.integration.attaching": ("attach", "load"),
+    "cmr.integration.calibrating": ("calibrate",),
     "cmr.integration.forgetting": ("ForgetReport",),
     "cmr.integration.memory": ("Memory",),
     "cmr.integration.reading": ("ReadReport",),
@@ -80,15 +92,28 @@ _HOMES = {
     "cmr.memory.inspection": ("Inspection", "StoredBlock"),
     "cmr.memory.relevance": ("RelevanceScorer",),
     "cmr.memory.store": ("SaveReport",),
+    "cmr.retrieval.advanced": ("AdvancedMemoryRetriever",),
+    "cmr.retrieval.cache": ("RetrievalCache",),
+    "cmr.retrieval.calibration": ("Calibration",),
+    "cmr.retrieval.context": ("RetrievalContext",),
+    "cmr.retrieval.contextual": ("ContextualRelevanceScorer",),
+    "cmr.retrieval.criteria": ("MultiCriteriaRanker",),
+    "cmr.retrieval.hierarchy": ("MemoryHierarchy",),
+    "cmr.retrieval.matcher": ("SemanticMemoryMatcher",),
+    "cmr.retrieval.registry": ("register_strategy",),
+    "cmr.retrieval.tasks": ("TaskSettings", "register_task"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AdvancedMemoryRetriever",
     "AttachError",
     "CMRConfig",
     "CMRError",
+    "Calibration",
     "ConfigError",
     "ConsolidationReport",
+    "ContextualRelevanceScorer",
     "CorruptMemoryError",
     "ForgetReport",
     "Inspection",
@@ -96,25 +121,34 @@ __all__ = [
     "Memory",
     "MemoryConfig",
     "MemoryEntry",
+    "MemoryHierarchy",
     "MemoryKeyError",
     "MemoryNotFoundError",
     "MissingPackageError",
     "ModelMismatchError",
+    "MultiCriteriaRanker",
     "NewerFormatError",
     "OptimizationConfig",
     "ReadReport",
     "RecalledPassage",
     "RelevanceScorer",
+    "RetrievalCache",
     "RetrievalConfig",
+    "RetrievalContext",
     "ReweaveConfig",
     "SaveReport",
+    "SemanticMemoryMatcher",
     "StoreBusyError",
     "StoreError",
     "StoredBlock",
+    "TaskSettings",
     "UnknownSessionError",
     "UnsupportedModelError",
     "attach",
+    "calibrate",
     "load",
+    "register_strategy",
+    "register_task",
 ]
 
 

@@ -78,17 +78,16 @@ class Asker:
             mask, located = self._asking(step, new)
             last = slice(-self._query_tokens, None)
             states, heads = self._look_ahead(new, decoder, kwargs)
-            choice = self._core.search(
-                Ask(
-                    states=states[:, last],
-                    mask=mask[:, last],
-                    sessions=self._core.numbers(step.sessions),
-                    token_ids=step.token_ids[:, last],
-                    task=self._core.task,
-                    located=located,
-                    heads={n: x[:, :, last] for n, x in heads.items()},
-                )
+            asked = Ask(
+                states=states[:, last],
+                mask=mask[:, last],
+                sessions=self._core.numbers(step.sessions),
+                token_ids=step.token_ids[:, last],
+                task=self._core.task,
+                located=located,
+                heads={n: x[:, :, last] for n, x in heads.items()},
             )
+            choice = self._core.search(asked.only_asking() if located else asked)
             if record is not None:
                 record.located = located
         base = step.position_ids[:, 0]

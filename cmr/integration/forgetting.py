@@ -110,7 +110,7 @@ class Forgetter:
         """Let go of what was run again, and of what forwards have recalled of these sessions."""
         self._core.forgotten += 1
         self._core.recomputed.forget()
-        self._core.retriever.cache.forget()
+        self._core.retriever.forget(self._core.ring)
         for record in list(self._core.records):
             if sessions & set(record.sessions):
                 record.forget_recall()

@@ -54,6 +54,29 @@ class Ask:
         }
         return replace(self, **moved)
 
+    def only_asking(self) -> Ask:
+        """The same without the tokens that ask in no row. Waits for the device."""
+        if self.mask is None or self.known is not None:
+            return self
+        most = int(self.mask.sum(-1).max()) if len(self.mask) else 0
+        order = (~self.mask).long().argsort(dim=-1, stable=True)[:, :most]
+
+        def picked(values: torch.Tensor) -> torch.Tensor:
+            return values.gather(1, order.to(values.device))
+
+        wide = order[..., None].expand(-1, -1, self.states.shape[-1]).to(self.states.device)
+        heads = {}
+        for layer, queries in self.heads.items():
+            at = order[:, None, :, None].to(queries.device)
+            heads[layer] = queries.gather(2, at.expand(-1, queries.shape[1], -1, queries.shape[3]))
+        return replace(
+            self,
+            states=self.states.gather(1, wide),
+            mask=picked(self.mask),
+            token_ids=None if self.token_ids is None else picked(self.token_ids),
+            heads=heads,
+        )
+
     def maxima(self, store: Searched) -> torch.Tensor:
         """Largest cosine of each token with a token of each block, `[batch, tokens, blocks]`.
 
@@ -170,6 +193,15 @@ class Closing(Protocol):
 
     def close(self) -> None:
         """End that."""
+        ...
+
+
+@runtime_checkable
+class Following(Protocol):
+    """A strategy that keeps something of what is stored."""
+
+    def follow(self, store: Searched) -> None:
+        """Drop what it keeps of blocks that the store holds no more."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -12,6 +12,11 @@ from cmr.retrieval.ask import Ask, Scored, Searched, Strategy, visible
 
 RANK_CONSTANT = 60
 """Cormack's: how many places at the top are nearly worth the same."""
+PARTS = ("semantic", "contextual", "lexical")
+MEASURED_WEIGHTS = (("semantic", 1.0), ("contextual", 0.05), ("lexical", 0.05))
+MEASURED_CONSTANT = 10
+"""Over blocks: what the semantic search puts first is right most of the time. Any more weight on
+the others, or on later places, finds less of what is asked for in other words."""
 
 
 class HybridEnsemble:
@@ -61,6 +66,24 @@ class HybridEnsemble:
                 line, certainty = passages if found.line is None else found.line, found.certainty
         best = sum(weight for _, weight in self.strategies) / (self.rank_constant + 1)
         return Scored((total / best).masked_fill(~seen, NEG_INF), certainty, line)
+
+
+def ensemble_of(
+    parts: Mapping[str, Strategy],
+    weights: Iterable[tuple[str, float]] | None,
+    rank_constant: float = MEASURED_CONSTANT,
+) -> HybridEnsemble:
+    """The ensemble of the named parts.
+
+    Args:
+        parts: a strategy for each of `PARTS`.
+        weights: items of weights; a part that is not named has none. None: `MEASURED_WEIGHTS`.
+        rank_constant: see `HybridEnsemble`.
+    """
+    given = dict(MEASURED_WEIGHTS if weights is None else weights)
+    # The first part says where candidates are, whether or not it has a weight.
+    kept = [name for name in PARTS if name == PARTS[0] or given.get(name)]
+    return HybridEnsemble([(parts[name], given.get(name, 0.0)) for name in kept], rank_constant)
 
 
 def _reciprocal(scores: torch.Tensor, constant: float) -> torch.Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 from cmr.config import RetrievalConfig
 from cmr.retrieval.ask import Strategy
 from cmr.retrieval.contextual import HEADS, ContextualRelevanceScorer
 from cmr.retrieval.criteria import MultiCriteriaRanker
-from cmr.retrieval.ensemble import RANK_CONSTANT, HybridEnsemble
+from cmr.retrieval.ensemble import PARTS, RANK_CONSTANT, ensemble_of
 from cmr.retrieval.entry_criteria import EntryCriteria
 from cmr.retrieval.hierarchical import Hierarchical
 from cmr.retrieval.lexical import LexicalOverlap
@@ -27,6 +28,7 @@ class EntryParts:
         matcher: compares states.
         ranker: weighs criteria.
         make: makes another strategy by its name.
+        ensemble_weights: items of weights of 'hybrid_ensemble'; None: equal ones.
     """
 
     hidden_size: int
@@ -34,6 +36,7 @@ class EntryParts:
     matcher: SemanticMemoryMatcher
     ranker: MultiCriteriaRanker
     make: Callable[[str, EntryParts], Strategy]
+    ensemble_weights: tuple[tuple[str, float], ...] | None = None
 
 
 EntryStrategyMaker = Callable[[EntryParts], Strategy]
@@ -46,15 +49,23 @@ def _contextual(parts: EntryParts) -> Strategy:
 
 
 def _ensemble(parts: EntryParts) -> Strategy:
-    others = [(parts.make("contextual_relevance", parts), 1.0), (LexicalOverlap(), 1.0)]
-    return HybridEnsemble([(parts.matcher, 1.0), *others], RANK_CONSTANT)
+    named = {
+        "semantic": parts.matcher,
+        "contextual": parts.make("contextual_relevance", parts),
+        "lexical": LexicalOverlap(),
+    }
+    weights = parts.ensemble_weights
+    equal = [(name, 1.0) for name in PARTS]
+    return ensemble_of(named, equal if weights is None else weights, RANK_CONSTANT)
 
 
 def _by_task(parts: EntryParts) -> Strategy:
     def make(settings: TaskSettings) -> Strategy:
         config = settings.over(parts.config)
         ranker = MultiCriteriaRanker(config.criteria_weights)
-        return parts.make(settings.strategy, replace(parts, config=config, ranker=ranker))
+        weights = cast("tuple[tuple[str, float], ...] | None", settings.ensemble_weights)
+        made = replace(parts, config=config, ranker=ranker, ensemble_weights=weights)
+        return parts.make(settings.strategy, made)
 
     return TaskSpecific(make)
 

@@ -73,6 +73,11 @@ class Hierarchical:
             explained=lambda starts: _explained(starts, maxima, ask.mask, near, after, rule),
         )
 
+    def follow(self, store: Searched) -> None:
+        """Drop what the store holds no more, if there is a hierarchy over it."""
+        if store.ledger in self._of:
+            self._of[store.ledger].sync(cast(Store, store))
+
     def close(self) -> None:
         """End the threads that may be finding clusters."""
         for hierarchy in self._of.values():

@@ -33,7 +33,7 @@ from cmr.retrieval._passages import (
 )
 from cmr.retrieval.ask import Searched
 
-EXACT_BELOW = 2048
+EXACT_BELOW = 16384
 """With fewer blocks of its own a row compares them all: that costs no more."""
 PROBES, SECOND, THIRD = 16, 1024, 192
 """Clusters a query token, passages that are looked at by their codes, and that are compared."""

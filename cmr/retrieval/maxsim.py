@@ -49,7 +49,9 @@ class MaxSimRetriever:
         columns = columns_of(store, store.high_water)
         rule = rule_for(ask, self.config, self.calibration)
         maxima = ask.maxima(store)
-        found = maxsim_select(maxima, ask.mask, columns, ask.sessions, ask.before, rule, CANDIDATES)
+        found = maxsim_select(
+            maxima, ask.mask, columns, ask.sessions, ask.before, rule, self._candidates
+        )
         return self._covered(ask, maxima, columns, rule, found)
 
     def search_again(self, query: RollingQuery, store: Searched) -> Choice:
@@ -81,11 +83,18 @@ class MaxSimRetriever:
 
     @property
     def _candidates(self) -> int:
-        return max(CANDIDATES, self.config.blocks)
+        return 1 if self._takes_first else max(CANDIDATES, self.config.blocks)
+
+    @property
+    def _takes_first(self) -> bool:
+        """Whether the kernels' first choice is all that is wanted."""
+        return self.config.blocks == 1 and self.config.similarity_threshold is None
 
     def _covered(
         self, ask: Ask, maxima: torch.Tensor, columns: Columns, rule: Rule, found: Selection
     ) -> Choice:
+        if self._takes_first:
+            return Choice(found.table, found.stamps, found.scores, found.certainty)
         seen = may_see(columns, ask.sessions, ask.before)
         least = self.config.similarity_threshold
         if least is not None:

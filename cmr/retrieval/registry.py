@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 from cmr import _checks as check
 from cmr.config import (
@@ -17,16 +18,11 @@ from cmr.retrieval.ask import Strategy
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.contextual import HEADS, Contextual
 from cmr.retrieval.criteria import MultiCriteria, MultiCriteriaRanker
-from cmr.retrieval.ensemble import HybridEnsemble
+from cmr.retrieval.ensemble import ensemble_of
 from cmr.retrieval.hierarchical import Hierarchical
 from cmr.retrieval.lexical import LexicalOverlap
 from cmr.retrieval.semantic import Semantic
 from cmr.retrieval.tasks import TaskSettings, TaskSpecific
-
-CONTEXTUAL_WEIGHT, LEXICAL_WEIGHT = 0.05, 0.05
-"""In the ensemble, beside 1 for the semantic search."""
-ENSEMBLE_RANK_CONSTANT = 10
-"""Smaller than the usual one: what the semantic search puts first is right most of the time."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +32,12 @@ class Parts:
     Attributes:
         config: the settings.
         calibration: what was measured for the model; None: nothing was.
+        ensemble_weights: items of weights of 'hybrid_ensemble'; None: those that suit most.
     """
 
     config: RetrievalConfig
     calibration: Calibration | None = None
+    ensemble_weights: tuple[tuple[str, float], ...] | None = None
 
 
 StrategyMaker = Callable[[Parts], Strategy]
@@ -94,19 +92,21 @@ def _hierarchical(parts: Parts) -> Strategy:
 
 
 def _ensemble(parts: Parts) -> Strategy:
-    return HybridEnsemble(
-        [
-            (_semantic(parts), 1.0),
-            (_contextual(parts), CONTEXTUAL_WEIGHT),
-            (LexicalOverlap(), LEXICAL_WEIGHT),
-        ],
-        ENSEMBLE_RANK_CONSTANT,
-    )
+    named = {
+        "semantic": _semantic(parts),
+        "contextual": _contextual(parts),
+        "lexical": LexicalOverlap(),
+    }
+    return ensemble_of(named, parts.ensemble_weights)
 
 
 def _by_task(parts: Parts) -> Strategy:
     def make(settings: TaskSettings) -> Strategy:
-        return make_strategy(settings.strategy, replace(parts, config=settings.over(parts.config)))
+        weights = cast("tuple[tuple[str, float], ...] | None", settings.ensemble_weights)
+        config = settings.over(parts.config)
+        return make_strategy(
+            settings.strategy, replace(parts, config=config, ensemble_weights=weights)
+        )
 
     return TaskSpecific(make)
 

@@ -9,7 +9,16 @@ from cmr import _checks as check
 from cmr.config import RetrievalConfig
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.select import choose
-from cmr.retrieval.ask import Ask, Closing, Searched, Settled, Strategy, columns_of, visible
+from cmr.retrieval.ask import (
+    Ask,
+    Closing,
+    Following,
+    Searched,
+    Settled,
+    Strategy,
+    columns_of,
+    visible,
+)
 from cmr.retrieval.cache import RetrievalCache, key_of, version_of
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
@@ -78,6 +87,13 @@ class Retriever:
             parts = Parts(self.config, self._calibration)
             self._made[wanted] = make_strategy(self.config.strategy, parts)
         return self._made[wanted]
+
+    def forget(self, store: Searched) -> None:
+        """Drop what is kept of blocks that the store holds no more."""
+        self.cache.forget()
+        for strategy in self._made.values():
+            if isinstance(strategy, Following):
+                strategy.follow(store)
 
     def close(self) -> None:
         """End what strategies do in the background."""

@@ -8,6 +8,9 @@ from dataclasses import dataclass, fields, replace
 from cmr import _checks as check
 from cmr.config import CRITERIA, RetrievalConfig
 from cmr.retrieval.ask import Ask, Scored, Searched, Strategy
+from cmr.retrieval.ensemble import PARTS
+
+Weights = Mapping[str, float] | tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,11 @@ class TaskSettings:
         strategy: name of a strategy other than 'task_specific'.
         blocks: None: as the configuration says.
         neighbours: None: as the configuration says.
+        gain: None: as the configuration says.
         criteria_weights: a dict, kept as its items. None: as the configuration says.
+
+        ensemble_weights: for 'hybrid_ensemble', of 'semantic', 'contextual' and 'lexical'; a dict,
+            kept as its items. None: those that suit most questions.
 
     Raises:
         ConfigError: a value is out of its range, or the strategy is 'task_specific' itself.
@@ -27,7 +34,9 @@ class TaskSettings:
     strategy: str = "maxsim"
     blocks: int | None = None
     neighbours: int | None = None
-    criteria_weights: Mapping[str, float] | tuple[tuple[str, float], ...] | None = None
+    gain: float | None = None
+    criteria_weights: Weights | None = None
+    ensemble_weights: Weights | None = None
 
     def __post_init__(self) -> None:
         """Checks every field. Whether there is such a strategy shows when it is made."""
@@ -37,9 +46,11 @@ class TaskSettings:
             value = getattr(self, name)
             if value is not None:
                 check.put(self, name, check.integer(name, value, low, high))
-        if self.criteria_weights is not None:
-            items = check.weights("criteria_weights", self.criteria_weights, CRITERIA)
-            check.put(self, "criteria_weights", items)
+        if self.gain is not None:
+            check.put(self, "gain", check.real("gain", self.gain, 0.0, 1.0))
+        for name, known in (("criteria_weights", CRITERIA), ("ensemble_weights", PARTS)):
+            if getattr(self, name) is not None:
+                check.put(self, name, check.weights(name, getattr(self, name), known))
 
     def over(self, config: RetrievalConfig) -> RetrievalConfig:
         """A configuration with what is set here in the place of what it says.
@@ -47,23 +58,27 @@ class TaskSettings:
         Raises:
             ConfigError: there is no strategy of that name.
         """
-        said = {f.name: getattr(self, f.name) for f in fields(self)}
+        names = (f.name for f in fields(self) if f.name != "ensemble_weights")
+        said = {name: getattr(self, name) for name in names}
         return replace(config, **{name: x for name, x in said.items() if x is not None})
 
 
 USUAL = "question_answering"
 _TASKS: dict[str, TaskSettings] = {
     USUAL: TaskSettings(),
-    # Of two statements that contradict each other the newer one holds.
+    # Of two statements that contradict each other the newer one holds (`benchmarks.tasks`: it is
+    # found first in 72 % of the questions instead of 56 %).
     "dialogue": TaskSettings(
-        "multi_criteria", criteria_weights={"similarity": 0.8, "recency": 0.2}
+        "multi_criteria", criteria_weights={"similarity": 0.7, "recency": 0.3}
     ),
-    # What was read already need not be read again in other words.
+    # All that is said of something: many passages, be they about the same words. A weight on
+    # diversity loses some of what belongs to it.
     "summarising": TaskSettings(
-        "multi_criteria", blocks=4, criteria_weights={"similarity": 0.7, "diversity": 0.3}
+        "multi_criteria", blocks=8, gain=0.0, criteria_weights={"similarity": 1.0}
     ),
-    # Names in code are rare tokens: whether they are the very same counts.
-    "code": TaskSettings("hybrid_ensemble"),
+    # Names in code are rare tokens: whether they are the very same counts. The line that defines
+    # what is called is found first in 73 % of the questions instead of 42 %.
+    "code": TaskSettings("hybrid_ensemble", ensemble_weights={"semantic": 1.0, "lexical": 1.0}),
 }
 
 

@@ -223,7 +223,7 @@ def test_recalled_tells_what_was_read(llama: nn.Module) -> None:
             return " ".join(f"w{token}" for token in ids)
 
     stored = text(300, seed=1)
-    with cmr.attach(llama, **ALWAYS, tokenizer=Words(), blocks=3, ratio=0.0) as memory:
+    with cmr.attach(llama, **ALWAYS, tokenizer=Words(), blocks=3, gain=0.0) as memory:
         assert memory.recalled == []
         memory.read(stored, sessions=["anna"])
         llama(text(1, 20))

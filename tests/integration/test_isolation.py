@@ -27,7 +27,7 @@ __all__ = ["poisoned_buffers"]
 SETTINGS: dict[str, Any] = {
     "window": 64,
     "threshold": 0.0,
-    "ratio": 0.0,
+    "gain": 0.0,
     "blocks": 4,
     "budget": 160,
     "working_budget": 96,

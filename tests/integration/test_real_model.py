@@ -65,7 +65,7 @@ def test_all_in_memory_at_true_positions_is_full_attention(
     exact = copy.deepcopy(real).float()(whole).logits[:, stored:].double()
     with cmr.attach(
         real, window=192, left_context=0, positions="true", store=store, memory_weight=0.5,
-        target_layers=range(30), threshold=0.0, ratio=0.0, neighbours=8, sink_guard=0,
+        target_layers=range(30), threshold=0.0, gain=0.0, neighbours=8, sink_guard=0,
     ) as memory:  # fmt: skip
         memory.read(whole[:, :stored])
         places = torch.arange(stored, 160)[None]

@@ -35,7 +35,7 @@ READS_ALL: dict[str, Any] = {
     "target_layers": LAYERS,
     "memory_weight": 0.5,
     "threshold": 0.0,
-    "ratio": 0.0,
+    "gain": 0.0,
     "neighbours": 8,
     "sink_guard": 0,
 }

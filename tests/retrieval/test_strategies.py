@@ -104,6 +104,16 @@ def test_padding_says_no_word_and_matches_none() -> None:
     assert (unknown.passages[0] == 0).all()
 
 
+def test_what_comes_later_counts_for_no_passage() -> None:
+    store = store_of(8)
+    write(store, [0] * 4, ids=torch.arange(4 * BLOCK).view(4, BLOCK))
+    ask = question([0], token_ids=torch.tensor([[8, 1, 9]]), before=torch.tensor([2 * BLOCK]))
+    have = LexicalOverlap().score(ask, store).passages[0]
+    assert have[0] > 0  # holds token 1
+    assert have[1] == 0  # its successor would hold 8 and 9, but stands behind
+    assert (have[2:] == -torch.inf).all()
+
+
 # -- hierarchical ---------------------------------------------------------------------------------
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -44,6 +46,24 @@ def test_in_a_dialogue_the_newer_of_two_statements_holds() -> None:
     assert best("dialogue", store, asked) in (49, 50)
 
 
+def test_in_code_the_very_same_names_count() -> None:
+    """One passage is a little more alike, the other one holds the rare tokens asked for."""
+    store, states = store_of(40), torch.randn(40, BLOCK, HIDDEN)
+    asked = states[[12]].clone()
+    states[30] = states[12] + 0.3 * torch.randn(BLOCK, HIDDEN)
+    ids = torch.randint(20, (40, BLOCK))
+    ids[30], ids[11:14] = torch.tensor([90, 91, 92, 5]), 6
+    write(store, [0] * 40, states, ids)
+
+    def first(task: str | None) -> int:
+        ask = question([0], BLOCK, states=asked, token_ids=ids[[30]], task=task, located=True)
+        found = make_strategy("task_specific", Parts(CONFIG)).score(ask, store)
+        return int(found.passages.argmax())
+
+    assert first("code") in (29, 30)
+    assert first(None) in (11, 12)
+
+
 def test_a_task_of_ones_own() -> None:
     store, asked = contradicting()
     weights = {"similarity": 0.01, "recency": 0.99}
@@ -57,10 +77,27 @@ def test_a_task_of_ones_own() -> None:
 def test_settings_stand_over_those_of_the_configuration() -> None:
     config = RetrievalConfig(strategy="task_specific", blocks=3, neighbours=2, ratio=0.5)
     summary = settings_of("summarising").over(config)
-    assert (summary.strategy, summary.blocks) == ("multi_criteria", 4)
+    assert (summary.strategy, summary.blocks, summary.gain) == ("multi_criteria", 8, 0.0)
     assert (summary.neighbours, summary.ratio) == (2, 0.5)
-    assert summary.criteria_weights is not None and "diversity" in dict(summary.criteria_weights)
+    assert summary.criteria_weights == (("similarity", 1.0),)
     assert settings_of(None).over(config) == RetrievalConfig(blocks=3, neighbours=2, ratio=0.5)
+
+
+def test_a_summary_takes_all_that_is_said_of_something() -> None:
+    """Eight passages say the same: they explain nothing new, and a summary reads them all."""
+    store, states = store_of(80), torch.randn(80, BLOCK, HIDDEN)
+    said = range(4, 80, 10)
+    for block in said:
+        states[block] = states[4] + 0.1 * torch.randn(BLOCK, HIDDEN)
+    write(store, [0] * 80, states)
+    config = replace(CONFIG, neighbours=0, threshold=0.0)
+
+    def found(task: str | None) -> int:
+        ask = question([0], BLOCK, states=states[[4]], task=task, located=True)
+        table = Retriever(config).search(ask, store).table
+        return len(set(said) & set(table.flatten().tolist()))
+
+    assert found("summarising") == 8 and found(None) == 1
 
 
 def test_an_unknown_task_is_refused() -> None:
@@ -81,7 +118,9 @@ def test_an_unknown_task_is_refused() -> None:
         ({"strategy": "task_specific"}, "another strategy's name"),
         ({"blocks": 0}, r"blocks: an integer in 1\.\.64 expected, got 0"),
         ({"neighbours": 9}, r"neighbours: an integer in 0\.\.8 expected, got 9"),
+        ({"gain": 1.5}, r"gain: a number in \[0, 1\] expected, got 1.5"),
         ({"criteria_weights": {"novelty": 1.0}}, "criteria_weights key"),
+        ({"ensemble_weights": {"lexicl": 1.0}}, "did you mean 'lexical'"),
     ],
 )
 def test_bad_settings_are_refused(given, says: str) -> None:

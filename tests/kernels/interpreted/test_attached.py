@@ -25,7 +25,7 @@ SHAPE = dict(
 )
 SETTINGS = dict(
     window=32, block_size=16, budget=96, target_layers=(0, 1), index_layer=1, threshold=0.0,
-    ratio=0.0, sink_guard=0, refresh=2, query_tokens=16, left_context=16,
+    gain=0.0, sink_guard=0, refresh=2, query_tokens=16, left_context=16,
 )  # fmt: skip
 
 
