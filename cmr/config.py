@@ -81,7 +81,7 @@ class RetrievalConfig:
     neighbours: int = 1
     query_tokens: int = 64
     refresh: int = 16
-    gain: float = 0.25
+    gain: float = 0.2
     ratio: float = 0.0
     threshold: float = 0.8
     similarity_threshold: float | None = None

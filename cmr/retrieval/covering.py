@@ -21,9 +21,8 @@ def cover(
     found: Selection,
     blocks: int,
     gain: float,
-    ordered: bool = False,
 ) -> Choice:
-    """Take the best passage, then others that add enough to what is explained.
+    """Take the best passage, then those down the list that add enough to what is explained.
 
     What passages explain together is the mean of each query token's best value among them,
     weighted as in the score of one. A look-alike of the first passage matches the tokens that
@@ -38,12 +37,11 @@ def cover(
         blocks: passages taken at most, 1 or more.
         gain: a further passage is taken when it raises what is explained by at least so much of
             what the first one explains.
-        ordered: go down the list of candidates; False: take the one that adds most each time.
 
     Returns:
         The choice.
 
-    Source: greedy maximum coverage, Nemhauser, Wolsey and Fisher (1978).
+    Source: Carbonell and Goldstein (1998) for leaving out what says the same again.
     """
     there = found.starts >= 0
     order = torch.arange(there.shape[1], device=there.device)
@@ -53,16 +51,15 @@ def cover(
     taken = [torch.where(there[:, 0], 0, -1)]
     for _ in range(min(blocks, there.shape[1]) - 1):
         together = (shares[..., None] * torch.maximum(values, explained[..., None])).sum(1)
-        more = (together - total[:, None]).masked_fill(~free, NEG_INF)
-        enough = more >= gain * first[:, None]
-        preferred = -order.float() if ordered else more
-        best = preferred.masked_fill(~enough, NEG_INF).argmax(-1)
+        more = together - total[:, None]
+        enough = free & (more >= gain * first[:, None])
+        best = enough.int().argmax(-1)  # the first of them
         some = enough.any(-1)
         taken.append(torch.where(some, best, -1))
         picked = values.gather(2, best[:, None, None].expand(-1, values.shape[1], 1))[..., 0]
         explained = torch.where(some[:, None], torch.maximum(explained, picked), explained)
         total = (shares * explained).sum(1)
-        free = free & (order != best[:, None]) & some[:, None]
+        free = free & (order > best[:, None]) & some[:, None]
     where = torch.stack(taken, 1)
     starts = found.starts.gather(1, where.clamp(min=0)).masked_fill(where < 0, -1)
     scores = found.scores.gather(1, where.clamp(min=0)).masked_fill(where < 0, NEG_INF)

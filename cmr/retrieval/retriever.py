@@ -187,4 +187,4 @@ class Retriever:
             )
         else:
             values = found.explained(chosen.starts)
-        return cover(*values, columns, rule, chosen, config.blocks, config.gain, ordered=True)
+        return cover(*values, columns, rule, chosen, config.blocks, config.gain)

@@ -89,9 +89,11 @@ def test_a_wrong_setting_of_a_request_is_refused_before_anything_changes(
 def test_an_unknown_task_is_named(memory: cmr.Memory) -> None:
     ids = text(300, 3)
     memory.read(ids)
-    with memory.retrieval("dialog", strategy="task_specific"):
-        with pytest.raises(ConfigError, match="dialogue"):
-            recalled(memory, ids[40:60])
+    with (
+        memory.retrieval("dialog", strategy="task_specific"),
+        pytest.raises(ConfigError, match="dialogue"),
+    ):
+        recalled(memory, ids[40:60])
     with memory.retrieval("dialogue", strategy="task_specific"):
         assert recalled(memory, ids[40:60])
 

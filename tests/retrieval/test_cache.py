@@ -159,7 +159,7 @@ def test_cached_answers_equal_searches(steps: list[tuple[str, object]], size: in
         else:
             question, session = of
             sessions = torch.tensor([session])
-            found = find.search(questions[question], None, sessions, store)
+            found = find.search(Ask(questions[question], None, sessions), store)
             want = (found.table, found.stamps, found.scores, found.certainty)
             key = key_of(Ask(questions[question], None, sessions), "maxsim")
             have = cache.get(key, version_of(store))
