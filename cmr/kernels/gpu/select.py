@@ -34,6 +34,7 @@ def select_statistics_kernel(
     o_q = i_part * BLOCK_Q + tl.arange(0, BLOCK_Q)
     m_q = o_q < tokens
     session = tl.load(p_sessions + i_batch)
+    session = tl.where(session < 0, -2, session)  # empty slots have -1: nobody sees those
     b_count = tl.zeros([BLOCK_Q], tl.float32)
     b_mean = tl.zeros([BLOCK_Q], tl.float32)
     b_squares = tl.zeros([BLOCK_Q], tl.float32)
