@@ -142,8 +142,8 @@ def read(
             unit, norms = _unit(states[layer].to(held.text.device))
             for row, n in enumerate(rows):
                 asks = torch.tensor(prompts[n].asks, device=unit.device).nonzero()[:, 0]
-                at = slice(ends[n], ends[n + 1])
-                held.prompts[at], held.prompt_norms[at] = unit[row, asks], norms[row, asks]
+                part = slice(ends[n], ends[n + 1])
+                held.prompts[part], held.prompt_norms[part] = unit[row, asks], norms[row, asks]
         show(sum(len(prompts[n].ids) for n in rows))
     for held in found.values():
         held.text[0] = 0  # the first token of a text is a sink and matches nothing
@@ -152,11 +152,10 @@ def read(
 
 def _empty(adapter: ModelAdapter, total: int, asking: int) -> LayerStates:
     device = adapter.input_device
-    half = {"dtype": torch.float16, "device": device}
     return LayerStates(
-        torch.zeros(total, adapter.hidden, **half),
+        torch.zeros(total, adapter.hidden, dtype=torch.float16, device=device),
         torch.zeros(total, device=device),
-        torch.zeros(asking, adapter.hidden, **half),
+        torch.zeros(asking, adapter.hidden, dtype=torch.float16, device=device),
         torch.zeros(asking, device=device),
     )
 
