@@ -26,7 +26,8 @@ from benchmarks.stats import clustered
 
 LENGTHS = (5_000, 30_000, 100_000, 1_000_000)
 STRATEGIES = (
-    "semantic_similarity",
+    "default",  # semantic similarity with its own rule of which passages to read
+    "semantic_similarity",  # this and the others: simply those that score best
     "contextual_relevance",
     "multi_criteria",
     "hierarchical",
@@ -78,9 +79,10 @@ class Remembered:
 
     def ranker(self, strategy: str, taken: int) -> Callable[[int], Ranked]:
         """Gives, for the number of a question, the passages chosen and the seconds it took."""
-        finder = self.core.retriever.with_settings(
-            strategy=strategy, blocks=taken, neighbours=0, gain=0.0, threshold=0.0
-        )
+        settings: dict[str, Any] = {"blocks": taken, "neighbours": 0, "threshold": 0.0}
+        if strategy != "default":
+            settings |= {"strategy": strategy, "gain": 0.0}
+        finder = self.core.retriever.with_settings(**settings)
         self.core.retriever = finder
 
         def ranked(number: int) -> Ranked:

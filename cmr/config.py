@@ -58,7 +58,8 @@ class RetrievalConfig:
         refresh: decode steps between retrievals, 1 or more.
         gain: a further passage is read when it raises what the passages together explain of the
             question by at least this share, 0..1, of what the first one explains.
-        ratio: and when its own score is at least this share, 0..1, of the best.
+        ratio: or when its own score is at least this share, 0..1, of the best, so that it may be
+            the one that is meant.
         threshold: certainty below which nothing is recalled, 0 or more; about 1 is what the best
             passage reaches when nothing fits, 1.3 to 2 what one that answers reaches. 0: always.
         similarity_threshold: least cosine in [-1, 1] of a recalled entry; None: no limit.
@@ -82,7 +83,7 @@ class RetrievalConfig:
     query_tokens: int = 64
     refresh: int = 16
     gain: float = 0.2
-    ratio: float = 0.0
+    ratio: float = 0.85
     threshold: float = 0.8
     similarity_threshold: float | None = None
     context_heads: int | None = None

@@ -19,10 +19,11 @@ def cover(
     columns: Columns,
     rule: Rule,
     found: Selection,
+    close: torch.Tensor,
     blocks: int,
     gain: float,
 ) -> Choice:
-    """Take the best passage, then those down the list that add enough to what is explained.
+    """Take the best passage, then those down the list that add enough, or may be meant instead.
 
     What passages explain together is the mean of each query token's best value among them,
     weighted as in the score of one. A look-alike of the first passage matches the tokens that
@@ -34,6 +35,8 @@ def cover(
         columns: of the blocks.
         rule: as for the search that found the candidates.
         found: the candidates, best first.
+        close: `[batch, candidates]` bool, which are taken whatever they add, as it is not certain
+            enough that the first one is the one that was meant.
         blocks: passages taken at most, 1 or more.
         gain: a further passage is taken when it raises what is explained by at least so much of
             what the first one explains.
@@ -52,7 +55,7 @@ def cover(
     for _ in range(min(blocks, there.shape[1]) - 1):
         together = (shares[..., None] * torch.maximum(values, explained[..., None])).sum(1)
         more = together - total[:, None]
-        enough = free & (more >= gain * first[:, None])
+        enough = free & ((more >= gain * first[:, None]) | close)
         best = enough.int().argmax(-1)  # the first of them
         some = enough.any(-1)
         taken.append(torch.where(some, best, -1))

@@ -100,4 +100,6 @@ class MaxSimRetriever:
         if least is not None:
             found = near(maxima, ask.mask, columns.successor, found, least)
         explained = values_of(maxima, ask.mask, columns.successor, seen, rule, found.starts)
-        return cover(*explained, columns, rule, found, self.config.blocks, self.config.gain)
+        close = (found.scores >= self.config.ratio * found.scores[:, :1]) & (found.scores > 0)
+        blocks, gain = self.config.blocks, self.config.gain
+        return cover(*explained, columns, rule, found, close, blocks, gain)

@@ -187,4 +187,9 @@ class Retriever:
             )
         else:
             values = found.explained(chosen.starts)
-        return cover(*values, columns, rule, chosen, config.blocks, config.gain)
+        # Where passages are ranked by something else, how close they are is up to their line.
+        near_best = chosen.scores
+        if found.line is not None and line.shape[1]:
+            near_best = line.gather(1, chosen.starts.clamp(min=0))
+        close = (near_best >= config.ratio * near_best[:, :1]) & (near_best > 0)
+        return cover(*values, columns, rule, chosen, close, config.blocks, config.gain)

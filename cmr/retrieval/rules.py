@@ -48,7 +48,5 @@ def rule_for(
         base, slope = calibration.question_null if ask.located else calibration.text_null
         rule = rule._replace(null_base=base, null_slope=slope)
     if config is not None:
-        rule = rule._replace(
-            ratio=config.ratio, threshold=config.threshold, neighbours=config.neighbours
-        )
+        rule = rule._replace(threshold=config.threshold, neighbours=config.neighbours)
     return rule

@@ -83,9 +83,9 @@ def test_another_calibration_is_refused(llama: nn.Module, file: str, tmp_path: P
         memory.read(text(200))
         memory.save(tmp_path / "mem")
     other = calibration(llama, seed=1).save(tmp_path / "other.safetensors")
-    with pytest.raises(ConfigError, match="calibration: that of .* expected"):
+    with pytest.raises(ConfigError, match=r"calibration: that of .* expected"):
         cmr.load(tmp_path / "mem", llama, calibration=str(other))
-    with pytest.raises(ConfigError, match="calibration: that of .* expected"):
+    with pytest.raises(ConfigError, match=r"calibration: that of .* expected"):
         cmr.load(tmp_path / "mem", llama, calibration="none")
     assert not hasattr(llama, "_cmr_memory")
 
@@ -101,7 +101,7 @@ def test_what_was_saved_without_one_is_loaded_without_one(llama: nn.Module, tmp_
 def test_one_of_another_model_is_refused(llama: nn.Module, tiny: Any, file: str) -> None:
     with pytest.raises(ConfigError, match="one of this model expected, got one of 'tiny'"):
         cmr.attach(tiny("qwen3"), calibration=file)
-    with pytest.raises(ConfigError, match="a file of cmr.calibrate expected"):
+    with pytest.raises(ConfigError, match=r"a file of cmr.calibrate expected"):
         cmr.attach(llama, calibration=file + ".gone")
     with pytest.raises(ConfigError, match="index_layer: 3 expected"):
         cmr.attach(llama, calibration=file, index_layer=2)

@@ -110,7 +110,7 @@ def test_ratio_decides_how_many_passages_are_read() -> None:
     write(store, [0] * 40)
     query = store.index[7][None]
     counts = [
-        int((search(store, query, [0], blocks=4, ratio=ratio).table >= 0).any(-1).sum())
+        int((search(store, query, [0], blocks=4, gain=1.0, ratio=ratio).table >= 0).any(-1).sum())
         for ratio in (0.0, 1.0)
     ]
     assert counts == [4, 1]

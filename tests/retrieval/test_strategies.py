@@ -55,9 +55,9 @@ def test_a_located_question_weighs_its_words_otherwise() -> None:
     ask = question([0])
     located = question([0], located=True)
     assert rule_for(ask) == TUNED and rule_for(located).peak_power == 1
-    config = RetrievalConfig(ratio=0.3, threshold=0.4, neighbours=3)
+    config = RetrievalConfig(threshold=0.4, neighbours=3)
     rule = rule_for(located, config, MODEL)
-    assert (rule.ratio, rule.threshold, rule.neighbours) == (0.3, 0.4, 3)
+    assert (rule.threshold, rule.neighbours) == (0.4, 3)
     assert (rule.null_base, rule.null_slope) == (2.0, 0)
     assert rule_for(ask, config, MODEL).null_base == MODEL.text_null[0]
 

