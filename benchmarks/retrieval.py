@@ -84,6 +84,10 @@ class Remembered:
             settings |= {"strategy": strategy, "gain": 0.0}
         finder = self.core.retriever.with_settings(**settings)
         self.core.retriever = finder
+        if strategy == "hierarchical":  # searches go on exactly until the clusters are found
+            hierarchy = finder.strategy.hierarchy(self.core.ring)
+            if self.core.ring.high_water >= hierarchy.exact_below:
+                hierarchy.rebuild(self.core.ring, wait=True)
 
         def ranked(number: int) -> Ranked:
             begun = time.perf_counter()
