@@ -12,8 +12,8 @@ from typing import Any
 from benchmarks import rows
 from benchmarks.haystack import ASKED_KINDS
 
-SHOWN = ("semantic_similarity", "hybrid_ensemble", "bm25", "dense")
-COLOURS = {"semantic_similarity": "#1f6f8b", "hybrid_ensemble": "#6aa84f", "bm25": "#c9772b",
+SHOWN = ("default", "semantic_similarity", "bm25", "dense")
+COLOURS = {"default": "#1f6f8b", "semantic_similarity": "#6aa84f", "bm25": "#c9772b",
            "dense": "#8e5ea2"}  # fmt: skip
 
 
