@@ -51,10 +51,11 @@ def test_what_is_kept_as_it_is_reads_as_if_it_had_stayed(
 
 
 def test_what_is_run_through_the_model_again_reads_as_with_tokens_only(model: nn.Module) -> None:
-    want, _, _ = ask(model, **TIERS["recent"], store="tokens")
+    # One passage: whether a second one is near enough may differ by the rounding of 8-bit codes.
+    want, _, _ = ask(model, **TIERS["recent"], store="tokens", blocks=1)
     plain, _, _ = ask(model, **TIERS["recent"], memory_weight=0.0)
     for tier in ("long_term", "all"):
-        have, passages, memory = ask(model, **TIERS[tier], store="kv")
+        have, passages, memory = ask(model, **TIERS[tier], store="kv", blocks=1)
         assert passages[0].start <= 40 and passages[0].end >= 70
         assert_close(tier, have, want, 2e-2, 2e-2)
         assert memory._core.recomputed.runs == 1
