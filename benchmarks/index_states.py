@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.essays import cache_folder
 from benchmarks.retention_text import documents
+from cmr._folders import cache_root
 from cmr.demo import load_smollm2
 from cmr.integration.adapter import ModelAdapter
 from cmr.integration.partial import stop_before
@@ -51,7 +51,7 @@ class IndexStates:
 
 def folder() -> Path:
     """Where the states lie."""
-    return cache_folder() / f"index-states-layer{LAYER}"
+    return cache_root() / f"index-states-layer{LAYER}"
 
 
 def texts() -> Iterator[str]:

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.common import load_model
-from benchmarks.essays import cache_folder
 from benchmarks.retention_text import make_stream
+from cmr._folders import cache_root
 
 PASSES = {
     "forward": ("attention_based", "variance_based", "surprise"),
@@ -58,7 +58,7 @@ def collector(memory: Any, methods: tuple[str, ...]) -> Any:
 def folder(ids: list[int]) -> Path:
     """Where the scores of this stream lie; its first segment tells it from others."""
     digest = hashlib.blake2b(repr(ids[:SEGMENT]).encode(), digest_size=6).hexdigest()
-    return cache_folder() / f"retention-{digest}"
+    return cache_root() / f"retention-{digest}"
 
 
 def read(model: Any, ids: list[int], which: str) -> None:

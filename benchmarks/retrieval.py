@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from benchmarks import rows
-from benchmarks.common import chat, load_model
+from benchmarks.command import begin
+from benchmarks.common import chat
 from benchmarks.haystack import ASKED_KINDS, Asked, Haystack, make_haystacks
 from benchmarks.stats import clustered
 
@@ -189,22 +190,11 @@ def measure(
 
 def main() -> None:
     """Command line."""
-    from benchmarks.recalling import overrides
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=list(LENGTHS))
     parser.add_argument("--systems", nargs="+", default=[*STRATEGIES, *TEXTUAL])
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--haystacks", type=int, help="only the first N of a length")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="settings for attach")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    args.settings = overrides(args.set)
-    model, tokenizer = load_model()
-    args.settings.setdefault("target_layers", [8])
-    conditions = rows.conditions(model, seed=args.seed, settings=args.settings)
+    args, model, tokenizer, conditions = begin(parser, target_layers=[8])
     for length in args.tokens:
         found, where = measure(length, args.systems, model, tokenizer, args)
         rows.append("retrieval", *({**row, **conditions} for row in found))

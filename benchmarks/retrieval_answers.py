@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from benchmarks import rows
-from benchmarks.common import answers, chat, load_model
+from benchmarks.command import begin
+from benchmarks.common import answers, chat
 from benchmarks.haystack import ASKED_KINDS, Haystack, make_haystacks, right
-from benchmarks.recalling import Passage, ask, overrides
+from benchmarks.recalling import Passage, ask
 from benchmarks.stats import clustered
 from benchmarks.textual import PASSAGE, STRIDE, Lexical, best_passages, passage_texts, shown, widen
 
@@ -97,17 +98,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[5_000, 30_000])
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--haystacks", type=int, help="only the first N of a length")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="settings for attach")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    args.settings = overrides(args.set)
-    model, tokenizer = load_model()
-    conditions = rows.conditions(model, seed=args.seed, settings=args.settings)
+    args, model, tokenizer, conditions = begin(parser)
     for length in args.tokens:
         found = measure(length, model, tokenizer, args)
         rows.append("retrieval_answers", *({**row, **conditions} for row in found))

@@ -13,10 +13,8 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from benchmarks import rows
-from benchmarks.common import load_model
+from benchmarks.command import begin
 from benchmarks.haystack import Asked, Haystack
 from benchmarks.retrieval import BLOCK, Remembered, share_found
 from benchmarks.stats import clustered
@@ -132,22 +130,11 @@ def measure(task: str, model: Any, tokenizer: Any, args: argparse.Namespace) -> 
 
 def main() -> None:
     """Command line."""
-    from benchmarks.recalling import overrides
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--texts", type=int, default=4, help="texts of a task")
     parser.add_argument("--searches", nargs="+", help="only these, by their names in the rows")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="settings for attach")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    args.settings = overrides(args.set)
-    model, tokenizer = load_model()
-    args.settings.setdefault("target_layers", [8])
-    conditions = rows.conditions(model, seed=args.seed, settings=args.settings)
+    args, model, tokenizer, conditions = begin(parser, target_layers=[8])
     for task in args.tasks:
         rows.append(
             "tasks", *({**row, **conditions} for row in measure(task, model, tokenizer, args))

@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import io
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cmr._folders import cache_root
 from cmr.errors import CMRError
 
 if TYPE_CHECKING:
@@ -66,17 +66,12 @@ def cache_folder(gguf_file: Path) -> Path:
     """
     import transformers
 
-    root = os.environ.get("CMR_CACHE")
-    if root:
-        base = Path(root).expanduser()
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cmr"
     digest = hashlib.blake2b(digest_size=6)
     digest.update(f"{CONVERSION}:{transformers.__version__.split('.')[0]}:".encode())
     with gguf_file.open("rb") as stream:
         while chunk := stream.read(1 << 22):
             digest.update(chunk)
-    return base / f"smollm2-135m-{digest.hexdigest()}"
+    return cache_root() / f"smollm2-135m-{digest.hexdigest()}"
 
 
 def load_smollm2(

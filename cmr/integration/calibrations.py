@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from pathlib import Path
 
+from cmr._folders import cache_root
 from cmr.errors import ConfigError
 from cmr.integration.adapter import ModelAdapter
 from cmr.integration.fingerprint import identity
@@ -19,14 +19,8 @@ _log = logging.getLogger(__name__)
 
 
 def folder() -> Path:
-    """Where `cmr.calibrate` saves: `calibrations` in the cache folder.
-
-    That is `$CMR_CACHE` if set, else `$XDG_CACHE_HOME/cmr`, else `~/.cache/cmr`.
-    """
-    root = os.environ.get("CMR_CACHE")
-    if root:
-        return Path(root).expanduser() / "calibrations"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cmr/calibrations"
+    """Where `cmr.calibrate` saves: `calibrations` in the cache folder, see `cache_root`."""
+    return cache_root() / "calibrations"
 
 
 def file_name(calibration: Calibration) -> str:

