@@ -131,12 +131,7 @@ class SlotLedger:
         """Half-open ranges of slots that came to hold something since `changes` was this."""
         if changes == self.changes:
             return []
-        fresh = (self._stamp[: self._limit] > changes).nonzero()[:, 0]
-        if not len(fresh):
-            return []
-        edges = (fresh.diff() > 1).nonzero()[:, 0] + 1
-        runs = torch.tensor_split(fresh, edges)
-        return [(int(run[0]), int(run[-1]) + 1) for run in runs]
+        return ranges_of(self._stamp[: self._limit] > changes)
 
     def check_pins(self, slots: torch.Tensor) -> None:
         """Raises ValueError where pinning these would pin more than half of a tier."""
@@ -255,3 +250,12 @@ class SlotLedger:
         self.deadline[slots], self.pinned[slots] = math.inf, False
         for slot in slots.tolist():
             heapq.heappush(self._free[self.tier_of(slot)], slot)
+
+
+def ranges_of(which: torch.Tensor) -> list[tuple[int, int]]:
+    """Half-open ranges of the slots that are True in `[slots]` bool."""
+    slots = which.nonzero()[:, 0]
+    if not len(slots):
+        return []
+    runs = torch.tensor_split(slots, (slots.diff() > 1).nonzero()[:, 0] + 1)
+    return [(int(run[0]), int(run[-1]) + 1) for run in runs]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cmr.kernels.reference.select import Rule
+from cmr.kernels.reference.select import Rule, shares_of
 
 
 @dataclass(frozen=True)
@@ -59,37 +59,39 @@ def score(
         after: `[batch, candidates]` int64, where among them each one's successor is, or -1.
         rule: of the scores.
     """
-    asks = torch.ones_like(near.mean) if query_mask is None else query_mask
-    lines = []
-    for row, found in enumerate(maxima):
-        measure = near.mean[row], near.deviation[row], rule.clamp
-        z = standardised(found, *measure)
-        known = standardised(near.peaks[row][:, None], *measure)[:, 0]
-        top = torch.maximum(z.amax(-1), known) if z.shape[1] else known
-        if int(near.counts[row]) < 2:
-            top = torch.ones_like(top)  # a single block stands out from nothing: it is chosen
-        lines.append(line_of(z, shares_of(top, asks[row], rule), after[row], rule))
+    z, shares = measured(maxima, query_mask, near, rule)
+    lines = [line_of(*row, rule) for row in zip(z, shares, after, strict=True)]
     line = torch.stack(lines) if lines else maxima.new_empty(0, 0)
     return line.masked_fill(near.slots < 0, -torch.inf)
+
+
+def measured(
+    maxima: torch.Tensor, query_mask: torch.Tensor | None, near: Candidates, rule: Rule
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Standardised values `[batch, tokens, candidates]`, and each token's share of a score.
+
+    Args:
+        maxima: `[batch, tokens, candidates]` float32, exact ones.
+        query_mask: `[batch, tokens]` bool; None: all ask.
+        near: the candidates.
+        rule: of the scores.
+    """
+    z = standardised(maxima, near.mean, near.deviation, rule.clamp)
+    top = standardised(near.peaks[..., None], near.mean, near.deviation, rule.clamp)[..., 0]
+    if z.shape[-1]:
+        top = torch.maximum(top, z.amax(-1))
+    return z, shares_of(top, near.counts, query_mask, rule.peak_power)[0]
 
 
 def standardised(
     maxima: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor, clamp: float
 ) -> torch.Tensor:
-    """Maxima `[tokens, n]` as deviations from their mean; see `standardise` of the kernels."""
+    """Maxima `[..., tokens, n]` as deviations from their mean; see `standardise` of the kernels."""
     # A spread at the level of float32 rounding is no spread.
-    flat = (deviation <= 1e-6 * mean.abs())[:, None]
-    z = ((maxima - mean[:, None]) / deviation[:, None]).masked_fill(flat, 0.0).clamp(-clamp, clamp)
+    flat = (deviation <= 1e-6 * mean.abs())[..., None]
+    z = (maxima - mean[..., None]) / deviation[..., None]
+    z = z.masked_fill(flat, 0.0).clamp(-clamp, clamp)
     return torch.where(maxima.isfinite(), z, -clamp)
-
-
-def shares_of(top: torch.Tensor, asks: torch.Tensor | None, rule: Rule) -> torch.Tensor:
-    """Each query token's share `[tokens]` of the mean, by its best standardised match."""
-    weights = top.clamp(min=0) ** rule.peak_power
-    if asks is not None:
-        weights = weights * asks.to(weights.device)
-    total = weights.sum()
-    return torch.where(total > 0, weights / total, 0.0)
 
 
 def line_of(z: torch.Tensor, shares: torch.Tensor, after: torch.Tensor, rule: Rule) -> torch.Tensor:

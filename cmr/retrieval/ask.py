@@ -140,6 +140,10 @@ class Searched(Protocol):
         """See `cmr.memory.tiers.TieredStores.maxima_at`."""
         ...
 
+    def states(self, slots: torch.Tensor) -> torch.Tensor:
+        """See `cmr.memory.tiers.TieredStores.states`."""
+        ...
+
 
 Explained = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 

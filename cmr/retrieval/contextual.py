@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,14 +24,6 @@ SLICES_WEIGHT, HEAD_WEIGHT = 0.1, 0.05
 """Of the slices together, and of each of the model's heads, beside 1 for the semantic line."""
 BLOCKS_AT_ONCE = 1024
 """Blocks whose vectors are compared at once, and of which the centre is taken."""
-
-
-class Readable(Searched, Protocol):
-    """A store whose vectors can be read: `RingBuffer`, or the entries of a buffer's layer."""
-
-    def states(self, slots: torch.Tensor) -> torch.Tensor:
-        """Unit vectors `[n, block_size, width]` of slots, `[n]` int64 on the CPU."""
-        ...
 
 
 class ContextualRelevanceScorer:
@@ -66,7 +57,7 @@ class ContextualRelevanceScorer:
                 f"states: width {self.hidden_size} expected, got {ask.states.shape[-1]}"
             )
         seen = visible(ask, store)
-        line = slices_line(ask, cast(Readable, store), seen, self.heads)
+        line = slices_line(ask, store, seen, self.heads)
         return Scored(line, certainty_of(line, seen.sum(-1), rule_for(ask)))
 
 
@@ -101,7 +92,7 @@ class Contextual:
             line = line + HEAD_WEIGHT * found
         if not heads:
             slices = min(self.slices, ask.states.shape[-1])
-            found = slices_line(ask, cast(Readable, store), seen, slices)
+            found = slices_line(ask, store, seen, slices)
             line = line + SLICES_WEIGHT * found
         return Scored(line.masked_fill(~seen, NEG_INF), semantic.certainty)
 
@@ -150,7 +141,7 @@ def _maxima(
     return torch.arange(size, device=store.device) < count, out
 
 
-def slices_line(ask: Ask, store: Readable, seen: torch.Tensor, heads: int) -> torch.Tensor:
+def slices_line(ask: Ask, store: Searched, seen: torch.Tensor, heads: int) -> torch.Tensor:
     """The line of `ContextualRelevanceScorer`, `[batch, blocks]` float32.
 
     Args:
@@ -173,7 +164,7 @@ def slices_line(ask: Ask, store: Readable, seen: torch.Tensor, heads: int) -> to
 
 
 def _slice_maxima(
-    states: torch.Tensor, store: Readable, slots: torch.Tensor, heads: int
+    states: torch.Tensor, store: Searched, slots: torch.Tensor, heads: int
 ) -> torch.Tensor:
     """Largest cosine `[heads, tokens, n]` of each slice of the states with one of each block.
 
@@ -199,7 +190,7 @@ def _slice_maxima(
     return found
 
 
-def _vectors(store: Readable, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _vectors(store: Searched, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Vectors `[n, block, width]` float32 of slots, and which of them are tokens that can match."""
     vectors = store.states(slots.cpu()).float()
     positions = store.positions[slots].to(vectors.device)

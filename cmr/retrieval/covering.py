@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
-from cmr.kernels.maxsim import Columns, Rule, Selection
 from cmr.kernels.reference.attention import NEG_INF
-from cmr.kernels.reference.select import block_table
+from cmr.kernels.reference.maxsim import spread
+from cmr.kernels.reference.select import Columns, Rule, shares_of, stamped_table
 from cmr.retrieval.choice import Choice
 
 CANDIDATES = 8
 """Best passages among which those to read are chosen."""
+
+
+class Best(NamedTuple):
+    """The best passages of each row, best first.
+
+    Attributes:
+        scores: `[batch, k]` float32, `-inf` where there is none.
+        starts: `[batch, k]` int64, first slot of each, -1 where there is none.
+        certainty: `[batch]` float32, how far the best one stands out.
+    """
+
+    scores: torch.Tensor
+    starts: torch.Tensor
+    certainty: torch.Tensor
+
+    def only(self, keep: torch.Tensor) -> Best:
+        """Those of `keep` `[batch, k]` bool; the others give way to none, where they stand."""
+        keep = keep & (self.starts >= 0)
+        return self._replace(
+            starts=self.starts.masked_fill(~keep, -1),
+            scores=self.scores.masked_fill(~keep, NEG_INF),
+        )
 
 
 def cover(
@@ -18,7 +42,7 @@ def cover(
     shares: torch.Tensor,
     columns: Columns,
     rule: Rule,
-    found: Selection,
+    found: Best,
     close: torch.Tensor,
     blocks: int,
     gain: float,
@@ -66,25 +90,16 @@ def cover(
     where = torch.stack(taken, 1)
     starts = found.starts.gather(1, where.clamp(min=0)).masked_fill(where < 0, -1)
     scores = found.scores.gather(1, where.clamp(min=0)).masked_fill(where < 0, NEG_INF)
-    table = block_table(
-        starts,
-        columns.successor,
-        columns.predecessor,
-        length=rule.passage,
-        neighbours=rule.neighbours,
-    )
-    held = table.clamp(min=0)
-    stamps = torch.where(table >= 0, columns.created[held] if len(columns.created) else held, -1)
-    return Choice(table, stamps, scores, found.certainty)
+    return Choice(*stamped_table(starts, columns, rule), scores, found.certainty)
 
 
 def near(
     maxima: torch.Tensor,
     query_mask: torch.Tensor | None,
     successor: torch.Tensor,
-    found: Selection,
+    found: Best,
     least: float,
-) -> Selection:
+) -> Best:
     """The candidates of which a token has at least that cosine with a token that asks.
 
     Args:
@@ -103,12 +118,9 @@ def near(
     after = successor[at]
     beside = best.gather(1, after.clamp(min=0)).masked_fill(after < 0, NEG_INF)
     fits = (torch.maximum(best.gather(1, at), beside) >= least) & (found.starts >= 0)
-    first = (~fits).long().argsort(dim=1, stable=True)  # those that fit, in the order they had
-    fits, scores = fits.gather(1, first), found.scores.gather(1, first)
-    return found._replace(
-        starts=found.starts.gather(1, first).masked_fill(~fits, -1),
-        scores=scores.masked_fill(~fits, NEG_INF),
-    )
+    order = (~fits).long().argsort(dim=1, stable=True)  # those that fit, in the order they had
+    moved = Best(found.scores.gather(1, order), found.starts.gather(1, order), found.certainty)
+    return moved.only(fits.gather(1, order))
 
 
 def values_of(
@@ -135,17 +147,11 @@ def values_of(
     batch, tokens, size = maxima.shape
     if not size:
         return maxima.new_zeros(batch, tokens, starts.shape[1]), maxima.new_zeros(batch, tokens)
-    usable = visible[:, None] & maxima.isfinite()
-    count = usable.sum(-1, keepdim=True).clamp(min=1)
-    kept = torch.where(usable, maxima, 0.0)
-    mean = kept.sum(-1, keepdim=True) / count
-    deviation = torch.where(usable, maxima - mean, 0.0).square().sum(-1, keepdim=True)
-    deviation = (deviation / count).sqrt()
-    flat = deviation <= 1e-6 * kept.abs().amax(-1, keepdim=True)
+    usable, mean, deviation = spread(maxima, visible)
 
     def standard(values: torch.Tensor) -> torch.Tensor:
-        z = torch.where(flat, 0.0, (values - mean) / deviation).clamp(-rule.clamp, rule.clamp)
-        return torch.where(values.isfinite(), z, -rule.clamp)
+        z = torch.where(deviation > 0, (values - mean) / deviation, 0.0)
+        return torch.where(values.isfinite(), z.clamp(-rule.clamp, rule.clamp), -rule.clamp)
 
     at = starts.clamp(min=0)
     after = successor[at]
@@ -154,9 +160,4 @@ def values_of(
         beside = standard(maxima.gather(2, after.clamp(min=0)[:, None].expand(-1, tokens, -1)))
         values = torch.maximum(values, torch.where(after[:, None] >= 0, beside, -rule.clamp))
     peaks = standard(maxima.masked_fill(~usable, NEG_INF).amax(-1, keepdim=True))[..., 0]
-    weights = peaks.clamp(min=0) ** rule.peak_power
-    weights = torch.where((visible.sum(-1) < 2)[:, None], 1.0, weights)
-    if query_mask is not None:
-        weights = weights * query_mask
-    sums = weights.sum(-1, keepdim=True)
-    return values, torch.where(sums > 0, weights / sums, 0.0)
+    return values, shares_of(peaks, visible.sum(-1), query_mask, rule.peak_power)[0]

@@ -8,6 +8,7 @@ from cmr.kernels.maxsim import block_maxima
 from cmr.memory._buffer_layer import LayerStore
 from cmr.memory.buffer import LayeredMemoryBuffer
 from cmr.memory.sessions import NO_SESSION
+from cmr.memory.slots import ranges_of
 
 NO_SLOT = -1
 TINY = 1e-12
@@ -51,11 +52,7 @@ class EntryLedger:
 
     def changed_since(self, changes: int) -> list[tuple[int, int]]:
         """Half-open ranges of slots that came to hold something since `changes` was this."""
-        fresh = (self._stamp[: self.limit] > changes).nonzero()[:, 0]
-        if not len(fresh):
-            return []
-        runs = torch.tensor_split(fresh, (fresh.diff() > 1).nonzero()[:, 0] + 1)
-        return [(int(run[0]), int(run[-1]) + 1) for run in runs]
+        return ranges_of(self._stamp[: self.limit] > changes)
 
 
 class LayerEntries:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.select import Rule, certainty_of
-from cmr.retrieval._passages import Candidates, places, score, shares_of, standardised
+from cmr.retrieval._passages import Candidates, measured, places, score
 from cmr.retrieval.ask import Ask, Scored, Searched, visible
 from cmr.retrieval.calibration import Calibration
-from cmr.retrieval.hierarchy import MemoryHierarchy, Store
+from cmr.retrieval.hierarchy import MemoryHierarchy
 from cmr.retrieval.rules import rule_for
 
 
@@ -58,9 +58,7 @@ class Hierarchical:
         if not seen.shape[1]:
             return Scored(none[:, :0], certainty_of(none[:, :0], seen.sum(-1), rule))
         query = F.normalize(ask.states.float(), dim=-1).to(store.index.dtype)
-        near = self.hierarchy(store).candidates(
-            cast(Store, store), query, ask.mask, ask.sessions, rule, seen
-        )
+        near = self.hierarchy(store).candidates(store, query, ask.mask, ask.sessions, rule, seen)
         maxima = store.maxima_at(query, ask.sessions, near.slots)
         after = places(store.successor, near.slots)
         line = score(maxima, ask.mask, near, after, rule)
@@ -76,7 +74,7 @@ class Hierarchical:
     def follow(self, store: Searched) -> None:
         """Drop what the store holds no more, if there is a hierarchy over it."""
         if store.ledger in self._of:
-            self._of[store.ledger].sync(cast(Store, store))
+            self._of[store.ledger].sync(store)
 
     def close(self) -> None:
         """End the threads that may be finding clusters."""
@@ -104,22 +102,12 @@ def _explained(
     """
     rising = torch.where(near.slots >= 0, near.slots, torch.iinfo(torch.int64).max)
     at = torch.searchsorted(rising, starts.clamp(min=0)).clamp(max=max(0, near.slots.shape[1] - 1))
-    values, shares = [], []
-    for row, found in enumerate(maxima):
-        measure = near.mean[row], near.deviation[row], rule.clamp
-        z = standardised(found, *measure)
-        top = standardised(near.peaks[row][:, None], *measure)[:, 0]
-        if not z.shape[1]:
-            values.append(z.new_zeros(len(z), starts.shape[1]))
-        else:
-            top = torch.maximum(top, z.amax(-1))
-            picked = z[:, at[row]]
-            if rule.passage == 2:
-                following = after[row][at[row]]
-                beside = z[:, following.clamp(min=0)].masked_fill(following < 0, -rule.clamp)
-                picked = torch.maximum(picked, beside)
-            values.append(picked)
-        if int(near.counts[row]) < 2:
-            top = torch.ones_like(top)
-        shares.append(shares_of(top, None if query_mask is None else query_mask[row], rule))
-    return torch.stack(values), torch.stack(shares)
+    z, shares = measured(maxima, query_mask, near, rule)
+    if not z.shape[-1]:
+        return z.new_zeros(*z.shape[:2], starts.shape[1]), shares
+    values = z.gather(2, at[:, None].expand(-1, z.shape[1], -1))
+    if rule.passage == 2:
+        following = after.gather(1, at)[:, None].expand(-1, z.shape[1], -1)
+        beside = z.gather(2, following.clamp(min=0)).masked_fill(following < 0, -rule.clamp)
+        values = torch.maximum(values, beside)
+    return values, shares

@@ -7,18 +7,15 @@ is looked at by its codes, and the best are compared exactly through the store's
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
 from cmr.kernels.reference._topk import topk_lowest_slot
-from cmr.kernels.reference.select import Rule
+from cmr.kernels.reference.select import Rule, shares_of
 from cmr.memory.sessions import NO_SESSION
-from cmr.retrieval._clusters import POINTS, clusters_for, load_faiss, train
-from cmr.retrieval._codes import Codes, Look
+from cmr.retrieval._codes import Look
 from cmr.retrieval._moments import SAMPLE, Moments, Sample, estimate
 from cmr.retrieval._passages import (
     Candidates,
@@ -28,9 +25,9 @@ from cmr.retrieval._passages import (
     line_of,
     places,
     score,
-    shares_of,
     standardised,
 )
+from cmr.retrieval._upkeep import ClusterUpkeep, vectors_of
 from cmr.retrieval.ask import Searched
 
 EXACT_BELOW = 16384
@@ -45,18 +42,9 @@ PEAKS = 3
 """Blocks that are compared for the sake of one query token."""
 SAMPLES = 4
 """Sessions whose samples are kept."""
-_ENCODED_AT_ONCE = 1024
 
 
-class Store(Searched, Protocol):
-    """A store whose vectors can be read: `RingBuffer`, or the entries of a buffer's layer."""
-
-    def states(self, slots: torch.Tensor) -> torch.Tensor:
-        """Unit vectors `[n, block_size, hidden]` of slots, `[n]` int64 on the CPU."""
-        ...
-
-
-class MemoryHierarchy:
+class MemoryHierarchy(ClusterUpkeep):
     """Clusters over a store's index vectors that follow the store by themselves.
 
     Of each token a cluster's number and a short code are kept, no vectors but those of a sample.
@@ -103,31 +91,19 @@ class MemoryHierarchy:
         for name, number in numbers.items():
             if number < 1:
                 raise ValueError(f"{name}: 1 or more expected, got {number}")
-        if not drift > 0:
-            raise ValueError(f"drift: a number above 0 expected, got {drift}")
-        self.device = torch.device(device)
-        load_faiss(self.device)
-        self.max_clusters, self.drift, self.seed = max_clusters, drift, seed
-        self.exact_below, self.background = exact_below, background
+        super().__init__(
+            max_clusters=max_clusters,
+            drift=drift,
+            seed=seed,
+            device=device,
+            exact_below=exact_below,
+            background=background,
+        )
         self.sample, self.probes, self.second, self.third = sample, probes, second, third
-        self.rebuilds = 0
-        self._codes: Codes | None = None
-        self._seen = 0
         self._samples: OrderedDict[int, Sample] = OrderedDict()
         self._order = torch.empty(0)
         self._owned: OrderedDict[int, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
         self._owned_at = -1
-        self._thread: threading.Thread | None = None
-        self._made: tuple[Codes, int] | BaseException | None = None
-        self._trained = 0
-        self._stop = threading.Event()
-
-    # -- following the store ---------------------------------------------------------------------
-
-    @property
-    def clusters(self) -> int:
-        """Clusters in use; 0 before they were first found."""
-        return len(self._codes.clusters.centroids) if self._codes else 0
 
     @property
     def nbytes(self) -> int:
@@ -135,118 +111,19 @@ class MemoryHierarchy:
         samples = sum(sample.nbytes for sample in self._samples.values())
         return samples + (self._codes.nbytes if self._codes else 0)
 
-    def sync(self, store: Store) -> None:
+    def sync(self, store: Searched) -> None:
         """Take over what changed in the store since the last time; called by every search.
 
         Raises what went wrong while clusters were found in the background.
         """
-        self._take_over()
-        if self._codes is not None:
-            if self._seen != store.ledger.changes:
-                self._encode(self._codes, store, self._seen)
-                self._codes.drop(store.ledger.owner != NO_SESSION)
-                for sample in self._samples.values():
-                    sample.drop(store.ledger.number)
-                self._seen = store.ledger.changes
-            self._codes.settle()
-        if self._thread is None and self._worn(store):
-            self.rebuild(store, wait=not self.background)
-
-    def rebuild(self, store: Store, wait: bool = True) -> None:
-        """Find the clusters again over all that the store holds.
-
-        Args:
-            store: the store.
-            wait: return when the new clusters are in use; else they are as soon as a search finds
-                them done.
-        """
-        self._join()
-        self._take_over()
-        seen = store.ledger.changes
-        held = (store.ledger.owner != NO_SESSION).nonzero()[:, 0]
-        if not len(held):
-            return
-        if wait:
-            self._made = self._build(store, held), seen
-        else:
-            self._thread = threading.Thread(
-                target=self._run, args=(store, held, seen), name="cmr-clusters", daemon=True
-            )
-            self._thread.start()
-            return
-        self._take_over()
-        self.sync(store)
-
-    def close(self) -> None:
-        """End the thread that may be finding clusters."""
-        self._stop.set()
-        self._join()
-
-    def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-
-    def _run(self, store: Store, held: torch.Tensor, seen: int) -> None:
-        try:
-            self._made = self._build(store, held), seen
-        except BaseException as error:  # raised again by the next search
-            self._made = error
-
-    def _take_over(self) -> None:
-        """Use what the thread made, if it is done."""
-        if self._thread is not None:
-            if self._thread.is_alive():
-                return
-            self._thread = None
-        made, self._made = self._made, None
-        if isinstance(made, BaseException):
-            raise made
-        if made is not None:
-            self._codes, self._seen = made
-            self.rebuilds += 1
-
-    def _build(self, store: Store, held: torch.Tensor) -> Codes:
-        """Clusters of a part of what is held, and codes of all of it."""
-        block = store.block_size
-        clusters = clusters_for(len(held) * block, self.max_clusters)
-        generator = torch.Generator().manual_seed(self.seed)
-        part = held[torch.randperm(len(held), generator=generator)]
-        part = part[: max(1, -(-clusters * POINTS // block))].sort().values
-        vectors = _vectors(store, part).flatten(0, 1)
-        codes = Codes(
-            train(vectors, min(clusters, len(vectors)), self.seed, self.device),
-            len(store.ledger.owner),
-            block,
-        )
-        for slots in held.split(_ENCODED_AT_ONCE):
-            if self._stop.is_set():
-                break
-            codes.put(slots, _vectors(store, slots).to(self.device))
-        codes.encoded, self._trained = 0, len(held)
-        codes.settle()
-        return codes
-
-    def _encode(self, codes: Codes, store: Store, since: int) -> None:
-        codes.grow(len(store.ledger.owner))
-        for first, last in store.ledger.changed_since(since):
-            slots = torch.arange(first, last)
-            slots = slots[store.ledger.owner[first:last] != NO_SESSION]
-            for part in slots.split(_ENCODED_AT_ONCE):
-                codes.put(part, _vectors(store, part).to(self.device))
-
-    def _worn(self, store: Store) -> bool:
-        """Whether clusters are missing, or describe too little of what is stored by now."""
-        if self._stop.is_set():
-            return False
-        if self._codes is None:
-            return int((store.ledger.owner != NO_SESSION).sum()) >= self.exact_below
-        return self._codes.encoded > self.drift * self._trained
-
-    # -- searching -------------------------------------------------------------------------------
+        changed = self._seen != store.ledger.changes
+        super().sync(store)
+        for sample in self._samples.values() if changed else ():
+            sample.drop(store.ledger.number)
 
     def candidates(
         self,
-        store: Store,
+        store: Searched,
         query: torch.Tensor,
         query_mask: torch.Tensor | None,
         sessions: torch.Tensor,
@@ -296,7 +173,7 @@ class MemoryHierarchy:
 
     def search(
         self,
-        store: Store,
+        store: Searched,
         query: torch.Tensor,
         query_mask: torch.Tensor | None,
         sessions: torch.Tensor,
@@ -327,7 +204,7 @@ class MemoryHierarchy:
         return Found(torch.where(at >= 0, slots, -1), best)
 
     def _all(
-        self, store: Store, query: torch.Tensor, slots: torch.Tensor, session: int
+        self, store: Searched, query: torch.Tensor, slots: torch.Tensor, session: int
     ) -> tuple[torch.Tensor, Moments]:
         """All blocks of a row, and their true moments."""
         if not len(slots):
@@ -341,7 +218,7 @@ class MemoryHierarchy:
 
     def _some(
         self,
-        store: Store,
+        store: Searched,
         query: torch.Tensor,
         asks: torch.Tensor | None,
         mine: torch.Tensor,
@@ -371,7 +248,7 @@ class MemoryHierarchy:
 
     def _promising(
         self,
-        store: Store,
+        store: Searched,
         look: Look,
         found: torch.Tensor,
         mine: torch.Tensor,
@@ -389,6 +266,12 @@ class MemoryHierarchy:
                 for links in (store.successor, store.predecessor)
             )
         measure = moments.mean, moments.deviation, rule.clamp
+        counts = mine.sum()[None]
+
+        def shares_among(top: torch.Tensor) -> torch.Tensor:
+            asking = None if asks is None else asks[None].to(top.device)
+            return shares_of(top[None], counts, asking, rule.peak_power)[0][0]
+
         known = standardised(moments.peak[:, None], *measure)[:, 0]
         rough = torch.where(
             found > -torch.inf,
@@ -396,13 +279,13 @@ class MemoryHierarchy:
             moments.rest[:, None],
         ).masked_fill_(~mine, -torch.inf)
         z = standardised(rough, *measure)
-        shares = shares_of(torch.maximum(z.amax(-1), known), asks, rule)
+        shares = shares_among(torch.maximum(z.amax(-1), known))
         line = line_of(z, shares, after, rule).masked_fill_(~mine, -torch.inf)
-        starts = line.topk(min(self.second, int(mine.sum()))).indices
+        starts = line.topk(min(self.second, int(counts))).indices
         near = joined(starts, after) if rule.passage == 2 else starts.sort().values
         closer = codes.maxima(look, near) * moments.slope + moments.shift[:, None]
         z[:, near] = standardised(closer, *measure)
-        shares = shares_of(torch.maximum(z[:, near].amax(-1), known), asks, rule)
+        shares = shares_among(torch.maximum(z[:, near].amax(-1), known))
         line = line_of(z, shares, after, rule)[starts]
         chosen = starts[line.topk(min(self.third, len(starts))).indices]
         if rule.passage == 2:
@@ -414,7 +297,7 @@ class MemoryHierarchy:
         chosen = torch.cat([chosen, best]).unique()
         return chosen[mine[chosen]]
 
-    def _own(self, store: Store, session: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _own(self, store: Searched, session: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A session's slots, as a bool for each of all and as numbers; none for `NO_SESSION`."""
         if self._owned_at != store.ledger.changes:
             self._owned.clear()
@@ -428,7 +311,7 @@ class MemoryHierarchy:
                 self._owned.popitem(last=False)
         return self._owned[session]
 
-    def _sampled(self, store: Store, slots: torch.Tensor, session: int) -> Sample:
+    def _sampled(self, store: Searched, slots: torch.Tensor, session: int) -> Sample:
         """The session's sample, up to date: its blocks that come first in one shuffled order."""
         owner, number = store.ledger.owner, store.ledger.number
         if len(self._order) != len(owner):
@@ -438,7 +321,7 @@ class MemoryHierarchy:
         if sample.of is not slots:  # the same tensor while nothing changes
             first = self._order[slots].topk(min(self.sample, len(slots)), largest=False).indices
             wanted = slots[first]
-            sample.update(wanted, number[wanted], lambda new: _vectors(store, new))
+            sample.update(wanted, number[wanted], lambda new: vectors_of(store, new))
             sample.of = slots
         self._samples[session] = sample
         while len(self._samples) > SAMPLES:
@@ -451,19 +334,8 @@ def _stacked(rows: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
     return torch.stack(rows).to(like.device) if rows else like.new_empty(0, like.shape[1]).float()
 
 
-def _vectors(store: Store, slots: torch.Tensor) -> torch.Tensor:
-    """Vectors `[n, block, hidden]` of slots; what is no token repeats one of its block."""
-    vectors = store.states(slots)
-    held = store.positions[slots.to(store.positions.device)].to(vectors.device) >= 0
-    if bool(held.all()):
-        return vectors
-    first = held.to(torch.int8).argmax(-1)
-    stand_in = vectors[torch.arange(len(vectors), device=vectors.device), first]
-    return torch.where(held[..., None], vectors, stand_in[:, None])
-
-
 def _check(
-    store: Store, query: torch.Tensor, query_mask: torch.Tensor | None, sessions: torch.Tensor
+    store: Searched, query: torch.Tensor, query_mask: torch.Tensor | None, sessions: torch.Tensor
 ) -> None:
     hidden = store.index.shape[-1]
     if query.ndim != 3 or query.shape[-1] != hidden:

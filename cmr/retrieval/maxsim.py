@@ -12,7 +12,7 @@ from cmr.kernels.reference.select import may_see
 from cmr.retrieval.ask import Ask, Searched, columns_of
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
-from cmr.retrieval.covering import CANDIDATES, cover, near, values_of
+from cmr.retrieval.covering import CANDIDATES, Best, cover, near, values_of
 from cmr.retrieval.query import RollingQuery
 from cmr.retrieval.rules import rule_for
 
@@ -96,10 +96,10 @@ class MaxSimRetriever:
         if self._takes_first:
             return Choice(found.table, found.stamps, found.scores, found.certainty)
         seen = may_see(columns, ask.sessions, ask.before)
+        best = Best(found.scores, found.starts, found.certainty)
         least = self.config.similarity_threshold
         if least is not None:
-            found = near(maxima, ask.mask, columns.successor, found, least)
-        explained = values_of(maxima, ask.mask, columns.successor, seen, rule, found.starts)
-        close = (found.scores >= self.config.ratio * found.scores[:, :1]) & (found.scores > 0)
-        blocks, gain = self.config.blocks, self.config.gain
-        return cover(*explained, columns, rule, found, close, blocks, gain)
+            best = near(maxima, ask.mask, columns.successor, best, least)
+        values = values_of(maxima, ask.mask, columns.successor, seen, rule, best.starts)
+        close = (best.scores >= self.config.ratio * best.scores[:, :1]) & (best.scores > 0)
+        return cover(*values, columns, rule, best, close, self.config.blocks, self.config.gain)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
+
+import torch
 
 from cmr import _checks as check
 from cmr.config import RetrievalConfig
 from cmr.kernels.reference.attention import NEG_INF
-from cmr.kernels.reference.select import choose
+from cmr.kernels.reference.select import candidates, certainty_of
 from cmr.retrieval.ask import (
     Ask,
     Closing,
@@ -22,7 +25,7 @@ from cmr.retrieval.ask import (
 from cmr.retrieval.cache import RetrievalCache, key_of, version_of
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
-from cmr.retrieval.covering import CANDIDATES, cover, near, values_of
+from cmr.retrieval.covering import CANDIDATES, Best, cover, near, values_of
 from cmr.retrieval.maxsim import MaxSimRetriever
 from cmr.retrieval.query import RollingQuery
 from cmr.retrieval.rules import rule_for
@@ -40,8 +43,6 @@ PER_REQUEST = (
 )
 """Settings that may differ from one request to the next; the others shape the store."""
 
-JUDGING = ("gain", "ratio", "threshold", "similarity_threshold")
-"""Settings of the choice that strategies have no part in."""
 LOOK_AT_HEADS = ("contextual_relevance", "hybrid_ensemble", "task_specific")
 """Strategies that look at attention queries, where the calibration names heads."""
 
@@ -66,12 +67,12 @@ class Retriever:
         config: RetrievalConfig,
         calibration: Calibration | None = None,
         cache: RetrievalCache | None = None,
-        made: dict[RetrievalConfig, Strategy] | None = None,
+        made: dict[Hashable, Strategy] | None = None,
     ) -> None:
         self.config, self._calibration = config, calibration
         self.cache = RetrievalCache(config.cache_size or 0) if cache is None else cache
         self._fused = MaxSimRetriever(config, calibration)
-        self._made: dict[RetrievalConfig, Strategy] = {} if made is None else made
+        self._made: dict[Hashable, Strategy] = {} if made is None else made
         self.strategy = self._strategy()
 
     def _strategy(self) -> Strategy | None:
@@ -80,13 +81,11 @@ class Retriever:
             return None
         from cmr.retrieval.registry import Parts, make_strategy
 
-        usual = RetrievalConfig()
-        same = {name: getattr(usual, name) for name in ("blocks", "neighbours", *JUDGING)}
-        wanted = replace(self.config, **same)
-        if wanted not in self._made:
-            parts = Parts(self.config, self._calibration)
-            self._made[wanted] = make_strategy(self.config.strategy, parts)
-        return self._made[wanted]
+        config = self.config
+        key = config.strategy, config.criteria_weights, config.context_heads
+        if key not in self._made:
+            self._made[key] = make_strategy(config.strategy, Parts(config, self._calibration))
+        return self._made[key]
 
     def forget(self, store: Searched) -> None:
         """Drop what is kept of blocks that the store holds no more."""
@@ -166,30 +165,31 @@ class Retriever:
             )
         passages = found.passages.float().masked_fill(~seen, NEG_INF)
         line = passages if found.line is None else found.line.masked_fill(~seen, NEG_INF)
-        rule = rule_for(ask, config, self._calibration)
-        chosen = choose(
-            line,
-            passages,
-            columns,
-            seen.sum(-1),
-            rule._replace(criteria=(0.0, 0.0, 0.0, found.diversity)),
-            max(CANDIDATES, config.blocks),
-            found.profiles,
-            found.certainty,
-            None if found.line is None else line,
-        )
+        rule, certainty = rule_for(ask, config, self._calibration), found.certainty
+        if certainty is None:
+            certainty = certainty_of(line, seen.sum(-1), rule)
+        k = max(CANDIDATES, config.blocks)
+        scores, starts = candidates(line, passages, columns, k, found.profiles, found.diversity)
+
+        def similarity(best: Best) -> torch.Tensor:
+            """Theirs by the line, where they are ranked by something else."""
+            if found.line is None or not line.shape[1]:
+                return best.scores
+            return line.gather(1, best.starts.clamp(min=0))
+
+        best = Best(scores, starts, certainty)
+        fits = similarity(best) >= 0
+        if found.line is not None:
+            fits[:, 0] = True
+        best = best.only(fits & (certainty >= rule.threshold)[:, None])
         least = config.similarity_threshold
         if least is not None:
-            chosen = near(ask.maxima(store), ask.mask, columns.successor, chosen, least)
+            best = near(ask.maxima(store), ask.mask, columns.successor, best, least)
         if found.explained is None:
-            values = values_of(
-                ask.maxima(store), ask.mask, columns.successor, seen, rule, chosen.starts
-            )
+            maxima = ask.maxima(store)
+            values = values_of(maxima, ask.mask, columns.successor, seen, rule, best.starts)
         else:
-            values = found.explained(chosen.starts)
-        # Where passages are ranked by something else, how close they are is up to their line.
-        near_best = chosen.scores
-        if found.line is not None and line.shape[1]:
-            near_best = line.gather(1, chosen.starts.clamp(min=0))
-        close = (near_best >= config.ratio * near_best[:, :1]) & (near_best > 0)
-        return cover(*values, columns, rule, chosen, close, config.blocks, config.gain)
+            values = found.explained(best.starts)
+        own = similarity(best)
+        close = (own >= config.ratio * own[:, :1]) & (own > 0)
+        return cover(*values, columns, rule, best, close, config.blocks, config.gain)

@@ -11,7 +11,7 @@ from cmr.config import CRITERIA
 from cmr.errors import ConfigError
 from cmr.kernels.reference import select
 from cmr.memory.sessions import NO_SESSION
-from cmr.retrieval.ask import Ask, columns_of, visible
+from cmr.retrieval.ask import Ask, columns_of
 from cmr.retrieval.criteria import DEFAULT_WEIGHTS, MultiCriteria, MultiCriteriaRanker, diversify
 from cmr.retrieval.rules import TUNED
 from tests.kernels.compare import assert_close
@@ -215,10 +215,12 @@ def test_it_chooses_as_the_kernel_does() -> None:
 def choose(store, query, sessions, weights, k=3):
     ask = Ask(query, None, torch.tensor(sessions))
     found = MultiCriteria(MultiCriteriaRanker(weights)).score(ask, store)
-    rule = TUNED._replace(criteria=(0.0, 0.0, 0.0, found.diversity))
-    counts = visible(ask, store).sum(-1)
     columns = columns_of(store, store.high_water)
-    return select.choose(found.line, found.passages, columns, counts, rule, k, found.profiles)
+    scores, starts = select.candidates(
+        found.line, found.passages, columns, k, found.profiles, found.diversity
+    )
+    table = select.stamped_table(starts, columns, TUNED)
+    return select.Selection(scores, starts, found.certainty, *table)
 
 
 def test_similarity_alone_chooses_what_the_default_search_does() -> None:

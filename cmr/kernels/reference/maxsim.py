@@ -155,15 +155,32 @@ def standardise(maxima: torch.Tensor, visible: torch.Tensor, clamp: float = 8.0)
     expect_bool("visible", visible)
     if not clamp > 0:
         raise ValueError(f"clamp: a number above 0 expected, got {clamp}")
+    usable, mean, deviation = spread(maxima, visible)
+    z = torch.where(deviation > 0, (maxima - mean) / deviation, 0.0).clamp(-clamp, clamp)
+    return torch.where(usable, z, -clamp)
+
+
+def spread(
+    maxima: torch.Tensor, visible: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Which maxima count, and their mean and population deviation.
+
+    Args:
+        maxima: [B, Q, N] float32.
+        visible: [B, N] bool.
+
+    Returns:
+        [B, Q, N] bool, visible and finite; and two [B, Q, 1] float32 over those, the deviation 0
+        where it is no more than float32 rounding.
+    """
     usable = visible[:, None] & maxima.isfinite()
     count = usable.sum(-1, keepdim=True).clamp(min=1)
     kept = torch.where(usable, maxima, 0.0)
-    centred = torch.where(usable, maxima - kept.sum(-1, keepdim=True) / count, 0.0)
+    mean = kept.sum(-1, keepdim=True) / count
+    centred = torch.where(usable, maxima - mean, 0.0)
     deviation = (centred.square().sum(-1, keepdim=True) / count).sqrt()
-    # A spread at the level of float32 rounding is no spread.
     floor = 1e-6 * kept.abs().amax(-1, keepdim=True) if maxima.shape[-1] else deviation
-    z = torch.where(deviation > floor, centred / deviation, 0.0).clamp(-clamp, clamp)
-    return torch.where(usable, z, -clamp)
+    return usable, mean, torch.where(deviation > floor, deviation, 0.0)
 
 
 def passages(maxima: torch.Tensor, successor: torch.Tensor) -> torch.Tensor:

@@ -82,7 +82,12 @@ def maxsim_select(
         fresh = torch.exp2(-age / rule.half_life)
         base = similarity * line + (relevance * columns.relevance + recency * fresh)
     profiles = shares.sqrt()[:, :, None] * z.clamp(min=0) if diversity else None
-    return choose(line, base, columns, visible.sum(-1), rule, k, profiles)
+    scores, starts = candidates(line, base, columns, k, profiles, diversity)
+    certainty = certainty_of(line, visible.sum(-1), rule)
+    keep = (scores >= rule.ratio * scores[:, :1]) & (certainty >= rule.threshold)[:, None]
+    starts = torch.where(keep & (starts >= 0), starts, -1)
+    scores = torch.where(starts >= 0, scores, NEG_INF)
+    return Selection(scores, starts, certainty, *stamped_table(starts, columns, rule))
 
 
 def may_see(columns: Columns, sessions: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
@@ -117,57 +122,70 @@ def similarity_line(
     z = standardise(maxima, visible, rule.clamp)
     if rule.passage == 2:
         z = passages(z, successor)
-    shares, asks = _shares(z, visible.sum(-1), query_mask, rule.peak_power)
+    peaks = z.amax(-1) if z.shape[-1] else z.new_zeros(z.shape[:2])
+    shares, asks = shares_of(peaks, visible.sum(-1), query_mask, rule.peak_power)
     line = torch.bmm(shares[:, None], z)[:, 0]
     return line.masked_fill(~(visible & asks), NEG_INF), shares, z
 
 
-def choose(
+def shares_of(
+    peaks: torch.Tensor, counts: torch.Tensor, query_mask: torch.Tensor | None, power: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each query token's share [B, Q] of the mean, and whether the row asks at all [B, 1].
+
+    Args:
+        peaks: [B, Q] float32, each token's best standardised value.
+        counts: [B] int64, blocks that a row sees.
+        query_mask: [B, Q] bool, None: all ask.
+        power: of the peaks.
+    """
+    weights = peaks.clamp(min=0) ** power
+    # A single block stands out from nothing: it is chosen, as no other can be meant.
+    weights = torch.where((counts < 2)[:, None], 1.0, weights)
+    if query_mask is not None:
+        weights = weights * query_mask
+    total = weights.sum(-1, keepdim=True)
+    return torch.where(total > 0, weights / total, 0.0), total > 0
+
+
+def candidates(
     line: torch.Tensor,
     base: torch.Tensor,
     columns: Columns,
-    counts: torch.Tensor,
-    rule: Rule,
     k: int,
     profiles: torch.Tensor | None = None,
-    certainty: torch.Tensor | None = None,
-    judge: torch.Tensor | None = None,
-) -> Selection:
-    """The passages to read: local maxima of the line along the text, the best by `base`.
+    diversity: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best passages among the local maxima of a line along the text.
 
     Args:
-        line: [B, N] float32, -inf where there is nothing to find; its best value is what the
-            certainty is judged by.
+        line: [B, N] float32, -inf where there is nothing to find.
         base: [B, N] float32, what passages are ranked by.
         columns: of the stored blocks.
-        counts: [B] int64, blocks that a row sees.
-        rule: all but `criteria[:3]`, `clamp` and `peak_power` is used.
         k: passages at most.
-        profiles: [B, Q, N] float32, by which passages are alike, where `criteria[3]` is not 0.
-        certainty: [B] float32; None: it follows from the line.
-        judge: [B, N] float32 in place of `base` where `rule.ratio` looks, as that may be of another
-            kind; the first passage always stays then. None: `base`.
+        profiles: [B, Q, N] float32, by which passages are alike; None: they are ranked at once.
+        diversity: weight of 1 less the largest cosine with a passage that was chosen before.
 
     Returns:
-        The selection.
+        Scores [B, k] float32 and first slots [B, k] int64, -inf and -1 where there is none.
     """
     peaks = (line > NEG_INF) & _local_maxima(line, columns.successor, columns.predecessor)
     base = base.masked_fill(~peaks, NEG_INF)
     if profiles is not None:
-        scores, starts = _greedy(base, profiles, rule.criteria[3], k)
-    else:
-        scores, starts = topk_lowest_slot(base, k)
-    if certainty is None:
-        certainty = certainty_of(line.masked_fill(~peaks, NEG_INF), counts, rule)
-    if judge is None or not line.shape[1]:
-        keep = scores >= rule.ratio * scores[:, :1]
-    else:
-        judged = judge.gather(1, starts.clamp(min=0))
-        keep = judged >= rule.ratio * judge.amax(-1, keepdim=True)
-        keep[:, 0] = True
-    keep &= (certainty >= rule.threshold)[:, None]
-    starts = torch.where(keep & (starts >= 0), starts, -1)
-    scores = torch.where(starts >= 0, scores, NEG_INF)
+        return _greedy(base, profiles, diversity, k)
+    return topk_lowest_slot(base, k)
+
+
+def stamped_table(
+    starts: torch.Tensor, columns: Columns, rule: Rule
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slots of passages and their neighbours, and the blocks' numbers, see `Selection`.
+
+    Args:
+        starts: [B, k] int64, first slot of each passage, -1 for none.
+        columns: of the stored blocks.
+        rule: `passage` and `neighbours` are used.
+    """
     table = block_table(
         starts,
         columns.successor,
@@ -175,21 +193,7 @@ def choose(
         length=rule.passage,
         neighbours=rule.neighbours,
     )
-    stamps = torch.where(table >= 0, _at(columns.created, table), -1)
-    return Selection(scores, starts, certainty, table, stamps)
-
-
-def _shares(
-    z: torch.Tensor, counts: torch.Tensor, query_mask: torch.Tensor | None, power: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each query token's share [B, Q] of the mean, and whether the row asks at all [B, 1]."""
-    weights = z.amax(-1).clamp(min=0) ** power if z.shape[-1] else z.new_zeros(z.shape[:2])
-    # A single block stands out from nothing: it is chosen, as no other can be meant.
-    weights = torch.where((counts < 2)[:, None], 1.0, weights)
-    if query_mask is not None:
-        weights = weights * query_mask
-    total = weights.sum(-1, keepdim=True)
-    return torch.where(total > 0, weights / total, 0.0), total > 0
+    return table, torch.where(table >= 0, _at(columns.created, table), -1)
 
 
 def _local_maxima(
