@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from cmr.config import RetrievalConfig
-from cmr.integration.adapter import ModelAdapter
 from cmr.integration.cache import is_windowed
 from cmr.integration.core import Core
-from cmr.integration.partial import stop_before
+from cmr.integration.partial import states_entering, stop_before
 from cmr.integration.recall import Recall
 from cmr.integration.record import WindowRecord
 from cmr.integration.step import Step
@@ -172,7 +171,7 @@ class Asker:
             with (
                 self._alone(),
                 torch.no_grad(),
-                _noting(adapter, wanted) as noted,
+                states_entering(adapter, wanted) as noted,
                 partial as ended,
             ):
                 decoder(**seen)
@@ -184,24 +183,3 @@ class Asker:
         with torch.no_grad():
             heads = {n: adapter.queries(n, noted[n]).to(core.ring.device) for n in wanted}
         return ended.states, heads
-
-
-@contextmanager
-def _noting(adapter: ModelAdapter, wanted: Iterable[int]) -> Iterator[dict[int, torch.Tensor]]:
-    """The states that enter some blocks in a forward inside."""
-    noted: dict[int, torch.Tensor] = {}
-
-    def note(number: int) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            noted[number] = args[0] if args else kwargs["hidden_states"]
-
-        return hook
-
-    handles = [
-        adapter.layers[n].register_forward_pre_hook(note(n), with_kwargs=True) for n in wanted
-    ]
-    try:
-        yield noted
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from cmr.integration.adapter import ModelAdapter
 from cmr.integration.calibration_text import Fact, encode
-from cmr.integration.partial import stop_before
+from cmr.integration.partial import states_entering, stop_before
 from cmr.integration.question import Template
 
 WINDOW, LEFT = 512, 128
@@ -179,19 +177,7 @@ def _states(
     adapter: ModelAdapter, ids: torch.Tensor, layers: Sequence[int]
 ) -> dict[int, torch.Tensor]:
     """States `[rows, tokens, hidden]` that enter some blocks."""
-    found: dict[int, torch.Tensor] = {}
-
-    def keep(layer: int) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found[layer] = args[0] if args else kwargs["hidden_states"]
-
-        return hook
-
-    with ExitStack() as hooks:
-        for layer in layers:
-            handle = adapter.layers[layer].register_forward_pre_hook(keep(layer), with_kwargs=True)
-            hooks.callback(handle.remove)
-        hooks.enter_context(stop_before(adapter, layers[-1] + 1))
+    with states_entering(adapter, layers) as found, stop_before(adapter, layers[-1] + 1):
         adapter.decoder(input_ids=ids.to(adapter.input_device), use_cache=False)
     return found
 

@@ -87,8 +87,7 @@ class Core:
                 f"method='weighted_sum' blends hidden states: store 'auto' or 'states' expected, "
                 f"got {memory.store!r}"
             )
-        self.calibration = calibration_for(adapter, config.retrieval)
-        measured = self.calibration
+        measured = calibration_for(adapter, config.retrieval)
         self.targets = adapter.target_layers(
             memory.target_layers or (measured.target_layers if measured else None)
         )
@@ -100,6 +99,8 @@ class Core:
             measured.index_layer if measured else config.retrieval.index_layer
         )
         width = measured.width(adapter.hidden) if measured else adapter.hidden
+        device = adapter.device(self.index_layer)
+        self.calibration = measured and measured.to(device)
         index_dtype = (
             adapter.dtype if memory.index_dtype == "model" else getattr(torch, memory.index_dtype)
         )
@@ -117,7 +118,7 @@ class Core:
             hidden=width,
             layers=layers,
             index_dtype=index_dtype,
-            device=adapter.device(self.index_layer),
+            device=device,
             lower=plan.lower,
             policy=plan.policy,
             sessions=self.table,

@@ -111,10 +111,7 @@ class Forgetter:
         self._core.forgotten += 1
         self._core.recomputed.forget()
         self._core.retriever.forget(self._core.ring)
-        for record in list(self._core.records):
-            if sessions & set(record.sessions):
-                record.forget_recall()
-        self._stepper.forget_recalls()
+        self._stepper.forget_recalls(sessions)
 
     def _prove(self, slots: torch.Tensor) -> int:
         """Bytes of the slots in every tensor, each of them looked at."""

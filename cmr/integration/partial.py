@@ -1,9 +1,9 @@
-"""A pass over the first layers of a decoder only."""
+"""A pass over the first layers of a decoder only, and what enters layers on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -46,3 +46,23 @@ def stop_before(adapter: ModelAdapter, layer: int) -> Iterator[Stopped]:
         pass
     finally:
         handle.remove()
+
+
+@contextmanager
+def states_entering(
+    adapter: ModelAdapter, layers: Iterable[int]
+) -> Iterator[dict[int, torch.Tensor]]:
+    """Layer number to the states `[batch, tokens, hidden]` that entered it in a forward inside."""
+    found: dict[int, torch.Tensor] = {}
+
+    def keep(layer: int) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found[layer] = args[0] if args else kwargs["hidden_states"]
+
+        return hook
+
+    with ExitStack() as hooks:
+        for layer in layers:
+            handle = adapter.layers[layer].register_forward_pre_hook(keep(layer), with_kwargs=True)
+            hooks.callback(handle.remove)
+        yield found

@@ -107,15 +107,16 @@ class Stepper:
         finally:
             self.step = before
 
-    def forget_recalls(self) -> None:
-        """Let go of what the last forward recalled, and of what is kept for caches of others."""
+    def forget_recalls(self, sessions: set[int]) -> None:
+        """Let go of what was recalled of these sessions, and of what the last forward recalled."""
         self.last = None
-        self._asker.forget()
+        self.search_anew(sessions)
 
-    def search_anew(self) -> None:
-        """Let every text that goes on search at its next step."""
+    def search_anew(self, sessions: set[int] | None = None) -> None:
+        """Let texts of these sessions that go on search at their next step; None: all texts."""
         for record in list(self.core.records):
-            record.forget_recall()
+            if sessions is None or sessions & set(record.sessions):
+                record.forget_recall()
         self._asker.forget()
 
     def adopt(self, kwargs: dict[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,8 @@ class Calibration:
         """What is indexed and searched of states.
 
         Args:
-            states: `[..., hidden]` at the index layer, any float dtype. A state of zeros, which
-                must match nothing, stays one.
+            states: `[..., hidden]` at the index layer, any float dtype, on the device of the
+                projection. A state of zeros, which must match nothing, stays one.
 
         Returns:
             `[..., width]` of norm 1 in the states' dtype; without a projection the states
@@ -69,8 +69,14 @@ class Calibration:
         unit = F.normalize(states.float(), dim=-1)
         held = (unit != 0).any(-1, keepdim=True)
         if self.mean is not None:
-            unit = unit - self.mean.to(unit.device)
-        return (F.normalize(unit @ self.projection.to(unit.device), dim=-1) * held).to(states.dtype)
+            unit = unit - self.mean
+        return (F.normalize(unit @ self.projection, dim=-1) * held).to(states.dtype)
+
+    def to(self, device: torch.device) -> Calibration:
+        """The same with its tensors on a device, so that no search has to bring them there."""
+        mean = None if self.mean is None else self.mean.to(device)
+        projection = None if self.projection is None else self.projection.to(device)
+        return replace(self, mean=mean, projection=projection)
 
     def width(self, hidden: int) -> int:
         """Width of what is indexed of states that are `hidden` wide."""
@@ -82,7 +88,7 @@ class Calibration:
         found = hashlib.sha256(str(self.index_layer).encode())
         for part in (self.mean, self.projection):
             if part is not None:
-                found.update(part.float().contiguous().numpy().tobytes())
+                found.update(part.cpu().float().contiguous().numpy().tobytes())
         return found.hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> Path:
