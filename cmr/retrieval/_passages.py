@@ -16,6 +16,7 @@ class Candidates:
     Attributes:
         slots: `[batch, candidates]` int64, rising, -1 for none. The successors of the best passages
             and what stands beside them are among them.
+        maxima: `[batch, tokens, candidates]` float32, their exact maxima, `-inf` for none.
         mean: `[batch, tokens]` float32, of each query token's maxima over the row's blocks.
         deviation: `[batch, tokens]` float32, of the same.
         peaks: `[batch, tokens]` float32, the largest maxima that were looked at exactly; `-inf`
@@ -24,6 +25,7 @@ class Candidates:
     """
 
     slots: torch.Tensor
+    maxima: torch.Tensor
     mean: torch.Tensor
     deviation: torch.Tensor
     peaks: torch.Tensor
@@ -44,39 +46,33 @@ class Found:
 
 
 def score(
-    maxima: torch.Tensor,
-    query_mask: torch.Tensor | None,
-    near: Candidates,
-    after: torch.Tensor,
-    rule: Rule,
+    near: Candidates, query_mask: torch.Tensor | None, after: torch.Tensor, rule: Rule
 ) -> torch.Tensor:
     """Similarity `[batch, candidates]` of the passage that begins at each candidate.
 
     Args:
-        maxima: `[batch, tokens, candidates]` float32, exact ones.
-        query_mask: `[batch, tokens]` bool; None: all ask.
         near: the candidates.
+        query_mask: `[batch, tokens]` bool; None: all ask.
         after: `[batch, candidates]` int64, where among them each one's successor is, or -1.
         rule: of the scores.
     """
-    z, shares = measured(maxima, query_mask, near, rule)
+    z, shares = measured(near, query_mask, rule)
     lines = [line_of(*row, rule) for row in zip(z, shares, after, strict=True)]
-    line = torch.stack(lines) if lines else maxima.new_empty(0, 0)
+    line = torch.stack(lines) if lines else near.maxima.new_empty(0, 0)
     return line.masked_fill(near.slots < 0, -torch.inf)
 
 
 def measured(
-    maxima: torch.Tensor, query_mask: torch.Tensor | None, near: Candidates, rule: Rule
+    near: Candidates, query_mask: torch.Tensor | None, rule: Rule
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Standardised values `[batch, tokens, candidates]`, and each token's share of a score.
 
     Args:
-        maxima: `[batch, tokens, candidates]` float32, exact ones.
-        query_mask: `[batch, tokens]` bool; None: all ask.
         near: the candidates.
+        query_mask: `[batch, tokens]` bool; None: all ask.
         rule: of the scores.
     """
-    z = standardised(maxima, near.mean, near.deviation, rule.clamp)
+    z = standardised(near.maxima, near.mean, near.deviation, rule.clamp)
     top = standardised(near.peaks[..., None], near.mean, near.deviation, rule.clamp)[..., 0]
     if z.shape[-1]:
         top = torch.maximum(top, z.amax(-1))

@@ -59,16 +59,15 @@ class Hierarchical:
             return Scored(none[:, :0], certainty_of(none[:, :0], seen.sum(-1), rule))
         query = F.normalize(ask.states.float(), dim=-1).to(store.index.dtype)
         near = self.hierarchy(store).candidates(store, query, ask.mask, ask.sessions, rule, seen)
-        maxima = store.maxima_at(query, ask.sessions, near.slots)
         after = places(store.successor, near.slots)
-        line = score(maxima, ask.mask, near, after, rule)
+        line = score(near, ask.mask, after, rule)
         # What is no candidate goes into a last column that is left out.
         at = torch.where(near.slots >= 0, near.slots, seen.shape[1])
         passages = none.scatter(1, at, line)[:, :-1].masked_fill(~seen, NEG_INF)
         return Scored(
             passages,
             certainty_of(passages, seen.sum(-1), rule),
-            explained=lambda starts: _explained(starts, maxima, ask.mask, near, after, rule),
+            explained=lambda starts: _explained(starts, near, ask.mask, after, rule),
         )
 
     def follow(self, store: Searched) -> None:
@@ -84,9 +83,8 @@ class Hierarchical:
 
 def _explained(
     starts: torch.Tensor,
-    maxima: torch.Tensor,
-    query_mask: torch.Tensor | None,
     near: Candidates,
+    query_mask: torch.Tensor | None,
     after: torch.Tensor,
     rule: Rule,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,15 +92,14 @@ def _explained(
 
     Args:
         starts: `[batch, k]` int64, -1 for none.
-        maxima: `[batch, tokens, candidates]` float32.
-        query_mask: `[batch, tokens]` bool; None: all ask.
         near: the candidates.
+        query_mask: `[batch, tokens]` bool; None: all ask.
         after: `[batch, candidates]` int64, where among them each one's successor is, or -1.
         rule: of the scores.
     """
     rising = torch.where(near.slots >= 0, near.slots, torch.iinfo(torch.int64).max)
     at = torch.searchsorted(rising, starts.clamp(min=0)).clamp(max=max(0, near.slots.shape[1] - 1))
-    z, shares = measured(maxima, query_mask, near, rule)
+    z, shares = measured(near, query_mask, rule)
     if not z.shape[-1]:
         return z.new_zeros(*z.shape[:2], starts.shape[1]), shares
     values = z.gather(2, at[:, None].expand(-1, z.shape[1], -1))

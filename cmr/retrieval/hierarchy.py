@@ -154,20 +154,29 @@ class MemoryHierarchy(ClusterUpkeep):
                 slots = mine.nonzero()[:, 0]
             asks = None if query_mask is None else query_mask[row]
             counts.append(len(slots))
+            own = sessions[row : row + 1]
             if self._codes is None or len(slots) < self.exact_below:
-                found.append(self._all(store, query[row], slots, session))
+                maxima = store.maxima(query[row : row + 1], own, 0, store.high_water)[0]
+                maxima = maxima[:, slots.to(maxima.device)]
+                moments = _moments(maxima)
             else:
-                found.append(self._some(store, query[row], asks, mine, slots, session, rule))
-        width = max((len(slots) for slots, _ in found), default=0)
+                slots, moments = self._some(store, query[row], asks, mine, slots, session, rule)
+                at = slots.to(query.device)[None]
+                maxima = store.maxima_at(query[row : row + 1], own, at)[0]
+            found.append((slots, maxima, moments))
+        width = max((len(slots) for slots, _, _ in found), default=0)
         table = torch.full((len(found), width), -1, device=query.device)
-        for row, (slots, _) in enumerate(found):
+        exact = torch.full((*query.shape[:2], width), -torch.inf, device=query.device)
+        for row, (slots, maxima, _) in enumerate(found):
             table[row, : len(slots)] = slots.to(table.device)
-        moments = [moment for _, moment in found]
+            exact[row, :, : len(slots)] = maxima
+        every = [moments for _, _, moments in found]
         return Candidates(
             table,
-            _stacked([moment.mean for moment in moments], query),
-            _stacked([moment.deviation for moment in moments], query),
-            _stacked([moment.peak for moment in moments], query),
+            exact,
+            _stacked([moments.mean for moments in every], query),
+            _stacked([moments.deviation for moments in every], query),
+            _stacked([moments.peak for moments in every], query),
             torch.tensor(counts, dtype=torch.int64, device=query.device),
         )
 
@@ -194,27 +203,13 @@ class MemoryHierarchy(ClusterUpkeep):
         """
         query = F.normalize(query.float(), dim=-1).to(store.index.dtype)
         near = self.candidates(store, query, query_mask, sessions, rule, visible)
-        maxima = store.maxima_at(query, sessions, near.slots)
         after = places(store.successor, near.slots)
-        line = score(maxima, query_mask, near, after, rule)
+        line = score(near, query_mask, after, rule)
         before = places(store.predecessor, near.slots)
         peaks = (line >= beside(line, after)) & (line > beside(line, before)) & (near.slots >= 0)
         best, at = topk_lowest_slot(line.masked_fill(~peaks, -torch.inf), k)
         slots = near.slots.gather(1, at.clamp(min=0)) if near.slots.shape[1] else at
         return Found(torch.where(at >= 0, slots, -1), best)
-
-    def _all(
-        self, store: Searched, query: torch.Tensor, slots: torch.Tensor, session: int
-    ) -> tuple[torch.Tensor, Moments]:
-        """All blocks of a row, and their true moments."""
-        if not len(slots):
-            none = query.new_zeros(len(query), dtype=torch.float32)
-            return slots, Moments(none, none, none - torch.inf, none, 1.0, none)
-        at = slots.to(query.device)[None]
-        asking = torch.tensor([session], device=query.device)
-        maxima = store.maxima_at(query[None], asking, at)[0]
-        deviation, mean = torch.std_mean(maxima, -1, correction=0)
-        return slots, Moments(mean, deviation, maxima.amax(-1), mean, 1.0, mean * 0)
 
     def _some(
         self,
@@ -235,8 +230,7 @@ class MemoryHierarchy(ClusterUpkeep):
         mine = mine.to(self.device)
         if len(query) == 1 and rule.passage == 1:  # nothing to weigh: the nearest are the best
             best = codes.nearest(look, mine, ALONE * self.probes, self.second)
-            deviation, mean = torch.std_mean(exact, -1, correction=0)
-            return best.cpu(), Moments(mean, deviation, exact.amax(-1), mean, 1.0, mean * 0)
+            return best.cpu(), _moments(exact)
         if LISTED * len(slots) < int(codes.known.sum()):
             found = look.near.new_full((len(query), len(mine)), -torch.inf)
             found[:, slots.to(self.device)] = codes.maxima(look, slots.to(self.device))
@@ -327,6 +321,15 @@ class MemoryHierarchy(ClusterUpkeep):
         while len(self._samples) > SAMPLES:
             self._samples.popitem(last=False)
         return sample
+
+
+def _moments(maxima: torch.Tensor) -> Moments:
+    """The true moments of maxima `[tokens, n]`."""
+    if not maxima.shape[1]:
+        none = maxima.new_zeros(len(maxima))
+        return Moments(none, none, none - torch.inf, none, 1.0, none)
+    deviation, mean = torch.std_mean(maxima, -1, correction=0)
+    return Moments(mean, deviation, maxima.amax(-1), mean, 1.0, mean * 0)
 
 
 def _stacked(rows: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
