@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+from typing import Any
 
 # Before transformers is imported: a test never asks a hub for anything.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Before torch is imported: threads that wait by spinning are ten times slower on busy cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker of `pytest -n` has a core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy
 import pytest
@@ -41,7 +44,21 @@ def smollm2():
     return load_smollm2(torch.bfloat16)
 
 
+STARTED_FIRST = ("test_interpreter.py",)
+"""Files whose few tests take minutes: with `pytest -n` nothing waits for them at the end."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`pytest -n`: a file stays on one worker, so what its tests share is made once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in STARTED_FIRST)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")
