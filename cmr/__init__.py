@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         MemoryNotFoundError,
         MissingPackageError,
         ModelMismatchError,
+        ModelNotFoundError,
         NewerFormatError,
         StoreBusyError,
         StoreError,
@@ -37,7 +38,13 @@ if TYPE_CHECKING:
     from cmr.integration.attaching import attach, load
     from cmr.integration.calibrating import calibrate
     from cmr.integration.forgetting import ForgetReport
+    from cmr.integration.hooks import Hook, HookManager
     from cmr.integration.memory import Memory
+    from cmr.integration.models.backbones import BackboneAdapter, GemmaAdapter, MistralAdapter
+    from cmr.integration.models.full import FullCMRModel
+    from cmr.integration.models.mistral import MistralCMRModel, create_mistral_cmr_model
+    from cmr.integration.models.outputs import CMROutput
+    from cmr.integration.models.transformer import CMRTransformer, IntegratedCMRModel
     from cmr.integration.reading import ReadReport
     from cmr.integration.recalled import RecalledPassage
     from cmr.integration.upkeep import ConsolidationReport
@@ -46,6 +53,17 @@ if TYPE_CHECKING:
     from cmr.memory.inspection import Inspection, StoredBlock
     from cmr.memory.relevance import RelevanceScorer
     from cmr.memory.store import SaveReport
+    from cmr.monitoring.monitor import CMRPerformanceMonitor
+    from cmr.optimization.background import BackgroundOptimizer
+    from cmr.optimization.batching import BatchProcessingOptimizer
+    from cmr.optimization.optimizer import CMRPerformanceOptimizer
+    from cmr.optimization.prefetching import MemoryPrefetcher
+    from cmr.optimization.scheduling import ComputationScheduler
+    from cmr.optimization.thresholds import AdaptiveThresholdManager
+    from cmr.reconstruction.blender import ContextBlender
+    from cmr.reconstruction.integrator import ReconstructionIntegrator
+    from cmr.reconstruction.reconstructor import LayeredStateReconstructor
+    from cmr.reconstruction.result import Reconstruction
     from cmr.retrieval.advanced import AdvancedMemoryRetriever
     from cmr.retrieval.cache import RetrievalCache
     from cmr.retrieval.calibration import Calibration
@@ -74,6 +92,7 @@ _HOMES = {
         "MemoryNotFoundError",
         "MissingPackageError",
         "ModelMismatchError",
+        "ModelNotFoundError",
         "NewerFormatError",
         "StoreBusyError",
         "StoreError",
@@ -83,7 +102,13 @@ _HOMES = {
     "cmr.integration.attaching": ("attach", "load"),
     "cmr.integration.calibrating": ("calibrate",),
     "cmr.integration.forgetting": ("ForgetReport",),
+    "cmr.integration.hooks": ("Hook", "HookManager"),
     "cmr.integration.memory": ("Memory",),
+    "cmr.integration.models.backbones": ("BackboneAdapter", "GemmaAdapter", "MistralAdapter"),
+    "cmr.integration.models.full": ("FullCMRModel",),
+    "cmr.integration.models.mistral": ("MistralCMRModel", "create_mistral_cmr_model"),
+    "cmr.integration.models.outputs": ("CMROutput",),
+    "cmr.integration.models.transformer": ("CMRTransformer", "IntegratedCMRModel"),
     "cmr.integration.reading": ("ReadReport",),
     "cmr.integration.recalled": ("RecalledPassage",),
     "cmr.integration.upkeep": ("ConsolidationReport",),
@@ -92,6 +117,17 @@ _HOMES = {
     "cmr.memory.inspection": ("Inspection", "StoredBlock"),
     "cmr.memory.relevance": ("RelevanceScorer",),
     "cmr.memory.store": ("SaveReport",),
+    "cmr.monitoring.monitor": ("CMRPerformanceMonitor",),
+    "cmr.optimization.background": ("BackgroundOptimizer",),
+    "cmr.optimization.batching": ("BatchProcessingOptimizer",),
+    "cmr.optimization.optimizer": ("CMRPerformanceOptimizer",),
+    "cmr.optimization.prefetching": ("MemoryPrefetcher",),
+    "cmr.optimization.scheduling": ("ComputationScheduler",),
+    "cmr.optimization.thresholds": ("AdaptiveThresholdManager",),
+    "cmr.reconstruction.blender": ("ContextBlender",),
+    "cmr.reconstruction.integrator": ("ReconstructionIntegrator",),
+    "cmr.reconstruction.reconstructor": ("LayeredStateReconstructor",),
+    "cmr.reconstruction.result": ("Reconstruction",),
     "cmr.retrieval.advanced": ("AdvancedMemoryRetriever",),
     "cmr.retrieval.cache": ("RetrievalCache",),
     "cmr.retrieval.calibration": ("Calibration",),
@@ -106,31 +142,53 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AdaptiveThresholdManager",
     "AdvancedMemoryRetriever",
     "AttachError",
+    "BackboneAdapter",
+    "BackgroundOptimizer",
+    "BatchProcessingOptimizer",
     "CMRConfig",
     "CMRError",
+    "CMROutput",
+    "CMRPerformanceMonitor",
+    "CMRPerformanceOptimizer",
+    "CMRTransformer",
     "Calibration",
+    "ComputationScheduler",
     "ConfigError",
     "ConsolidationReport",
+    "ContextBlender",
     "ContextualRelevanceScorer",
     "CorruptMemoryError",
     "ForgetReport",
+    "FullCMRModel",
+    "GemmaAdapter",
+    "Hook",
+    "HookManager",
     "Inspection",
+    "IntegratedCMRModel",
     "LayeredMemoryBuffer",
+    "LayeredStateReconstructor",
     "Memory",
     "MemoryConfig",
     "MemoryEntry",
     "MemoryHierarchy",
     "MemoryKeyError",
     "MemoryNotFoundError",
+    "MemoryPrefetcher",
     "MissingPackageError",
+    "MistralAdapter",
+    "MistralCMRModel",
     "ModelMismatchError",
+    "ModelNotFoundError",
     "MultiCriteriaRanker",
     "NewerFormatError",
     "OptimizationConfig",
     "ReadReport",
     "RecalledPassage",
+    "Reconstruction",
+    "ReconstructionIntegrator",
     "RelevanceScorer",
     "RetrievalCache",
     "RetrievalConfig",
@@ -146,6 +204,7 @@ __all__ = [
     "UnsupportedModelError",
     "attach",
     "calibrate",
+    "create_mistral_cmr_model",
     "load",
     "register_strategy",
     "register_task",

@@ -18,6 +18,8 @@ SECTIONS = {
     "reweave_config": "reweave",
     "reconstruction": "reweave",
     "reconstruction_config": "reweave",
+    "next_token": "next_token",
+    "next_token_config": "next_token",
     "optimization": "optimization",
     "optimization_config": "optimization",
 }
@@ -33,11 +35,6 @@ AVAILABLE: dict[str, dict[str, tuple[object, ...]]] = {
     "memory": {
         "device": (None,),
     },
-    "reweave": {
-        "reconstruction_method": (None,),
-        "max_memory_tokens": (None,),
-        "compression_ratio": (None,),
-    },
     "optimization": {
         "enable_adaptive_thresholds": (False,),
         "enable_batch_optimization": (False,),
@@ -46,6 +43,11 @@ AVAILABLE: dict[str, dict[str, tuple[object, ...]]] = {
     },
 }
 """Values that this version implements, for the fields where that is not every legal value."""
+INSTEAD = {
+    "optimization": "a memory does not steer itself, give this to "
+    "cmr.CMRPerformanceOptimizer(model, optimization_config)",
+}
+"""Who takes the settings of a topic where an attached memory does not."""
 LEAST_HOLDS = {"budget"}
 """Upper bounds: given under several names, the least holds."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from cmr import _checks as check
 from cmr import _config_keys as keys
+from cmr._knn_config import NextTokenConfig
 from cmr._memory_config import EVICTION_STRATEGIES, SCORING_METHODS, MemoryConfig
 from cmr.errors import ConfigError
 
@@ -28,7 +29,10 @@ STRATEGIES = (
 STRATEGY_SYNONYMS = {"semantic_similarity": "maxsim"}
 _PLUGGED_IN: set[str] = set()
 CRITERIA = ("relevance", "similarity", "recency", "diversity")
-METHODS = ("attention", "weighted_sum")
+METHODS = ("attention", "weighted_sum", "gated", "residual")
+STATE_METHODS = ("weighted_sum", "gated", "residual")
+"""Those that blend stored states into what enters a layer."""
+RECONSTRUCTION_METHODS = ("hierarchical", "attention", "weighted_sum", "recompute")
 POSITIONS = ("constant", "layout", "true")
 
 
@@ -128,18 +132,30 @@ class ReweaveConfig:
     """How what was recalled enters the model.
 
     Attributes:
-        method: 'attention' reads blocks through each layer's own attention; 'weighted_sum' adds a
-            cosine-weighted sum of stored states to the layer's input, h' = (1 - w) h + w sum.
+        method: 'attention' reads blocks through each layer's own attention. The others blend a
+            weighted sum m of stored states into the states h that enter a layer: 'weighted_sum'
+            h' = (1 - w) h + w m, 'residual' h' = h + w m, 'gated' h' = h + g (m - h) with g = w
+            times how well h fits its best stored state, 0 where none fits.
         memory_weight: a number w in [0, 1], or 'auto'. With 'attention', logit(w) is added to the
             memory's logits: 0 is off, 0.5 one joint softmax, 'auto' follows how certain retrieval
-            is. With 'weighted_sum', w is the fixed gate and 'auto' means 0.1.
+            is. With the others w is as above and 'auto' means 0.1.
         positions: 'constant' puts memory one window away, 'layout' lays the blocks out just before
             the window, 'true' keeps their distances.
         sink_guard: first tokens of a text without a real beginning that do not read memory, 0..64.
         layers: layers that read memory (synonym 'intervention_layers'); None: the target layers.
-        reconstruction_method: how states are rebuilt from several memories; None: not at all.
-        max_memory_tokens: most memory tokens read at once, 1 or more; None: as retrieval gives.
-        compression_ratio: share of the recalled tokens that is read, in (0, 1]; None: all.
+        reconstruction_method: what is read where not all that is recalled may be. 'attention':
+            the tokens that match best, in runs, as they are; 'weighted_sum': half as many of them,
+            and all others summed up in groups of neighbours; 'hierarchical': the best passage
+            whole, the others in groups that get coarser; 'recompute': those of 'attention', run
+            through the model again. Where states
+            are blended, also how m is formed: by a softmax over the cosines ('weighted_sum'), over
+            sqrt(hidden) times the cosines ('attention', 'recompute'), or inside each passage and
+            then over passages ('hierarchical'). None: chosen like 'attention', summed like
+            'weighted_sum'.
+        max_memory_tokens: most memory tokens a row reads at once, 1 or more; None: as retrieval
+            gives.
+        compression_ratio: share of a row's recalled tokens that is read, in (0, 1], rounded down
+            and one at least; None: all.
 
     Raises:
         ConfigError: a value is of the wrong type or out of its range.
@@ -169,11 +185,9 @@ class ReweaveConfig:
         check.put(self, "sink_guard", check.integer("sink_guard", self.sink_guard, 0, 64))
         if self.layers is not None:
             check.put(self, "layers", check.layers("layers", self.layers))
-        if self.reconstruction_method is not None and not isinstance(
-            self.reconstruction_method, str
-        ):
-            raise check.refuse(
-                "reconstruction_method", self.reconstruction_method, "None or a method's name"
+        if self.reconstruction_method is not None:
+            check.choice(
+                "reconstruction_method", self.reconstruction_method, RECONSTRUCTION_METHODS
             )
         if self.max_memory_tokens is not None:
             most = check.integer("max_memory_tokens", self.max_memory_tokens, 1)
@@ -195,7 +209,7 @@ class ReweaveConfig:
 
     @property
     def fixed_gate(self) -> float:
-        """The gate w of 'weighted_sum': memory_weight, 0.1 where that is 'auto'."""
+        """The w of the methods that blend states: memory_weight, 0.1 where that is 'auto'."""
         return 0.1 if isinstance(self.memory_weight, str) else self.memory_weight
 
 
@@ -218,6 +232,7 @@ TOPICS = {
     "memory": MemoryConfig,
     "retrieval": RetrievalConfig,
     "reweave": ReweaveConfig,
+    "next_token": NextTokenConfig,
     "optimization": OptimizationConfig,
 }
 
@@ -232,6 +247,7 @@ class CMRConfig:
         memory: what is stored. A dict of its fields is taken too.
         retrieval: how blocks are found. Likewise.
         reweave: how they enter the model. Likewise.
+        next_token: whether they say what comes next, too. Likewise.
         optimization: which helpers may steer. Likewise.
 
     Raises:
@@ -242,6 +258,7 @@ class CMRConfig:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     reweave: ReweaveConfig = field(default_factory=ReweaveConfig)
+    next_token: NextTokenConfig = field(default_factory=NextTokenConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
 
     def __post_init__(self) -> None:
@@ -297,7 +314,8 @@ class CMRConfig:
         weights = plain["retrieval"]["criteria_weights"]
         if weights is not None:
             plain["retrieval"]["criteria_weights"] = dict(weights)
-        for topic, name in (("memory", "target_layers"), ("reweave", "layers")):
+        listed = (("memory", "target_layers"), ("reweave", "layers"), ("next_token", "knn_layers"))
+        for topic, name in listed:
             if plain[topic][name] is not None:
                 plain[topic][name] = list(plain[topic][name])
         return plain
@@ -310,9 +328,8 @@ class CMRConfig:
                 value = getattr(getattr(self, topic), name)
                 if value not in available:
                     which = ", ".join(repr(item) for item in available)
-                    lines.append(
-                        f"{topic}.{name}={value!r} is not available yet (available: {which})"
-                    )
+                    why = keys.INSTEAD.get(topic, f"not available yet (available: {which})")
+                    lines.append(f"{topic}.{name}={value!r}: {why}")
         return lines
 
 
@@ -322,6 +339,7 @@ __all__ = [
     "CMRConfig",
     "ConfigError",
     "MemoryConfig",
+    "NextTokenConfig",
     "OptimizationConfig",
     "RetrievalConfig",
     "ReweaveConfig",

@@ -19,6 +19,10 @@ class UnsupportedModelError(CMRError, TypeError):
     """The object is not a decoder, or of a family that is not described."""
 
 
+class ModelNotFoundError(CMRError, OSError):
+    """There is no model of that name to be had here; the message says what to do."""
+
+
 class UnknownSessionError(CMRError, KeyError):
     """No session of that name has a memory."""
 

@@ -60,7 +60,16 @@ WRONG = [
     ("layers", [1.5]),
     ("max_memory_tokens", 0),
     ("compression_ratio", 0.0),
+    ("reconstruction_method", "hierarchic"),
+    ("method", "gate"),
     ("enable_prefetching", 1),
+    ("knn", 1),
+    ("knn_layers", []),
+    ("knn_layers", [2, 2]),
+    ("knn_weight", 1.1),
+    ("knn_threshold", -0.1),
+    ("knn_neighbours", 0),
+    ("knn_temperature", 0.0),
 ]
 
 
@@ -119,20 +128,19 @@ def test_the_documented_dictionaries_parse() -> None:
     assert config.reweave.layers == (4, 6)
     assert config.reweave.method == "weighted_sum"
     assert config.reweave.fixed_gate == 0.3
+    assert config.reweave.reconstruction_method == "hierarchical"
+    assert (config.reweave.max_memory_tokens, config.reweave.compression_ratio) == (128, 0.6)
     assert config.retrieval.strategy == "multi_criteria"
     assert dict(config.retrieval.criteria_weights)["recency"] == 0.2
     named = "\n".join(config.unavailable())
     for asked in (
-        "reconstruction_method='hierarchical'",
-        "max_memory_tokens",
-        "compression_ratio",
         "enable_adaptive_thresholds",
         "enable_batch_optimization",
         "enable_prefetching",
         "enable_background_optimization",
     ):
         assert asked in named
-    assert "method='weighted_sum'" not in named
+    assert "reweave" not in named
     assert "retrieval" not in named
 
 
@@ -232,6 +240,9 @@ def test_auto_weight_leaves_the_bias_to_retrieval() -> None:
         blocks=st.integers(1, 64),
         memory_weight=st.just("auto") | st.floats(0, 1),
         criteria_weights=st.none() | st.just({"recency": 1.0, "relevance": 0.5}),
+        knn=st.booleans(),
+        knn_layers=st.none() | st.sets(st.integers(0, 80), min_size=1).map(sorted),
+        knn_weight=st.floats(0, 1),
     )
 )
 def test_a_dictionary_of_settings_round_trips_through_json(flat: dict) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from cmr.errors import ConfigError, UnsupportedModelError
-from cmr.integration.families import FAMILIES, Family
+from cmr.errors import AttachError, ConfigError
+from cmr.integration.coverage import require_decoder, require_settings, rope_types, row_of
+from cmr.integration.families import Family
+from cmr.integration.placement import device_of, heads_here, shards
+from cmr.integration.projections import KEY, QUERY, VALUE, project
 from cmr.kernels.reference.rotary import rotate
 from cmr.memory.stores import LayerShape
 
-SUPPORTED_ATTENTION = ("sdpa", "eager")
 FIRST_SHARE, LAST_SHARE = 0.13, 0.83
 """Default range of target layers as shares of the depth; see docs/how-it-works.md."""
 INDEX_SHARE = 0.4
@@ -26,25 +27,39 @@ class ModelAdapter:
 
     Args:
         model: a transformers decoder with a language-model head.
+        family: its row; None: the one that its family has.
+
+    Attributes:
+        processes: among which tensor parallelism divides the heads; 1: it does not.
+        heads: query heads of this process.
+        kv_heads: key-value heads of this process.
+        detected: whether the row was given, and not found by the family's name.
 
     Raises:
         UnsupportedModelError: for what is not a decoder of a covered family.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, family: Family | None = None) -> None:
         self.model = model
-        self.family = _family_of(model)
-        self.config = self.model.config.get_text_config(decoder=True)
+        self.config: Any = require_decoder(model)
+        self.family = row_of(self.config) if family is None else family
+        require_settings(self.config, self.family)
+        self.detected = family is not None
         self.decoder: nn.Module = self.model.get_decoder()
         self.layers: nn.ModuleList = getattr(self.decoder, self.family.layers)
         self.depth = len(self.layers)
         self.hidden: int = self.config.hidden_size
-        self.heads: int = self.config.num_attention_heads
-        self.kv_heads: int = getattr(self.config, "num_key_value_heads", None) or self.heads
-        self.head_dim: int = getattr(self.config, "head_dim", None) or self.hidden // self.heads
+        heads: int = self.config.num_attention_heads
+        self.head_dim: int = getattr(self.config, "head_dim", None) or self.hidden // heads
+        self.processes = shards(self.attention(0), self.family.names)
+        self.heads = heads_here(heads, self.processes)
+        self.kv_heads = heads_here(self._kv_heads(), self.processes)
         self.max_positions: int = getattr(self.config, self.family.max_positions)
         self.softcap: float | None = getattr(self.config, "attn_logit_softcapping", None)
         self.has_rotary = self.family.rotary is not None
+        self.rotary_varies = "longrope" in rope_types(self.config)
+        self._embeddings: nn.Module = self.model.get_input_embeddings()
+        self._first = self._now()
 
     # -- parts -----------------------------------------------------------------------------------
 
@@ -58,7 +73,7 @@ class ModelAdapter:
 
     def device(self, layer: int) -> torch.device:
         """Device of block `layer`."""
-        return next(self.layers[layer].parameters()).device
+        return device_of(self.layers[layer])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -68,12 +83,38 @@ class ModelAdapter:
     @property
     def input_device(self) -> torch.device:
         """Device of the embeddings: where token ids go."""
-        return self.model.get_input_embeddings().weight.device
+        return device_of(self.model.get_input_embeddings())
+
+    def require_unmoved(self) -> None:
+        """Raises `AttachError` where the model has another dtype or device than at first."""
+        if self._now() == self._first:
+            return
+        for what, first, now in zip(("dtype", "device"), self._first, self._now(), strict=True):
+            if now != first:
+                raise AttachError(
+                    f"the model's {what} was {first} when its memory was attached and is {now} "
+                    "now: detach() the memory and attach one to the model as it is"
+                )
+
+    def _now(self) -> tuple[torch.dtype, torch.device]:
+        weight: Any = self._embeddings.weight
+        return weight.dtype, weight.device
 
     def layer_type(self, layer: int) -> str:
         """The layer's attention type, such as `full_attention` or `sliding_attention`."""
         types = getattr(self.config, "layer_types", None)
         return types[layer] if types else "full_attention"
+
+    def _kv_heads(self) -> int:
+        """Key-value heads, where the attention or the configuration says so; else all heads.
+
+        Those of all processes together.
+        """
+        for where in (self.attention(0), self.config):
+            count = getattr(where, self.family.kv_heads, None)
+            if count:
+                return count
+        return self.config.num_attention_heads
 
     # -- choices ---------------------------------------------------------------------------------
 
@@ -126,23 +167,53 @@ class ModelAdapter:
 
     # -- computations ----------------------------------------------------------------------------
 
-    def rotary(self, layer: int, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def rotates(self, layer: int) -> bool:
+        """Whether block `layer` rotates queries and keys; SmolLM3 has layers that do not."""
+        if not self.has_rotary:
+            return False
+        says = self.family.rotates
+        if says is None:
+            return True
+        if isinstance(says, str):
+            return bool(getattr(self.config, says)[layer])
+        return layer in says
+
+    def rotary(
+        self, layer: int, positions: torch.Tensor, reach: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine of the rotary embedding at `positions` `[batch, tokens]`, in float32.
+
+        Args:
+            layer: block number.
+            positions: where.
+            reach: all positions of the forward that it goes with: an embedding that changes with
+                the length of a text (LongRoPE) takes the frequencies it has there. None: those
+                of `positions` themselves.
 
         Returns:
             Two `[batch, tokens, rotary_dim]`, times the embedding's attention scaling.
         """
+        if reach is not None and self.rotary_varies:
+            furthest = reach.max().to(positions.device).expand(len(positions), 1)
+            cos, sin = self.rotary(layer, torch.cat([positions, furthest], dim=1))
+            return cos[:, :-1], sin[:, :-1]
         module = getattr(self.decoder, self.family.rotary or "")
         like = torch.empty(0, dtype=torch.float32, device=positions.device)
         if self.family.rotary_by_layer_type:
             return module(like, positions, self.layer_type(layer))
         return module(like, positions)
 
-    def turn_forward(self, layer: int, keys: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
-        """Rotated keys `[batch, heads, tokens, dim]` moved on by `amount` `[batch]` positions."""
-        if not self.has_rotary:
+    def turn_forward(
+        self, layer: int, keys: torch.Tensor, amount: torch.Tensor, seen: int = 0
+    ) -> torch.Tensor:
+        """Rotated keys `[batch, heads, tokens, dim]` moved on by `amount` `[batch]` positions.
+
+        `seen` is the length of their text, which LongRoPE's frequencies depend on.
+        """
+        if not self.rotates(layer):
             return keys
-        cos, sin = self.rotary(layer, amount[:, None].to(keys.device))
+        reach = torch.tensor(seen - 1) if seen and self.rotary_varies else None
+        cos, sin = self.rotary(layer, amount[:, None].to(keys.device), reach)
         norm = (cos * cos + sin * sin).sqrt()
         return rotate(keys, cos / norm, sin / norm)
 
@@ -160,17 +231,9 @@ class ModelAdapter:
         Returns:
             Two `[batch, kv_heads, tokens, head_dim]`.
         """
-        block, attention = self.layers[layer], self.attention(layer)
-        states = getattr(block, self.family.norm)(states)
-        shape = (*states.shape[:2], self.kv_heads, self.head_dim)
-        if self.family.projection == "fused_conv1d":
-            _, keys, values = attention.c_attn(states).split(attention.split_size, dim=2)
-        else:
-            keys, values = attention.k_proj(states), attention.v_proj(states)
-        keys, values = keys.view(shape), values.view(shape)
-        if self.family.key_norm:
-            keys = getattr(attention, self.family.key_norm)(keys)
-        return keys.transpose(1, 2), values.transpose(1, 2)
+        heads = (self.heads, self.kv_heads)
+        key, value = project(self.family, self.layers[layer], states, heads, (KEY, VALUE))
+        return key, value
 
     def queries(self, layer: int, states: torch.Tensor) -> torch.Tensor:
         """Un-rotated queries of states that enter block `layer`, not yet scaled.
@@ -183,50 +246,13 @@ class ModelAdapter:
             `[batch, heads, tokens, head_dim]`. Query head h reads key-value head
             `h // (heads // kv_heads)`.
         """
-        block, attention = self.layers[layer], self.attention(layer)
-        states = getattr(block, self.family.norm)(states)
-        if self.family.projection == "fused_conv1d":
-            queries = attention.c_attn(states).split(attention.split_size, dim=2)[0]
-        else:
-            queries = attention.q_proj(states)
-        queries = queries.view(*states.shape[:2], self.heads, self.head_dim)
-        if self.family.key_norm:  # a family that norms its keys norms its queries, too
-            queries = attention.q_norm(queries)
-        return queries.transpose(1, 2)
+        heads = (self.heads, self.kv_heads)
+        (query,) = project(self.family, self.layers[layer], states, heads, (QUERY,))
+        return query
 
+    def distinct(self, x: torch.Tensor) -> torch.Tensor:
+        """Keys or values of a cache, `[batch, kv_heads, tokens, dim]`, each head once.
 
-def _family_of(model: Any) -> Family:
-    """The model's row, or an error that says what is wrong with it."""
-    config = getattr(model, "config", None)
-    if not isinstance(model, nn.Module) or config is None or not hasattr(config, "model_type"):
-        raise UnsupportedModelError(
-            f"a transformers decoder expected (AutoModelForCausalLM), got {type(model).__name__}"
-        )
-    if getattr(config, "is_encoder_decoder", False) or not hasattr(model, "generate"):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is not a decoder with a language-model head; "
-            "load it with AutoModelForCausalLM"
-        )
-    head: Any = getattr(model, "get_output_embeddings", None)
-    can_generate: Any = getattr(model, "can_generate", None)
-    if not (can_generate is None or can_generate()) or head is None or head() is None:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no language-model head to generate with; "
-            "load it with AutoModelForCausalLM"
-        )
-    text = config.get_text_config(decoder=True)
-    if text.model_type not in FAMILIES:
-        near = difflib.get_close_matches(text.model_type, FAMILIES, n=1)
-        hint = f" (nearest: {near[0]})" if near else ""
-        raise UnsupportedModelError(
-            f"model family {text.model_type!r} is not covered yet; covered: "
-            f"{', '.join(sorted(FAMILIES))}{hint}. A family is a row in "
-            "cmr/integration/families.py and a test"
-        )
-    attention = config._attn_implementation
-    if attention.removeprefix("cmr_") not in SUPPORTED_ATTENTION:
-        raise UnsupportedModelError(
-            f"attn_implementation {attention!r} is not covered; call "
-            "model.set_attn_implementation('sdpa') (or 'eager') before attaching"
-        )
-    return FAMILIES[text.model_type]
+        Some caches hold a key-value head once for every query head that reads it (Falcon 40B).
+        """
+        return x if x.shape[1] == self.kv_heads else x[:, :: x.shape[1] // self.kv_heads]

@@ -72,19 +72,21 @@ class Asker:
             record.steps += 1
             if record.steps % self._refresh:
                 return record.recall
-            choice = self._ask_again(record)
+            choice, asked = self._ask_again(record)
         else:
             mask, located = self._asking(step, new)
             last = slice(-self._query_tokens, None)
             states, heads = self._look_ahead(new, decoder, kwargs)
-            asked = Ask(
-                states=states[:, last],
-                mask=mask[:, last],
-                sessions=self._core.numbers(step.sessions),
-                token_ids=step.token_ids[:, last],
-                task=self._core.task,
-                located=located,
-                heads={n: x[:, :, last] for n, x in heads.items()},
+            asked = self._core.asked(
+                Ask(
+                    states=states[:, last],
+                    mask=mask[:, last],
+                    sessions=self._core.numbers(step.sessions),
+                    token_ids=step.token_ids[:, last],
+                    task=self._core.task,
+                    located=located,
+                    heads={n: x[:, :, last] for n, x in heads.items()},
+                )
             )
             choice = self._core.search(asked.only_asking() if located else asked)
             if record is not None:
@@ -93,14 +95,14 @@ class Asker:
         if record is not None:
             base = base - max(0, record.seen - record.start)
         with self._alone():
-            recall = self._core.recall(choice, base)
+            recall = self._core.recall(choice, base, asked)
         if record is not None:
             record.recall = recall
         elif cache is not None:
             self._foreign[cache] = (step.sessions, recall)
         return recall
 
-    def _ask_again(self, record: WindowRecord) -> Choice:
+    def _ask_again(self, record: WindowRecord) -> tuple[Choice, Ask]:
         """A search with the newest tokens of a text that goes on; only new ones are compared."""
         core = self._core
         if record.query is None:
@@ -123,7 +125,7 @@ class Asker:
             ids.to(device),
         )
         record.unasked = 0
-        return core.search_again(record.query)
+        return core.search_again(record.query), record.query.ask()
 
     def _asking(self, step: Step, new: torch.Tensor | None) -> tuple[torch.Tensor, bool]:
         """`[batch, tokens]` bool: the new tokens that a search asks with.

@@ -10,8 +10,8 @@ from torch import nn
 
 from cmr.config import CMRConfig
 from cmr.errors import AttachError, ConfigError
-from cmr.integration.adapter import ModelAdapter
 from cmr.integration.capture import Keep
+from cmr.integration.detection import adapt
 from cmr.integration.files import open_saved
 from cmr.integration.memory import ATTACHED, Memory
 
@@ -41,7 +41,8 @@ def attach(
         The memory; also a context manager that detaches at its end, after an exception too.
 
     Raises:
-        UnsupportedModelError: when the model is not a decoder of a covered family.
+        UnsupportedModelError: when the model is not a decoder, or one of a family that has no row
+            in `cmr.integration.families` and failed to prove itself; see docs/families.md.
         AttachError: when the model has a memory already.
         ConfigError: for a bad value, one that does not fit the model, or one not available.
     """
@@ -52,7 +53,7 @@ def attach(
     settings = (config or CMRConfig()).with_overrides(**overrides)
     if hasattr(model, ATTACHED):
         raise AttachError("this model has a memory attached already; detach() that one first")
-    adapter = ModelAdapter(model)
+    adapter = adapt(model)
     missing = settings.unavailable()
     if missing:
         raise ConfigError("; ".join(missing))
@@ -89,7 +90,7 @@ def load(
         UnknownSessionError: it has no such session.
         AttachError, ConfigError, UnsupportedModelError: as for `attach`; nothing is attached then.
     """
-    saved = open_saved(path, key, ModelAdapter(model), tokenizer)
+    saved = open_saved(path, key, adapt(model), tokenizer)
     settings = saved.header.get("config")
     if not isinstance(settings, Mapping):
         raise ConfigError(f"{saved.path}: settings expected in the header")

@@ -16,6 +16,8 @@ from cmr.integration.weave import LayerMemory, parts, weave
 PREFIX = "cmr_"
 MARK = "_cmr_reader"
 """Attribute that marks an attention module as read by a memory, present only while attached."""
+WATCH = "_cmr_watch"
+"""Attribute of an attention module whose weights are captured, see `cmr.HookManager`."""
 
 
 class Reader(Protocol):
@@ -59,6 +61,9 @@ def memory_attention(
         `[batch, tokens, heads, head_dim]`, and the local attention weights where the model's own
         function gives them and no memory was read.
     """
+    watch = getattr(module, WATCH, None)
+    if watch is not None:
+        watch(query, key, attention_mask, scaling, kwargs.get("softcap"))
     reader: Reader | None = getattr(module, MARK, None)
     memory = None
     if reader is not None and dropout == 0.0:
@@ -67,15 +72,56 @@ def memory_attention(
         return _own(module)(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
+    out = read_memory(
+        module,
+        reader,
+        memory,
+        query,
+        key,
+        value,
+        attention_mask,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        softcap=kwargs.get("softcap") if _own_name(module) == "eager" else None,
+    )
+    return out.transpose(1, 2), None
+
+
+def read_memory(
+    module: nn.Module,
+    reader: Reader,
+    memory: LayerMemory,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scale: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Attention over the local window and what a layer reads of its memory.
+
+    Args:
+        module: the attention module.
+        reader: is told how much attention went to memory.
+        memory: what to read.
+        query: `[batch, heads, tokens, head_dim]`, rotated.
+        key: `[batch, any, seen, head_dim]`, rotated; `heads` a multiple of its heads.
+        value: the same shape.
+        attention_mask: as for `memory_attention`.
+        scale: of the logits.
+        softcap: of the logits, or None.
+
+    Returns:
+        `[batch, heads, tokens, head_dim]`.
+    """
     tokens = query.shape[2]
     causal = attention_mask is None and tokens > 1
     if causal and key.shape[2] > tokens:  # an empty static cache: behind the tokens lies nothing
         key, value = key[:, :, :tokens], value[:, :, :tokens]
-    softcap = kwargs.get("softcap")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: int = module.layer_idx  # type: ignore[assignment]
     in_place = isinstance(memory.held, LayerBlocks)
-    decoding = in_place and tokens == 1 and not torch.is_grad_enabled()
+    kept = in_place and not torch.compiler.is_compiling()  # a compiler lays out its own
+    decoding = kept and tokens == 1 and not torch.is_grad_enabled()
     out, gate = weave(
         query,
         key,
@@ -88,7 +134,7 @@ def memory_attention(
         into=reader.scratch.take(layer, query, parts(query, key)) if decoding else None,
     )
     reader.note_gate(layer, gate)
-    return out.transpose(1, 2), None
+    return out
 
 
 def plug(own: str) -> str:
@@ -109,8 +155,13 @@ def _own(module: nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | 
     """The attention function that the model would call without a memory."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    config: Any = module.config
-    name = config._attn_implementation.removeprefix(PREFIX)
+    name = _own_name(module)
     if name == "eager":
         return sys.modules[type(module).__module__].eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS[name]
+
+
+def _own_name(module: nn.Module) -> str:
+    """Name of the model's own implementation; that of `sdpa` leaves a soft cap out."""
+    config: Any = module.config
+    return config._attn_implementation.removeprefix(PREFIX)

@@ -8,7 +8,7 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 Take = Callable[[int, torch.Tensor, torch.Tensor], None]
-Turn = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
+Turn = Callable[[int, torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
 class WindowLayer(DynamicLayer):
@@ -59,23 +59,34 @@ class WindowLayer(DynamicLayer):
         self.keys, self.values = keys, values
         if self.owner.on_new is not None:
             self.owner.on_new(self.number, key_states, value_states)
-        leaving = self.owner.leaving(keys.shape[-2])
+        if not self.owner.deferred:
+            self.settle()
+        return shown
+
+    def settle(self) -> None:
+        """Let the tokens leave that are more than the window holds."""
+        leaving = self.owner.leaving(self._held())
         if leaving:
             self._let_go(leaving)
-        return shown
+
+    def _held(self) -> int:
+        """Columns held: a compiled graph knows this number by the shape, whatever has left."""
+        return self.keys.shape[-2] if self.seen else 0
 
     def _hidden(self) -> int:
         """Columns held that lie before the model's own sliding window of a new token."""
         if self.sliding_window is None:
             return 0
-        return max(0, self.seen - self.left - self.sliding_window + 1)
+        return max(0, self._held() - self.sliding_window + 1)
 
     def _let_go(self, leaving: int) -> None:
         owner, sinks = self.owner, self.owner.sinks
         keys, values = self.keys, self.values
         behind = slice(sinks + leaving, None)
         if owner.on_leave is not None:
-            going = slice(sinks, sinks + leaving)
+            # Where the whole text is wanted, the first ones to go take the sinks along: as they are
+            # before they are turned for the first time.
+            going = slice(0 if owner.whole and not self.left else sinks, sinks + leaving)
             owner.on_leave(self.number, keys[..., going, :], values[..., going, :])
         shift = owner.sink_shift(self.left, leaving).to(keys.device)
         columns = shift[:, None] + torch.arange(sinks, device=keys.device)
@@ -83,7 +94,7 @@ class WindowLayer(DynamicLayer):
             self._sinks, self._turned = _pick(keys, columns), leaving - shift
         else:  # from where they first were: turning what was turned adds up rounding errors
             self._turned = self._turned + leaving
-        kept_keys = owner.turn(self.number, self._sinks, self._turned)
+        kept_keys = owner.turn(self.number, self._sinks, self._turned, self.seen)
         self.keys = torch.cat([kept_keys, keys[..., behind, :]], dim=-2)
         self.values = torch.cat([_pick(values, columns), values[..., behind, :]], dim=-2)
         self.left += leaving
@@ -99,12 +110,13 @@ class WindowLayer(DynamicLayer):
         """
         if isinstance(query_length, torch.Tensor):
             query_length = query_length.shape[0]
-        hidden = self._hidden()
-        return self.seen - self.left - hidden + query_length, self.left + hidden
+        held, hidden = self._held(), self._hidden()
+        return held - hidden + query_length, self.seen - held + hidden
 
     def reset(self) -> None:
         """Drop everything."""
         super().reset()
+        self.is_initialized = False  # the first releases of transformers 5 keep zeroed tensors
         self.seen = self.left = 0
         self._sinks = self._turned = None
 
@@ -118,11 +130,17 @@ class WindowLayer(DynamicLayer):
             self.owner.on_reorder(beam_idx)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last tokens (a negative number), as assisted decoding does."""
-        super().crop(tokens_to_remove)
-        self.seen -= abs(tokens_to_remove)
+        """Remove the last tokens (a negative number), as assisted decoding does.
+
+        The first releases of transformers 5 give the length that is to stay, a positive number.
+        """
+        going = self.seen - tokens_to_remove if tokens_to_remove > 0 else -tokens_to_remove
+        if going <= 0 or not self.is_initialized:
+            return
+        self.keys, self.values = self.keys[..., :-going, :], self.values[..., :-going, :]
+        self.seen -= going
         if self.number == 0 and self.owner.on_crop is not None:
-            self.owner.on_crop(abs(tokens_to_remove))
+            self.owner.on_crop(going)
 
 
 class LocalWindow:
@@ -132,16 +150,18 @@ class LocalWindow:
         window: tokens kept behind the sinks.
         sinks: first tokens that are always kept.
         block: tokens that leave at once; half the window where that is less.
-        turn: rotates `(layer, keys, positions [batch])` forward.
+        turn: rotates `(layer, keys, positions [batch], tokens seen)` forward.
         padding: tokens of left padding of each row.
         device: of the token ids.
         on_new: takes `(layer, keys, values)` of the tokens that come, or None.
         on_leave: the same of the tokens that leave.
         on_reorder: takes the rows that follow their beams.
         on_crop: takes the number of last tokens that are removed.
+        whole: the sinks are handed to `on_leave`, too, with the first tokens that leave.
 
     Attributes:
         record: what the cache's user knows of the tokens in it.
+        deferred: whether nothing leaves until `settle` is called, as behind a compiled forward.
     """
 
     def __init__(
@@ -157,12 +177,14 @@ class LocalWindow:
         on_leave: Take | None = None,
         on_reorder: Callable[[torch.Tensor], None] | None = None,
         on_crop: Callable[[int], None] | None = None,
+        whole: bool = False,
     ) -> None:
-        self.window, self.sinks = window, sinks
+        self.window, self.sinks, self.whole = window, sinks, whole
         self.block = min(block, max(1, window // 2))
         self.turn, self.on_new = turn, on_new
         self.on_leave, self.on_reorder, self.on_crop = on_leave, on_reorder, on_crop
         self.record: object | None = None
+        self.deferred = False
         self.longest_padding = max(padding, default=0)
         self.padding = torch.tensor(list(padding), device=device)
 

@@ -17,6 +17,7 @@ from cmr.integration.calibration_run import Run
 from cmr.integration.calibration_states import plant
 from cmr.integration.calibration_text import CHUNK, FACTS, chunks, encode, ordinary_text
 from cmr.integration.calibrations import file_name, folder
+from cmr.integration.detection import adapt
 from cmr.integration.memory import ATTACHED
 from cmr.retrieval.calibration import Calibration
 
@@ -82,7 +83,7 @@ def calibrate(
     """
     if hasattr(model, ATTACHED):
         raise AttachError("calibrate: this model has a memory attached; detach() that one first")
-    adapter = ModelAdapter(model)
+    adapter = adapt(model)
     if not callable(tokenizer):
         raise ConfigError(
             f"calibrate: the model's tokenizer expected, got {type(tokenizer).__name__}"

@@ -48,6 +48,7 @@ class BlockWriter:
         valid: Sequence[tuple[int, int]],
         relevance: torch.Tensor | None = None,
         keep: torch.Tensor | None = None,
+        rope_reach: torch.Tensor | None = None,
     ) -> int:
         """Store tokens of several rows; returns the number of blocks written.
 
@@ -64,6 +65,8 @@ class BlockWriter:
             relevance: `[batch, blocks]` float32 in [0, 1], one for each block of the text.
             keep: `[batch, tokens]` bool, False for tokens that must not be stored, see `kept`;
                 None: all may.
+            rope_reach: `[batch, tokens]`, the furthest position of the forward that each token went
+                through; None: all went through one forward.
         """
         size = self._ring.block_size
         tokens = token_ids.shape[1]
@@ -93,7 +96,9 @@ class BlockWriter:
             index=self._indexed(index),
             layers={
                 number: LayerSource(
-                    keys, values, self._turned(number, values, rope_positions, turns)
+                    keys if values is None else self._adapter.distinct(keys),
+                    None if values is None else self._adapter.distinct(values),
+                    self._turned(number, values, rope_positions, rope_reach, turns),
                 )
                 for number, (keys, values) in layers.items()
             },
@@ -149,18 +154,31 @@ class BlockWriter:
         number: int,
         values: torch.Tensor | None,
         rope_positions: torch.Tensor,
+        rope_reach: torch.Tensor | None,
         turns: dict[str, Angles],
     ) -> Angles | None:
         """By what the keys of a layer are rotated; None where they are not, or are states."""
-        if values is None or not self._adapter.has_rotary:
+        if values is None or not self._adapter.rotates(number):
             return None
         kind = self._adapter.rotary_kind(number)
         if kind not in turns:  # layers of a kind share theirs
             # The model rotates with cosines rounded to its own dtype: undo exactly those.
-            turn = self._adapter.rotary(number, rope_positions.to(values.device))
+            turn = self._rotated(number, rope_positions.to(values.device), rope_reach)
             cos, sin = (part.to(values.dtype).float() for part in turn)
             turns[kind] = (cos, sin)
         return turns[kind]
+
+    def _rotated(self, number: int, positions: torch.Tensor, reach: torch.Tensor | None) -> Angles:
+        """Cosine and sine at positions `[batch, tokens]`, as each token's forward had them."""
+        if reach is None:
+            return self._adapter.rotary(number, positions)
+        reach = reach.to(positions.device)
+        cos, sin = self._adapter.rotary(number, positions, reach)
+        for furthest in reach.unique():
+            other = self._adapter.rotary(number, positions, furthest)
+            here = (reach == furthest)[..., None]
+            cos, sin = torch.where(here, other[0], cos), torch.where(here, other[1], sin)
+        return cos, sin
 
 
 def _without(

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from weakref import WeakSet
 
 import torch
 
-from cmr.config import CMRConfig
+from cmr.config import STATE_METHODS, CMRConfig
 from cmr.errors import ConfigError
 from cmr.integration.adapter import ModelAdapter
 from cmr.integration.cache import LocalWindow
 from cmr.integration.capture import BlockWriter, Keep
+from cmr.integration.leaving import LeavingText
 from cmr.integration.measured import calibration_for
 from cmr.integration.prefetch import Prefetcher
 from cmr.integration.question import Template
 from cmr.integration.recall import LayerStates, Recall
 from cmr.integration.recompute import Recomputer
 from cmr.integration.record import WindowRecord
+from cmr.integration.reducing import Reducer
 from cmr.integration.scoring import BlockScorer
 from cmr.integration.tiered import Project, Recomputed, TieredStates
 from cmr.integration.tiers import plan_tiers
@@ -30,9 +32,12 @@ from cmr.memory.inspection import StoredBlock
 from cmr.memory.ring import RingBuffer
 from cmr.memory.sessions import NO_SESSION, SessionTable
 from cmr.retrieval import Ask, Choice, Retriever, RollingQuery
+from cmr.retrieval.next_token import compared_layers
 
 logger = logging.getLogger("cmr")
 
+UNBOUNDED = 1 << 62
+"""A window that no text fills."""
 RECOMPUTED_PASSAGES = 32
 """Passages run through the model again that are kept for the next search."""
 
@@ -46,6 +51,7 @@ class Core:
         store: `kv`, `states` or `tokens`.
         targets: layers that are stored and may be read.
         read_layers: layers that read.
+        knn_layers: layers at which new tokens are compared with stored ones for next-token memory.
         state_layers: layers whose hidden states are stored.
         kv_layers: layers whose keys and values are stored.
         calibration: what was measured for the model; None: nothing was, or other settings hold.
@@ -61,6 +67,9 @@ class Core:
         consolidated: the store's clock when it was last tidied up.
         forgotten: counts how often something was forgotten or expired.
         batch: rows of the inputs of the `generate` under way, None outside.
+        on_leaving: told each text that is about to go from a window into the store; raises where it
+            must not.
+        on_forgotten: told the sessions of which something was forgotten, to drop copies of it.
 
     Raises:
         ConfigError: for settings that do not fit the model.
@@ -80,18 +89,19 @@ class Core:
                 f"window: at most this model's {adapter.max_positions} positions expected, "
                 f"got {config.window}"
             )
-        self.residual = reweave.method == "weighted_sum"
+        self.residual = reweave.method in STATE_METHODS
         self.store = "states" if self.residual else adapter.store_kind(memory.store)
         if self.residual and memory.store not in ("auto", "states"):
             raise ConfigError(
-                f"method='weighted_sum' blends hidden states: store 'auto' or 'states' expected, "
-                f"got {memory.store!r}"
+                f"method={reweave.method!r} blends hidden states: store 'auto' or 'states' "
+                f"expected, got {memory.store!r}"
             )
         measured = calibration_for(adapter, config.retrieval)
         self.targets = adapter.target_layers(
             memory.target_layers or (measured.target_layers if measured else None)
         )
-        self.read_layers = self._readers()
+        self.read_layers = self._readers() if reweave.memory_weight != 0 else frozenset()
+        self.knn_layers = compared_layers(config.next_token, self.targets, adapter.depth)
         kept = self.targets if self.store != "tokens" else ()
         self.state_layers = kept if self.store == "states" else ()
         self.kv_layers = kept if self.store == "kv" else ()
@@ -109,8 +119,8 @@ class Core:
         plan = plan_tiers(memory, layers, width, index_dtype, len(self.targets))
         if self.residual and plan.lower.long_term and not plan.lower.long_term_states:
             raise ConfigError(
-                "long_term_store: 'kv' expected with method='weighted_sum', which reads stored "
-                f"states, got {memory.long_term_store!r}"
+                f"long_term_store: 'kv' expected with method={reweave.method!r}, which reads "
+                f"stored states, got {memory.long_term_store!r}"
             )
         self.ring = RingBuffer(
             slots=plan.recent,
@@ -126,7 +136,8 @@ class Core:
         self.scorer = BlockScorer(adapter, config)
         self.writer = BlockWriter(adapter, self.ring, self.table, self.indexed, keep)
         self.retriever = Retriever(config.retrieval, measured)
-        recomputer = Recomputer(adapter, self.targets, memory.recall_context)
+        self.reducer = Reducer(self.ring, reweave)
+        recomputer = Recomputer(adapter, self.targets, memory.recall_context, self.residual)
         self.recomputed = Recomputed(recomputer, self.ring, RECOMPUTED_PASSAGES)
         self.prefetcher = Prefetcher()
         self.records: WeakSet[WindowRecord] = WeakSet()
@@ -134,13 +145,20 @@ class Core:
         self.task: str | None = None
         self.active = True
         self.batch: int | None = None
+        self.on_leaving: Callable[[LeavingText], None] | None = None
+        self.on_forgotten: Callable[[set[int]], None] | None = None
         self.searches = self.recalls_made = 0
         self.consolidated = self.forgotten = 0
+
+    @property
+    def _again(self) -> bool:
+        """Whether what is recalled is run through the model again, though it is stored."""
+        return self.config.reweave.reconstruction_method == "recompute"
 
     def _readers(self) -> frozenset[int]:
         wanted = self.config.reweave.layers
         if wanted is None:
-            return frozenset(self.targets)
+            wanted = self.targets
         missing = sorted(set(wanted) - set(self.targets))
         if missing:
             raise ConfigError(
@@ -198,10 +216,19 @@ class Core:
 
     # -- the hooks' side -------------------------------------------------------------------------
 
-    def new_window(self, padding: Sequence[int]) -> LocalWindow:
-        """A bounded local window for rows of that much left padding."""
+    def new_window(
+        self, padding: Sequence[int], whole: bool = False, bounded: bool = True
+    ) -> LocalWindow:
+        """A local window for rows of that much left padding.
+
+        Args:
+            padding: tokens of each row.
+            whole: the sinks become memory, too.
+            bounded: False: nothing ever leaves it.
+        """
         return LocalWindow(
-            window=self.config.window,
+            window=self.config.window if bounded else UNBOUNDED,
+            whole=whole,
             sinks=self.config.memory.sinks,
             block=self.config.memory.block_size,
             turn=self.adapter.turn_forward,
@@ -211,7 +238,8 @@ class Core:
 
     def wants_recall(self, sessions: Sequence[int]) -> bool:
         """Whether there is anything that these sessions may recall. Host only: no device sync."""
-        if self.config.reweave.memory_weight == 0 or not self.retriever.config.blocks:
+        reads = self.read_layers or self.knn_layers
+        if not reads or not self.retriever.config.blocks:
             return False
         self.ring.keeper.expire()
         return self.ring.has(sessions)
@@ -231,10 +259,17 @@ class Core:
         """What is indexed and searched of states `[..., hidden]` at the index layer."""
         return states if self.calibration is None else self.calibration.index(states)
 
+    def asked(self, ask: Ask) -> Ask:
+        """The same with states as they are indexed, on the index's device.
+
+        Args:
+            ask: with states `[batch, tokens, hidden]` as the model has them.
+        """
+        return replace(ask, states=self.indexed(ask.states)).to(self.ring.device)
+
     def search(self, ask: Ask) -> Choice:
-        """Search with states `[batch, tokens, hidden]` as the model has them; see `Retriever`."""
+        """Search with what `asked` gives; see `Retriever`."""
         self.searches += 1
-        ask = replace(ask, states=self.indexed(ask.states)).to(self.ring.device)
         return self.retriever.search(ask, self.ring)
 
     def search_again(self, query: RollingQuery) -> Choice:
@@ -242,7 +277,7 @@ class Core:
         self.searches += 1
         return self.retriever.search_again(query, self.ring)
 
-    def recall(self, choice: Choice, base: torch.Tensor) -> Recall | None:
+    def recall(self, choice: Choice, base: torch.Tensor, ask: Ask) -> Recall | None:
         """What the layers read of a choice; None when no row is to read.
 
         The decoder's hooks must rest meanwhile: recomputing a block runs the decoder.
@@ -250,34 +285,42 @@ class Core:
         Args:
             choice: the passages.
             base: `[batch]` position in front of which `positions="layout"` puts them.
+            ask: what was searched, with states as they are indexed.
         """
         device = self.ring.device
-        if device.type == "cpu" and not bool((choice.table >= 0).any()):
-            return None  # on a GPU the answer would cost a sync; nothing is read there either
+        asks = device.type == "cpu" or self._again or self.store == "tokens"
+        if asks and not bool((choice.table >= 0).any()):
+            return None  # on a GPU the answer costs a sync; elsewhere nothing is read there either
         self.recalls_made += 1
         self.ring.touch(choice.table)
-        return Recall(
+        recall = Recall(
             choice,
             memory_bias(choice.certainty, self.config.reweave),
             adapter=self.adapter,
             ring=self.ring,
             load=self._loader(choice.table),
-            positions=self.config.reweave.positions,
+            positions="constant" if self.residual else self.config.reweave.positions,
             base=base.to(device),
+            plan=self.reducer.plan(choice, ask),
         )
+        if self.knn_layers:
+            recall.compare(self.knn_layers, project=self.residual)
+        return recall
 
     def _loader(self, table: torch.Tensor) -> LayerStates | None:
         """How un-rotated keys and values of the chosen blocks are come by that are not stored."""
         ring, project = self.ring, None
         if self.store == "states" and not self.residual:
             project = self.adapter.keys_values
-        if self.store != "tokens":
+        if self.store != "tokens" and not self._again:
             # Only where something lies lower is the device asked what was chosen.
             first = ring.ledger.tiers[0].end
             if not ring.ledger.below(0) or not bool((table >= first).any()):
                 return None if project is None else self._projected(table.flatten(1), project)
-        layers = self.read_layers
-        return TieredStates(ring, self.recomputed, table, self.prefetcher, layers, project)
+        layers = self.read_layers.union(self.knn_layers)
+        return TieredStates(
+            ring, self.recomputed, table, self.prefetcher, layers, project, self._again
+        )
 
     def _projected(self, table: torch.Tensor, project: Project) -> LayerStates:
         def load(layer: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -287,31 +330,43 @@ class Core:
         return load
 
     def leave(
-        self, record: WindowRecord, layers: dict[int, tuple[torch.Tensor, torch.Tensor]]
-    ) -> None:
-        """Store what left the window of a cache; the first row of each group writes."""
+        self,
+        record: WindowRecord,
+        layers: dict[int, tuple[torch.Tensor, torch.Tensor]],
+        finished: bool = False,
+    ) -> int:
+        """Store what left the window of a cache; the first row of each group writes.
+
+        Args:
+            record: of the window.
+            layers: rotated keys and values `[batch, heads, tokens, dim]` of what left.
+            finished: whether the text ends with it.
+
+        Returns:
+            The number of blocks stored.
+        """
         tokens = next(iter(layers.values()))[0].shape[2]
-        columns, valid = record.pop(tokens)
-        writers = torch.tensor(record.writers)
+        text = LeavingText.pop(record, tokens, self.table, self.writer.kept, finished)
+        writers, columns = torch.tensor(record.writers), text.columns
         kept: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {
             n: (layers[n][0][writers], layers[n][1][writers]) for n in self.kv_layers
         }
         for number in self.state_layers:
-            kept[number] = (columns[f"state{number}"][writers][:, None], None)
-        self.writer.write(
-            sessions=[record.sessions[row] for row in record.writers],
-            token_ids=columns["token_ids"][writers],
-            rope_positions=columns["rope"][writers],
-            index=columns["index"][writers],
+            kept[number] = (columns[f"state{number}"][:, None], None)
+        if self.on_leaving is not None:
+            self.on_leaving(text)
+        blocks = self.writer.write(
+            sessions=text.sessions,
+            token_ids=columns["token_ids"],
+            rope_positions=columns["rope"],
+            rope_reach=columns.get("reach"),
+            index=columns["index"],
             layers=kept,
-            valid=[valid[row] for row in record.writers],
-            keep=self.writer.kept(columns["token_ids"][writers], None),
-            relevance=self.scorer.of_states(
-                columns["index"][writers],
-                self.ring.block_size,
-                [valid[row] for row in record.writers],
-            ),
+            valid=text.valid,
+            keep=text.keep,
+            relevance=text.relevance(self.scorer, self.ring.block_size),
         )
+        return blocks
 
     # -- looking ---------------------------------------------------------------------------------
 

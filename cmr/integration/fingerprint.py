@@ -10,9 +10,12 @@ import torch
 
 from cmr.errors import ModelMismatchError
 from cmr.integration.adapter import ModelAdapter
+from cmr.integration.placement import named_weights, whole_weight
 
 SAMPLE = 64
 """Numbers looked at of each parameter, spread over it."""
+PACKED_ROWS = 32
+"""Rows looked at of 4-bit weights: those that bitsandbytes lays out together on a CPU."""
 EMBEDDING_SAMPLE = 8_192
 """Numbers looked at of the embeddings for `identity`, spread over them."""
 _SMALLEST = 2.0**-14
@@ -25,11 +28,10 @@ def of_model(adapter: ModelAdapter) -> dict[str, Any]:
         Plain JSON.
     """
     digest = hashlib.sha256()
-    for name, weight in sorted(adapter.model.state_dict().items()):
-        digest.update(f"{name} {list(weight.shape)} {weight.dtype}".encode())
-        flat = weight.detach().reshape(-1)
-        step = max(1, flat.numel() // SAMPLE)
-        digest.update(flat[::step][:SAMPLE].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for name, weight in sorted(named_weights(adapter.model), key=lambda named: named[0]):
+        shape, sample = _sample(weight)
+        digest.update(f"{name} {list(shape)} {weight.dtype}".encode())
+        digest.update(sample.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return {
         "family": adapter.config.model_type,
         "hidden_size": adapter.hidden,
@@ -51,16 +53,32 @@ def identity(adapter: ModelAdapter) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    weight = adapter.model.get_input_embeddings().weight.detach()
+    weight = whole_weight(adapter.model.get_input_embeddings())
     flat = weight.reshape(-1)
     sample = flat[:: max(1, flat.numel() // EMBEDDING_SAMPLE)][:EMBEDDING_SAMPLE]
     rounded = sample.to("cpu", torch.bfloat16)
     # What float16 cannot hold with all of bfloat16's digits does not count.
     rounded = torch.where(rounded.abs() < _SMALLEST, torch.zeros_like(rounded), rounded)
-    shape = (adapter.hidden, adapter.depth, adapter.heads, adapter.kv_heads, adapter.head_dim)
+    heads = (adapter.heads * adapter.processes, adapter.kv_heads * adapter.processes)
+    shape = (adapter.hidden, adapter.depth, *heads, adapter.head_dim)
     digest = hashlib.sha256(f"{adapter.config.model_type} {shape} {list(weight.shape)}".encode())
     digest.update(rounded.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _sample(weight: torch.Tensor) -> tuple[torch.Size, torch.Tensor]:
+    """Shape of a weight and a few numbers of it.
+
+    Of 4-bit weights, which are laid out anew by the first forward on a CPU, it is how often each
+    of the 16 values is found in the first rows: that stays.
+    """
+    state = getattr(weight, "quant_state", None)
+    flat = weight.detach().reshape(-1)
+    if state is None:
+        return weight.shape, flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE]
+    packed = flat.view(torch.uint8)[: PACKED_ROWS * state.shape[-1] // 2].long()
+    found = torch.bincount(torch.cat([packed >> 4, packed & 15]), minlength=16)
+    return state.shape, found
 
 
 def of_tokenizer(tokenizer: Any) -> str | None:

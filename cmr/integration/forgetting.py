@@ -112,6 +112,8 @@ class Forgetter:
         self._core.recomputed.forget()
         self._core.retriever.forget(self._core.ring)
         self._stepper.forget_recalls(sessions)
+        if self._core.on_forgotten is not None:
+            self._core.on_forgotten(sessions)
 
     def _prove(self, slots: torch.Tensor) -> int:
         """Bytes of the slots in every tensor, each of them looked at."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from cmr.integration.cache import is_windowed
 from cmr.integration.core import Core
+from cmr.integration.record import WindowRecord
 from cmr.integration.stepper import Stepper
 
 
@@ -28,6 +29,8 @@ class GenerationPlug:
     def __init__(self, core: Core, stepper: Stepper) -> None:
         self._core, self._stepper = core, stepper
         self._handle: Any = None
+        self._older: list[WindowRecord] = []
+        self._fed: Any = torch.compiler.disable(self._feed)
 
     def attach(self) -> None:
         """Put the wrapper and the hook in place."""
@@ -40,10 +43,11 @@ class GenerationPlug:
             given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
             first = next((x for x in given if isinstance(x, torch.Tensor)), None)
             before, core.batch = core.batch, None if first is None else first.shape[0]
+            older, self._older = self._older, list(core.records)
             try:
                 return own(inputs, *args, **kwargs)
             finally:
-                core.batch = before
+                core.batch, self._older = before, older
 
         self._users = vars(model).get("generate")
         model.generate = generate
@@ -65,14 +69,24 @@ class GenerationPlug:
         ids, keep = kwargs.get("input_ids"), kwargs.get("logits_to_keep")
         if not self._core.active or self._core.batch is None or args or ids is None or keep != 1:
             return None
-        cache, piece = kwargs.get("past_key_values"), self._core.config.window // 2
-        total = ids.shape[1]
-        if total <= self._core.config.window or not self._stepper.adopt(kwargs):
+        if kwargs.get("pixel_values") is not None:  # only the model itself can embed images
             return None
-        mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
-        cache = kwargs["past_key_values"]
+        if ids.shape[1] <= self._core.config.window:
+            return None
+        return self._fed(args, kwargs)
+
+    def _feed(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not self._stepper.adopt(kwargs):
+            return None
+        ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
+        positions, cache = kwargs.get("position_ids"), kwargs["past_key_values"]
+        piece, total = self._core.config.window // 2, ids.shape[1]
         assert is_windowed(cache)
         past = cache.get_seq_length()
+        if not past:
+            self._begun_anew(cache, ids)
         start = 0
         with self._stepper.without_recall(), torch.no_grad():
             while total - start > self._core.config.window:
@@ -91,3 +105,13 @@ class GenerationPlug:
         if kwargs.get("cache_position") is not None:  # the first releases of transformers 5
             kwargs["cache_position"] = kwargs["cache_position"][start:]
         return args, kwargs
+
+    def _begun_anew(self, cache: Any, ids: torch.Tensor) -> None:
+        """Keeps a text from being stored twice where its cache was given up on the way.
+
+        So does Phi-3 where a generation grows past `original_max_position_embeddings`.
+        """
+        record = cache.layers[0].owner.record
+        for other in list(self._core.records):
+            if other is not record and other not in self._older and other.held:
+                record.repeats(other, ids)

@@ -9,22 +9,26 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from transformers.cache_utils import DynamicCache
 
 from cmr._memory_config import lifetime
 from cmr.config import CMRConfig
 from cmr.errors import AttachError
+from cmr.integration.absorbing import absorb
 from cmr.integration.adapter import ModelAdapter
 from cmr.integration.capture import Keep
+from cmr.integration.changing import change, changed
 from cmr.integration.core import Core
 from cmr.integration.files import Files
 from cmr.integration.forgetting import ForgetReport, Forgetter
 from cmr.integration.generation import GenerationPlug
+from cmr.integration.next_token import NextTokenReader
 from cmr.integration.question import Template
 from cmr.integration.reading import Reader, ReadReport, Rows
 from cmr.integration.recalled import RecalledPassage, recalled_passages
 from cmr.integration.residual import ResidualReader
 from cmr.integration.stepper import Stepper
-from cmr.integration.upkeep import ConsolidationReport, consolidate
+from cmr.integration.upkeep import ConsolidationReport, consolidate, lift
 from cmr.memory.entry import MemoryEntry
 from cmr.memory.inspection import Inspection, Question
 from cmr.memory.shares import fork, merge
@@ -51,13 +55,11 @@ class Memory:
         self._forgetter = Forgetter(core, self._stepper)
         self._files = Files(core)
         self._residual = ResidualReader(core, self._stepper)
+        self._next_token = NextTokenReader(core, self._stepper)
         self._generation = GenerationPlug(core, self._stepper)
         self._reader = Reader(core, config, self._stepper)
-        self._stepper.attach()
-        self._residual.attach()
-        self._generation.attach()
-        setattr(adapter.model, ATTACHED, self)
-        self._attached = True
+        self._attached = False
+        self.reattach()
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -73,12 +75,31 @@ class Memory:
         if not self._attached:
             return
         self._generation.detach()
+        self._next_token.detach()
         self._residual.detach()
         self._stepper.detach()
         self._core.prefetcher.close()
         self._core.retriever.close()
         delattr(self._core.adapter.model, ATTACHED)
         self._attached = False
+
+    def reattach(self) -> None:
+        """Put every hook back after `detach`: what was stored is there still.
+
+        Raises:
+            AttachError: the model has another memory by now.
+        """
+        if self._attached:
+            return
+        model = self._core.adapter.model
+        if hasattr(model, ATTACHED):
+            raise AttachError("this model has a memory attached already; detach() that one first")
+        self._stepper.attach()
+        self._residual.attach()
+        self._next_token.attach()
+        self._generation.attach()
+        setattr(model, ATTACHED, self)
+        self._attached = True
 
     @property
     def attached(self) -> bool:
@@ -97,6 +118,26 @@ class Memory:
         """Go on after `pause`."""
         self._require_attached()
         self._core.active = True
+
+    @property
+    def active(self) -> bool:
+        """Whether forwards capture and recall: attached, and not paused."""
+        return self._attached and self._core.active
+
+    def change(self, **settings: Any) -> None:
+        """Change settings for good while attached: those that `retrieval` takes, and more.
+
+        Args:
+            **settings: fields of `RetrievalConfig` as for `retrieval`; `relevance_threshold`, which
+                holds when room is made next; `scoring_method`, for what is stored from now on;
+                `reconstruction_method`, `max_memory_tokens`, `compression_ratio`.
+
+        Raises:
+            ConfigError: a setting is unknown, fixed while attached, or out of its range.
+        """
+        self.config = changed(self.config, **settings)
+        change(self._core, self.config)
+        self._stepper.search_anew()
 
     # -- reading and sessions --------------------------------------------------------------------
 
@@ -124,15 +165,38 @@ class Memory:
                 may still be coloured by them. None: all may be stored.
 
         Raises:
-            AttachError: after `detach`.
+            AttachError: after `detach`, or the model was brought to another dtype or device.
             TypeError, ValueError: for ids or masks that cannot be read; nothing is stored then.
         """
         self._require_attached()
+        self._core.adapter.require_unmoved()
         vocabulary = self._core.adapter.config.vocab_size
         rows = Rows.pack(input_ids, attention_mask, vocabulary, keep)
         numbers = self._core.sessions_to_write(sessions, len(rows.lengths))
         with self._stepper.alone(), _bar(progress, sum(rows.lengths)) as show:
             return self._reader.read(rows, numbers, show, recall)
+
+    def absorb(self, cache: DynamicCache) -> int:
+        """Let what a cache still holds become memory now, as if it had left its window.
+
+        With the first tokens, which serve as attention sinks, where nothing has left the cache yet;
+        else these are not stored. The text is over by that: nothing that comes later into this
+        cache is stored.
+
+        Args:
+            cache: `past_key_values` of forwards with this memory attached, begun when empty.
+
+        Returns:
+            The number of blocks stored.
+
+        Raises:
+            AttachError: after `detach`.
+            TypeError: it is no cache that was begun under a memory.
+            ValueError: it is another memory's, was absorbed before or used while this memory was
+                paused, or a session of it has ended. Nothing is stored then.
+        """
+        self._require_attached()
+        return absorb(self._core, cache)
 
     @contextmanager
     def session(
@@ -198,6 +262,11 @@ class Memory:
         finally:
             self._core.retriever, self._core.task = before, task_before
             self._stepper.search_anew()
+
+    @property
+    def named(self) -> tuple[str, ...] | None:
+        """The names of the surrounding `session(...)`, None outside."""
+        return self._core.named
 
     @property
     def sessions(self) -> list[str]:
@@ -310,6 +379,27 @@ class Memory:
         with self._stepper.alone():
             return consolidate(self._core)
 
+    def lift(self, *sessions: str) -> int:
+        """Bring up what these sessions store in lower tiers, for requests that are expected next.
+
+        Every block goes up to where there is room, or where others that were used longest ago can
+        sink for it, up to half a tier: those used last first. Which passages a search finds does
+        not change by it.
+
+        Args:
+            *sessions: names, the most urgent one last.
+
+        Returns:
+            How many times a block went up a tier.
+
+        Raises:
+            UnknownSessionError: there is no session of that name; nothing is moved then.
+        """
+        self._require_attached()
+        numbers = [self._core.table.require(name) for name in sessions]
+        with self._stepper.alone():
+            return sum(lift(self._core, number) for number in numbers)
+
     # -- files -----------------------------------------------------------------------------------
 
     def save(
@@ -371,7 +461,7 @@ class Memory:
         if step.recall is None:
             return [[] for _ in step.sessions]
         names = [self._core.name_of(number) for number in step.sessions]
-        return recalled_passages(step.recall, step.gates, names, self.tokenizer)
+        return recalled_passages(step.recall, step.gates, names, self.tokenizer, step.said)
 
     def inspect(
         self,
@@ -432,12 +522,15 @@ class Memory:
             "tiers": ring.tier_stats(),
             "bytes": self.nbytes,
             "bytes_per_token": self.nbytes / (core.ring.slots * core.ring.block_size),
+            "family": core.adapter.config.model_type,
+            "family_detected": core.adapter.detected,
             "store": core.store,
             "target_layers": list(core.targets),
             "index_layer": core.index_layer,
             "calibrated": core.calibration is not None,
             "strategy": core.retriever.config.strategy,
             "cache": core.retriever.cache.stats(),
+            "next_token": self._next_token.stats(),
             "active": core.active,
         }
 

@@ -41,7 +41,8 @@ def stop_before(adapter: ModelAdapter, layer: int) -> Iterator[Stopped]:
 
     handle = adapter.layers[layer].register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        yield stopped
+        with torch.compiler.set_stance("force_eager"):  # whoever compiled the decoder itself
+            yield stopped
     except _EnoughError:
         pass
     finally:

@@ -17,7 +17,7 @@ from cmr.integration.cache import LocalWindow
 from cmr.integration.core import Core
 from cmr.integration.partial import stop_before
 from cmr.integration.recall import Recall
-from cmr.integration.scoring import Piece
+from cmr.integration.scoring import BlockScorer, Piece
 from cmr.integration.stepper import Stepper
 from cmr.retrieval import Ask
 
@@ -147,7 +147,11 @@ class Reader:
         self.state_layers, self.kv_layers = core.state_layers, frozenset(core.kv_layers)
         self.index_layer = core.index_layer
         self._last = max([self.index_layer, *self.kv_layers, *self.state_layers])
-        self.scorer = core.scorer
+
+    @property
+    def scorer(self) -> BlockScorer:
+        """Scores the blocks."""
+        return self.core.scorer
 
     def read(
         self,
@@ -253,9 +257,10 @@ class Reader:
             return None
         ends = [self.core.table.position(number) for number in sessions]
         before = torch.tensor(ends, device=query.device) - self.left_context
-        ask = Ask(states=query, mask=None, sessions=self.core.numbers(sessions), before=before)
-        choice = self.core.search(ask)
-        return self.core.recall(choice, before)
+        ask = self.core.asked(
+            Ask(states=query, mask=None, sessions=self.core.numbers(sessions), before=before)
+        )
+        return self.core.recall(self.core.search(ask), before, ask)
 
     def _positions(self, start: int, tokens: int, device: torch.device) -> torch.Tensor:
         """Rotary positions go on; absolute ones start again behind the left context."""

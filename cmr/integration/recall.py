@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 
 from cmr.integration.adapter import ModelAdapter
 from cmr.kernels import implementation
 from cmr.kernels.reference.rotary import rotate
 from cmr.memory.ring import RingBuffer
+from cmr.reconstruction.blend import expected_best
+from cmr.reconstruction.plan import Plan
 from cmr.retrieval.choice import Choice
+from cmr.retrieval.next_token import Successors, unit, what_follows
 
 LayerStates = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
 
@@ -53,6 +58,31 @@ class LayerRows:
     mask: torch.Tensor | None
 
 
+@dataclass(frozen=True)
+class StateRows:
+    """The stored states that one layer reads, copied together.
+
+    Attributes:
+        states: `[batch, read, hidden]`.
+        mask: `[batch, read]` bool, True where a token may be read.
+        passages: `[batch, read]` int64 number of the passage that each is of.
+    """
+
+    states: torch.Tensor
+    mask: torch.Tensor
+    passages: torch.Tensor
+
+    def select(self, rows: torch.Tensor) -> StateRows:
+        """Those of the given rows, in their order."""
+        rows = rows.to(self.mask.device)
+        return StateRows(self.states[rows], self.mask[rows], self.passages[rows])
+
+    @cached_property
+    def floor(self) -> torch.Tensor:
+        """`[batch]` float32, the best fit where nothing fits; see `expected_best`."""
+        return expected_best(self.states, self.mask)
+
+
 def in_place(device: torch.device) -> bool:
     """Whether layers read blocks where they are stored, or a copy that is made once a search.
 
@@ -78,11 +108,15 @@ class Recall:
             head_dim]`, where the ring buffer does not hold them; None where it does.
         positions: `constant`, `layout` or `true`.
         base: `[batch]` position in front of which `layout` puts the memory.
+        plan: which of the tokens are read, and as what; None: all as they are. With a plan a copy
+            is read, which is made once a search.
 
     Attributes:
+        plan: as given.
         mask: `[batch, read * block_size]` bool, True where there is a token to read.
         read_ids: the same shape, token ids, as they were stored when the choice was made.
         read_positions: the same shape, their positions in the session's text.
+        successors: what followed the recalled tokens; None until `compare` was called.
     """
 
     def __init__(
@@ -95,32 +129,38 @@ class Recall:
         load: LayerStates | None,
         positions: str,
         base: torch.Tensor,
+        plan: Plan | None = None,
     ) -> None:
         self.choice = choice
         self.bias = bias
+        self.plan = plan
         self._adapter, self._ring, self._load = adapter, ring, load
         self._table = choice.table.flatten(1)
         self._stamps = choice.stamps.flatten(1)
         stored = ring.positions[self._table.clamp(min=0)]
-        held = (stored >= 0) & (self._table >= 0)[..., None]
-        self._held = torch.where(held, stored, -1)
-        self.mask = held.flatten(1)
+        self.mask = ((stored >= 0) & (self._table >= 0)[..., None]).flatten(1)
         ids = ring.token_ids[self._table.clamp(min=0)].flatten(1)
         # Where the table names no block, slot 0 was looked up: nothing of it may stay.
         self.read_ids = ids.masked_fill(~self.mask, 0)
         self.read_positions = stored.flatten(1).masked_fill(~self.mask, -1)
-        self._place = self._where(positions, base)
-        self._columns = _dense(self.mask)
+        self._read = self.mask if plan is None else plan.mask.to(self.mask.device)
+        self._base, self._place = base, self._where(positions, base)
+        self._columns = _dense(self._read)
         self._layers: dict[int, LayerBlocks | LayerRows] = {}
+        self._states: dict[int, StateRows] = {}
         self._angles: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.successors: Successors | None = None
 
     def _where(self, positions: str, base: torch.Tensor) -> torch.Tensor | None:
         """Positions `[batch, tokens]` that the keys are rotated to; None where they stay at 0."""
         if positions == "constant" or not self._adapter.has_rotary:
             return None
         if positions == "true":
-            return self.read_positions.clamp(min=0)
-        order = self.mask.cumsum(-1)
+            places = self.read_positions
+            if self.plan is not None:
+                places = self.plan.to(places.device).places(places)
+            return places.clamp(min=0)
+        order = self._read.cumsum(-1)
         return base[:, None] + order - order[:, -1:] - 1
 
     def layer(self, number: int) -> LayerBlocks | LayerRows:
@@ -136,7 +176,8 @@ class Recall:
         """The store itself, where it holds keys as they are read, beside the columns."""
         ring = self._ring
         keys = ring.keys.get(number)
-        if self._load is not None or self._place is not None or keys is None:
+        moved = self._place is not None and self._adapter.rotates(number)
+        if self._load is not None or self.plan is not None or moved or keys is None:
             return None
         if keys.device != ring.device:
             return None
@@ -145,11 +186,12 @@ class Recall:
 
     def _copied(self, number: int) -> LayerRows:
         """A copy of what one layer reads, on the layer's device, rotated."""
-        if self._load is not None:
-            keys, values = self._load(number)
-        else:
-            keys, values = self._ring.gather(number, self._table)  # type: ignore[assignment]
-        place, mask = self._place, None if self._columns is not None else self.mask
+        keys, values = self._recalled(number)
+        if self.plan is not None:
+            plan = self.plan.to(keys.device)
+            keys, values = plan.apply(keys), plan.apply(values)
+        place = self._place if self._adapter.rotates(number) else None
+        mask = None if self._columns is not None else self._read
         if self._columns is not None:
             keys, values = keys[:, :, self._columns], values[:, :, self._columns]
             place = None if place is None else place[:, self._columns]
@@ -157,65 +199,127 @@ class Recall:
             keys = rotate(keys, *self._turns(number, place.to(keys.device)))
         return LayerRows(keys, values, None if mask is None else mask.to(keys.device))
 
+    def _recalled(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Un-rotated keys and values of all that was recalled, on the layer's device.
+
+        Where states are stored for themselves they stand for both, as one head.
+        """
+        if self._load is not None:
+            return self._load(number)
+        keys, values = self._ring.gather(number, self._table)
+        return keys, keys if values is None else values
+
     def _in_blocks(self, number: int) -> LayerBlocks:
-        """A copy as a store of its own: entry i of the choice is in slot i."""
+        """A copy as a store of its own."""
         rows = self._copied(number)
-        batch, read = self._table.shape
-        device = rows.keys.device
-        entries = torch.arange(batch * read, device=device).view(batch, read)
-        created = torch.zeros(batch * read, dtype=torch.int64, device=device)
+        batch, device = len(rows.keys), rows.keys.device
+        read = self._read if self._columns is None else self._read[:, self._columns]
+        held = _blocks(torch.where(read, 0, -1).to(device)[:, None, :, None], self._size)
+        entries = torch.arange(len(held), device=device).view(batch, -1)
+        created = torch.zeros(len(held), dtype=torch.int64, device=device)
+        keys, values = _blocks(rows.keys, self._size), _blocks(rows.values, self._size)
         return LayerBlocks(
-            self._blocks(rows.keys),
-            self._blocks(rows.values),
-            torch.where(self._table.to(device) >= 0, entries, -1),
-            torch.zeros_like(entries),
-            created,
-            self._held.flatten(0, 1).to(device),
+            keys, values, entries, torch.zeros_like(entries), created, held[:, 0, :, 0].contiguous()
         )
 
-    def _blocks(self, x: torch.Tensor) -> torch.Tensor:
-        """`[batch, heads, read * block_size, dim]` to `[batch * read, heads, block_size, dim]`."""
-        rows, heads, _, dim = x.shape
-        x = x.view(rows, heads, -1, self._ring.block_size, dim).transpose(1, 2)
-        return x.reshape(-1, heads, self._ring.block_size, dim)
+    @property
+    def _size(self) -> int:
+        return self._ring.block_size
 
     def _turns(self, number: int, place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine for the keys, computed once for layers of a kind."""
         kind = self._adapter.rotary_kind(number)
         if kind not in self._angles:
-            self._angles[kind] = self._adapter.rotary(number, place)
+            self._angles[kind] = self._adapter.rotary(number, place, reach=self._base)
         cos, sin = self._angles[kind]
         return cos.to(place.device), sin.to(place.device)
 
-    def states(self, number: int) -> LayerBlocks:
-        """Where block `number` finds stored states, `[slots, block_size, hidden]` as keys."""
+    def stored_states(self, number: int) -> LayerBlocks | None:
+        """Where the store holds the states that block `number` reads, `[slots, block, hidden]`.
+
+        None where they lie elsewhere, or only some of them are read.
+        """
         ring = self._ring
-        if self._load is not None:
-            held = self._in_blocks(number)
-            states = held.keys[:, 0]
-            return replace(held, keys=states, values=states)
+        if self._load is not None or self.plan is not None:
+            return None
         states = ring.keys[number][:, 0]
         columns = (self._table, self._stamps, ring.created, ring.positions)
         return LayerBlocks(states, states, *(x.to(states.device) for x in columns))
 
-    def gathered_states(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """A copy of the stored states, `[batch, read, hidden]`, and which may be read."""
-        if self._load is not None:
-            states = self._load(number)[0]
-        else:
-            states, _ = self._ring.gather(number, self._table)
-        return states[:, 0], self.mask.to(states.device)
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the copies that layers read, as far as they were made."""
+        copies = [
+            held
+            for number, held in self._layers.items()
+            if held.keys is not self._ring.keys.get(number)
+        ]
+        tensors = [part for held in copies for part in (held.keys, held.values)]
+        tensors += [held.states for held in self._states.values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def state_rows(self, number: int) -> StateRows:
+        """A copy of the stored states that block `number` reads; made once."""
+        if number not in self._states:
+            states = self._recalled(number)[0]
+            passages = self.passages.expand(len(states), -1)
+            if self.plan is not None:
+                plan = self.plan.to(states.device)
+                states = plan.apply(states)
+                first = plan.members[..., 0].clamp(min=0).to(passages.device)
+                passages = passages.gather(1, first)
+            mask = self._read.to(states.device)
+            self._states[number] = StateRows(states[:, 0], mask, passages.to(states.device))
+        return self._states[number]
+
+    @torch.no_grad()
+    def compare(self, layers: Sequence[int], project: bool) -> None:
+        """Take note of what followed the recalled tokens, to compare new ones with.
+
+        A copy, to be made before anything is stored again: a slot may get another block.
+
+        Args:
+            layers: where tokens are compared.
+            project: whether states are stored for themselves, and keys and values are made of them.
+        """
+        read = self.mask
+        if self.plan is not None:
+            read = read & self.plan.used(read.shape[1]).to(read.device)
+        token_ids, known = what_follows(self._table, self._ring.columns, read)
+        keys = []
+        for number in layers:
+            parts = self._recalled(number)
+            if project:
+                parts = self._adapter.keys_values(number, parts[0][:, 0])
+            keys.append(unit(*parts))
+        self.successors = Successors(
+            tuple(keys),
+            self.read_ids,
+            self.read_positions,
+            token_ids,
+            known,
+            self.choice.certainty,
+        )
+
+    @property
+    def passages(self) -> torch.Tensor:
+        """`[1, recalled]` int64 number of the passage that each recalled token is of."""
+        many, run = self.choice.table.shape[1:]
+        numbers = torch.arange(many, device=self._table.device)
+        return numbers.repeat_interleave(run * self._size)[None]
 
     def select(self, rows: torch.Tensor) -> Recall:
         """The recall of the given rows, in their order."""
         other = object.__new__(Recall)
         other.choice = self.choice.select(rows)
+        other.plan = None if self.plan is None else self.plan.select(rows)
+        other._read = self._read[rows]
         other.bias, other.mask = self.bias[rows], self.mask[rows]
         other.read_ids = self.read_ids[rows]
         other.read_positions = self.read_positions[rows]
         other._adapter, other._ring = self._adapter, self._ring
         other._table, other._stamps = self._table[rows], self._stamps[rows]
-        other._held = self._held[rows]
+        other._base = self._base[rows]
         other._place = None if self._place is None else self._place[rows]
         load = self._load
 
@@ -226,8 +330,10 @@ class Recall:
 
         other._load = None if load is None else chosen
         other._angles = {}
+        other._states = {number: held.select(rows) for number, held in self._states.items()}
         other._columns = self._columns if len(rows) == 1 else None
         other._layers = {number: _rows(held, rows) for number, held in self._layers.items()}
+        other.successors = None if self.successors is None else self.successors.select(rows)
         return other
 
 
@@ -240,6 +346,17 @@ def _dense(mask: torch.Tensor) -> torch.Tensor | None:
     if mask.device.type != "cpu" or mask.shape[0] != 1 or in_place(mask.device):
         return None
     return mask[0].nonzero()[:, 0] if bool(mask.any()) else None
+
+
+def _blocks(x: torch.Tensor, size: int) -> torch.Tensor:
+    """`[rows, heads, tokens, dim]` to `[rows * blocks, heads, size, dim]`.
+
+    Behind the last token stands what a block needs to be whole: -1 for numbers, 0 otherwise.
+    """
+    rows, heads, tokens, dim = x.shape
+    x = F.pad(x, (0, 0, 0, -tokens % size), value=0.0 if x.is_floating_point() else -1)
+    x = x.view(rows, heads, -1, size, dim).transpose(1, 2)
+    return x.reshape(-1, heads, size, dim)
 
 
 def _rows(held: LayerBlocks | LayerRows, rows: torch.Tensor) -> LayerBlocks | LayerRows:

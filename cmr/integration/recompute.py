@@ -9,7 +9,7 @@ from transformers.cache_utils import DynamicCache
 
 from cmr.integration.adapter import ModelAdapter
 from cmr.integration.cache import LocalWindow
-from cmr.integration.partial import stop_before
+from cmr.integration.partial import states_entering, stop_before
 from cmr.kernels.reference.rotary import unrotate
 from cmr.memory.ring import RingBuffer
 
@@ -26,10 +26,18 @@ class Recomputer:
         adapter: the model.
         layers: layers whose keys and values are wanted.
         context: tokens of the text before a passage that are run with it, in whole blocks.
+        states: whether the states that enter the layers are wanted instead.
     """
 
-    def __init__(self, adapter: ModelAdapter, layers: Sequence[int], context: int = 0) -> None:
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        layers: Sequence[int],
+        context: int = 0,
+        states: bool = False,
+    ) -> None:
         self._adapter, self._layers, self._context = adapter, frozenset(layers), context
+        self._states = states
         begin = getattr(adapter.config, "bos_token_id", None)
         self._begin = begin if isinstance(begin, int) else None
 
@@ -41,7 +49,8 @@ class Recomputer:
             passages: `[n, run]` slots in the order of the text, -1 for none; one in each row.
 
         Returns:
-            Layer number to two `[n, kv_heads, run * block_size, head_dim]`.
+            Layer number to two `[n, kv_heads, run * block_size, head_dim]`. States stand for both,
+            as one head.
         """
         slots = torch.cat([self._ahead(ring, passages), passages], dim=1)
         where = slots.clamp(min=0)
@@ -55,11 +64,15 @@ class Recomputer:
         positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
         out: Layers = {}
         for number, (keys, values) in self._forward(ids, mask, positions).items():
-            if self._adapter.has_rotary:
+            if self._states:
+                out[number] = (keys[:, :, front:], values[:, :, front:])
+                continue
+            if self._adapter.rotates(number):
                 turn = self._adapter.rotary(number, positions.to(keys.device))
                 cos, sin = (part.to(keys.dtype).float() for part in turn)
                 keys = unrotate(keys, cos, sin)
-            out[number] = (keys[:, :, front:], values[:, :, front:])
+            distinct = self._adapter.distinct
+            out[number] = (distinct(keys[:, :, front:]), distinct(values[:, :, front:]))
         return out
 
     def _ahead(self, ring: RingBuffer, passages: torch.Tensor) -> torch.Tensor:
@@ -77,7 +90,7 @@ class Recomputer:
         found: Layers = {}
 
         def take(layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-            if layer in self._layers:
+            if layer in self._layers and not self._states:
                 found[layer] = (keys, values)
 
         window = LocalWindow(
@@ -90,7 +103,9 @@ class Recomputer:
             on_new=take,
         )
         cache = window.adopt(DynamicCache(config=self._adapter.config), self._adapter.depth)
-        with torch.no_grad(), stop_before(self._adapter, max(self._layers) + 1):
+        noted = states_entering(self._adapter, self._layers if self._states else ())
+        last = stop_before(self._adapter, max(self._layers) + 1)
+        with torch.no_grad(), noted as states, last:
             self._adapter.decoder(
                 input_ids=ids,
                 attention_mask=mask.long(),
@@ -98,4 +113,4 @@ class Recomputer:
                 past_key_values=cache,
                 use_cache=True,
             )
-        return found
+        return found | {n: (x[:, None], x[:, None]) for n, x in states.items()}

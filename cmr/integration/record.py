@@ -28,6 +28,7 @@ class WindowRecord:
         query: the newest tokens as the last search of a decoding step left them.
         unasked: tokens that came since then.
         located: whether the last prompt was a question in a known chat template.
+        whole: whether the sinks are in the record, too: the whole text becomes memory.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class WindowRecord:
         padding: Sequence[int],
         sinks: int,
         behind: tuple[int, Sequence[int]] | None = None,
+        whole: bool = False,
     ) -> None:
         self.sessions = list(sessions)
         self.writers = list(writers)
@@ -48,8 +50,12 @@ class WindowRecord:
         self.query: RollingQuery | None = None
         self.unasked = 0
         self.located = False
-        self._sinks = self._skip = self._first = sinks
+        self.whole = whole
+        self._sinks = sinks
+        self._left_out = self._skip = self._first = 0 if whole else sinks
+        self._heads: list[dict[str, torch.Tensor]] = []
         self._chunks: list[dict[str, torch.Tensor]] = []
+        self._known = 0
 
     def forget_recall(self) -> None:
         """Let go of what was recalled, and search anew at the next step."""
@@ -64,6 +70,7 @@ class WindowRecord:
         if self._skip:
             dropped = min(self._skip, tokens)
             self._skip -= dropped
+            self._heads.append({name: column[:, :dropped] for name, column in columns.items()})
             columns = {name: column[:, dropped:] for name, column in columns.items()}
         self._chunks.append(columns)
 
@@ -88,18 +95,48 @@ class WindowRecord:
         first = torch.tensor(self.padding)[:, None] + self._sinks
         return torch.arange(start, self.seen) >= first
 
+    @property
+    def held(self) -> int:
+        """Tokens in the record."""
+        return sum(next(iter(chunk.values())).shape[1] for chunk in self._chunks)
+
+    def with_sinks(self) -> bool:
+        """Take the sinks in, where nothing has left yet; whether the record begins with them."""
+        if not self.whole and self._first == self._sinks:
+            self._chunks[:0] = self._heads
+            self._left_out = self._first = 0
+            self.whole = True
+        return self.whole
+
+    def repeats(self, other: WindowRecord, token_ids: torch.Tensor) -> None:
+        """Take note of what is stored already, where a text begun anew goes on another's.
+
+        Args:
+            other: the record of the cache that was given up.
+            token_ids: `[batch, tokens]` of the whole text begun anew.
+        """
+        held = other.tail("token_ids", other.held)
+        there = token_ids[:, other.start : other.start + held.shape[1]].to(held.device)
+        if (self.sessions, self.padding) == (other.sessions, other.padding) and held.equal(there):
+            self._known = other.start
+
+    def note(self, **columns: torch.Tensor) -> None:
+        """Add columns `[batch, tokens, ...]` to the tokens of the one forward that there was."""
+        (chunk,) = self._chunks
+        chunk.update(columns)
+
     def pop(self, tokens: int) -> tuple[dict[str, torch.Tensor], list[tuple[int, int]]]:
         """Take the oldest `tokens` out.
 
         Returns:
             The columns, `[batch, tokens, ...]`, and for each row the half-open range in them that
-            is neither padding nor one of the sinks, a row's first real tokens. Empty where the
-            second number is not above the first.
+            is neither padding nor, unless the whole text is wanted, one of the sinks, a row's first
+            real tokens. Empty where the second number is not above the first.
         """
         names = self._chunks[0]
         joined = {n: torch.cat([c[n] for c in self._chunks], dim=1) for n in names}
         self._chunks = [{n: x[:, tokens:] for n, x in joined.items()}]
-        first = [p + self._sinks - self._first for p in self.padding]
+        first = [max(p + self._left_out, self._known) - self._first for p in self.padding]
         last = [tokens] * len(first)
         if self.behind is not None and self._first < self.behind[0]:
             length, padding = self.behind
@@ -126,11 +163,15 @@ class WindowRecord:
             if held > tokens:
                 self._chunks.append({n: x[:, : held - tokens] for n, x in chunk.items()})
             tokens -= min(held, tokens)
-        self._skip += tokens
+        if tokens:  # sinks come again
+            self._skip += tokens
+            head = {n: torch.cat([h[n] for h in self._heads], dim=1) for n in self._heads[0]}
+            self._heads = [{n: x[:, :-tokens] for n, x in head.items()}]
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Rows follow their beams. Beams of one input share their session, so only tokens move."""
-        self._chunks = [{n: x.index_select(0, rows) for n, x in c.items()} for c in self._chunks]
+        for chunks in (self._heads, self._chunks):
+            chunks[:] = [{n: x.index_select(0, rows) for n, x in c.items()} for c in chunks]
         if self.recall is not None:
             self.recall = self.recall.select(rows)
         if self.query is not None:

@@ -1,4 +1,4 @@
-"""The residual form of reweaving: stored states blended into what enters a block."""
+"""The forms of reweaving that blend stored states into what enters a block."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ import torch
 from torch import nn
 
 from cmr.integration.core import Core
+from cmr.integration.recall import StateRows
 from cmr.integration.stepper import Stepper
-from cmr.kernels.reweave import reweave_residual, reweave_residual_paged
+from cmr.kernels.reweave import reweave_residual_paged
+from cmr.reconstruction.blend import blend, fit
+from cmr.reconstruction.readout import read_out, temperature
 
 
 class ResidualReader:
     """Hooks that blend recalled states into the states that enter each reading block.
 
-    h' = (1 - w) h + w Σ softmax(cos(h, m)) m, with w the configured `memory_weight`. The first
-    tokens of a text are left alone like in the attention form. Measured, this form carries no
-    usable recall (docs/how-it-works.md); it is there for those who ask for it by name.
+    With m a weighted sum of the recalled states and w the configured `memory_weight`:
+    'weighted_sum' h' = (1 - w) h + w m, 'residual' h' = h + w m, 'gated' h' = h + g (m - h) with
+    g = w `fit`. How m is formed is up to `reconstruction_method`, see `read_out`. The first tokens
+    of a text are left alone like in the attention form. Measured, these forms carry no usable
+    recall (docs/how-it-works.md); they are there for those who ask for them by name.
 
     Args:
         core: the memory's store and settings.
@@ -27,10 +32,16 @@ class ResidualReader:
     def __init__(self, core: Core, stepper: Stepper) -> None:
         self._core, self._stepper = core, stepper
         self._weight = core.config.reweave.fixed_gate
+        self._method = core.config.reweave.method
         self._handles: list[Any] = []
+        self._blended: Any = torch.compiler.disable(self._blend)
+
+    @property
+    def _sum(self) -> str | None:
+        return self._core.config.reweave.reconstruction_method
 
     def attach(self) -> None:
-        """Put the hooks in place, where this form is configured."""
+        """Put the hooks in place, where such a form is configured."""
         if not self._core.residual:
             return
         for number in sorted(self._core.read_layers):
@@ -52,7 +63,7 @@ class ResidualReader:
             if step is None or step.recall is None:
                 return None
             states = args[0] if args else kwargs["hidden_states"]
-            blended = self._blend(number, states)
+            blended = self._blended(number, states)
             if args:
                 return (blended, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": blended}
@@ -62,21 +73,36 @@ class ResidualReader:
     def _blend(self, number: int, states: torch.Tensor) -> torch.Tensor:
         step = self._stepper.step
         assert step is not None and step.recall is not None
-        device, seen = states.device, step.query_mask
-        seen = None if seen is None else seen.to(device)
-        if torch.is_grad_enabled() and states.requires_grad:
-            memory, mask = step.recall.gathered_states(number)
-            blended = reweave_residual(states, memory.to(states.dtype), mask, self._weight)
-            return blended if seen is None else torch.where(seen[..., None], blended, states)
-        held = step.recall.states(number)
-        blended = states.clone()  # what comes in may be kept by others
+        seen = None if step.query_mask is None else step.query_mask.to(states.device)
+        recall = step.recall
+        fused = self._method == "weighted_sum" and self._sum != "hierarchical"
+        fused = fused and not (torch.is_grad_enabled() and states.requires_grad)
+        held = recall.stored_states(number) if fused else None
+        if held is None:
+            return self._mixed(number, states, recall.state_rows(number), seen)
         return reweave_residual_paged(
-            blended,
+            states.clone(),  # what comes in may be kept by others
             held.keys,
             held.table,
             held.stamps,
             held.created,
             held.positions,
-            torch.full((len(states),), self._weight, device=device),
+            torch.full((len(states),), self._weight, device=states.device),
+            temperature(self._sum, states.shape[-1]),
             query_mask=seen,
         )
+
+    def _mixed(
+        self, number: int, states: torch.Tensor, held: StateRows, seen: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What the fused operation does not do: plain PyTorch, from a copy made once a search."""
+        reads = held.mask.any(1, keepdim=True)
+        reads = reads if seen is None else reads & seen
+        weight: float | torch.Tensor = self._weight
+        if self._method == "gated":
+            weight = self._weight * fit(states, held.states, held.mask, held.floor)
+            self._stepper.note_gate(number, torch.where(reads, weight, 0.0)[:, None].detach())
+        recalled = read_out(
+            states, held.states, held.mask, method=self._sum, passages=held.passages
+        )
+        return blend(states, recalled, reads, self._method, weight)

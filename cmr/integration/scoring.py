@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cmr.config import CMRConfig
+from cmr.errors import ConfigError
 from cmr.integration.adapter import ModelAdapter
 from cmr.kernels.reference.rotary import rotate
 from cmr.kernels.reference.score import pool_blocks
@@ -69,6 +70,9 @@ class BlockScorer:
 
     Attributes:
         method: of scoring; None: every block gets 0.5 and nothing is computed.
+
+    Raises:
+        ConfigError: the method needs gradients and the model gives none.
     """
 
     def __init__(self, adapter: ModelAdapter, config: CMRConfig) -> None:
@@ -76,6 +80,12 @@ class BlockScorer:
         self._block = config.memory.block_size
         self._layer = adapter.index_layer(config.retrieval.index_layer)
         self.method = config.memory.scoring
+        if self.needs_gradient and _loses_gradients(adapter.model):
+            raise ConfigError(
+                "scoring_method='gradient_based' needs gradients, and 4-bit weights on this CPU "
+                "give none (bitsandbytes lays them out for inference); another scoring_method "
+                "expected, such as 'surprise'"
+            )
         self._read = self._fresh(self.method or "variance_based")
         self._leaving = self._fresh("variance_based")
         self._places = PlaceMeans()
@@ -127,6 +137,20 @@ class BlockScorer:
         name = "variance_based"
         raw = {name: token_scores(name, index, mask)}
         return self._relevance(self._leaving, f"{name}, leaving", raw, mask)
+
+    @torch.no_grad()
+    def of_scores(self, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Relevance of blocks whose tokens were scored by the configured method elsewhere.
+
+        Args:
+            scores: `[batch, tokens]` float32 at the index layer, before calibration.
+            mask: `[batch, tokens]` bool, True for tokens that are stored.
+
+        Returns:
+            `[batch, blocks]` float32 in [0, 1].
+        """
+        assert self.method is not None
+        return self._relevance(self._read, self.method, {self.method: scores}, mask)
 
     @torch.no_grad()
     def raw(self, piece: Piece, methods: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -211,9 +235,9 @@ class BlockScorer:
 
     def _attention(self, piece: Piece) -> torch.Tensor:
         """Attention within the piece at the index layer; a text's first token, its sink, gets 0."""
-        query = self._queries(piece.index)
+        query = self._adapter.queries(self._layer, piece.index)
         key, _ = self._adapter.keys_values(self._layer, piece.index)
-        if self._adapter.has_rotary:
+        if self._adapter.rotates(self._layer):
             turn = self._adapter.rotary(self._layer, piece.positions.to(piece.index.device))
             query, key = rotate(query, *turn), rotate(key, *turn)
         scale = getattr(self._adapter.attention(self._layer), "scaling", None)
@@ -225,20 +249,6 @@ class BlockScorer:
             mask[:, 0] = False
         found = token_scores("attention_based", piece.index, mask, query=query, key=key)
         return found.masked_fill(~mask, 0.0)
-
-    def _queries(self, states: torch.Tensor) -> torch.Tensor:
-        """Un-rotated queries `[batch, heads, tokens, head_dim]` of states that enter the layer."""
-        adapter, family = self._adapter, self._adapter.family
-        block, attention = adapter.layers[self._layer], adapter.attention(self._layer)
-        states = getattr(block, family.norm)(states)
-        if family.projection == "fused_conv1d":
-            query = attention.c_attn(states).split(attention.split_size, dim=2)[0]
-        else:
-            query = attention.q_proj(states)
-        query = query.view(*states.shape[:2], adapter.heads, adapter.head_dim)
-        if family.key_norm:  # queries are normed where keys are, under the sister name
-            query = getattr(attention, family.key_norm.replace("k", "q", 1))(query)
-        return query.transpose(1, 2)
 
     def _losses(self, piece: Piece, gradients: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Each token's own loss, and |g·h| of the losses' sum at the index layer where asked for.
@@ -300,3 +310,15 @@ class BlockScorer:
         logits = head(states.to(head.weight.device))
         cap = getattr(self._adapter.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _loses_gradients(model: nn.Module) -> bool:
+    """Whether a layer of bitsandbytes would be left out of a gradient, without a word.
+
+    Its 4-bit layers repack their weights on a CPU that has bfloat16 instructions (0.50), and the
+    operation that reads those has no gradient.
+    """
+    return any(
+        getattr(module, "support_avx512bf16_for_cpu", False) and module.weight.device.type == "cpu"
+        for module in model.modules()
+    )

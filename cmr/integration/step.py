@@ -8,11 +8,22 @@ import torch
 
 from cmr.integration.recall import Recall
 from cmr.integration.record import WindowRecord
+from cmr.integration.weave import LayerMemory
 
 
 @dataclass
 class Step:
-    """One forward of the decoder."""
+    """One forward of the decoder.
+
+    Attributes:
+        ready: what each layer reads, put together ahead of a compiled forward; None where layers
+            put theirs together as they come to it.
+        noted: further columns `[batch, tokens, ...]` for the record, by name.
+        entering: states `[batch, tokens, hidden]` that entered the layers where tokens are compared
+            with stored ones, until the head has spoken.
+        said: `[batch, tokens]` float32, share of the stored tokens in what was said next, of the
+            tokens that have logits; None: nothing was asked.
+    """
 
     record: WindowRecord | None
     sessions: list[int]
@@ -20,8 +31,12 @@ class Step:
     position_ids: torch.Tensor
     query_mask: torch.Tensor | None
     token_ids: torch.Tensor
+    ready: dict[int, LayerMemory] | None = None
     index: torch.Tensor | None = None
     states: dict[int, torch.Tensor] = field(default_factory=dict)
+    noted: dict[str, torch.Tensor] = field(default_factory=dict)
     leaving: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     turns: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     gates: dict[int, torch.Tensor] = field(default_factory=dict)
+    entering: dict[int, torch.Tensor] = field(default_factory=dict)
+    said: torch.Tensor | None = None

@@ -13,9 +13,9 @@ from transformers.cache_utils import DynamicCache
 
 from cmr.config import CMRConfig
 from cmr.integration.asking import Asker
-from cmr.integration.attention import MARK, plug
 from cmr.integration.cache import can_adopt, is_windowed
 from cmr.integration.core import Core
+from cmr.integration.plugging import Plugs
 from cmr.integration.recall import Recall
 from cmr.integration.record import WindowRecord
 from cmr.integration.scratch import Scratch
@@ -38,13 +38,19 @@ class Stepper:
         self.constant = config.reweave.positions == "constant"
         self.guard = config.reweave.sink_guard
         self._asker = Asker(core, config.retrieval, self.alone)
+        self._plugs = Plugs(core.adapter)
+        self._ids: torch.Tensor | None = None
         self.step: Step | None = None
         self.last: Step | None = None
         self.scratch = Scratch()
         self._busy = False
         self._recalls = True
+        self._followed: list[DynamicCache] | None = None
+        self._bounded = True
         self._names = list(inspect.signature(core.adapter.decoder.forward).parameters)
         self._handles: list[Any] = []
+        # Not as decorators: those would load the compiler with this module.
+        self._begun: Any = torch.compiler.disable(self._begin)
 
     # -- attaching -------------------------------------------------------------------------------
 
@@ -53,25 +59,23 @@ class Stepper:
         adapter = self.core.adapter
         take = self._handles.append
         take(adapter.decoder.register_forward_pre_hook(self._before, with_kwargs=True))
-        take(adapter.decoder.register_forward_hook(self._after, with_kwargs=True, always_call=True))
-        for number in sorted({self.core.index_layer, *self.core.state_layers}):
+        after = torch.compiler.disable(self._after)
+        take(adapter.decoder.register_forward_hook(after, with_kwargs=True, always_call=True))
+        wanted = {self.core.index_layer, *self.core.state_layers, *self.core.knn_layers}
+        for number in sorted(wanted):
             hook = self._state_hook(number)
             take(adapter.layers[number].register_forward_pre_hook(hook, with_kwargs=True))
-        for attention in adapter.attentions():
-            setattr(attention, MARK, self)
-        model = adapter.model
-        self._implementation = model.config._attn_implementation
-        model.set_attn_implementation(plug(self._implementation))
+        if adapter.model.config is not adapter.config:  # a model of text and more embeds by itself
+            take(adapter.model.register_forward_pre_hook(self._note_ids, with_kwargs=True))
+            take(adapter.model.register_forward_hook(self._drop_ids, always_call=True))
+        self._plugs.attach(self)
 
     def detach(self) -> None:
         """Take the hooks and marks away."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for attention in self.core.adapter.attentions():
-            if getattr(attention, MARK, None) is self:
-                delattr(attention, MARK)
-        self.core.adapter.model.set_attn_implementation(self._implementation)
+        self._plugs.detach(self)
         self.step = self.last = None
         self.scratch.clear()
 
@@ -85,6 +89,11 @@ class Stepper:
         finally:
             self._busy, self.step = before, step
 
+    @property
+    def busy(self) -> bool:
+        """Whether the forward under way is one that the memory makes for itself."""
+        return self._busy
+
     @contextmanager
     def without_recall(self) -> Iterator[None]:
         """Forwards inside capture as always and recall nothing."""
@@ -93,6 +102,21 @@ class Stepper:
             yield
         finally:
             self._recalls = before
+
+    @contextmanager
+    def following(self, bounded: bool = True) -> Iterator[list[DynamicCache]]:
+        """Gives the caches that forwards inside begin; their sinks are stored, too.
+
+        Args:
+            bounded: by the window; False: nothing leaves them.
+        """
+        before = self._followed, self._bounded
+        caches: list[DynamicCache] = []
+        self._followed, self._bounded = caches, bounded
+        try:
+            yield caches
+        finally:
+            self._followed, self._bounded = before
 
     @contextmanager
     def lending(
@@ -130,15 +154,20 @@ class Stepper:
     def memory_for(self, layer: int) -> LayerMemory | None:
         """What block `layer` reads in this forward."""
         step = self.step
-        if step is None or step.recall is None or layer not in self.core.read_layers:
+        if step is None or step.recall is None:
             return None
-        if self.core.residual:
+        if step.ready is not None:
+            return step.ready.get(layer)
+        return self._memory(step, step.recall, layer)
+
+    def _memory(self, step: Step, recall: Recall, layer: int) -> LayerMemory | None:
+        if layer not in self.core.read_layers or self.core.residual:
             return None
-        held, seen = step.recall.layer(layer), step.query_mask
+        held, seen = recall.layer(layer), step.query_mask
         device = held.keys.device
         return LayerMemory(
             held,
-            step.recall.bias.to(device),
+            recall.bias.to(device),
             None if seen is None else seen.to(device),
             self._turn(step, layer, device),
         )
@@ -156,11 +185,13 @@ class Stepper:
         Keys are read as they were before their rotation, so an embedding that scales attention
         (YaRN) has its factor here once for the query and once for the keys.
         """
-        if not (self.constant and self.core.adapter.has_rotary):
+        if not (self.constant and self.core.adapter.rotates(layer)):
             return None
         kind = self.core.adapter.rotary_kind(layer)
         if kind not in step.turns:
-            step.turns[kind] = self.core.adapter.rotary(layer, self.window - step.position_ids)
+            step.turns[kind] = self.core.adapter.rotary(
+                layer, self.window - step.position_ids, reach=step.position_ids
+            )
         cos, sin = step.turns[kind]
         return cos.to(device), sin.to(device)
 
@@ -176,16 +207,33 @@ class Stepper:
                 step.index = states.detach()
             if number in self.core.state_layers:
                 step.states[number] = states.detach()
+            if number in self.core.knn_layers and step.recall is not None:
+                step.entering[number] = states.detach()
 
         return hook
+
+    def _note_ids(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._ids = kwargs.get("input_ids", args[0] if args else None)
+
+    def _drop_ids(self, *_: Any) -> None:
+        self._ids = None
 
     def _before(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        # Nothing else stands here: a function that once traced to nothing is never traced again.
+        return self._begun(decoder, args, kwargs, torch.compiler.is_compiling())
+
+    def _begin(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], compiled: bool
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if self._busy or not self.core.active:
             return None
+        self.core.adapter.require_unmoved()
         kwargs = {**dict(zip(self._names, args, strict=False)), **kwargs}
         ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        if ids is None and self._ids is not None and embeds is not None:
+            ids = self._ids if self._ids.shape == embeds.shape[:2] else None
         inputs = ids if ids is not None else embeds
         if inputs is None:
             return None
@@ -194,7 +242,7 @@ class Stepper:
         mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
         record = self._record(kwargs, mask, batch, inputs.device)
         cache = kwargs.get("past_key_values")
-        seen = 0 if cache is None else int(cache.get_seq_length())
+        seen = _seen(cache, kwargs.get("cache_position"))
         positions = self._positions(kwargs, seen, batch, tokens, inputs.device)
         if not self.core.adapter.has_rotary:
             kwargs["position_ids"] = positions.clamp(max=self.core.adapter.max_positions - 1)
@@ -211,13 +259,22 @@ class Stepper:
         )
         if self._recalls and self.core.wants_recall(step.sessions):
             step.recall = self._asker.ask(step, decoder, kwargs, new, seen)
+        if compiled and record is not None:  # what leaves would be another graph
+            cache.layers[0].owner.deferred = True  # type: ignore[union-attr]
+        if compiled and step.recall is not None:
+            read = {n: self._memory(step, step.recall, n) for n in sorted(self.core.read_layers)}
+            step.ready = {n: memory for n, memory in read.items() if memory is not None}
         self.step = step
         return (), kwargs
 
     def _after(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        step, self.step = (None, self.step) if self._busy else (self.step, None)
+        step = None if self._busy else self.step
+        if step is not None and step.record is not None:
+            _settle(kwargs["past_key_values"])
+        if not self._busy:
+            self.step = None
         if step is None or step.index is None or output is None:
             return
         self.last = step
@@ -226,8 +283,14 @@ class Stepper:
             return
         if step.index.shape[1] == step.token_ids.shape[1]:
             states = {f"state{n}": s for n, s in step.states.items()}
+            if self.core.adapter.rotary_varies:
+                states["reach"] = step.position_ids.max().expand_as(step.position_ids)
             record.append(
-                token_ids=step.token_ids, rope=step.position_ids, index=step.index, **states
+                token_ids=step.token_ids,
+                rope=step.position_ids,
+                index=step.index,
+                **states,
+                **step.noted,
             )
         if step.leaving:
             self.core.leave(record, step.leaving)
@@ -252,9 +315,12 @@ class Stepper:
             padding = mask.long().argmax(dim=-1).tolist()
             behind = mask.shape[1], mask.flip(-1).long().argmax(dim=-1).tolist()
         sessions, writers = self.core.rows(batch, create=True)
-        record = WindowRecord(sessions, writers, padding, self.sinks, behind)
+        whole = self._followed is not None
+        record = WindowRecord(sessions, writers, padding, self.sinks, behind, whole)
         self.core.records.add(record)
-        window = self.core.new_window(padding)
+        window = self.core.new_window(padding, whole, self._bounded)
+        if self._followed is not None:
+            self._followed.append(cache)
         window.record = record
         window.on_leave = self._leaving
         window.on_reorder, window.on_crop = record.reorder, record.crop
@@ -309,6 +375,28 @@ class Stepper:
         if mask is not None:
             return mask.long().cumsum(-1)[:, -tokens:] > self.guard
         return (torch.arange(seen, seen + tokens) >= self.guard).expand(batch, -1)
+
+
+def _seen(cache: Any, position: torch.Tensor | None) -> int:
+    """Tokens that a cache has seen.
+
+    In the first releases of transformers 5 a static cache counts its rows of zeros for empty ones,
+    and such are the keys of padding; but there the new tokens' places are given.
+    """
+    if cache is None:
+        return 0
+    if position is not None and not is_windowed(cache):
+        return int(position[0])
+    return int(cache.get_seq_length())
+
+
+def _settle(cache: DynamicCache) -> None:
+    """Let what a compiled forward had to keep leave the window."""
+    owner = cache.layers[0].owner
+    if owner.deferred:
+        owner.deferred = False
+        for layer in cache.layers:
+            layer.settle()
 
 
 def _visible(mask: Any, tokens: int) -> torch.Tensor | None:

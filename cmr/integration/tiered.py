@@ -71,6 +71,7 @@ class TieredStates:
         layers: the layers that will be asked for.
         project: makes keys and values `[batch, kv_heads, tokens, head_dim]` of what is stored of a
             layer, where that is hidden states `[batch, tokens, hidden]`; None: they are stored.
+        again: every passage is run through the model again, whether it keeps states or not.
     """
 
     def __init__(
@@ -81,14 +82,16 @@ class TieredStates:
         prefetcher: Prefetcher,
         layers: Iterable[int],
         project: Project | None,
+        again: bool = False,
     ) -> None:
         self._ring, self._table, self._project = ring, table.cpu(), project
         self._gather: Gather = self._gathered
-        if ring.keys and ring.far(self._table):
+        self._again = again
+        if ring.keys and not again and ring.far(self._table):
             self._gather = prefetcher.ahead(self._gathered, layers)
         rows, passages, run = table.shape
         flat = self._table.view(rows * passages, run)
-        bare = (flat >= 0) & ~ring.keeps_states(flat)
+        bare = (flat >= 0) & (again | ~ring.keeps_states(flat))
         which = bare.any(dim=1).nonzero()[:, 0]
         self._bare = bare.repeat_interleave(ring.block_size, dim=1)
         self._found = dict(
@@ -120,7 +123,7 @@ class TieredStates:
         return out[0], out[1]
 
     def _stored(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        if layer not in self._ring.keys:
+        if self._again or layer not in self._ring.keys:
             return None
         keys, values = self._gather(layer)
         if self._project is not None:

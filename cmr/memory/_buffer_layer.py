@@ -149,6 +149,11 @@ class LayerStore:
         self._codes[at], self._scale[at] = codes, scale
         self._code_norm[at] = inverse_norm(codes.float() * scale[:, None])
 
+    def renumber(self, slots: torch.Tensor, sequences: torch.Tensor) -> None:
+        """Give entries to other sequences, `[k]` each."""
+        self.version = next(_VERSIONS)
+        self.columns["sequence"][slots] = sequences
+
     def sink(self, slots: torch.Tensor, tier: int) -> None:
         """Move entries down to a tier."""
         self.version = next(_VERSIONS)

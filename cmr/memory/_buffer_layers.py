@@ -61,7 +61,8 @@ class Layers:
         of = self.limits
         slots = min(of.max_entries_per_layer, of.max_total_entries)
         full = of.recent + of.working if of.reduce_long_term else None
-        return LayerStore(slots, hidden, dtype, device, full)
+        with torch.inference_mode(False):  # what is made in it could not be changed outside
+            return LayerStore(slots, hidden, dtype, device, full)
 
     def fitting(self, layer: int, states: torch.Tensor, device: torch.device) -> LayerStore:
         """The store of a layer, made on `device` where there is none.

@@ -14,6 +14,7 @@ from cmr import _checks as check
 from cmr.config import EVICTION_STRATEGIES
 from cmr.errors import ModelMismatchError
 from cmr.memory import _buffer_checks as given
+from cmr.memory._buffer_changes import Changes
 from cmr.memory._buffer_layer import LayerStore
 from cmr.memory._buffer_layers import Layers, Limits, Picked, column
 from cmr.memory._buffer_saved import BufferContent, restore
@@ -26,7 +27,7 @@ _COUNTED = ("added", "loaded", "cleared", "retrievals", "hits", "retrieved")
 _SHAPE = ("max_entries_per_layer", "max_total_entries", "recent", "working", "reduce_long_term")
 
 
-class LayeredMemoryBuffer:
+class LayeredMemoryBuffer(Changes):
     """Hidden states by layer and sequence: bounded, evicted by use and relevance, searched.
 
     An entry is one hidden state `[hidden]`. Each layer has room for `max_entries_per_layer` of

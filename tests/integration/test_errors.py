@@ -97,7 +97,7 @@ def test_an_attention_implementation_that_is_not_covered(llama: nn.Module) -> No
             "long_term_store: 'kv' expected with method='weighted_sum'.*got 'tokens'",
         ),
         ({"strategy": "multi_critera"}, "strategy: .*did you mean 'multi_criteria'"),
-        ({"compression_ratio": 0.5}, "compression_ratio=0.5 is not available yet"),
+        ({"device": "cpu"}, "device='cpu': not available yet"),
         ({"windw": 64}, "windw: did you mean 'window'"),
         ({"memory_weight": 1.5}, r"memory_weight: a number in \[0, 1\] expected, got 1.5"),
         ({"config": [("window", 64)]}, "config: a CMRConfig or a dictionary expected"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from typing import Any
 
 import torch
@@ -29,6 +31,51 @@ FAMILIES = ("llama", "mistral", "qwen3", "gemma3", "gpt2")
 """Each sees further than any text here; some layers of `SLIDING` see only `SPAN` tokens."""
 SLIDING = ("mistral-sliding", "gemma3-sliding")
 SPAN = 24
+_SCALED = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 16.0,
+    "original_max_position_embeddings": 32,
+    "llama_4_scaling_beta": 0.5,
+}
+_LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0, 1.1, 1.3, 1.6, 1.7, 1.8, 1.9, 2.0],
+    "long_factor": [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 9.0, 12.0],
+    "original_max_position_embeddings": 32,
+    "factor": 16.0,
+}
+
+
+def _partly(share: float) -> dict[str, Any]:
+    """A rotary embedding of a share of each head."""
+    return {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": share}
+
+
+_TURNS = ["sliding_attention", "full_attention"] * 2
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ministral": ("Ministral", {"layer_types": _TURNS}),
+    "ministral3": ("Ministral3", {"rope_parameters": _SCALED}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2": ("Qwen2", {}),
+    "gemma2": (
+        "Gemma2",
+        {"layer_types": _TURNS, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0},
+    ),
+    "gpt_neox": ("GPTNeoX", {"rope_parameters": _partly(0.25)}),
+    "phi3": ("Phi3", {"rope_parameters": _partly(0.75)}),
+    "phi3_long": ("Phi3", {"rope_parameters": _LONG, "original_max_position_embeddings": 32}),
+    "olmo2": ("Olmo2", {}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1, 0]}),
+    "falcon": ("Falcon", {"bias": True}),
+    "falcon_heads": ("Falcon", {"multi_query": False, "parallel_attn": False}),
+    "falcon_groups": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+}
+"""Families beside `FAMILIES`, with four layers: the configuration's name and what it sets."""
+OTHER_LAYERS = tuple(range(4))
+OTHERS_SLIDING = ("ministral-sliding", "gemma2-sliding", "phi3-sliding", "mixtral-sliding")
+"""Those of them whose sliding layers see only `SPAN` tokens."""
 LAYERS = tuple(range(SHAPE["num_hidden_layers"]))
 
 READS_ALL: dict[str, Any] = {
@@ -62,10 +109,46 @@ def build(name: str) -> nn.Module:
         config = transformers.Gemma3TextConfig(
             **SHAPE, **TOKENS, sliding_window=span, layer_types=kinds, query_pre_attn_scalar=16
         )
+    elif family in OTHERS:
+        config = _other(family, span)
     else:
         config = transformers.LlamaConfig(**SHAPE, **TOKENS)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if family in OTHERS:
+        unequal(model)
     return model.eval()
+
+
+def unequal(model: nn.Module) -> None:
+    """Give norms and biases other numbers than ones and zeros: a norm left out must show."""
+    generator = torch.Generator().manual_seed(8)
+    for weight in model.parameters():
+        if weight.ndim == 1:
+            weight.data += torch.empty_like(weight).uniform_(-0.4, 0.4, generator=generator)
+
+
+def _other(family: str, span: int) -> Any:
+    """The configuration of a family of `OTHERS`, with a sliding window where it knows one."""
+    import transformers
+
+    name, own = OTHERS[family]
+    kind = getattr(transformers, f"{name}Config")
+    known = {*inspect.signature(kind).parameters, *TOKENS}
+    settings = {**SHAPE, **TOKENS, "num_hidden_layers": 4, "sliding_window": span}
+    settings.update(copy.deepcopy(own))  # configurations add to the dictionaries they are given
+    if family == "ministral3" and not _scales_by_position():
+        settings["rope_parameters"]["llama_4_scaling_beta"] = 0.0
+    return kind(**{key: value for key, value in settings.items() if key in known})
+
+
+def _scales_by_position() -> bool:
+    """Whether Ministral 3 scales its queries by the positions that it is given.
+
+    The first releases of transformers 5 count what the cache holds instead.
+    """
+    from transformers.models.ministral3.modeling_ministral3 import Ministral3Attention
+
+    return "position_ids" in inspect.signature(Ministral3Attention.forward).parameters
 
 
 def text(*shape: int, seed: int = 0) -> torch.Tensor:

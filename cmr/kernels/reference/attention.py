@@ -268,6 +268,7 @@ def _fused_fits(
         and query.shape[-1] == value.shape[-1]
         and all(tensor.numel() > 0 and tensor.stride(-1) == 1 for tensor in tensors)
         and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        and not torch.compiler.is_compiling()  # which fuses on its own, and cannot trace the trial
         and _fused_works(query.shape[1] != key.shape[1])
     )
 

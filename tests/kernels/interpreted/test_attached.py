@@ -46,7 +46,14 @@ def run(model: torch.nn.Module, **settings: object) -> tuple[torch.Tensor, list]
     return torch.stack(logits), spans
 
 
-@pytest.mark.parametrize("settings", [{}, {"method": "weighted_sum"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"method": "weighted_sum"},
+        {"reconstruction_method": "weighted_sum", "max_memory_tokens": 20},
+    ],
+)
 def test_an_attached_model_is_the_same_with_either(settings, monkeypatch) -> None:
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE)).eval()

@@ -1,0 +1,65 @@
+"""What is still in the window of a cache becomes memory, as if it had left."""
+
+from __future__ import annotations
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from cmr.integration.cache import WindowLayer, is_windowed
+from cmr.integration.core import Core
+from cmr.integration.record import WindowRecord
+
+
+def absorb(core: Core, cache: DynamicCache) -> int:
+    """Store what a cache still holds; see `Memory.absorb`."""
+    record = _record_of(core, cache)
+    record.with_sinks()
+    tokens = record.held
+    if not tokens:
+        return 0
+    layers = {}
+    for layer in cache.layers:
+        assert isinstance(layer, WindowLayer)
+        held = slice(layer.keys.shape[-2] - tokens, None)
+        layers[layer.number] = (
+            layer.keys[..., held, :].detach(),
+            layer.values[..., held, :].detach(),
+        )
+    with torch.no_grad():
+        blocks = core.leave(record, layers, finished=True)
+    _end(cache)
+    return blocks
+
+
+def _record_of(core: Core, cache: object) -> WindowRecord:
+    """The record of a cache that this memory has followed from its beginning.
+
+    Raises:
+        TypeError: it is no cache, or none that was begun under a memory.
+        ValueError: it is another memory's, was absorbed before, was used while this memory was
+            paused, or a session of it has ended.
+    """
+    if not isinstance(cache, DynamicCache) or not is_windowed(cache):
+        raise TypeError(
+            "cache: past_key_values of a forward with this memory attached expected (a dynamic "
+            f"cache that was empty when it began), got {type(cache).__name__}"
+        )
+    owner = cache.layers[0].owner
+    record = owner.record
+    if not isinstance(record, WindowRecord) or record not in core.records:
+        raise ValueError("cache: one that this memory follows expected; this one was absorbed "
+                         "already, or belongs to another memory")  # fmt: skip
+    if record.seen != cache.get_seq_length():
+        raise ValueError(
+            f"cache: {record.seen} tokens are known to this memory, the cache has seen "
+            f"{cache.get_seq_length()}: it was used while the memory was paused"
+        )
+    if not core.table.alive(record.sessions):
+        raise ValueError("cache: a session of it has ended; nothing can be stored for it")
+    return record
+
+
+def _end(cache: DynamicCache) -> None:
+    """The cache's text is over: what goes on with it is not stored, and nothing twice."""
+    owner = cache.layers[0].owner
+    owner.record = owner.on_leave = owner.on_reorder = owner.on_crop = None

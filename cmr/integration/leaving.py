@@ -1,0 +1,114 @@
+"""Text on its way from a window into memory, and what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from cmr.integration.record import WindowRecord
+from cmr.integration.scoring import BlockScorer, Piece
+from cmr.memory.sessions import SessionTable
+
+SCORE = "score."
+"""Prefix of columns that hold raw scores of the tokens at the index layer, by method."""
+FROM_STATES = ("attention_based", "variance_based", "hybrid")
+"""Methods that need nothing but the index layer's states."""
+
+
+@dataclass(frozen=True)
+class LeavingText:
+    """Tokens that become memory: of the rows that write, in the order of the text.
+
+    Attributes:
+        sessions: session number of each row.
+        columns: what was noted of the tokens, `[rows, tokens, ...]` each: `token_ids`, `rope`,
+            `index` and whatever else.
+        valid: each row's half-open range of tokens that become memory.
+        starts: position that a row's first token of that range gets in its session's text.
+        first: column of each row's first token; outside of the columns where it is not among them.
+        keep: `[rows, tokens]` bool, False for tokens that must never be stored; None: all may.
+        finished: whether the text ends here, so that scores may look at all of it.
+    """
+
+    sessions: list[int]
+    columns: dict[str, torch.Tensor]
+    valid: list[tuple[int, int]]
+    starts: list[int]
+    first: list[int]
+    keep: torch.Tensor | None
+    finished: bool
+
+    @classmethod
+    def pop(
+        cls,
+        record: WindowRecord,
+        tokens: int,
+        table: SessionTable,
+        kept: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor | None],
+        finished: bool,
+    ) -> LeavingText:
+        """Take the oldest `tokens` out of a record.
+
+        Args:
+            record: of the window.
+            tokens: that leave.
+            table: positions of the sessions' texts.
+            kept: says which token ids may be stored.
+            finished: whether the text ends with them.
+        """
+        before = record.start
+        columns, valid = record.pop(tokens)
+        writers = record.writers
+        rows = torch.tensor(writers)
+        columns = {name: column[rows] for name, column in columns.items()}
+        sessions = [record.sessions[row] for row in writers]
+        valid = [valid[row] for row in writers]
+        first = [record.padding[row] - before for row in writers]
+        if any(0 <= at < tokens for at in first):
+            columns["index"] = _without_sink(columns["index"], first)
+        starts, ahead = [], dict.fromkeys(sessions, 0)
+        for session, (start, stop) in zip(sessions, valid, strict=True):
+            starts.append(table.position(session) + ahead[session])
+            ahead[session] += max(0, stop - start)
+        keep = kept(columns["token_ids"], None)
+        return cls(sessions, columns, valid, starts, first, keep, finished)
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """`[rows, tokens]` bool on the CPU, True for tokens that are stored."""
+        at = torch.arange(self.columns["token_ids"].shape[1])
+        mask = torch.stack([(at >= start) & (at < stop) for start, stop in self.valid])
+        return mask if self.keep is None else mask & self.keep.cpu()
+
+    def relevance(self, scorer: BlockScorer, block_size: int) -> torch.Tensor:
+        """Relevance of the blocks, `[rows, blocks]` float32 in [0, 1].
+
+        Of a text that goes on only the states are at hand, see `BlockScorer.of_states`; a finished
+        one is scored by the configured method, where what it needs was noted.
+        """
+        index, method = self.columns["index"], scorer.method
+        if self.finished and method is not None:
+            mask = self.mask.to(index.device)
+            if method in FROM_STATES:
+                return scorer.of_piece(self._piece(mask))
+            if SCORE + method in self.columns:
+                return scorer.of_scores(self.columns[SCORE + method].to(index.device), mask)
+        return scorer.of_states(index, block_size, self.valid)
+
+    def _piece(self, mask: torch.Tensor) -> Piece:
+        return Piece(
+            token_ids=self.columns["token_ids"],
+            positions=self.columns["rope"],
+            index=self.columns["index"],
+            mask=mask,
+            first=False,  # the first token's state is 0 where it is one
+        )
+
+
+def _without_sink(index: torch.Tensor, first: list[int]) -> torch.Tensor:
+    """The attention sink's state is no content: it must match nothing."""
+    at = torch.arange(index.shape[1], device=index.device)
+    sink = at == torch.tensor(first, device=index.device)[:, None]
+    return index.masked_fill(sink[..., None], 0.0)

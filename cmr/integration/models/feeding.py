@@ -1,0 +1,158 @@
+"""States that become memory are entries of a buffer, too, with their relevance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from cmr.integration.adapter import ModelAdapter
+from cmr.integration.leaving import SCORE, LeavingText
+from cmr.kernels.reference.rotary import rotate
+from cmr.memory.buffer import LayeredMemoryBuffer
+from cmr.memory.relevance import RelevanceScorer
+from cmr.memory.sessions import SessionTable
+from cmr.memory.token_scores import token_scores
+
+Scorer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Relevance `[rows, tokens]` in [0, 1] of states `[rows, tokens, hidden]` and their mask."""
+NOTE, GRADIENT = "note.", "gradient."
+"""Columns of a text, by layer: its states, and |g·h| of its tokens, see `gradient_times_state`."""
+
+
+class Feeder:
+    """Puts the states of text that becomes memory into a buffer.
+
+    Sessions that are ephemeral or whose blocks have a lifetime are left out: a copy of theirs would
+    outlive them.
+
+    Args:
+        adapter: the model.
+        table: sessions.
+        buffer: where the entries go.
+        scorer: their relevance.
+        layers: states that are captured.
+    """
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        table: SessionTable,
+        buffer: LayeredMemoryBuffer,
+        scorer: Scorer | RelevanceScorer,
+        layers: Sequence[int],
+    ) -> None:
+        self._adapter, self._table = adapter, table
+        self.buffer, self.scorer, self.layers = buffer, scorer, tuple(layers)
+
+    @torch.no_grad()
+    def take(self, text: LeavingText) -> None:
+        """Store the states of a text's tokens; a buffer's sequence is the session's number.
+
+        Raises:
+            ValueError: states that are not finite, or a scorer that gives something else than
+                relevance; nothing is stored then.
+        """
+        rows = [row for row, number in enumerate(text.sessions) if self._may(number)]
+        if not rows:
+            return
+        mask, scored = text.mask, []
+        for layer in self.layers:  # all that can go wrong, before anything is stored
+            states = text.columns[f"{NOTE}{layer}"]
+            stored = mask.to(states.device)
+            if not bool(torch.isfinite(states[stored]).all()):
+                raise ValueError(f"layer {layer}: finite states expected, got some that are not")
+            scored.append((layer, states, self.relevance(layer, states, text, stored).cpu()))
+        for layer, states, relevance in scored:
+            for row in rows:
+                self._store(layer, states[row], relevance[row], mask[row], text, row)
+
+    def relevance(
+        self, layer: int, states: torch.Tensor, text: LeavingText, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Relevance of tokens, `[rows, tokens]` float32 in [0, 1].
+
+        Where a method needs what is not at hand (losses and gradients while generating), the
+        variance of the states stands in for it, compared with its own kind.
+        """
+        if not isinstance(self.scorer, RelevanceScorer):
+            return _checked(self.scorer(states, mask), mask)
+        method, columns = self.scorer.scoring_method, text.columns
+        raw: dict[str, torch.Tensor] = {}
+        if method in ("attention_based", "hybrid"):
+            raw["attention_based"] = self._attention(layer, states, text, mask)
+        losses = columns.get(f"{SCORE}surprise")
+        if method in ("surprise", "hybrid") and losses is not None:
+            raw["surprise"] = losses.to(states.device)
+        if method == "gradient_based" and f"{GRADIENT}{layer}" in columns:
+            raw[method] = columns[f"{GRADIENT}{layer}"].to(states.device)
+        if method in ("variance_based", "hybrid") or not raw:
+            raw["variance_based"] = token_scores("variance_based", states, mask)
+        return self.scorer.calibrated(raw, mask, layer_idx=layer)
+
+    def _attention(
+        self, layer: int, states: torch.Tensor, text: LeavingText, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Attention received at a layer; the text's first token, its sink, gets 0."""
+        seen = mask.clone()
+        for row, first in enumerate(text.first):
+            if 0 <= first < mask.shape[1]:
+                seen[row, first] = False
+        inputs = {}
+        if layer < self._adapter.depth:
+            query = self._adapter.queries(layer, states)
+            key, _ = self._adapter.keys_values(layer, states)
+            if self._adapter.rotates(layer):
+                rope, reach = (text.columns.get(name) for name in ("rope", "reach"))
+                assert rope is not None
+                turn = self._adapter.rotary(layer, rope.to(states.device), reach)
+                query, key = rotate(query, *turn), rotate(key, *turn)
+            scale = getattr(self._adapter.attention(layer), "scaling", None)
+            if scale is not None:  # of the logits, where it is not one over the root of the width
+                query = query * (scale * query.shape[-1] ** 0.5)
+            inputs = {"query": query, "key": key}
+        found = token_scores("attention_based", states, seen, **inputs)
+        return found.masked_fill(~seen, 0.0)
+
+    def _store(
+        self,
+        layer: int,
+        states: torch.Tensor,
+        relevance: torch.Tensor,
+        mask: torch.Tensor,
+        text: LeavingText,
+        row: int,
+    ) -> None:
+        """Entries of a row, run by run where some of its tokens must not be stored."""
+        ids = text.columns["token_ids"][row].tolist()
+        for start, stop in _runs(mask.tolist()):
+            self.buffer.store_state(
+                states[start:stop],
+                layer,
+                text.sessions[row],
+                text.starts[row] + start - text.valid[row][0],
+                relevance[start:stop],
+                token_ids=tuple(ids[start:stop]),
+            )
+
+    def _may(self, number: int) -> bool:
+        ephemeral, lifetime = self._table.terms(number)
+        return not ephemeral and lifetime is None
+
+
+def _checked(found: object, mask: torch.Tensor) -> torch.Tensor:
+    """Relevance as a scorer of the user's gave it, 0 for what is not stored."""
+    if not isinstance(found, torch.Tensor) or found.shape != mask.shape:
+        got = list(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        raise ValueError(f"scorer: relevance {list(mask.shape)} expected, got {got}")
+    found = found.detach().float().to(mask.device).masked_fill(~mask, 0.0)
+    if not bool(((found >= 0) & (found <= 1)).all()):
+        raise ValueError("scorer: relevance in [0, 1] expected, got other numbers")
+    return found
+
+
+def _runs(mask: list[bool]) -> list[tuple[int, int]]:
+    """Half-open ranges of what is True."""
+    bounded = [False, *mask, False]
+    edges = [i for i in range(len(mask) + 1) if bounded[i] != bounded[i + 1]]
+    return list(zip(edges[::2], edges[1::2], strict=True))

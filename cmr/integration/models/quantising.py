@@ -1,0 +1,83 @@
+"""Weights in 8 or 4 bits, by bitsandbytes where it can work."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import nn
+
+from cmr.errors import ConfigError, MissingPackageError
+
+BITS = ("8bit", "4bit")
+
+
+def quantisation(wanted: Any, use_quantization: bool | None = None) -> Any:
+    """The `BitsAndBytesConfig` that is asked for, None for none.
+
+    Args:
+        wanted: '8bit', '4bit' (nf4, computed in bfloat16), a configuration of transformers, or
+            None.
+        use_quantization: True: '8bit' where `wanted` is None; False: none, and `wanted` must be
+            None; None: as `wanted` says.
+
+    Raises:
+        ConfigError: an unknown kind, or the two contradict each other.
+        MissingPackageError: bitsandbytes or accelerate is not installed.
+    """
+    if wanted is None and not use_quantization:
+        return None
+    if use_quantization is False:
+        raise ConfigError(
+            f"use_quantization=False and quantization={wanted!r}: one of them expected"
+        )
+    kind = "8bit" if wanted is None else wanted
+    if isinstance(kind, str) and kind not in BITS:
+        raise ConfigError(
+            f"quantization: '8bit', '4bit', a configuration or None expected, got {kind!r}"
+        )
+    if not isinstance(kind, str):
+        from transformers.utils.quantization_config import QuantizationConfigMixin
+
+        if not isinstance(kind, QuantizationConfigMixin):
+            raise ConfigError(
+                "quantization: '8bit', '4bit', a configuration of transformers or None expected, "
+                f"got {type(kind).__name__}"
+            )
+        if type(kind).__name__ != "BitsAndBytesConfig":
+            return kind  # another method's own checks hold
+    _need("bitsandbytes", "accelerate")
+    if not isinstance(kind, str):
+        return kind
+    from transformers import BitsAndBytesConfig
+
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
+
+
+def _need(*packages: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingPackageError(
+            f"quantised weights need {' and '.join(missing)}: pip install 'cmr[quant]', or ask for "
+            "none (use_quantization=False)"
+        )
+
+
+def ready_to_save(model: nn.Module) -> None:
+    """Put the scales of 4-bit weights in the order in which they are saved.
+
+    On CPUs with bfloat16 instructions bitsandbytes repacks a weight at its first forward. Up to
+    0.50.2 it takes that back when the weight is saved, but leaves the scales transposed unless they
+    are quantised themselves: what it saves is another model, and so is what stays in memory. With
+    scales that are in order already, that step leaves them alone.
+    """
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        packed = getattr(state, "packing_format_for_cpu", False)
+        if state is not None and packed and not getattr(state, "original_nested", True):
+            state.absmax = state.absmax.T.reshape(-1).float()

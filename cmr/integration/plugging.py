@@ -1,0 +1,142 @@
+"""Where a reader is put between a model's layers and their attention, and taken away again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from cmr.integration.adapter import ModelAdapter
+from cmr.integration.attention import MARK, PREFIX, WATCH, Reader, plug, read_memory
+from cmr.integration.weave import LayerMemory
+
+
+class Plugs:
+    """Lets the layers of one model read what a reader gives them.
+
+    Families that ask transformers' `AttentionInterface` get the plug's name for their attention
+    implementation. Of those that call PyTorch's `scaled_dot_product_attention` themselves, the
+    attention modules' `forward` is wrapped, instance by instance, and that one call inside it is
+    answered while there is memory to read. Both ways a layer without memory runs its own code.
+
+    Args:
+        adapter: the model.
+    """
+
+    def __init__(self, adapter: ModelAdapter) -> None:
+        self._adapter = adapter
+        self._implementation: str | None = None
+        self._own: list[tuple[Any, Any]] = []
+
+    def attach(self, reader: Reader) -> None:
+        """Put the plugs in place."""
+        for attention in self._adapter.attentions():
+            setattr(attention, MARK, reader)
+            if self._adapter.family.plug == "sdpa":
+                self._own.append((attention, vars(attention).get("forward")))
+                attention.forward = _reading(attention)
+        if self._adapter.family.plug == "interface":
+            decoder: Any = self._adapter.decoder
+            self._implementation = decoder.config._attn_implementation.removeprefix(PREFIX)
+            decoder.set_attn_implementation(plug(self._implementation))
+
+    def detach(self, reader: Reader) -> None:
+        """Take them away; the model is as it was."""
+        for attention in self._adapter.attentions():
+            if getattr(attention, MARK, None) is reader:
+                delattr(attention, MARK)
+        for attention, own in self._own:
+            del attention.forward
+            if own is not None:
+                attention.forward = own
+        self._own.clear()
+        if self._implementation is not None:
+            decoder: Any = self._adapter.decoder
+            watched = any(hasattr(attention, WATCH) for attention in self._adapter.attentions())
+            if not watched:  # whoever goes last takes the plug's name away
+                decoder.set_attn_implementation(self._implementation)
+            self._implementation = None
+
+
+@contextmanager
+def plugged(adapter: ModelAdapter, reader: Reader) -> Iterator[None]:
+    """Layers read what `reader` gives them in forwards inside."""
+    plugs = Plugs(adapter)
+    plugs.attach(reader)
+    try:
+        yield
+    finally:
+        plugs.detach(reader)
+
+
+def _reading(attention: nn.Module) -> Any:
+    """The module's `forward` with memory woven in where its reader has some."""
+    own = attention.forward
+
+    @functools.wraps(own)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        reader: Reader | None = getattr(attention, MARK, None)
+        memory = None if reader is None else reader.memory_for(attention.layer_idx)  # type: ignore[arg-type]
+        if reader is None or memory is None:
+            return own(*args, **kwargs)
+        if kwargs.get("output_attentions"):  # there are none where memory is read
+            kwargs["output_attentions"] = False
+        with _Woven(attention, reader, memory):
+            return own(*args, **kwargs)
+
+    return forward
+
+
+class _Woven(TorchFunctionMode):
+    """Answers calls of `scaled_dot_product_attention` inside with memory woven in."""
+
+    def __init__(self, module: nn.Module, reader: Reader, memory: LayerMemory) -> None:
+        super().__init__()
+        self._module, self._reader, self._memory = module, reader, memory
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.functional.scaled_dot_product_attention:
+            return self._weave(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _weave(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        if dropout_p > 0.0:  # memory is not read while training
+            return nn.functional.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask,
+                dropout_p,
+                is_causal,
+                scale=scale,
+                enable_gqa=enable_gqa,
+            )
+        return read_memory(
+            self._module,
+            self._reader,
+            self._memory,
+            query,
+            key,
+            value,
+            attn_mask,
+            scale=query.shape[-1] ** -0.5 if scale is None else scale,
+            softcap=None,
+        )

@@ -1,0 +1,58 @@
+"""What the layers read of a choice where the settings let them read only some of it."""
+
+from __future__ import annotations
+
+import torch
+
+from cmr.config import ReweaveConfig
+from cmr.kernels.reference._paging import readable
+from cmr.memory.ring import RingBuffer
+from cmr.reconstruction.limits import Limits
+from cmr.reconstruction.matching import match
+from cmr.reconstruction.methods import plan_rows
+from cmr.reconstruction.plan import Plan
+from cmr.retrieval import Ask, Choice
+
+
+class Reducer:
+    """Plans, once a search and for all layers, which tokens are read.
+
+    How well a token matches is told by the states that were searched. A plan is made on the CPU: on
+    a GPU a search waits for it once.
+
+    Args:
+        ring: the store.
+        reweave: the limits and the method.
+    """
+
+    def __init__(self, ring: RingBuffer, reweave: ReweaveConfig) -> None:
+        self._ring = ring
+        self._limits = Limits(reweave.max_memory_tokens, reweave.compression_ratio)
+        self._method = reweave.reconstruction_method or "attention"
+
+    def plan(self, choice: Choice, ask: Ask) -> Plan | None:
+        """What to read of what was chosen; None: all of it.
+
+        Args:
+            choice: the passages.
+            ask: what they were found for, with states as they are indexed.
+        """
+        if not self._limits:
+            return None
+        ring, table = self._ring, choice.table.flatten(1)
+        columns = (table, choice.stamps.flatten(1), ring.created, ring.positions)
+        mask = readable(*columns).cpu()
+        counts: list[int] = mask.sum(-1).tolist()
+        if all(self._limits.of(count) == count for count in counts):
+            return None
+        states = ring.states(table.flatten().clamp(min=0).cpu())
+        memory = states.view(*mask.shape, -1).cpu()
+        asks = None if ask.mask is None else ask.mask.cpu()
+        matches = match(ask.states.cpu(), asks, memory, mask)
+        return plan_rows(self._method, matches, passages_of(choice, ring), mask, self._limits)
+
+
+def passages_of(choice: Choice, ring: RingBuffer) -> torch.Tensor:
+    """`[passages * run * block_size]` int64 number of the passage that each column is in."""
+    _, passages, run = choice.table.shape
+    return torch.arange(passages).repeat_interleave(run * ring.block_size)

@@ -1,0 +1,198 @@
+"""`ContextBlender`: several recalled contexts as one memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from cmr import _checks as check
+from cmr.errors import ModelMismatchError
+from cmr.reconstruction.checking import expect_device, expect_states
+from cmr.reconstruction.result import Reconstruction
+
+CRITERIA = ("relevance", "similarity", "recency")
+DEFAULT_WEIGHTS = {"relevance": 0.4, "similarity": 0.4, "recency": 0.2}
+NEWER_PER_HALF = 0.25
+"""Share of all states that is newer than one whose recency is one half."""
+
+ROUNDING = 1e-6
+"""What the cosine of a state with itself may be short of 1."""
+
+
+class ContextBlender:
+    """Joins what was recalled in several ways: of other layers, sequences, by other strategies.
+
+    Every state gets a weighted mean of three criteria, each in [0, 1]:
+
+    - relevance: as it was stored.
+    - similarity: place between the least and the largest similarity with what asked; all are 1
+      where all are equal.
+    - recency: `2 ** (-newer / (n / 4))`, with `newer` how many of the n states are newer.
+
+    These are divided by their sum. States of one layer that point the same way are one: their mean
+    by these weights, with the sum of their weights. So what several strategies found counts more,
+    and is read once.
+
+    Args:
+        hidden_size: width of the states, 1 or more.
+        criteria_weights: criterion to its weight, at least 0, one above 0, scaled to sum 1; one
+            that is not named weighs 0. None: `DEFAULT_WEIGHTS`.
+        merge_similarity: cosine, in [0, 1], from which on two states are one.
+        max_memory_tokens: most states of the blend, those of the largest weights, 1 or more; None:
+            all.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        criteria_weights: Mapping[str, float] | None = None,
+        merge_similarity: float = 0.99,
+        max_memory_tokens: int | None = None,
+    ) -> None:
+        self.hidden_size = check.integer("hidden_size", hidden_size, 1)
+        weights = DEFAULT_WEIGHTS if criteria_weights is None else criteria_weights
+        given = dict(check.weights("criteria_weights", weights, CRITERIA))
+        total = sum(given.values())
+        self.criteria_weights = {name: given.get(name, 0.0) / total for name in CRITERIA}
+        self.merge_similarity = check.real("merge_similarity", merge_similarity, 0.0, 1.0)
+        if max_memory_tokens is not None:
+            max_memory_tokens = check.integer("max_memory_tokens", max_memory_tokens, 1)
+        self.max_memory_tokens = max_memory_tokens
+
+    def blend(self, contexts: Sequence[Reconstruction]) -> Reconstruction:
+        """One memory of several.
+
+        Args:
+            contexts: with states of one width, dtype and device; may be empty.
+
+        Returns:
+            States in the order in which they came first, with weights that sum to 1. `sources` are
+            places in the contexts' states, counted through all contexts. Runs of text stay those of
+            their context.
+
+        Raises:
+            TypeError: something is no `Reconstruction`.
+            ValueError: no context at all.
+            ModelMismatchError: a width, dtype or device is another one.
+        """
+        joined = self._joined(contexts)
+        if not len(joined):
+            return joined
+        heads = self._heads(joined)
+        merged = _merged(joined, heads)
+        if self.max_memory_tokens is None or len(merged) <= self.max_memory_tokens:
+            return merged
+        best = merged.weights.cpu().argsort(descending=True, stable=True)
+        return merged.select(best[: self.max_memory_tokens].sort().values.to(merged.states.device))
+
+    __call__ = blend
+
+    def _joined(self, contexts: Sequence[Reconstruction]) -> Reconstruction:
+        """All states one behind the other, weighed."""
+        if not len(contexts):
+            raise ValueError("contexts: at least one Reconstruction expected, got none")
+        for context in contexts:
+            if not isinstance(context, Reconstruction):
+                kind = type(context).__name__
+                raise TypeError(f"contexts: Reconstruction expected, got {kind}")
+            states, first = context.states, contexts[0].states
+            expect_states("contexts", states, self.hidden_size, (2,))
+            expect_device("contexts", states, first.device)
+            if states.dtype != first.dtype:
+                raise ModelMismatchError(
+                    f"contexts: dtype {first.dtype} (of the first) expected, got {states.dtype}"
+                )
+        runs, before = [], 0
+        for context in contexts:
+            runs.append(context.passages + before)
+            before += int(context.passages.max()) + 1 if len(context) else 0
+        kinds = {context.method for context in contexts}
+        device = contexts[0].states.device
+
+        def of(name: str) -> torch.Tensor:
+            return torch.cat([getattr(context, name).to(device) for context in contexts])
+
+        similarity, relevance, timestamp = of("similarity"), of("relevance"), of("timestamp")
+        return Reconstruction(
+            states=of("states"),
+            weights=self._weights(similarity, relevance, timestamp),
+            similarity=similarity,
+            relevance=relevance,
+            timestamp=timestamp,
+            passages=torch.cat(runs).to(device),
+            layers=of("layers"),
+            sources=tuple((i,) for i in range(sum(len(context) for context in contexts))),
+            method=kinds.pop() if len(kinds) == 1 else "weighted_sum",
+        )
+
+    def _weights(
+        self, similarity: torch.Tensor, relevance: torch.Tensor, timestamp: torch.Tensor
+    ) -> torch.Tensor:
+        """`[n]` float32 of sum 1."""
+        n = len(similarity)
+        if not n:
+            return similarity
+        low, high = similarity.aminmax()
+        place = torch.where(high > low, (similarity - low) / (high - low), 1.0)
+        ages = timestamp.sort().values
+        newer = n - torch.searchsorted(ages, timestamp, right=True)
+        recency = torch.exp2(-newer / max(1.0, NEWER_PER_HALF * n))
+        weights = self.criteria_weights
+        total = weights["relevance"] * relevance + weights["similarity"] * place
+        total = total + weights["recency"] * recency
+        return total / total.sum() if bool(total.sum() > 0) else torch.full_like(total, 1.0 / n)
+
+    def _heads(self, joined: Reconstruction) -> torch.Tensor:
+        """For each state the first one `[n]` int64, itself or before it, that it is one with."""
+        unit = F.normalize(joined.states.float(), dim=-1)
+        alike = (unit @ unit.T >= self.merge_similarity - ROUNDING).cpu()
+        alike &= (joined.layers[:, None] == joined.layers).cpu()
+        places = torch.arange(len(unit))
+        heads = places.clone()
+        for place in range(len(unit)):
+            if heads[place] == place:
+                free = (heads == places) & (places > place)
+                heads[alike[place] & free] = place
+        return heads
+
+
+def _merged(joined: Reconstruction, heads: torch.Tensor) -> Reconstruction:
+    """The states that are one with each head as their weighted mean."""
+    kept, into = heads.unique(return_inverse=True)
+    if len(kept) == len(heads):
+        return joined
+    into, kept = into.to(joined.states.device), kept.to(joined.states.device)
+    many = len(kept)
+    weights = torch.zeros(many, device=into.device).index_add_(0, into, joined.weights)
+    # Where all weights of a group are 0, each of its states counts the same.
+    count = torch.bincount(into, minlength=many)
+    even = (1.0 / count)[into]
+    share = torch.where(weights[into] > 0, joined.weights / weights[into], even)
+    states = torch.zeros(many, joined.states.shape[1], device=into.device)
+    states.index_add_(0, into, joined.states.float() * share[:, None])
+    # What stands alone keeps its bits.
+    alone = (count == 1)[:, None]
+    states = torch.where(alone, joined.states[kept], states.to(joined.states.dtype))
+
+    def most(values: torch.Tensor) -> torch.Tensor:
+        return values[kept].scatter_reduce(0, into, values, "amax")
+
+    sources: list[list[int]] = [[] for _ in range(many)]
+    for i, group in enumerate(into.tolist()):
+        sources[group].append(i)
+    return Reconstruction(
+        states=states,
+        weights=weights,
+        similarity=most(joined.similarity),
+        relevance=most(joined.relevance),
+        timestamp=most(joined.timestamp),
+        passages=joined.passages[kept],
+        layers=joined.layers[kept],
+        sources=tuple(tuple(group) for group in sources),
+        method=joined.method,
+    )

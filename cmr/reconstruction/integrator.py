@@ -1,0 +1,193 @@
+"""`ReconstructionIntegrator`: reconstructed states blended into a layer's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from cmr import _checks as check
+from cmr.config import METHODS
+from cmr.errors import ModelMismatchError
+from cmr.reconstruction.blend import blend, even_gate, expected_best, fit
+from cmr.reconstruction.checking import expect_device, expect_mask, expect_states
+from cmr.reconstruction.readout import joint, read_out
+from cmr.reconstruction.result import Reconstruction
+
+Memories = Reconstruction | torch.Tensor | Sequence[Reconstruction | None]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What is read: states `[batch, n, hidden]` and `[batch, n]` of mask, passages and prior."""
+
+    states: torch.Tensor
+    mask: torch.Tensor
+    passages: torch.Tensor
+    prior: torch.Tensor | None
+    method: str | None
+
+
+class ReconstructionIntegrator:
+    """Blends memory states into hidden states, token by token.
+
+    With m what a token h reads of memory (see `read_out`; a reconstruction says how it is to be
+    summed, plain states are summed by a softmax over the cosines) and w the memory weight:
+
+    - 'weighted_sum': `h' = (1 - w) h + w m`.
+    - 'residual': `h' = h + w m`.
+    - 'gated': `h' = h + g (m - h)`, g = w `fit(h)`: 0 where no memory state fits h better than
+      memory states fit each other by chance, w for a copy of one. The idea of a gate that follows
+      the match is that of the continuous cache (Grave et al. 2017); none is learned here.
+    - 'attention': h attends to memory and itself, without projections:
+      `g = sigmoid(lm - ll + logit(w))`, `h' = (1 - g) h + g m`, with lm the log-sum-exp of
+      `sqrt(hidden) cos(h, m_i)` and ll the same of h with itself, `sqrt(hidden)`. w = 0.5 is one
+      joint softmax. An attached memory with `method="attention"` reads through the layers' own
+      projections instead.
+
+    The weights of a reconstruction multiply those in front of each softmax. A token without memory,
+    and any token with w = 0, stays as it is, bit for bit.
+
+    Args:
+        hidden_size: width of the states, 1 or more.
+        method: one of the above; may be set later.
+        memory_weight: w, in [0, 1].
+
+    Raises:
+        ConfigError: a value is out of its range.
+
+    Equivalent PyTorch ('weighted_sum', plain states):
+        `(1 - w) * h + w * F.softmax(F.normalize(h) @ F.normalize(m).mT, -1) @ m`.
+    """
+
+    def __init__(
+        self, hidden_size: int, method: str = "weighted_sum", memory_weight: float = 0.3
+    ) -> None:
+        self.hidden_size = check.integer("hidden_size", hidden_size, 1)
+        self.method = method
+        self.memory_weight = check.real("memory_weight", memory_weight, 0.0, 1.0)
+
+    @property
+    def method(self) -> str:
+        """The method in use."""
+        return self._method
+
+    @method.setter
+    def method(self, name: str) -> None:
+        self._method = check.choice("integration_method", name, METHODS)
+
+    def __call__(
+        self,
+        hidden_states: torch.Tensor,
+        memory: Memories,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        memory_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Hidden states with memory in them.
+
+        Args:
+            hidden_states: `[batch, tokens, hidden]`, any float dtype.
+            memory: what to read, on the same device, any float dtype: a `Reconstruction` or states
+                `[n, hidden]` for all rows, or one reconstruction (or None) a row, or states
+                `[batch, n, hidden]`.
+            attention_mask: `[batch, tokens]`, 0 or False for tokens that do not read; None: all do.
+            memory_mask: the shape of memory states without `hidden`, 0 or False for those that are
+                not to be read; only with a tensor. None: all are.
+
+        Returns:
+            A new tensor of the shape and dtype of `hidden_states`; differentiable in all states.
+
+        Raises:
+            TypeError: not of the kinds above.
+            ValueError: shapes do not fit.
+            ModelMismatchError: a width or device is another one.
+        """
+        expect_states("hidden_states", hidden_states, self.hidden_size, (3,))
+        asks = expect_mask(attention_mask, hidden_states)
+        held = self._held(hidden_states, memory, memory_mask)
+        expect_device("memory", held.states, hidden_states.device)
+        reads = held.mask.any(1, keepdim=True)
+        reads = reads if asks is None else reads & asks
+        weight: float | torch.Tensor = self.memory_weight
+        if self.method == "attention":
+            recalled, lead = joint(hidden_states, held.states, held.mask, held.prior)
+            weight = torch.sigmoid(lead + even_gate(self.memory_weight))
+            return blend(hidden_states, recalled, reads, self.method, weight)
+        if self.method == "gated":
+            floor = expected_best(held.states, held.mask)
+            weight = weight * fit(hidden_states, held.states, held.mask, floor)
+        recalled = read_out(
+            hidden_states,
+            held.states,
+            held.mask,
+            method=held.method,
+            passages=held.passages,
+            prior=held.prior,
+        )
+        return blend(hidden_states, recalled, reads, self.method, weight)
+
+    def _held(
+        self, hidden: torch.Tensor, memory: Memories, memory_mask: torch.Tensor | None
+    ) -> _Read:
+        batch = len(hidden)
+        if isinstance(memory, torch.Tensor):
+            return self._of_states(batch, memory, memory_mask)
+        if memory_mask is not None:
+            raise ValueError("memory_mask: None expected where memory is no tensor, got a mask")
+        rows = [memory] * batch if isinstance(memory, Reconstruction) else list(memory)
+        for row in rows:
+            if not isinstance(row, Reconstruction | None):
+                raise TypeError(
+                    f"memory: a Reconstruction for each row expected, got {type(row).__name__}"
+                )
+        if len(rows) != batch:
+            raise ValueError(
+                f"memory: {batch} reconstructions expected, one a row, got {len(rows)}"
+            )
+        return self._of_rows(rows, hidden)
+
+    def _of_states(
+        self, batch: int, memory: torch.Tensor, memory_mask: torch.Tensor | None
+    ) -> _Read:
+        expect_states("memory", memory, self.hidden_size, (2, 3))
+        if memory.ndim == 3 and len(memory) != batch:
+            raise ValueError(f"memory: a batch of {batch} expected, got {len(memory)}")
+        if memory_mask is not None and memory_mask.shape != memory.shape[:-1]:
+            wanted, got = list(memory.shape[:-1]), list(memory_mask.shape)
+            raise ValueError(f"memory_mask: {wanted} expected, got {got}")
+        ones = torch.ones(memory.shape[:-1], dtype=torch.bool, device=memory.device)
+        mask = ones if memory_mask is None else memory_mask.to(memory.device) != 0
+        size = (batch, memory.shape[-2])
+        states = memory.expand(*size, self.hidden_size)
+        one_run = torch.zeros(size, dtype=torch.int64, device=memory.device)
+        return _Read(states, mask.expand(size), one_run, None, None)
+
+    def _of_rows(self, rows: Sequence[Reconstruction | None], hidden: torch.Tensor) -> _Read:
+        given = [row for row in rows if row is not None]
+        kinds = sorted({row.method for row in given})
+        if len(kinds) > 1:
+            raise ValueError(f"memory: reconstructions of one method expected, got {kinds}")
+        for row in given:
+            expect_states("memory", row.states, self.hidden_size, (2,))
+            expect_device("memory", row.states, hidden.device)
+            if row.states.dtype != given[0].states.dtype:
+                raise ModelMismatchError(
+                    f"memory: dtype {given[0].states.dtype} (of the first row) expected, "
+                    f"got {row.states.dtype}"
+                )
+        most = max((len(row) for row in given), default=0)
+        like = given[0].states if given else hidden
+        states = like.new_zeros(len(rows), most, self.hidden_size)
+        prior = like.new_zeros(len(rows), most, dtype=torch.float32)
+        mask = torch.zeros(len(rows), most, dtype=torch.bool, device=like.device)
+        passages = torch.zeros(len(rows), most, dtype=torch.int64, device=like.device)
+        for i, found in enumerate(rows):
+            if found is None:
+                continue
+            here = (i, slice(0, len(found)))
+            states[here], mask[here] = found.states, True
+            passages[here] = found.passages.to(like.device)
+            prior[here] = found.weights.to(like.device) * len(found)
+        return _Read(states, mask, passages, prior, kinds[0] if kinds else None)

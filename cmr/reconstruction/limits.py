@@ -1,0 +1,51 @@
+"""How many memory tokens may be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cmr import _checks as check
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most memory tokens that are read at once.
+
+    Attributes:
+        max_memory_tokens: 1 or more; None: no such limit.
+        compression_ratio: share of what was recalled, in (0, 1]; None: all of it.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    max_memory_tokens: int | None = None
+    compression_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks both."""
+        if self.max_memory_tokens is not None:
+            most = check.integer("max_memory_tokens", self.max_memory_tokens, 1)
+            check.put(self, "max_memory_tokens", most)
+        if self.compression_ratio is not None:
+            ratio = check.real("compression_ratio", self.compression_ratio, 0.0, 1.0)
+            if ratio == 0:
+                raise check.refuse("compression_ratio", ratio, "a number in (0, 1]")
+            check.put(self, "compression_ratio", ratio)
+
+    def __bool__(self) -> bool:
+        """Whether there is any limit."""
+        return self.max_memory_tokens is not None or self.compression_ratio is not None
+
+    def of(self, recalled: int) -> int:
+        """How many of that many recalled tokens may be read: the smaller limit, rounded down.
+
+        At least one where anything was recalled, and never more than that.
+        """
+        most = recalled
+        if self.compression_ratio is not None:
+            # 0.29 * 100 is 28.999...: what is a whole number but for rounding is meant as one.
+            most = max(1, int(self.compression_ratio * recalled + 1e-9))
+        if self.max_memory_tokens is not None:
+            most = min(most, self.max_memory_tokens)
+        return min(most, recalled)
