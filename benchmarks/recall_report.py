@@ -43,7 +43,7 @@ def summarise(details: Rows, system: str) -> dict[str, Any]:
         row["recalled_tokens"] = mean(r["recalled_tokens"] for r in mine)
         row["right_when_found"] = mean([r["right"] for r in mine if r["rank"]] or [0.0])
         row["against"] = {
-            other: _difference(mine, [r for r in details if r["system"] == other])
+            other: difference(mine, [r for r in details if r["system"] == other])
             for other in sorted({r["system"] for r in details} - {"memory"})
         }
         ceiling = [r for r in details if r["system"] == "ceiling"]
@@ -52,7 +52,7 @@ def summarise(details: Rows, system: str) -> dict[str, Any]:
     return row
 
 
-def _difference(mine: Rows, theirs: Rows) -> dict[str, Any]:
+def difference(mine: Rows, theirs: Rows) -> dict[str, Any]:
     """Paired difference on the questions that both were asked, clustered by fact."""
     other = {(r["fact"], r["wording"]): r["right"] for r in theirs}
     pairs = [(r, other[key]) for r in mine if (key := (r["fact"], r["wording"])) in other]

@@ -302,6 +302,7 @@ class Core:
             positions="constant" if self.residual else self.config.reweave.positions,
             base=base.to(device),
             plan=self.reducer.plan(choice, ask),
+            guarded=self.config.reweave.sink_guard > 0,
         )
         if self.knn_layers:
             recall.compare(self.knn_layers, project=self.residual)

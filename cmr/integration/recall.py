@@ -110,11 +110,15 @@ class Recall:
         base: `[batch]` position in front of which `layout` puts the memory.
         plan: which of the tokens are read, and as what; None: all as they are. With a plan a copy
             is read, which is made once a search.
+        guarded: the first token of a text, its attention sink, is recalled and not read: it would
+            take the share of attention that is meant for the rest.
 
     Attributes:
         plan: as given.
         mask: `[batch, read * block_size]` bool, True where there is a token to read.
-        read_ids: the same shape, token ids, as they were stored when the choice was made.
+        read: which tokens the layers read, `[batch, read * block_size]` bool; as many columns as
+            the plan makes where there is one.
+        read_ids: the shape of `mask`, token ids, as they were stored when the choice was made.
         read_positions: the same shape, their positions in the session's text.
         successors: what followed the recalled tokens; None until `compare` was called.
     """
@@ -130,6 +134,7 @@ class Recall:
         positions: str,
         base: torch.Tensor,
         plan: Plan | None = None,
+        guarded: bool = False,
     ) -> None:
         self.choice = choice
         self.bias = bias
@@ -143,13 +148,28 @@ class Recall:
         # Where the table names no block, slot 0 was looked up: nothing of it may stay.
         self.read_ids = ids.masked_fill(~self.mask, 0)
         self.read_positions = stored.flatten(1).masked_fill(~self.mask, -1)
-        self._read = self.mask if plan is None else plan.mask.to(self.mask.device)
+        self._positions, self.read = ring.positions, self.mask
+        if plan is not None:
+            self.read = plan.mask.to(self.mask.device)
+        elif guarded:
+            self._leave_out(ring.blank(self._table.clamp(min=0)))
         self._base, self._place = base, self._where(positions, base)
-        self._columns = _dense(self._read)
+        self._columns = _dense(self.read)
         self._layers: dict[int, LayerBlocks | LayerRows] = {}
         self._states: dict[int, StateRows] = {}
         self._angles: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.successors: Successors | None = None
+
+    def _leave_out(self, sinks: torch.Tensor) -> None:
+        """Neither copies nor those who read in place find tokens, `[batch, blocks, size]` bool."""
+        sinks = sinks & self.mask.view(sinks.shape)
+        if sinks.device.type == "cpu" and not bool(sinks.any()):
+            return
+        self.read = self.mask & ~sinks.flatten(1)
+        out = torch.zeros_like(self._positions).index_add_(
+            0, self._table.clamp(min=0).flatten(), sinks.flatten(0, 1).to(self._positions)
+        )
+        self._positions = self._positions.masked_fill(out > 0, -1)
 
     def _where(self, positions: str, base: torch.Tensor) -> torch.Tensor | None:
         """Positions `[batch, tokens]` that the keys are rotated to; None where they stay at 0."""
@@ -160,7 +180,7 @@ class Recall:
             if self.plan is not None:
                 places = self.plan.to(places.device).places(places)
             return places.clamp(min=0)
-        order = self._read.cumsum(-1)
+        order = self.read.cumsum(-1)
         return base[:, None] + order - order[:, -1:] - 1
 
     def layer(self, number: int) -> LayerBlocks | LayerRows:
@@ -181,7 +201,7 @@ class Recall:
             return None
         if keys.device != ring.device:
             return None
-        columns = (self._table, self._stamps, ring.created, ring.positions)
+        columns = (self._table, self._stamps, ring.created, self._positions)
         return LayerBlocks(keys, ring.values[number], *columns)
 
     def _copied(self, number: int) -> LayerRows:
@@ -191,7 +211,7 @@ class Recall:
             plan = self.plan.to(keys.device)
             keys, values = plan.apply(keys), plan.apply(values)
         place = self._place if self._adapter.rotates(number) else None
-        mask = None if self._columns is not None else self._read
+        mask = None if self._columns is not None else self.read
         if self._columns is not None:
             keys, values = keys[:, :, self._columns], values[:, :, self._columns]
             place = None if place is None else place[:, self._columns]
@@ -213,7 +233,7 @@ class Recall:
         """A copy as a store of its own."""
         rows = self._copied(number)
         batch, device = len(rows.keys), rows.keys.device
-        read = self._read if self._columns is None else self._read[:, self._columns]
+        read = self.read if self._columns is None else self.read[:, self._columns]
         held = _blocks(torch.where(read, 0, -1).to(device)[:, None, :, None], self._size)
         entries = torch.arange(len(held), device=device).view(batch, -1)
         created = torch.zeros(len(held), dtype=torch.int64, device=device)
@@ -243,7 +263,7 @@ class Recall:
         if self._load is not None or self.plan is not None:
             return None
         states = ring.keys[number][:, 0]
-        columns = (self._table, self._stamps, ring.created, ring.positions)
+        columns = (self._table, self._stamps, ring.created, self._positions)
         return LayerBlocks(states, states, *(x.to(states.device) for x in columns))
 
     @property
@@ -268,7 +288,7 @@ class Recall:
                 states = plan.apply(states)
                 first = plan.members[..., 0].clamp(min=0).to(passages.device)
                 passages = passages.gather(1, first)
-            mask = self._read.to(states.device)
+            mask = self.read.to(states.device)
             self._states[number] = StateRows(states[:, 0], mask, passages.to(states.device))
         return self._states[number]
 
@@ -313,7 +333,7 @@ class Recall:
         other = object.__new__(Recall)
         other.choice = self.choice.select(rows)
         other.plan = None if self.plan is None else self.plan.select(rows)
-        other._read = self._read[rows]
+        other._positions, other.read = self._positions, self.read[rows]
         other.bias, other.mask = self.bias[rows], self.mask[rows]
         other.read_ids = self.read_ids[rows]
         other.read_positions = self.read_positions[rows]

@@ -24,7 +24,7 @@ class RecalledPassage:
         token_ids: the passage's token ids.
         text: the passage as text, None where no tokenizer is known.
         read: memory tokens that are read of it; fewer than `token_ids` where the settings limit
-            them.
+            them. The first token of a text, an attention sink, is not read.
         positions: positions of those of its tokens that go into them.
         next_token: share of what is said next that came from the tokens that followed recalled
             ones, mean over the tokens of the last forward that have logits; all passages of a row
@@ -103,7 +103,8 @@ def recalled_passages(
 def _read_of(recall: Recall, mask: torch.Tensor) -> tuple[torch.Tensor, list[list[int]]]:
     """Which of the recalled tokens `[batch, passages, tokens]` are read, and as how many."""
     if recall.plan is None:
-        return mask, mask.sum(-1).tolist()
+        read = recall.read.view(mask.shape).cpu()
+        return read, read.sum(-1).tolist()
     plan = recall.plan.to(mask.device)
     counts = plan.counts(recall.passages[0].to(mask.device), mask.shape[1])
     return plan.used(mask[0].numel()).view_as(mask), counts.tolist()

@@ -29,6 +29,7 @@ class Reducer:
         self._ring = ring
         self._limits = Limits(reweave.max_memory_tokens, reweave.compression_ratio)
         self._method = reweave.reconstruction_method or "attention"
+        self._guarded = reweave.sink_guard > 0
 
     def plan(self, choice: Choice, ask: Ask) -> Plan | None:
         """What to read of what was chosen; None: all of it.
@@ -47,6 +48,8 @@ class Reducer:
             return None
         states = ring.states(table.flatten().clamp(min=0).cpu())
         memory = states.view(*mask.shape, -1).cpu()
+        if self._guarded:
+            mask &= (memory != 0).any(-1)
         asks = None if ask.mask is None else ask.mask.cpu()
         matches = match(ask.states.cpu(), asks, memory, mask)
         return plan_rows(self._method, matches, passages_of(choice, ring), mask, self._limits)

@@ -274,6 +274,22 @@ class TieredStores:
                 out[here.to(self.device)] = rows.to(out)
         return out
 
+    def blank(self, slots: torch.Tensor) -> torch.Tensor:
+        """Which tokens of some blocks are indexed as zeros, so that no search ever matches them.
+
+        The first token of a text is: its state says nothing of the text. Where all that is stored
+        lies in the first tier nothing waits for the device.
+
+        Args:
+            slots: int64 of any shape on the index's device, none below 0.
+
+        Returns:
+            `[*slots, block_size]` bool.
+        """
+        flat = slots.flatten()
+        states = self.states(flat.cpu()) if self.ledger.below(0) else self.index[flat]
+        return (states == 0).all(-1).view(*slots.shape, self.block_size)
+
     def far(self, slots: torch.Tensor) -> bool:
         """Whether states of any of these blocks are on a disk, or beside another device.
 

@@ -152,9 +152,11 @@ def test_the_weight_is_a_bias_on_the_logits_of_memory(weight: float, model: nn.M
 
 @pytest.mark.parametrize("padding", [0, 6])
 def test_the_first_tokens_do_not_read_memory(padding: int, model: nn.Module) -> None:
+    """Nor is the first token of a text read: where it stands, it drains attention."""
     whole = text(1, 120)
     hidden = torch.full((1, 1, 120, 120), -torch.inf).triu(1)
     hidden[..., 96:101, :96] = -torch.inf
+    hidden[..., 96:, 0] = -torch.inf
     want = model(whole, attention_mask=hidden).logits[:, 96:]
     with all_in_memory(model, whole, 96, sink_guard=5):
         new = padded([whole[0, 96:], text(24 + padding)], "left")

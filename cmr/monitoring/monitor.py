@@ -1,0 +1,202 @@
+"""`CMRPerformanceMonitor`: what a model with a memory does, how fast, and whether it is well."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import nn
+
+from cmr import _checks as check
+from cmr.errors import AttachError, ConfigError
+from cmr.integration.memory import ATTACHED, Memory
+from cmr.integration.models._stats import Recorder
+
+MOST = ("p95_seconds", "failures", "stored_tokens", "evicted_blocks")
+LEAST = ("tokens_per_second", "recall_rate")
+"""Measures that may be limited: to a greatest value, or to a least one."""
+
+
+@dataclass(frozen=True)
+class Alert:
+    """A measure beyond its limit.
+
+    Attributes:
+        name: of the measure.
+        value: of it.
+        limit: that was given.
+    """
+
+    name: str
+    value: float
+    limit: float
+
+    def __str__(self) -> str:
+        side = "at most" if self.name in MOST else "at least"
+        return f"{self.name}: {side} {self.limit:g} expected, got {self.value:.4g}"
+
+
+class CMRPerformanceMonitor(Recorder):
+    """Watches one model: counts, times, what is stored, and limits that should hold.
+
+    It changes nothing of what the model does, and holds no text, token ids or states.
+
+    Args:
+        model: a model class of this library, whose `performance` it becomes until `close`, or a
+            decoder with a memory attached, whose forwards it measures by hooks.
+        window: newest calls that the percentiles and tokens a second speak of, 1 or more.
+        limits: measure (see `MOST` and `LEAST`) to the limit that `health` holds it to.
+        on_alert: told by `health` of each limit that was crossed since it was last kept.
+
+    Attributes:
+        failures: calls that raised something.
+
+    Raises:
+        AttachError: the model has no memory.
+        ConfigError: an unknown measure, or a value out of its range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        window: int = 256,
+        limits: Mapping[str, float] | None = None,
+        on_alert: Callable[[Alert], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self._model = cast(Any, model)
+        self._classed = isinstance(getattr(model, "memory", None), Memory)
+        if not self._classed and not hasattr(model, ATTACHED):
+            raise AttachError(
+                f"a model with a memory expected, got {type(model).__name__} without one: "
+                "attach one with cmr.attach(model)"
+            )
+        self._recent: deque[tuple[int, float]] = deque(maxlen=check.integer("window", window, 1))
+        self.limits: dict[str, float] = {}
+        for name, limit in (limits or {}).items():
+            if name not in MOST + LEAST:
+                raise ConfigError(f"unknown measure {name}: {check.nearest(name, MOST + LEAST)}")
+            self.limits[name] = check.real(name, limit, 0.0)
+        self._on_alert, self._crossed = on_alert, set[str]()
+        self.failures = 0
+        self._began: list[tuple[float, int]] = []
+        self._handles: list[Any] = []
+        self._replaced: Any = None
+        if self._classed:
+            self._replaced, self._model.performance = self._model.performance, self
+        else:
+            self._handles = [
+                model.register_forward_pre_hook(self._before, with_kwargs=True),
+                model.register_forward_hook(self._after, always_call=True),
+            ]
+
+    @property
+    def memory(self) -> Memory:
+        """The memory that is watched."""
+        memory: Memory = self._model.memory if self._classed else getattr(self._model, ATTACHED)
+        return memory
+
+    def close(self) -> None:
+        """Stop watching; the model is as it was. What was measured stays to be read."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._classed and self._model.performance is self:
+            self._model.performance = self._replaced
+
+    def __enter__(self) -> CMRPerformanceMonitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- what calls tell -------------------------------------------------------------------------
+
+    @contextmanager
+    def measure(self, kind: str) -> Iterator[None]:
+        """Measure one call, 'forward' or 'generate'; one that raises counts as a failure."""
+        try:
+            with super().measure(kind):
+                yield
+        except BaseException:
+            self.failures += 1
+            raise
+
+    def note(self, kind: str, *, tokens: int, recalls: int, stored_blocks: int) -> None:
+        """Take note of what the call that was just measured did; see `Recorder.note`."""
+        super().note(kind, tokens=tokens, recalls=recalls, stored_blocks=stored_blocks)
+        self._recent.append((tokens, self._last))
+
+    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+        tokens = 0 if given is None else given.shape[0] * given.shape[1]
+        self._began.append((time.perf_counter(), tokens))
+
+    def _after(self, _: nn.Module, __: Any, output: Any) -> None:
+        began, tokens = self._began.pop()
+        if output is None:  # it raised
+            self.failures += 1
+            return
+        self._last = time.perf_counter() - began
+        self._calls["forward"] += 1
+        self._seconds["forward"] += self._last
+        self.note("forward", tokens=tokens, recalls=0, stored_blocks=0)
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def metrics(self) -> dict[str, Any]:
+        """All measures as plain numbers, None where nothing happened yet. Waits for the device.
+
+        Returns:
+            `calls`, `failures`; of the newest calls `p50_seconds`, `p95_seconds` and
+            `tokens_per_second`; `recall_rate`, the share of searches that found something to read;
+            `stored_tokens`, `sessions`, `evicted_blocks`, `expired_blocks`, `bytes` of the memory,
+            and `tiers`: see `Memory.stats`.
+        """
+        stats = self.memory.stats()
+        seconds = sorted(spent for _, spent in self._recent)
+        spent, tokens = sum(seconds), sum(count for count, _ in self._recent)
+        return {
+            "calls": sum(self._calls.values()),
+            "failures": self.failures,
+            "p50_seconds": _percentile(seconds, 0.50),
+            "p95_seconds": _percentile(seconds, 0.95),
+            "tokens_per_second": tokens / spent if spent else None,
+            "recall_rate": stats["recalls"] / stats["searches"] if stats["searches"] else None,
+            "stored_tokens": stats["tokens"],
+            **{name: stats[name] for name in ("sessions", "evicted_blocks", "expired_blocks")},
+            "bytes": stats["bytes"],
+            "tiers": stats["tiers"],
+        }
+
+    def health(self) -> dict[str, Any]:
+        """Whether every limit holds; tells `on_alert` of those that were crossed since they did.
+
+        Returns:
+            `healthy`, and `alerts`: an `Alert` for each limit that does not hold.
+        """
+        metrics = self.metrics()
+        alerts = []
+        for name, limit in self.limits.items():
+            value = metrics[name]
+            if value is not None and (value > limit if name in MOST else value < limit):
+                alerts.append(Alert(name, float(value), limit))
+        names = {alert.name for alert in alerts}
+        for alert in alerts:
+            if self._on_alert is not None and alert.name not in self._crossed:
+                self._on_alert(alert)
+        self._crossed = names
+        return {"healthy": not alerts, "alerts": alerts}
+
+
+def _percentile(ordered: list[float], share: float) -> float | None:
+    """The least value that at least this share of the values does not exceed."""
+    if not ordered:
+        return None
+    rank = -(-share * len(ordered) // 1)
+    return ordered[max(0, int(rank) - 1)]

@@ -1,0 +1,1 @@
+"""What steers a running memory, through public settings and methods only."""

@@ -1,0 +1,153 @@
+"""Batches of texts of different lengths, run with little padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cmr import _checks as check
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that run together.
+
+    Attributes:
+        rows: their numbers in the whole batch.
+        start: first column in which one of them has a token.
+        stop: column behind the last such one.
+    """
+
+    rows: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are run, padding among them."""
+        return len(self.rows) * (self.stop - self.start)
+
+
+class BatchProcessingOptimizer:
+    """Splits a padded batch into micro-batches of texts of like length, and puts it back together.
+
+    Args:
+        batch_tokens: most tokens of a micro-batch, padding among them; a single longer text runs
+            alone. 1 or more.
+
+    Attributes:
+        given: tokens of all batches so far, as they were padded.
+        run: of them, tokens that went through the model.
+
+    Raises:
+        ConfigError: `batch_tokens` is no positive integer.
+    """
+
+    def __init__(self, batch_tokens: int = 2048) -> None:
+        self.batch_tokens = check.integer("batch_tokens", batch_tokens, 1)
+        self.given = self.run = 0
+
+    def plan(self, attention_mask: torch.Tensor) -> list[MicroBatch]:
+        """Which rows run together: like ones, as many as the limit allows, longest first.
+
+        Args:
+            attention_mask: `[batch, tokens]`, 0 for padding on either side; a token in every row.
+        """
+        spans = [_span(row) for row in attention_mask.bool().cpu()]
+        waiting = sorted(range(len(spans)), key=lambda i: (spans[i][0] - spans[i][1], spans[i]))
+        found: list[MicroBatch] = []
+        for row in waiting:
+            start, stop = spans[row]
+            if found:
+                last = found[-1]
+                wider = MicroBatch((*last.rows, row), min(last.start, start), max(last.stop, stop))
+                alone = last.tokens + stop - start
+                # Beside a much longer text a row would be mostly padding: it waits for its like.
+                if wider.tokens <= self.batch_tokens and wider.tokens <= 1.25 * alone:
+                    found[-1] = wider
+                    continue
+            found.append(MicroBatch((row,), start, stop))
+        return found
+
+    def forward(
+        self,
+        run: Callable[[MicroBatch, dict[str, torch.Tensor]], Any],
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> Any:
+        """What one forward of the whole batch gives, for its tokens; at padding anything.
+
+        Args:
+            run: runs a micro-batch with `input_ids`, `attention_mask` and, where columns in front
+                were cut away, `position_ids`; gives a mapping of outputs.
+            input_ids: `[batch, tokens]` integers.
+            attention_mask: the same shape; None: no padding, and all rows run together.
+
+        Returns:
+            An output of the same kind: tensors `[batch, tokens, ...]` put together in the order
+            and place of the rows, everything else as the last micro-batch gave it, and of several
+            micro-batches no cache.
+        """
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        parts = self.plan(mask)
+        self.given += input_ids.numel()
+        self.run += sum(part.tokens for part in parts)
+        outputs = [(part, run(part, self._cut(part, input_ids, mask))) for part in parts]
+        if len(parts) == 1 and parts[0].rows == tuple(range(len(input_ids))):
+            part, output = outputs[0]
+            if (part.start, part.stop) == (0, input_ids.shape[1]):
+                return output
+        return _join(outputs, *input_ids.shape)
+
+    def _cut(
+        self, part: MicroBatch, input_ids: torch.Tensor, mask: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        rows = torch.tensor(part.rows, device=input_ids.device)
+        columns = slice(part.start, part.stop)
+        inputs = {
+            "input_ids": input_ids[rows, columns],
+            "attention_mask": mask[rows.to(mask.device), columns],
+        }
+        if part.start:
+            places = torch.arange(part.start, part.stop, device=input_ids.device)
+            inputs["position_ids"] = places.expand(len(rows), -1)
+        return inputs
+
+    def stats(self) -> dict[str, Any]:
+        """`tokens` given so far, `run` of them, and `saved`, the share that was not run."""
+        saved = 1 - self.run / self.given if self.given else 0.0
+        return {"tokens": self.given, "run": self.run, "saved": saved}
+
+
+def _span(row: torch.Tensor) -> tuple[int, int]:
+    held = row.nonzero()[:, 0]
+    return int(held[0]), int(held[-1]) + 1
+
+
+def _join(outputs: list[tuple[MicroBatch, Any]], batch: int, tokens: int) -> Any:
+    """Outputs of micro-batches as one of the whole batch."""
+    last = outputs[-1][1]
+    parts = [part for part, _ in outputs]
+    joined = {
+        name: _whole([output[name] for _, output in outputs], parts, batch, tokens)
+        for name in last
+        if name != "past_key_values"  # a cache holds the rows of one micro-batch alone
+    }
+    return type(last)(**joined)
+
+
+def _whole(values: list[Any], parts: list[MicroBatch], batch: int, tokens: int) -> Any:
+    """One field of all micro-batches: tensors a row and token are put together."""
+    first = values[0]
+    if isinstance(first, tuple):
+        layers = zip(*values, strict=True)
+        return tuple(_whole(list(layer), parts, batch, tokens) for layer in layers)
+    if not isinstance(first, torch.Tensor) or first.ndim < 2:
+        return values[-1]
+    whole = first.new_zeros(batch, tokens, *first.shape[2:])
+    for value, part in zip(values, parts, strict=True):
+        whole[list(part.rows), part.start : part.stop] = value
+    return whole

@@ -1,0 +1,241 @@
+"""`CMRPerformanceOptimizer`: forwards with everything that steers a memory around them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from cmr import _checks as check
+from cmr.config import OptimizationConfig
+from cmr.errors import AttachError, ConfigError
+from cmr.integration.memory import ATTACHED, Memory
+from cmr.optimization.background import BackgroundOptimizer
+from cmr.optimization.batching import BatchProcessingOptimizer
+from cmr.optimization.prefetching import MemoryPrefetcher
+from cmr.optimization.scheduling import ComputationScheduler
+from cmr.optimization.thresholds import AdaptiveThresholdManager
+
+
+class CMRPerformanceOptimizer:
+    """Runs a model with a memory, and steers the memory between forwards.
+
+    Each part is there where its setting is on, and does nothing to the others. A forward runs what
+    was deferred for at most `scheduler.budget` seconds after it.
+
+    Args:
+        model: a model class of this library, or a decoder with a memory attached.
+        optimization_config: which parts are on, as `OptimizationConfig` or its fields;
+            `enable_adaptive_thresholds`: `thresholds` follows `recall_rate`;
+            `enable_batch_optimization`: `batching` splits padded batches;
+            `enable_prefetching`: `prefetcher` lifts the sessions that are expected next, after a
+            forward; `enable_background_optimization`: `background` tidies up in a thread, while
+            `lock` is free. None: all are off.
+        recall_rate: share of rows that are to recall something, in (0, 1).
+        batch_tokens: most tokens of a micro-batch, padding among them.
+        upkeep_seconds: between two times that are tidied up.
+        upkeep_budget: seconds after a forward in which deferred work is begun.
+
+    Attributes:
+        memory: of the model.
+        lock: held during forwards and upkeep. Who uses the memory in other ways while
+            `background` runs holds it, too.
+        scheduler: what is deferred; tasks may be added.
+        thresholds, batching, prefetcher, background: the parts, None where they are off.
+
+    Raises:
+        AttachError: the model has no memory.
+        ConfigError: an unknown setting, or a value out of its range.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        optimization_config: OptimizationConfig | Mapping[str, Any] | None = None,
+        *,
+        recall_rate: float = 0.5,
+        batch_tokens: int = 2048,
+        upkeep_seconds: float = 60.0,
+        upkeep_budget: float = 0.05,
+    ) -> None:
+        on = _settings(optimization_config)
+        self.model, self.config = model, on
+        self._own = isinstance(getattr(model, "memory", None), Memory)
+        self.memory = _memory_of(model)
+        self.lock = threading.RLock()
+        self.scheduler = ComputationScheduler(upkeep_budget)
+        adaptive = AdaptiveThresholdManager(self.memory, recall_rate)
+        batching = BatchProcessingOptimizer(batch_tokens)
+        upkeep = getattr(model, "optimize_memory", self.memory.consolidate)
+        background = BackgroundOptimizer(upkeep, upkeep_seconds, self.lock)
+        self.thresholds = adaptive if on.enable_adaptive_thresholds else None
+        self.batching = batching if on.enable_batch_optimization else None
+        self.prefetcher = MemoryPrefetcher(self.memory) if on.enable_prefetching else None
+        self.background = background if on.enable_background_optimization else None
+        self._recalled: list[bool] = []
+        if self.background is not None:
+            self.background.start()
+
+    def optimize_forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        sessions: Sequence[str] | str | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """What the model's forward gives for the tokens of the batch; at padding anything.
+
+        Args:
+            input_ids: `[batch, tokens]` integers.
+            attention_mask: the same shape, 0 for padding; None: none is padding.
+            sessions: one name for all rows, or one a row; None: as the surrounding
+                `memory.session(...)` says, else `str(row)`.
+            **inputs: for the model's forward. A batch is not split where rows share a session,
+                where one of these is a tensor or a cache, or attention weights are asked for.
+
+        Raises:
+            ValueError: shapes that do not fit, or another number of names than of rows.
+            ConfigError: names, and memory is off.
+            AttachError: the model has another memory by now.
+        """
+        if input_ids.ndim != 2 or not input_ids.numel():
+            raise ValueError(
+                f"input_ids: [batch, tokens] with a token at least expected, "
+                f"got {list(input_ids.shape)}"
+            )
+        if attention_mask is not None and (
+            attention_mask.shape != input_ids.shape or not bool(attention_mask.any(-1).all())
+        ):
+            raise ValueError(
+                f"attention_mask: {list(input_ids.shape)} expected (as input_ids) with a token in "
+                f"every row, got {list(attention_mask.shape)}"
+            )
+        with self.lock:
+            if _memory_of(self.model) is not self.memory:
+                raise AttachError("the model has another memory than this optimizer was made for")
+            if not self._remembers(inputs):
+                if sessions is not None:
+                    raise ConfigError("sessions say whose memory is read, and memory is off")
+                return self.model(**_given(input_ids, attention_mask, inputs))
+            names = self._names(sessions, len(input_ids))
+            self._recalled = []
+            if self.batching is None or _belong_together(names, inputs):
+                output = self._forward(names, _given(input_ids, attention_mask, inputs))
+            else:
+                output = self.batching.forward(
+                    lambda part, cut: self._forward(
+                        [names[row] for row in part.rows], {**cut, **inputs}
+                    ),
+                    input_ids,
+                    attention_mask,
+                )
+            self._steer(names)
+        return output
+
+    def _steer(self, names: list[str]) -> None:
+        if self.thresholds is not None:
+            self.thresholds.update(self._recalled)
+        if self.prefetcher is not None:
+            self.prefetcher.note(names)
+            self.scheduler.submit("prefetch", self.prefetcher.prefetch)
+        self.scheduler.run()
+
+    def _remembers(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether a forward reads and writes memory."""
+        if not self._own:
+            return self.memory.active
+        wanted = inputs.get("use_memory")
+        return bool(self.model.memory_enabled if wanted is None else wanted)
+
+    def _names(self, sessions: Sequence[str] | str | None, batch: int) -> list[str]:
+        """The session of each row."""
+        if sessions is None:
+            sessions = self.memory.named or [str(row) for row in range(batch)]
+        names = [sessions] if isinstance(sessions, str) else list(sessions)
+        if len(names) == 1:
+            return names * batch
+        if len(names) != batch:
+            raise ValueError(f"sessions: {batch} names expected, one a row, got {len(names)}")
+        return names
+
+    def _forward(self, names: list[str], inputs: dict[str, Any]) -> Any:
+        """One forward of these sessions, of which is noted who recalled."""
+        given = list(dict.fromkeys(names)) if len(set(names)) == 1 else names
+        if self._own:
+            output = self.model(sessions=given, **inputs)
+        else:
+            with self.memory.session(*given, create=True):
+                output = self.model(**inputs)
+        if self.thresholds is not None:
+            self._recalled += [bool(row) for row in self.memory.recalled]
+        return output
+
+    def stats(self) -> dict[str, Any]:
+        """What each part that is on has done, by its name, and the `scheduler`."""
+        parts = {
+            "thresholds": self.thresholds,
+            "batching": self.batching,
+            "prefetcher": self.prefetcher,
+            "background": self.background,
+            "scheduler": self.scheduler,
+        }
+        return {name: part.stats() for name, part in parts.items() if part is not None}
+
+    def close(self) -> None:
+        """End the thread, where there is one, and run what is still deferred."""
+        if self.background is not None:
+            self.background.close()
+        with self.lock:
+            while self.scheduler.waiting:
+                self.scheduler.run()
+
+    def __enter__(self) -> CMRPerformanceOptimizer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _settings(given: OptimizationConfig | Mapping[str, Any] | None) -> OptimizationConfig:
+    if given is None:
+        return OptimizationConfig()
+    if isinstance(given, OptimizationConfig):
+        return given
+    if not isinstance(given, Mapping):
+        raise check.refuse("optimization_config", given, "a dict of settings")
+    known = set(OptimizationConfig.__dataclass_fields__)
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"unknown setting {name}: {check.nearest(name, known)}")
+    return OptimizationConfig(**given)
+
+
+def _memory_of(model: Any) -> Memory:
+    for name in ("memory", ATTACHED):
+        memory = getattr(model, name, None)
+        if isinstance(memory, Memory):
+            return memory
+    raise AttachError(
+        f"a model with a memory expected, got {type(model).__name__} without one: "
+        "attach one with cmr.attach(model)"
+    )
+
+
+def _given(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, inputs: Mapping[str, Any]
+) -> dict[str, Any]:
+    given = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _belong_together(names: list[str], inputs: Mapping[str, Any]) -> bool:
+    """Whether rows must run in one forward: of one session, or with inputs of the whole batch."""
+    return (
+        len(set(names)) < len(names)
+        or bool(inputs.get("output_attentions"))
+        or any(isinstance(value, torch.Tensor) for value in inputs.values())
+        or inputs.get("past_key_values") is not None
+    )

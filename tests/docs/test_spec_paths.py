@@ -1,0 +1,57 @@
+"""The table of the specification's names is complete, true, and the one in the README."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import cmr
+from tests.docs.blocks import ROOT
+from tests.docs.spec_paths import BEGIN, END, MODULES, UNNAMED, table
+
+SPEC = sorted((ROOT / "docs" / "spec").glob("*.md"))
+CLASSES = re.compile(
+    r"\b(?:[A-Z][A-Za-z]+(?:Transformer|Model|Manager|Optimizer|Prefetcher|Scheduler|Scorer|"
+    r"Retriever|Matcher|Ranker|Hierarchy|Cache|Reconstructor|Integrator|Blender|Adapter|Monitor|"
+    r"Buffer|Entry|Context)|create_[a-z_]+)\b"
+)
+FOLDERS = re.compile(r"\]\((\w+)/README\.md\)")
+FILES = re.compile(r"\(`(\w+)\.py`\)")
+PATHS = re.compile(r"\bfrom (models(?:\.\w+)?) import|\b(models\.[a-z_]+)\b")
+
+
+def written(pattern: re.Pattern[str]) -> set[str]:
+    """What the pattern's groups, or all of it, find in the specification."""
+    found = set()
+    for path in SPEC:
+        for match in pattern.finditer(path.read_text(encoding="utf-8")):
+            found.add(next((group for group in match.groups() if group), match.group()))
+    return found
+
+
+def test_every_class_of_the_specification_is_in_the_table() -> None:
+    classes = written(CLASSES)
+    assert "FullCMRModel" in classes and len(classes) > 25
+    assert classes <= {name for names in MODULES.values() for name in names}
+
+
+def test_every_module_of_the_specification_is_in_the_table() -> None:
+    paths = written(PATHS) | {f"models.{name}" for name in written(FILES)}
+    folders = written(FOLDERS)
+    assert len(folders) == 7 and "models.cmr_integrated" in paths
+    assert paths | folders <= {*MODULES, *UNNAMED}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_name_imports_from_the_package(module: str) -> None:
+    for name in MODULES[module]:
+        assert name in cmr.__all__
+        assert callable(getattr(cmr, name))
+
+
+def test_the_readme_shows_the_table() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    start = readme.index(BEGIN)
+    shown = readme[start : readme.index(END, start) + len(END)]
+    assert shown == table(), "paste the output of `python -m tests.docs.spec_paths`"

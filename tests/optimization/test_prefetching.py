@@ -1,0 +1,85 @@
+"""Who is expected next, and what is brought up for them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import cmr
+from cmr import MemoryPrefetcher, UnknownSessionError
+from tests.integration.tiny import text
+
+BLOCKS = 4
+
+
+@pytest.fixture
+def memory(llama):
+    """Four sessions of four blocks each share a first tier of four blocks, and one below."""
+    tiers = {"budget": BLOCKS * 16, "working_budget": 5 * BLOCKS * 16, "block_size": 16}
+    with cmr.attach(llama, window=64, threshold=0.0, **tiers) as memory:
+        for name in ("anna", "ben", "carl", "dora"):
+            memory.read(text(1, BLOCKS * 16, seed=ord(name[0])), sessions=[name])
+        yield memory
+
+
+def recent(memory: cmr.Memory, name: str) -> int:
+    return len(memory.inspect(name, tier="recent"))
+
+
+def test_an_expected_session_is_lifted_and_says_the_same(memory, llama) -> None:
+    question = text(1, 8, seed=9)
+    with memory.session("anna"):
+        before = llama(question).logits
+    memory.forget("carl")
+    memory.forget("dora")
+    here, tokens = recent(memory, "anna"), memory.tokens
+    risen = MemoryPrefetcher(memory).prefetch("anna")
+    assert 0 < risen == recent(memory, "anna") - here
+    assert memory.tokens == tokens
+    with memory.session("anna"):
+        torch.testing.assert_close(llama(question).logits, before, rtol=1e-4, atol=1e-5)
+
+
+def test_lifting_leaves_others_their_share(memory) -> None:
+    for _ in range(4):
+        memory.lift("anna")
+    assert [recent(memory, name) for name in ("anna", "ben", "carl", "dora")] == [1, 1, 1, 1]
+    assert memory.lift("anna") == 0
+
+
+def test_what_was_used_longest_ago_sinks_for_what_is_lifted(memory, llama) -> None:
+    memory.forget("carl")
+    memory.forget("dora")
+    memory.lift("ben")
+    memory.lift("ben")
+    assert recent(memory, "anna") < 2 < recent(memory, "ben")  # above its share of two
+    assert memory.lift("anna") > 0
+    assert (recent(memory, "anna"), recent(memory, "ben")) == (2, 2)
+
+
+def test_sessions_that_follow_each_other_are_predicted(memory) -> None:
+    prefetcher = MemoryPrefetcher(memory, ahead=1)
+    for name in ("anna", "ben", "anna", "ben", "anna"):
+        prefetcher.note([name])
+    assert prefetcher.predict() == ["ben"]
+    prefetcher.prefetch()
+    prefetcher.note(["ben"])
+    assert prefetcher.predict() == ["anna"]
+    assert prefetcher.stats()["expected"] == 1 / 6
+
+
+def test_sessions_that_ended_are_not_expected(memory) -> None:
+    prefetcher = MemoryPrefetcher(memory)
+    for name in ("anna", "ben", "anna"):
+        prefetcher.note([name])
+    memory.forget("ben")
+    assert "ben" not in prefetcher.predict()
+    assert prefetcher.prefetch() == 0 or "ben" not in memory.sessions
+
+
+def test_an_unknown_session_moves_nothing(memory) -> None:
+    memory.forget("dora")
+    here = recent(memory, "anna")
+    with pytest.raises(UnknownSessionError):
+        memory.lift("anna", "nobody")
+    assert recent(memory, "anna") == here
