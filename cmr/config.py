@@ -141,7 +141,8 @@ class ReweaveConfig:
             is. With the others w is as above and 'auto' means 0.1.
         positions: 'constant' puts memory one window away, 'layout' lays the blocks out just before
             the window, 'true' keeps their distances.
-        sink_guard: first tokens of a text without a real beginning that do not read memory, 0..64.
+        sink_guard: first tokens of a text without a real beginning that do not read memory, 0..64;
+            above 0 the first token of a stored text is not read either.
         layers: layers that read memory (synonym 'intervention_layers'); None: the target layers.
         reconstruction_method: what is read where not all that is recalled may be. 'attention':
             the tokens that match best, in runs, as they are; 'weighted_sum': half as many of them,
