@@ -21,7 +21,7 @@ from cmr.errors import (
     ModelMismatchError,
     UnknownSessionError,
 )
-from tests.integration.tiny import FAMILIES, text
+from tests.integration.tiny import FAMILIES, build, text
 
 SETTINGS: dict[str, Any] = {
     "window": 64,
@@ -162,8 +162,7 @@ def test_another_model_is_refused(
         with torch.no_grad():
             weight.neg_()
     with pytest.raises(ModelMismatchError, match="dtype bfloat16 expected"):
-        cmr.load(tmp_path / "m", llama.to(torch.bfloat16))
-    llama.to(torch.float32)
+        cmr.load(tmp_path / "m", build("llama").to(torch.bfloat16))
     assert not hasattr(llama, "_cmr_memory")
 
 

@@ -105,14 +105,15 @@ def test_background_upkeep_and_forwards_share_one_lock(tiny) -> None:
     model = model_of(tiny)
     on = {"enable_background_optimization": True}
     with CMRPerformanceOptimizer(model, on, upkeep_seconds=0.002) as optimizer:
-        end = time.monotonic() + 10
-        while optimizer.background.runs < 3 and time.monotonic() < end:
+        end, forwards = time.monotonic() + 10, 0
+        while (optimizer.background.runs < 3 or forwards < 6) and time.monotonic() < end:
             optimizer.optimize_forward(text(1, 32, seed=1))
+            forwards += 1
         assert optimizer.background.runs >= 3 and optimizer.background.error is None
     assert not optimizer.background.running
-    # The same text again and again: what was tidied up is one copy, and perhaps the newest ones.
+    # The same text again and again: most copies are gone, however forwards and upkeep took turns.
     model.optimize_memory()
-    assert model.memory.tokens == 32
+    assert 32 <= model.memory.tokens <= 32 * forwards / 2
 
 
 def test_deferred_work_runs_after_a_forward(tiny) -> None:
