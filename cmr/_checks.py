@@ -87,6 +87,18 @@ def layers(field: str, value: Any) -> tuple[int, ...]:
     return tuple(sorted(numbers_))
 
 
+def read_limits(config: Any) -> None:
+    """Checks `max_memory_tokens` and `compression_ratio` of a frozen dataclass, where given."""
+    if config.max_memory_tokens is not None:
+        most = integer("max_memory_tokens", config.max_memory_tokens, 1)
+        put(config, "max_memory_tokens", most)
+    if config.compression_ratio is not None:
+        ratio = real("compression_ratio", config.compression_ratio, 0.0, 1.0)
+        if ratio == 0:
+            raise refuse("compression_ratio", ratio, "a number in (0, 1]")
+        put(config, "compression_ratio", ratio)
+
+
 def weights(field: str, value: Any, criteria: Iterable[str]) -> tuple[tuple[str, float], ...]:
     """`value` (a mapping, or its items) as items: known names, weights >= 0, not all of them 0."""
     criteria = tuple(criteria)

@@ -190,14 +190,7 @@ class ReweaveConfig:
             check.choice(
                 "reconstruction_method", self.reconstruction_method, RECONSTRUCTION_METHODS
             )
-        if self.max_memory_tokens is not None:
-            most = check.integer("max_memory_tokens", self.max_memory_tokens, 1)
-            check.put(self, "max_memory_tokens", most)
-        if self.compression_ratio is not None:
-            ratio = check.real("compression_ratio", self.compression_ratio, 0.0, 1.0)
-            if ratio == 0:
-                raise check.refuse("compression_ratio", ratio, "a number in (0, 1]")
-            check.put(self, "compression_ratio", ratio)
+        check.read_limits(self)
 
     @property
     def bias(self) -> float | None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from cmr.config import CMRConfig
 from cmr.errors import AttachError, ConfigError
+from cmr.integration.adapter import ModelAdapter
 from cmr.integration.capture import Keep
 from cmr.integration.detection import adapt
 from cmr.integration.files import open_saved
@@ -51,13 +52,8 @@ def attach(
     elif config is not None and not isinstance(config, CMRConfig):
         raise ConfigError(f"config: a CMRConfig or a dictionary expected, got {config!r}")
     settings = (config or CMRConfig()).with_overrides(**overrides)
-    if hasattr(model, ATTACHED):
-        raise AttachError("this model has a memory attached already; detach() that one first")
-    adapter = adapt(model)
-    missing = settings.unavailable()
-    if missing:
-        raise ConfigError("; ".join(missing))
-    return Memory(adapter, settings, tokenizer, keep)
+    _require_free(model)
+    return _memory(adapt(model), settings, tokenizer, keep)
 
 
 def load(
@@ -90,16 +86,33 @@ def load(
         UnknownSessionError: it has no such session.
         AttachError, ConfigError, UnsupportedModelError: as for `attach`; nothing is attached then.
     """
-    saved = open_saved(path, key, adapt(model), tokenizer)
+    adapter = adapt(model)
+    saved = open_saved(path, key, adapter, tokenizer)
     settings = saved.header.get("config")
     if not isinstance(settings, Mapping):
         raise ConfigError(f"{saved.path}: settings expected in the header")
     if saved.header.get("index") is None:  # also what was saved before there were calibrations
         overrides.setdefault("calibration", "none")
-    memory = attach(model, settings, tokenizer=tokenizer, keep=keep, **overrides)
+    wanted = CMRConfig.from_dict(settings).with_overrides(**overrides)
+    _require_free(model)
+    memory = _memory(adapter, wanted, tokenizer, keep)
     try:
         memory._files.take(saved, sessions, key)
     except BaseException:
         memory.detach()
         raise
     return memory
+
+
+def _require_free(model: nn.Module) -> None:
+    if hasattr(model, ATTACHED):
+        raise AttachError("this model has a memory attached already; detach() that one first")
+
+
+def _memory(
+    adapter: ModelAdapter, settings: CMRConfig, tokenizer: Any, keep: Keep | None
+) -> Memory:
+    missing = settings.unavailable()
+    if missing:
+        raise ConfigError("; ".join(missing))
+    return Memory(adapter, settings, tokenizer, keep)

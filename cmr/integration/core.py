@@ -26,9 +26,6 @@ from cmr.integration.scoring import BlockScorer
 from cmr.integration.tiered import Project, Recomputed, TieredStates
 from cmr.integration.tiers import plan_tiers
 from cmr.integration.weight import memory_bias
-from cmr.memory.archive import Decode, stored_block
-from cmr.memory.entry import MemoryEntry
-from cmr.memory.inspection import StoredBlock
 from cmr.memory.ring import RingBuffer
 from cmr.memory.sessions import NO_SESSION, SessionTable
 from cmr.retrieval import Ask, Choice, Retriever, RollingQuery
@@ -368,61 +365,3 @@ class Core:
             relevance=text.relevance(self.scorer, self.ring.block_size),
         )
         return blocks
-
-    # -- looking ---------------------------------------------------------------------------------
-
-    def entries(self, session: str | None) -> list[MemoryEntry]:
-        """The stored blocks, oldest first."""
-        wanted = None if session is None else self.table.require(session)
-        ring = self.ring
-        owners = ring.session.tolist()
-        slots = ring.ledger.slots_of(wanted)
-        states = dict(zip(slots.tolist(), ring.states(slots), strict=True))
-        found = []
-        for slot in slots.tolist():
-            owner = owners[slot]
-            held = ring.positions[slot] >= 0
-            found.append(
-                MemoryEntry(
-                    hidden_state=states[slot][held],
-                    layer_idx=self.index_layer,
-                    sequence_id=owner,
-                    position_idx=int(ring.positions[slot][held].min()),
-                    relevance_score=float(ring.relevance[slot]),
-                    timestamp=float(ring.created[slot]),
-                    access_count=int(ring.access_count[slot]),
-                    last_access=float(ring.last_access[slot]),
-                    session=self.table.name_of(owner),
-                    token_ids=tuple(ring.token_ids[slot][held].tolist()),
-                    slot=slot,
-                    tier=ring.ledger.tiers[ring.ledger.tier_of(slot)].name,
-                )
-            )
-        return found
-
-    def stored_blocks(self, decode: Decode | None) -> list[StoredBlock]:
-        """What is stored, for people, in the order of the blocks' numbers."""
-        self.ring.keeper.expire()
-        ledger, ring = self.ring.ledger, self.ring
-        slots = ledger.slots_of(None)
-        at = slots.to(ring.device)
-        positions, ids = ring.positions[at].cpu(), ring.token_ids[at].cpu()
-        relevance, counts = ring.relevance[at].tolist(), ring.access_count[at].tolist()
-        last = ring.last_access[at].tolist()
-        return [
-            stored_block(
-                int(ledger.number[slot]),
-                self.table.name_of(int(ledger.owner[slot])),
-                ledger.tiers[ledger.tier_of(slot)].name,
-                positions[i],
-                ids[i],
-                relevance[i],
-                counts[i],
-                last[i],
-                float(ledger.born[slot]),
-                float(ledger.deadline[slot]),
-                bool(ledger.pinned[slot]),
-                decode,
-            )
-            for i, slot in enumerate(slots.tolist())
-        ]

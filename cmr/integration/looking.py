@@ -8,8 +8,9 @@ from cmr.integration.core import Core
 from cmr.integration.next_token import NextTokenReader
 from cmr.integration.recalled import RecalledPassage, recalled_passages
 from cmr.integration.stepper import Stepper
+from cmr.memory.archive import Decode, stored_block
 from cmr.memory.entry import MemoryEntry
-from cmr.memory.inspection import Inspection, Question
+from cmr.memory.inspection import Inspection, Question, StoredBlock
 
 
 class Looking:
@@ -66,11 +67,36 @@ class Looking:
             self._core.table.require(session)
         question = Question(session, tier, text, min_relevance, start, end, order, limit)
         decode = None if self.tokenizer is None else self.tokenizer.decode
-        return question.of(self._core.stored_blocks(decode))
+        return question.of(self._stored_blocks(decode))
 
     def entries(self, session: str | None = None) -> list[MemoryEntry]:
         """The stored blocks, oldest first, of one session or of all."""
-        return self._core.entries(session)
+        ring, table = self._core.ring, self._core.table
+        wanted = None if session is None else table.require(session)
+        owners = ring.session.tolist()
+        slots = ring.ledger.slots_of(wanted)
+        states = dict(zip(slots.tolist(), ring.states(slots), strict=True))
+        found = []
+        for slot in slots.tolist():
+            owner = owners[slot]
+            held = ring.positions[slot] >= 0
+            found.append(
+                MemoryEntry(
+                    hidden_state=states[slot][held],
+                    layer_idx=self._core.index_layer,
+                    sequence_id=owner,
+                    position_idx=int(ring.positions[slot][held].min()),
+                    relevance_score=float(ring.relevance[slot]),
+                    timestamp=float(ring.created[slot]),
+                    access_count=int(ring.access_count[slot]),
+                    last_access=float(ring.last_access[slot]),
+                    session=table.name_of(owner),
+                    token_ids=tuple(ring.token_ids[slot][held].tolist()),
+                    slot=slot,
+                    tier=ring.ledger.tiers[ring.ledger.tier_of(slot)].name,
+                )
+            )
+        return found
 
     @property
     def tokens(self) -> int:
@@ -111,3 +137,31 @@ class Looking:
             "next_token": self._next_token.stats(),
             "active": core.active,
         }
+
+    def _stored_blocks(self, decode: Decode | None) -> list[StoredBlock]:
+        """What is stored, for people, in the order of the blocks' numbers."""
+        ring, table = self._core.ring, self._core.table
+        ring.keeper.expire()
+        ledger = ring.ledger
+        slots = ledger.slots_of(None)
+        at = slots.to(ring.device)
+        positions, ids = ring.positions[at].cpu(), ring.token_ids[at].cpu()
+        relevance, counts = ring.relevance[at].tolist(), ring.access_count[at].tolist()
+        last = ring.last_access[at].tolist()
+        return [
+            stored_block(
+                int(ledger.number[slot]),
+                table.name_of(int(ledger.owner[slot])),
+                ledger.tiers[ledger.tier_of(slot)].name,
+                positions[i],
+                ids[i],
+                relevance[i],
+                counts[i],
+                last[i],
+                float(ledger.born[slot]),
+                float(ledger.deadline[slot]),
+                bool(ledger.pinned[slot]),
+                decode,
+            )
+            for i, slot in enumerate(slots.tolist())
+        ]

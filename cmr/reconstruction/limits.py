@@ -24,14 +24,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Checks both."""
-        if self.max_memory_tokens is not None:
-            most = check.integer("max_memory_tokens", self.max_memory_tokens, 1)
-            check.put(self, "max_memory_tokens", most)
-        if self.compression_ratio is not None:
-            ratio = check.real("compression_ratio", self.compression_ratio, 0.0, 1.0)
-            if ratio == 0:
-                raise check.refuse("compression_ratio", ratio, "a number in (0, 1]")
-            check.put(self, "compression_ratio", ratio)
+        check.read_limits(self)
 
     def __bool__(self) -> bool:
         """Whether there is any limit."""
