@@ -99,18 +99,22 @@ class Rows:
         if not lengths or min(lengths) == 0:
             empty = lengths.index(0) if lengths else 0
             raise ValueError(f"row {empty} of the text is empty: there is nothing to read")
-        kept = torch.cat(rows)
-        low, high = int(kept.min()), int(kept.max())
-        if low < 0 or high >= vocabulary:
-            raise ValueError(
-                f"token ids must be 0..{vocabulary - 1} for this model, got {low}..{high}: "
-                "was the text tokenised with another model's tokenizer?"
-            )
+        require_known(torch.cat(rows), vocabulary)
         packed = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         if keep is None:
             return cls(packed, lengths)
         flags = [row[real.bool()] for row, real in zip(stored, mask, strict=True)]
         return cls(packed, lengths, torch.nn.utils.rnn.pad_sequence(flags, batch_first=True))
+
+
+def require_known(ids: torch.Tensor, vocabulary: int) -> None:
+    """Raises `ValueError` unless all token ids are ones of the model; there must be some."""
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocabulary:
+        raise ValueError(
+            f"token ids must be 0..{vocabulary - 1} for this model, got {low}..{high}: "
+            "was the text tokenised with another model's tokenizer?"
+        )
 
 
 def _like(ids: torch.Tensor, name: str, given: torch.Tensor | None) -> torch.Tensor:

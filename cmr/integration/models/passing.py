@@ -13,7 +13,7 @@ from cmr.integration.leaving import SCORE
 from cmr.integration.memory import Memory
 from cmr.integration.models.feeding import GRADIENT, Scorer
 from cmr.integration.models.gradients import scored_forward
-from cmr.integration.reading import INTEGERS
+from cmr.integration.reading import INTEGERS, require_known
 from cmr.integration.record import WindowRecord
 from cmr.memory.token_scores import token_mask, token_scores
 
@@ -36,12 +36,7 @@ def checked(
             f"{list(input_ids.shape)}"
         )
     ids = input_ids.long()
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= vocabulary:
-        raise ValueError(
-            f"token ids must be 0..{vocabulary - 1} for this model, got {low}..{high}: "
-            "was the text tokenised with another model's tokenizer?"
-        )
+    require_known(ids, vocabulary)
     if attention_mask is not None:
         if not isinstance(attention_mask, torch.Tensor):
             what = type(attention_mask).__name__
