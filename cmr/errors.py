@@ -31,6 +31,10 @@ class UnknownSessionError(CMRError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+class SessionError(CMRError, RuntimeError):
+    """It cannot be told whose request this is; the message names the handle that says it."""
+
+
 class ModelMismatchError(CMRError, ValueError):
     """A memory belongs to another model, shape, dtype or device."""
 
@@ -69,3 +73,7 @@ class StoreBusyError(StoreError, RuntimeError):
 
 class MissingPackageError(StoreError, ImportError):
     """An optional package that the request needs is not installed; the message says which."""
+
+
+class CMRWarning(UserWarning):
+    """Something asked for does less than it seems; said once, with the remedy."""

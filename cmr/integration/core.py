@@ -22,6 +22,7 @@ from cmr.integration.recall import LayerStates, Recall
 from cmr.integration.recompute import Recomputer
 from cmr.integration.record import WindowRecord
 from cmr.integration.reducing import Reducer
+from cmr.integration.requests.lock import FairLock
 from cmr.integration.scoring import BlockScorer
 from cmr.integration.tiered import Project, Recomputed, TieredStates
 from cmr.integration.tiers import plan_tiers
@@ -45,6 +46,7 @@ class Core:
     Attributes:
         adapter: the model.
         config: the settings.
+        lock: held by whoever runs a forward, or looks at the store or changes it.
         store: `kv`, `states` or `tokens`.
         targets: layers that are stored and may be read.
         read_layers: layers that read.
@@ -80,6 +82,7 @@ class Core:
         template: Template | None = None,
     ) -> None:
         self.adapter, self.config, self.template = adapter, config, template
+        self.lock = FairLock()
         memory, reweave = config.memory, config.reweave
         if config.window > adapter.max_positions:
             raise ConfigError(

@@ -1,0 +1,1 @@
+"""Whose request a forward belongs to, and whose turn it is."""
