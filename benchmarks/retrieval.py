@@ -64,9 +64,9 @@ class Remembered:
         noted: list[Any] = []
         search = self.core.search
 
-        def note(ask: Any) -> Any:
+        def note(ask: Any, *how: Any) -> Any:
             noted.append(ask)
-            return search(ask)
+            return search(ask, *how)
 
         self.core.search = note
         before = self.core.retriever

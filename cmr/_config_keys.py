@@ -73,7 +73,7 @@ def resolve(settings: Mapping[str, Any], topics: Mapping[str, Any]) -> dict[str,
     if not isinstance(settings, Mapping):
         raise ConfigError(f"settings: a dict expected, got {type(settings).__name__}")
     home = {name: topic for topic, kind in topics.items() for name in fields_of(kind)}
-    home["window"] = ""
+    home["window"] = home["unnamed"] = ""
     found: dict[str, dict[str, Any]] = {}
     origin: dict[str, str] = {}
 

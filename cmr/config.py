@@ -33,6 +33,7 @@ METHODS = ("attention", "weighted_sum", "gated", "residual")
 STATE_METHODS = ("weighted_sum", "gated", "residual")
 """Those that blend stored states into what enters a layer."""
 RECONSTRUCTION_METHODS = ("hierarchical", "attention", "weighted_sum", "recompute")
+UNNAMED = ("row", "refuse")
 POSITIONS = ("constant", "layout", "true")
 
 
@@ -243,6 +244,9 @@ class CMRConfig:
         reweave: how they enter the model. Likewise.
         next_token: whether they say what comes next, too. Likewise.
         optimization: which helpers may steer. Likewise.
+        unnamed: requests without a session: 'row' makes row i session `str(i)`, as scripts want it;
+            'refuse' raises `SessionError`, as servers want it, where nobody may share a session by
+            mistake.
 
     Raises:
         ConfigError: a value is unknown, of the wrong type or out of its range.
@@ -254,6 +258,7 @@ class CMRConfig:
     reweave: ReweaveConfig = field(default_factory=ReweaveConfig)
     next_token: NextTokenConfig = field(default_factory=NextTokenConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    unnamed: str = "row"
 
     def __post_init__(self) -> None:
         """Checks the window and that each topic has its type."""
@@ -261,6 +266,7 @@ class CMRConfig:
             if not isinstance(getattr(self, topic), kind):
                 raise check.refuse(topic, getattr(self, topic), f"a {kind.__name__}")
         check.put(self, "window", check.integer("window", self.window, 16))
+        check.choice("unnamed", self.unnamed, UNNAMED)
         least = max(self.memory.sinks, self.reweave.sink_guard)
         if self.window <= least:
             raise check.refuse(

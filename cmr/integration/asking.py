@@ -16,8 +16,9 @@ from cmr.integration.core import Core
 from cmr.integration.partial import states_entering, stop_before
 from cmr.integration.recall import Recall
 from cmr.integration.record import WindowRecord
+from cmr.integration.requests.request import Request
 from cmr.integration.step import Step
-from cmr.retrieval import Ask, Choice, RollingQuery
+from cmr.retrieval import Ask, Choice, Retriever, RollingQuery
 
 
 class Asker:
@@ -47,6 +48,7 @@ class Asker:
     def ask(
         self,
         step: Step,
+        request: Request,
         decoder: nn.Module,
         kwargs: dict[str, Any],
         new: torch.Tensor | None,
@@ -56,6 +58,7 @@ class Asker:
 
         Args:
             step: the forward.
+            request: that it belongs to.
             decoder: the decoder, to look ahead with.
             kwargs: the arguments of the forward.
             new: `[batch, tokens]` bool, which new tokens are no padding; None where all are.
@@ -68,27 +71,34 @@ class Asker:
             sessions, recall = self._foreign[cache]
             if sessions == step.sessions:
                 return recall
-        if record is not None and tokens == 1 and record.seen:
-            record.steps += 1
-            if record.steps % self._refresh:
+        if record is not None and record.settings != request.retriever.config:
+            if record.settings is not None:
+                record.forget_recall()
+            record.settings = request.retriever.config
+        if record is not None and step.goes_on:
+            period = (record.steps + 1) // self._refresh  # of the first of the new tokens
+            record.steps += tokens
+            if period == record.period:
                 return record.recall
-            choice, asked = self._ask_again(record)
+            record.period = period
+            choice, asked = self._ask_again(record, request)
         else:
             mask, located = self._asking(step, new)
             last = slice(-self._query_tokens, None)
-            states, heads = self._look_ahead(new, decoder, kwargs)
+            states, heads = self._look_ahead(new, decoder, kwargs, request.retriever)
             asked = self._core.asked(
                 Ask(
                     states=states[:, last],
                     mask=mask[:, last],
                     sessions=self._core.numbers(step.sessions),
                     token_ids=step.token_ids[:, last],
-                    task=self._core.task,
+                    task=request.task,
                     located=located,
                     heads={n: x[:, :, last] for n, x in heads.items()},
                 )
             )
-            choice = self._core.search(asked.only_asking() if located else asked)
+            wanted = asked.only_asking() if located else asked
+            choice = self._core.search(wanted, request.retriever)
             if record is not None:
                 record.located = located
         base = step.position_ids[:, 0]
@@ -102,14 +112,14 @@ class Asker:
             self._foreign[cache] = (step.sessions, recall)
         return recall
 
-    def _ask_again(self, record: WindowRecord) -> tuple[Choice, Ask]:
+    def _ask_again(self, record: WindowRecord, request: Request) -> tuple[Choice, Ask]:
         """A search with the newest tokens of a text that goes on; only new ones are compared."""
         core = self._core
         if record.query is None:
             numbers = core.numbers(record.sessions)
             rows = len(record.sessions)
             record.query = RollingQuery(
-                rows, self._query_tokens, core.ring, numbers, record.located, core.task
+                rows, self._query_tokens, core.ring, numbers, record.located, request.task
             )
             record.unasked = self._query_tokens
         tokens = min(record.unasked, self._query_tokens)
@@ -125,7 +135,7 @@ class Asker:
             ids.to(device),
         )
         record.unasked = 0
-        return core.search_again(record.query), record.query.ask()
+        return core.search_again(record.query, request.retriever), record.query.ask()
 
     def _asking(self, step: Step, new: torch.Tensor | None) -> tuple[torch.Tensor, bool]:
         """`[batch, tokens]` bool: the new tokens that a search asks with.
@@ -147,7 +157,11 @@ class Asker:
         return (asks, True) if bool(asks.any(-1).all()) else (content, False)
 
     def _look_ahead(
-        self, new: torch.Tensor | None, decoder: nn.Module, kwargs: dict[str, Any]
+        self,
+        new: torch.Tensor | None,
+        decoder: nn.Module,
+        kwargs: dict[str, Any],
+        retriever: Retriever,
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         """States that enter the index layer, from a pass over the layers before it.
 
@@ -168,7 +182,7 @@ class Asker:
         for layer in layers:
             layer.peeking = True
         partial = stop_before(adapter, core.index_layer)
-        wanted = core.retriever.layers
+        wanted = retriever.layers
         try:
             with (
                 self._alone(),

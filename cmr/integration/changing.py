@@ -45,8 +45,9 @@ def change(core: Core, config: CMRConfig) -> None:
     blocks have already is kept.
     """
     old, core.config = core.config, config
-    request = {name: getattr(config.retrieval, name) for name in PER_REQUEST}
-    core.retriever = core.retriever.with_settings(**request)
+    core.retriever = core.retriever_with(
+        {name: getattr(config.retrieval, name) for name in PER_REQUEST}
+    )
     core.reducer = Reducer(core.ring, config.reweave)
     keeper = core.ring.keeper
     keeper.policy = replace(keeper.policy, threshold=config.memory.relevance_threshold)

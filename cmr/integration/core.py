@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 from weakref import WeakSet
 
 import torch
 
 from cmr.config import STATE_METHODS, CMRConfig
-from cmr.errors import ConfigError
+from cmr.errors import CMRWarning, ConfigError
 from cmr.integration.adapter import ModelAdapter
 from cmr.integration.cache import LocalWindow
 from cmr.integration.capture import BlockWriter, Keep
@@ -23,6 +26,8 @@ from cmr.integration.recompute import Recomputer
 from cmr.integration.record import WindowRecord
 from cmr.integration.reducing import Reducer
 from cmr.integration.requests.lock import FairLock
+from cmr.integration.requests.request import LastForward, Request, current
+from cmr.integration.requests.scope import Said, said_here
 from cmr.integration.scoring import BlockScorer
 from cmr.integration.tiered import Project, Recomputed, TieredStates
 from cmr.integration.tiers import plan_tiers
@@ -57,15 +62,14 @@ class Core:
         index_layer: layer whose states are searched.
         template: of the tokenizer's chats, where one is known.
         ring: the store.
-        retriever: the search, with the settings that hold at present.
         table: session names.
         records: of the caches in use, which may hold copies of what was recalled.
-        named: names of the surrounding `session(...)`, None outside.
-        task: what the surrounding `retrieval(...)` is about; None: not said.
+        lasts: last forwards of threads, tasks and handles, which hold such copies, too.
         active: False while paused.
+        home: the thread that attached the memory.
+        names_in_use: whether anybody has named a session.
         consolidated: the store's clock when it was last tidied up.
         forgotten: counts how often something was forgotten or expired.
-        batch: rows of the inputs of the `generate` under way, None outside.
         on_leaving: told each text that is about to go from a window into the store; raises where it
             must not.
         on_forgotten: told the sessions of which something was forgotten, to drop copies of it.
@@ -135,16 +139,17 @@ class Core:
         )
         self.scorer = BlockScorer(adapter, config)
         self.writer = BlockWriter(adapter, self.ring, self.table, self.indexed, keep)
-        self.retriever = Retriever(config.retrieval, measured)
+        self._retriever = Retriever(config.retrieval, measured)
         self.reducer = Reducer(self.ring, reweave)
         recomputer = Recomputer(adapter, self.targets, memory.recall_context, self.residual)
         self.recomputed = Recomputed(recomputer, self.ring, RECOMPUTED_PASSAGES)
         self.prefetcher = Prefetcher()
         self.records: WeakSet[WindowRecord] = WeakSet()
-        self.named: tuple[str, ...] | None = None
-        self.task: str | None = None
+        self.lasts: WeakSet[LastForward] = WeakSet()
         self.active = True
-        self.batch: int | None = None
+        self.home = threading.get_ident()
+        self.names_in_use = False
+        self._warned: set[str] = set()
         self.on_leaving: Callable[[LeavingText], None] | None = None
         self.on_forgotten: Callable[[set[int]], None] | None = None
         self.searches = self.recalls_made = 0
@@ -169,21 +174,52 @@ class Core:
 
     # -- sessions --------------------------------------------------------------------------------
 
-    def rows(self, batch: int, create: bool = False) -> tuple[list[int], list[int]]:
+    def rows(
+        self, request: Request, batch: int, create: bool = False
+    ) -> tuple[list[int], list[int]]:
         """Session number of each row of a forward, and the rows that write.
 
         Beams and several returned sequences come as groups of rows of one input: they share its
-        session, and the first of each group writes.
+        session, and the first of each group writes. Rows without a name make their sessions when
+        they first write; a session that was named and has ended is `NO_SESSION` and stays so.
+
+        Raises:
+            ValueError: as many names as rows expected, or one.
         """
-        inputs = self.batch if self.batch and batch % self.batch == 0 else batch
+        inputs = request.inputs if request.inputs and batch % request.inputs == 0 else batch
         group = batch // inputs
-        names = self._names(self.named, inputs)
-        get = self.table.create if create else self.table.find
-        numbers = [get(name) for name in names]
+        get = self.table.create if create and request.names is None else self.table.find
+        numbers = [get(name) for name in request.row_names(inputs)]
         return [n for n in numbers for _ in range(group)], list(range(0, batch, group))
 
-    def sessions_to_write(self, names: Sequence[str] | None, batch: int) -> list[int]:
-        """Session number of each row of a text to read; sessions are made when new."""
+    def require(self, said: Said) -> None:
+        """Make the sessions that are named where that is said, else hold them to be there.
+
+        Raises:
+            UnknownSessionError: there is no session of a name; none is made then.
+            ValueError: for one session too many, or one that is not ephemeral as said.
+        """
+        assert said.names is not None
+        with self.lock:
+            self.names_in_use = True
+            if said.create:
+                self.table.check_room(said.names)
+            for name in said.names:
+                if not said.create:
+                    self.table.require(name)
+            for name in said.names:
+                self.table.create(name, *said.terms)
+
+    def sessions_to_write(
+        self, request: Request, names: Sequence[str] | None, batch: int
+    ) -> list[int]:
+        """Session number of each row of a text to read; sessions are made when new.
+
+        Args:
+            request: says whose text it is where `names` does not.
+            names: a name for each row; None: as the request says.
+            batch: rows.
+        """
         if names is not None:
             if isinstance(names, str):
                 raise TypeError(f"sessions: a list of names, one a row, expected, got {names!r}")
@@ -191,28 +227,52 @@ class Core:
                 raise ValueError(f"sessions: {batch} names expected, one a row, got {len(names)}")
             if len(set(names)) != batch:
                 raise ValueError(f"sessions: a name of its own for each row expected, got {names}")
-        chosen = self._names(names if names is not None else self.named, batch)
+            self.table.check(*names)
+            self.names_in_use = True
+        chosen = list(names) if names is not None else request.row_names(batch)
         if len(set(chosen)) != batch:
             raise ValueError(
                 f"{batch} rows cannot be read into one session at once; read them one by one"
             )
-        self.table.check(*chosen)
         self.table.check_room(chosen)
         return [self.table.create(name) for name in chosen]
-
-    @staticmethod
-    def _names(given: Sequence[str] | None, batch: int) -> list[str]:
-        if given is None:
-            return [str(row) for row in range(batch)]
-        if len(given) == 1:
-            return [given[0]] * batch
-        if len(given) != batch:
-            raise ValueError(f"{len(given)} session names for a batch of {batch} rows")
-        return list(given)
 
     def name_of(self, number: int) -> str:
         """A session's name, empty for a row without one."""
         return "" if number == NO_SESSION else self.table.name_of(number)
+
+    # -- settings of requests --------------------------------------------------------------------
+
+    @property
+    def retriever(self) -> Retriever:
+        """The search with the settings that hold for a request here and now."""
+        request = current(self)
+        if request is not None:
+            return request.retriever
+        wanted = {name: value for said in said_here(self) for name, value in said.settings.items()}
+        return self.retriever_with(wanted)
+
+    @retriever.setter
+    def retriever(self, retriever: Retriever) -> None:
+        self._retriever = retriever
+
+    def retriever_with(self, settings: Mapping[str, Any]) -> Retriever:
+        """The search as it is set for good, with some settings of a request.
+
+        Raises:
+            ConfigError: a setting is unknown, fixed while attached, or out of its range.
+        """
+        return self._retriever.with_settings(**settings) if settings else self._retriever
+
+    def close(self) -> None:
+        """End what searches do in the background."""
+        self._retriever.close()
+
+    def warn(self, what: str, message: str) -> None:
+        """Warn of something, once for each `what`."""
+        if what not in self._warned:
+            self._warned.add(what)
+            warnings.warn(message, CMRWarning, stacklevel=2)
 
     # -- the hooks' side -------------------------------------------------------------------------
 
@@ -236,10 +296,10 @@ class Core:
             device=self.adapter.input_device,
         )
 
-    def wants_recall(self, sessions: Sequence[int]) -> bool:
+    def wants_recall(self, sessions: Sequence[int], retriever: Retriever) -> bool:
         """Whether there is anything that these sessions may recall. Host only: no device sync."""
         reads = self.read_layers or self.knn_layers
-        if not reads or not self.retriever.config.blocks:
+        if not reads or not retriever.config.blocks:
             return False
         self.ring.keeper.expire()
         return self.ring.has(sessions)
@@ -267,15 +327,15 @@ class Core:
         """
         return replace(ask, states=self.indexed(ask.states)).to(self.ring.device)
 
-    def search(self, ask: Ask) -> Choice:
-        """Search with what `asked` gives; see `Retriever`."""
+    def search(self, ask: Ask, retriever: Retriever | None = None) -> Choice:
+        """Search with what `asked` gives; see `Retriever`. None: as it is set here and now."""
         self.searches += 1
-        return self.retriever.search(ask, self.ring)
+        return (retriever or self.retriever).search(ask, self.ring)
 
-    def search_again(self, query: RollingQuery) -> Choice:
-        """Search with the newest tokens of a text that goes on."""
+    def search_again(self, query: RollingQuery, retriever: Retriever | None = None) -> Choice:
+        """Search with the newest tokens of a text that goes on; None: as it is set here and now."""
         self.searches += 1
-        return self.retriever.search_again(query, self.ring)
+        return (retriever or self.retriever).search_again(query, self.ring)
 
     def recall(self, choice: Choice, base: torch.Tensor, ask: Ask) -> Recall | None:
         """What the layers read of a choice; None when no row is to read.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,10 @@ class ForgetReport:
     bytes: int
     sessions: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+
+
+PIECE = 1024
+"""Blocks that are zeroed before others have their turn."""
 
 
 class Forgetter:
@@ -87,24 +91,54 @@ class Forgetter:
             slots = slots[torch.isin(slots, holding(core.ring, number, text, tokenizer))]
         return slots
 
-    def forget(self, slots: torch.Tensor, sessions: Sequence[str] = ()) -> ForgetReport:
+    def forget(
+        self, numbers: Sequence[int], sessions: Mapping[str, int] | None = None
+    ) -> tuple[ForgetReport, list[int]]:
         """Zero blocks and every copy of them; end sessions.
 
+        In short pieces, between which others have their turn. What a session that ends has stored
+        meanwhile goes with it; a block that somebody else has forgotten meanwhile is passed over.
+
         Args:
-            slots: `[n]` int64, each holding a block.
-            sessions: names of sessions to end.
+            numbers: of the blocks.
+            sessions: name and number of sessions to end; None: none.
+
+        Returns:
+            What was done, and the numbers of the blocks that were zeroed.
 
         Raises:
             CMRError: a byte was not 0 afterwards.
         """
-        core, ring = self._core, self._core.ring
+        core, ledger = self._core, self._core.ring.ledger
+        gone: list[int] = []
+        counts = torch.zeros(2, dtype=torch.int64)
+        for piece in torch.tensor(list(numbers), dtype=torch.int64).split(PIECE):
+            with core.lock:
+                held = ledger.slots_of(None)
+                counts += self._zero(held[torch.isin(ledger.number[held], piece)], gone)
+        ended = []
+        with core.lock:
+            for name, number in (sessions or {}).items():
+                if core.table.find(name) != number:  # somebody else has ended it
+                    continue
+                counts += self._zero(ledger.slots_of(number), gone)
+                core.table.remove(name)
+                self.drop_copies({number})
+                ended.append(name)
+        tokens, size = counts.tolist()
+        return ForgetReport(len(gone), tokens, size, tuple(ended)), gone
+
+    def _zero(self, slots: torch.Tensor, gone: list[int]) -> torch.Tensor:
+        """Zero blocks, and look that they are; `[2]` int64, their tokens and bytes."""
+        ring = self._core.ring
+        if not len(slots):
+            return torch.zeros(2, dtype=torch.int64)
         owners = set(ring.ledger.owner[slots].tolist())
-        at = slots.to(ring.device)
-        tokens = int((ring.positions[at] >= 0).sum())
-        ended = [core.table.remove(name) for name in sessions]
+        gone += ring.ledger.number[slots].tolist()
+        tokens = int((ring.positions[slots.to(ring.device)] >= 0).sum())
         ring.empty(slots)
-        self.drop_copies(owners | set(ended))
-        return ForgetReport(len(slots), tokens, self._prove(slots), tuple(sessions))
+        self.drop_copies(owners)
+        return torch.tensor([tokens, self._prove(slots)])
 
     def drop_copies(self, sessions: set[int]) -> None:
         """Let go of what was run again, and of what forwards have recalled of these sessions."""

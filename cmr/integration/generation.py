@@ -10,7 +10,7 @@ from torch import nn
 
 from cmr.integration.cache import is_windowed
 from cmr.integration.core import Core
-from cmr.integration.record import WindowRecord
+from cmr.integration.requests.request import Request, current, under_way, within
 from cmr.integration.stepper import Stepper
 
 
@@ -29,7 +29,6 @@ class GenerationPlug:
     def __init__(self, core: Core, stepper: Stepper) -> None:
         self._core, self._stepper = core, stepper
         self._handle: Any = None
-        self._older: list[WindowRecord] = []
         self._fed: Any = torch.compiler.disable(self._feed)
 
     def attach(self) -> None:
@@ -42,12 +41,8 @@ class GenerationPlug:
         def generate(inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
             given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
             first = next((x for x in given if isinstance(x, torch.Tensor)), None)
-            before, core.batch = core.batch, None if first is None else first.shape[0]
-            older, self._older = self._older, list(core.records)
-            try:
+            with under_way(core, within(core, None if first is None else first.shape[0])):
                 return own(inputs, *args, **kwargs)
-            finally:
-                core.batch, self._older = before, older
 
         self._users = vars(model).get("generate")
         model.generate = generate
@@ -67,18 +62,21 @@ class GenerationPlug:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Feeds all but the end of a long prompt through the window."""
         ids, keep = kwargs.get("input_ids"), kwargs.get("logits_to_keep")
-        if not self._core.active or self._core.batch is None or args or ids is None or keep != 1:
+        request = current(self._core)
+        if request is None or not request.active or request.inputs is None:
+            return None
+        if args or ids is None or keep != 1:
             return None
         if kwargs.get("pixel_values") is not None:  # only the model itself can embed images
             return None
         if ids.shape[1] <= self._core.config.window:
             return None
-        return self._fed(args, kwargs)
+        return self._fed(request, args, kwargs)
 
     def _feed(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if not self._stepper.adopt(kwargs):
+        if not self._stepper.adopt(request, kwargs):
             return None
         ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
         positions, cache = kwargs.get("position_ids"), kwargs["past_key_values"]
@@ -86,19 +84,23 @@ class GenerationPlug:
         assert is_windowed(cache)
         past = cache.get_seq_length()
         if not past:
-            self._begun_anew(cache, ids)
-        start = 0
-        with self._stepper.without_recall(), torch.no_grad():
+            self._begun_anew(request, cache, ids)
+        start, recalls = 0, request.recalls
+        request.recalls = False
+        try:
             while total - start > self._core.config.window:
                 stop = start + piece
-                self._core.adapter.decoder(
-                    input_ids=ids[:, start:stop],
-                    attention_mask=None if mask is None else mask[:, : past + stop],
-                    position_ids=None if positions is None else positions[:, start:stop],
-                    past_key_values=cache,
-                    use_cache=True,
-                )
+                with torch.no_grad():
+                    self._core.adapter.decoder(
+                        input_ids=ids[:, start:stop],
+                        attention_mask=None if mask is None else mask[:, : past + stop],
+                        position_ids=None if positions is None else positions[:, start:stop],
+                        past_key_values=cache,
+                        use_cache=True,
+                    )
                 start = stop
+        finally:
+            request.recalls = recalls
         kwargs = {**kwargs, "input_ids": ids[:, start:]}
         if positions is not None:
             kwargs["position_ids"] = positions[:, start:]
@@ -106,12 +108,12 @@ class GenerationPlug:
             kwargs["cache_position"] = kwargs["cache_position"][start:]
         return args, kwargs
 
-    def _begun_anew(self, cache: Any, ids: torch.Tensor) -> None:
+    def _begun_anew(self, request: Request, cache: Any, ids: torch.Tensor) -> None:
         """Keeps a text from being stored twice where its cache was given up on the way.
 
         So does Phi-3 where a generation grows past `original_max_position_embeddings`.
         """
         record = cache.layers[0].owner.record
-        for other in list(self._core.records):
-            if other is not record and other not in self._older and other.held:
+        for other in list(request.records):
+            if other is not record and other.held:
                 record.repeats(other, ids)

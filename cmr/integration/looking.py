@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from cmr.integration.core import Core
 from cmr.integration.next_token import NextTokenReader
 from cmr.integration.recalled import RecalledPassage, recalled_passages
+from cmr.integration.requests.scope import said_here
+from cmr.integration.step import Step
 from cmr.integration.stepper import Stepper
-from cmr.memory.archive import Decode, stored_block
+from cmr.memory.archive import stored_block
 from cmr.memory.entry import MemoryEntry
 from cmr.memory.inspection import Inspection, Question, StoredBlock
 
@@ -24,22 +27,31 @@ class Looking:
     @property
     def named(self) -> tuple[str, ...] | None:
         """The names of the surrounding `session(...)`, None outside."""
-        return self._core.named
+        said = [part.names for part in said_here(self._core) if part.names is not None]
+        return said[-1] if said else None
 
     @property
     def sessions(self) -> list[str]:
         """Names of all sessions, oldest first."""
-        return self._core.table.names()
+        with self._core.lock:
+            return self._core.table.names()
 
     @property
     def recalled(self) -> list[list[RecalledPassage]]:
-        """Per row of the last forward, the passages that it could read, best first."""
-        step = self._stepper.last
+        """Per row of the last forward, the passages that it could read, best first.
+
+        Of this thread or task, which sees no other's; a handle has `recalled` of its own.
+        """
+        return self._recalled_in(self._stepper.last)
+
+    def _recalled_in(self, step: Step | None) -> list[list[RecalledPassage]]:
+        """What a forward recalled, nothing where something of it has been forgotten since."""
         if step is None:
             return []
         if step.recall is None:
             return [[] for _ in step.sessions]
-        names = [self._core.name_of(number) for number in step.sessions]
+        with self._core.lock:
+            names = [self._core.name_of(number) for number in step.sessions]
         return recalled_passages(step.recall, step.gates, names, self.tokenizer, step.said)
 
     def inspect(
@@ -63,14 +75,22 @@ class Looking:
             UnknownSessionError: there is no such session.
             ValueError: an argument is out of its range, or `text` is wanted without a tokenizer.
         """
-        if session is not None:
-            self._core.table.require(session)
         question = Question(session, tier, text, min_relevance, start, end, order, limit)
         decode = None if self.tokenizer is None else self.tokenizer.decode
-        return question.of(self._stored_blocks(decode))
+        with self._core.lock:
+            if session is not None:
+                self._core.table.require(session)
+            blocks = self._stored_blocks()
+        if decode is not None:  # takes a while: others may have their turn
+            blocks = [replace(block, text=decode(list(block.token_ids))) for block in blocks]
+        return question.of(blocks)
 
     def entries(self, session: str | None = None) -> list[MemoryEntry]:
         """The stored blocks, oldest first, of one session or of all."""
+        with self._core.lock:
+            return self._entries(session)
+
+    def _entries(self, session: str | None) -> list[MemoryEntry]:
         ring, table = self._core.ring, self._core.table
         wanted = None if session is None else table.require(session)
         owners = ring.session.tolist()
@@ -101,7 +121,8 @@ class Looking:
     @property
     def tokens(self) -> int:
         """Tokens stored at present."""
-        return self._core.ring.stored_tokens()
+        with self._core.lock:
+            return self._core.ring.stored_tokens()
 
     @property
     def nbytes(self) -> int:
@@ -110,6 +131,10 @@ class Looking:
 
     def stats(self) -> dict[str, Any]:
         """Counters and sizes; see the keys. Reads the device: for people, not for the hot path."""
+        with self._core.lock:
+            return self._stats()
+
+    def _stats(self) -> dict[str, Any]:
         core, ring = self._core, self._core.ring
         return {
             "tokens": self.tokens,
@@ -138,7 +163,7 @@ class Looking:
             "active": core.active,
         }
 
-    def _stored_blocks(self, decode: Decode | None) -> list[StoredBlock]:
+    def _stored_blocks(self) -> list[StoredBlock]:
         """What is stored, for people, in the order of the blocks' numbers."""
         ring, table = self._core.ring, self._core.table
         ring.keeper.expire()
@@ -161,7 +186,7 @@ class Looking:
                 float(ledger.born[slot]),
                 float(ledger.deadline[slot]),
                 bool(ledger.pinned[slot]),
-                decode,
+                None,
             )
             for i, slot in enumerate(slots.tolist())
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +27,10 @@ from cmr.integration.looking import Looking
 from cmr.integration.next_token import NextTokenReader
 from cmr.integration.question import Template
 from cmr.integration.reading import Reader, ReadReport, Rows
+from cmr.integration.requests.request import new_request, under_way
+from cmr.integration.requests.scope import Opener, Said
+from cmr.integration.requests.searcher import Searcher
+from cmr.integration.requests.session import Session
 from cmr.integration.residual import ResidualReader
 from cmr.integration.stepper import Stepper
 from cmr.integration.upkeep import ConsolidationReport, consolidate, lift
@@ -41,6 +46,11 @@ class Memory(Looking):
 
     Without session names, row i of a batch is session `str(i)`. A row only ever reads what its own
     session stored.
+
+    Its methods, and forwards of the model, may be called from several threads: one forward runs at
+    a time, in the order in which they were asked for, and a long `read`, `save` or `consolidate`
+    lets others in between. What is said around a request, by `session`, `retrieval` and `paused`,
+    is seen by the thread or task alone that says it.
     """
 
     def __init__(
@@ -56,6 +66,7 @@ class Memory(Looking):
         self._next_token = NextTokenReader(core, self._stepper)
         self._generation = GenerationPlug(core, self._stepper)
         self._reader = Reader(core, config, self._stepper)
+        self._searcher = Searcher(core, self._stepper)
         self._attached = False
         self.reattach()
 
@@ -70,16 +81,17 @@ class Memory(Looking):
 
     def detach(self) -> None:
         """Take every hook away; the model is as it was, bit for bit. Safe to call twice."""
-        if not self._attached:
-            return
-        self._generation.detach()
-        self._next_token.detach()
-        self._residual.detach()
-        self._stepper.detach()
-        self._core.prefetcher.close()
-        self._core.retriever.close()
-        delattr(self._core.adapter.model, ATTACHED)
-        self._attached = False
+        with self._core.lock:
+            if not self._attached:
+                return
+            self._attached = False
+            delattr(self._core.adapter.model, ATTACHED)
+            self._generation.detach()
+            self._next_token.detach()
+            self._residual.detach()
+            self._stepper.detach()
+            self._core.prefetcher.close()
+            self._core.close()
 
     def reattach(self) -> None:
         """Put every hook back after `detach`: what was stored is there still.
@@ -87,17 +99,21 @@ class Memory(Looking):
         Raises:
             AttachError: the model has another memory by now.
         """
-        if self._attached:
-            return
-        model = self._core.adapter.model
-        if hasattr(model, ATTACHED):
-            raise AttachError("this model has a memory attached already; detach() that one first")
-        self._stepper.attach()
-        self._residual.attach()
-        self._next_token.attach()
-        self._generation.attach()
-        setattr(model, ATTACHED, self)
-        self._attached = True
+        with self._core.lock:
+            if self._attached:
+                return
+            model = self._core.adapter.model
+            if hasattr(model, ATTACHED):
+                raise AttachError(
+                    "this model has a memory attached already; detach() that one first"
+                )
+            self._stepper.attach()
+            self._residual.attach()
+            self._next_token.attach()
+            self._generation.attach()
+            setattr(model, ATTACHED, self)
+            self._core.home = threading.get_ident()
+            self._attached = True
 
     @property
     def attached(self) -> bool:
@@ -105,9 +121,10 @@ class Memory(Looking):
         return self._attached
 
     def pause(self) -> None:
-        """Neither capture nor recall until `resume`: the model is exactly itself.
+        """Neither capture nor recall until `resume`: the model is exactly itself, for everybody.
 
-        A cache that is used meanwhile goes on afterwards, and what leaves it is not stored.
+        What was begun before goes on as it began. A cache that is used meanwhile goes on
+        afterwards, and what leaves it is not stored. `paused` is the same for one's own requests.
         """
         self._require_attached()
         self._core.active = False
@@ -117,6 +134,16 @@ class Memory(Looking):
         self._require_attached()
         self._core.active = True
 
+    def paused(self) -> Opener:
+        """A context: for the requests inside, and for nobody else, the model is exactly itself.
+
+        Raises:
+            AttachError: after `detach`.
+            SessionError: on leaving it in another order than entering.
+        """
+        self._require_attached()
+        return Opener(self._core, Said(active=False), "memory.paused()")
+
     @property
     def active(self) -> bool:
         """Whether forwards capture and recall: attached, and not paused."""
@@ -124,6 +151,9 @@ class Memory(Looking):
 
     def change(self, **settings: Any) -> None:
         """Change settings for good while attached: those that `retrieval` takes, and more.
+
+        What a request says for itself by `retrieval` goes before, and a `generate` that is under
+        way ends as it began.
 
         Args:
             **settings: fields of `RetrievalConfig` as for `retrieval`; `relevance_threshold`, which
@@ -133,9 +163,9 @@ class Memory(Looking):
         Raises:
             ConfigError: a setting is unknown, fixed while attached, or out of its range.
         """
-        self.config = changed(self.config, **settings)
-        change(self._core, self.config)
-        self._stepper.search_anew()
+        with self._core.lock:
+            self.config = changed(self.config, **settings)
+            change(self._core, self.config)
 
     # -- reading and sessions --------------------------------------------------------------------
 
@@ -170,8 +200,11 @@ class Memory(Looking):
         self._core.adapter.require_unmoved()
         vocabulary = self._core.adapter.config.vocab_size
         rows = Rows.pack(input_ids, attention_mask, vocabulary, keep)
-        numbers = self._core.sessions_to_write(sessions, len(rows.lengths))
-        with self._stepper.alone(), _bar(progress, sum(rows.lengths)) as show:
+        core = self._core
+        request = new_request(core, named=sessions is not None)
+        with core.lock:
+            numbers = core.sessions_to_write(request, sessions, len(rows.lengths))
+        with under_way(core, request), _bar(progress, sum(rows.lengths)) as show:
             return self._reader.read(rows, numbers, show, recall)
 
     def absorb(self, cache: DynamicCache) -> int:
@@ -194,52 +227,44 @@ class Memory(Looking):
                 paused, or a session of it has ended. Nothing is stored then.
         """
         self._require_attached()
-        return absorb(self._core, cache)
+        with self._core.lock:
+            return absorb(self._core, cache)
 
-    @contextmanager
     def session(
         self,
         *names: str,
         create: bool = False,
         ephemeral: bool | None = None,
         ttl: float | None = None,
-    ) -> Iterator[Memory]:
-        """Whose memory is read and written inside: one name for all rows, or one a row.
+    ) -> Session:
+        """A handle of a session: `anna = memory.session("anna"); anna.generate(**inputs)`.
+
+        Also a context, for everything inside that thread or task: `with memory.session("anna"):`.
 
         Args:
-            *names: session names.
+            *names: session names: one for all rows, or one a row.
             create: make sessions that do not exist yet.
             ephemeral: for new sessions: what they store never leaves the first tier and never
                 reaches a file; it is dropped instead.
             ttl: seconds after which what they store from now on is forgotten; None: as it is.
 
         Raises:
+            AttachError: after `detach`.
             UnknownSessionError: for a name that does not exist, unless `create` is true.
-            ValueError: for one session too many, or a session that exists and is not as
-                `ephemeral` says.
+            TypeError, ValueError: for what is no name, for one session too many, or a session that
+                exists and is not as `ephemeral` says.
         """
         self._require_attached()
         if not names:
             raise ValueError("session() needs at least one name")
-        table = self._core.table
-        table.check(*names)
-        terms = (ephemeral, None if ttl is None else lifetime("ttl", ttl))
-        if create:
-            table.check_room(names)
-        for name in names:
-            if not create:
-                table.require(name)
-        for name in names:
-            table.create(name, *terms)
-        before, self._core.named = self._core.named, names
-        try:
-            yield self
-        finally:
-            self._core.named = before
+        self._core.table.check(*names)
+        lasts = None if ttl is None else lifetime("ttl", ttl)
+        handle = Session(self, names, create, ephemeral, lasts)
+        self._core.require(handle.said)
+        return handle
 
-    @contextmanager
-    def retrieval(self, task: str | None = None, **settings: Any) -> Iterator[Memory]:
-        """Other settings of the search for the requests inside: strategy, budget, task.
+    def retrieval(self, task: str | None = None, **settings: Any) -> Opener:
+        """A context: other settings of the search for the requests inside: strategy, budget, task.
 
         Args:
             task: what the requests are about, for the strategy 'task_specific'.
@@ -248,22 +273,19 @@ class Memory(Looking):
                 `similarity_threshold`, `criteria_weights`, `context_heads`.
 
         Raises:
+            AttachError: after `detach`.
             ConfigError: a setting is unknown, fixed while attached, or out of its range.
+            SessionError: on leaving it in another order than entering.
         """
         self._require_attached()
-        before, task_before = self._core.retriever, self._core.task
-        self._core.retriever = before.with_settings(**settings)
-        self._core.task = task
-        self._stepper.search_anew()
-        try:
-            yield self
-        finally:
-            self._core.retriever, self._core.task = before, task_before
-            self._stepper.search_anew()
+        self._core.retriever_with(settings)  # what cannot be is refused here
+        said = Said(settings=dict(settings), about=(task,))
+        return Opener(self._core, said, "memory.retrieval(...)")
 
     def rename(self, session: str, to: str) -> None:
         """Give a session another name; the new one must be free."""
-        self._core.table.rename(session, to)
+        with self._core.lock:
+            self._core.table.rename(session, to)
 
     def fork(self, session: str, to: str) -> int:
         """Make session `to` with a copy of all that another one stores; returns blocks copied.
@@ -272,7 +294,8 @@ class Memory(Looking):
             UnknownSessionError: there is no session of that name.
             ValueError: `to` exists, or there is no room for the copy; nothing is copied then.
         """
-        return fork(self._core.ring, self._core.table, session, to)
+        with self._core.lock:
+            return fork(self._core.ring, self._core.table, session, to)
 
     def merge(self, session: str, into: str) -> int:
         """Put one session's text behind another one's and end it; returns the blocks that moved.
@@ -281,10 +304,11 @@ class Memory(Looking):
             UnknownSessionError: there is no such session.
             ValueError: the two are one, or only one of them is ephemeral.
         """
-        number = self._core.table.require(session)
-        moved = merge(self._core.ring, self._core.table, session, into)
-        self._forgetter.drop_copies({number})
-        return moved
+        with self._core.lock:
+            number = self._core.table.require(session)
+            moved = merge(self._core.ring, self._core.table, session, into)
+            self._forgetter.drop_copies({number})
+            return moved
 
     # -- keeping and forgetting ------------------------------------------------------------------
 
@@ -295,10 +319,11 @@ class Memory(Looking):
             ValueError: a number that no block has, or more than half of a tier would be pinned.
         """
         ledger = self._core.ring.ledger
-        slots = self._forgetter.select(None, ids, None, None, None)
-        if pinned:
-            ledger.check_pins(slots)
-        ledger.pinned[slots] = pinned
+        with self._core.lock:
+            slots = self._forgetter.select(None, ids, None, None, None)
+            if pinned:
+                ledger.check_pins(slots)
+            ledger.pinned[slots] = pinned
 
     def forget(
         self,
@@ -331,16 +356,17 @@ class Memory(Looking):
         """
         if session is None and ids is None and text is None and older_than is None:
             raise ValueError("forget what? Give session, ids, text or older_than; clear() is all")
-        slots = self._forgetter.select(session, ids, text, older_than, self.tokenizer)
-        numbers = self._core.ring.ledger.number[slots].tolist()
         ending = (
             [session] if session and ids is None and text is None and older_than is None else []
         )
-        ended = [self._core.table.find(name) for name in ending]
-        report = self._forgetter.forget(slots, ending)
+        with self._core.lock:
+            slots = self._forgetter.select(session, ids, text, older_than, self.tokenizer)
+            numbers = self._core.ring.ledger.number[slots].tolist()
+            ended = {name: self._core.table.find(name) for name in ending}
+        report, numbers = self._forgetter.forget(numbers, ended)
         if not files:
             return report
-        return replace(report, files=self._files.forget(numbers, ended, ending))
+        return replace(report, files=self._files.forget(numbers, list(ended.values()), ending))
 
     def clear(self, session: str | None = None) -> int:
         """Forget a session, or everything, here and not in files; returns the blocks emptied.
@@ -350,12 +376,17 @@ class Memory(Looking):
         Raises:
             UnknownSessionError: for a name that does not exist.
         """
-        number = None if session is None else self._core.table.require(session)
-        names = self.sessions if session is None else [session]
-        slots = self._core.ring.ledger.slots_of(number)
-        report = self._forgetter.forget(slots, names)
+        core = self._core
+        with core.lock:
+            number = None if session is None else core.table.require(session)
+            names = self.sessions if session is None else [session]
+            numbers = core.ring.ledger.number[core.ring.ledger.slots_of(number)].tolist()
+            ending = {name: core.table.find(name) for name in names}
+        report, _ = self._forgetter.forget(numbers, ending)
         if session is None:
-            self._core.ring.clear()
+            with core.lock:
+                if not len(core.ring.ledger.slots_of(None)):
+                    core.ring.clear()
         return report.blocks
 
     def consolidate(self) -> ConsolidationReport:

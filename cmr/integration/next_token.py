@@ -27,7 +27,6 @@ class NextTokenReader:
 
     def __init__(self, core: Core, stepper: Stepper) -> None:
         self._core, self._stepper = core, stepper
-        self._before: Step | None = None
         self._handles: list[Any] = []
         self._counts = torch.zeros(3, dtype=torch.float64, device=core.ring.device)
 
@@ -44,7 +43,6 @@ class NextTokenReader:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._before = None
 
     def stats(self) -> dict[str, Any]:
         """Layers that are compared, tokens asked about, how many something fitted, their gate."""
@@ -57,12 +55,14 @@ class NextTokenReader:
         }
 
     def _begin(self, *_: Any) -> None:
-        self._before = self._stepper.last
+        """What an earlier forward left, of the decoder alone, is not of the one that begins."""
+        step = self._stepper.last
+        if step is not None:
+            step.entering.clear()
 
     def _end(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        step, before = self._stepper.last, self._before
-        self._before = None
-        if not self._core.active or step is None or step is before or not step.entering:
+        step = self._stepper.last
+        if step is None or not step.entering:
             return None
         at = 1 if isinstance(output, tuple) and kwargs.get("labels") is not None else 0
         logits = output[at] if isinstance(output, tuple) else output.logits
@@ -72,7 +72,8 @@ class NextTokenReader:
         mixed, gate = interpolate(logits, said)
         step.said = gate
         found = (gate.new_tensor(gate.numel()), (gate > 0).sum(), gate.sum())
-        self._counts += torch.stack([x.to(self._counts) for x in found])
+        with self._core.lock:
+            self._counts += torch.stack([x.to(self._counts) for x in found])
         if isinstance(output, tuple):
             return (*output[:at], mixed, *output[at + 1 :])
         output.logits = mixed

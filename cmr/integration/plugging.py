@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from cmr.errors import AttachError
 from cmr.integration.adapter import ModelAdapter
 from cmr.integration.attention import MARK, PREFIX, WATCH, Reader, plug, read_memory
 from cmr.integration.weave import LayerMemory
@@ -45,8 +46,21 @@ class Plugs:
             self._implementation = decoder.config._attn_implementation.removeprefix(PREFIX)
             decoder.set_attn_implementation(plug(self._implementation))
 
+    def require_unchanged(self) -> None:
+        """Raises `AttachError` where another attention implementation was set meanwhile."""
+        if self._implementation is None:
+            return
+        decoder: Any = self._adapter.decoder
+        name = decoder.config._attn_implementation
+        if not name.startswith(PREFIX):
+            raise AttachError(
+                f"the attention implementation was set to {name!r} while a memory is attached, "
+                "which no longer reads it: detach() the memory, set the implementation, and "
+                f"attach again (or set {PREFIX + self._implementation!r} back)"
+            )
+
     def detach(self, reader: Reader) -> None:
-        """Take them away; the model is as it was."""
+        """Take them away; the model is as it was, but for what others have set since."""
         for attention in self._adapter.attentions():
             if getattr(attention, MARK, None) is reader:
                 delattr(attention, MARK)
@@ -57,8 +71,9 @@ class Plugs:
         self._own.clear()
         if self._implementation is not None:
             decoder: Any = self._adapter.decoder
+            ours = decoder.config._attn_implementation.startswith(PREFIX)
             watched = any(hasattr(attention, WATCH) for attention in self._adapter.attentions())
-            if not watched:  # whoever goes last takes the plug's name away
+            if ours and not watched:  # whoever goes last takes the plug's name away
                 decoder.set_attn_implementation(self._implementation)
             self._implementation = None
 

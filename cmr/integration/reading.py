@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from cmr.config import CMRConfig
+from cmr.errors import AttachError, UnknownSessionError
 from cmr.integration.cache import LocalWindow
 from cmr.integration.core import Core
 from cmr.integration.partial import stop_before
@@ -58,6 +59,11 @@ class Rows:
     token_ids: torch.Tensor
     lengths: tuple[int, ...]
     keep: torch.Tensor | None = None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return self.token_ids.shape[1]
 
     @classmethod
     def pack(
@@ -131,6 +137,38 @@ def _like(ids: torch.Tensor, name: str, given: torch.Tensor | None) -> torch.Ten
     return given.to(ids.device)
 
 
+Fresh = dict[int, tuple[torch.Tensor, torch.Tensor | None]]
+"""Keys and values of new tokens by layer."""
+
+
+class _Text:
+    """How far the reading of a text has come.
+
+    Args:
+        rows: the texts.
+        asking: session number of each row, where pieces recall; None: they do not.
+        window: the cache that it goes through, and the keys and values of its newest tokens.
+
+    Attributes:
+        start: column of the next piece.
+        query: `[batch, tokens, hidden]` the end of the piece before, as it is indexed.
+        before: `[batch, hidden]` state in front of the head of the last token so far, where the
+            scorer needs it.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        asking: Sequence[int] | None,
+        window: tuple[DynamicCache, Fresh],
+    ) -> None:
+        self.rows, self.asking = rows, asking
+        self.cache, self.fresh = window
+        self.start = 0
+        self.query: torch.Tensor | None = None
+        self.before: torch.Tensor | None = None
+
+
 class Reader:
     """Runs the decoder over a text in chunks, each with some left context still in its cache.
 
@@ -174,20 +212,32 @@ class Reader:
                 lies behind its left context. Otherwise the forwards are the model's own.
         """
         started = time.perf_counter()
-        total, done, blocks = sum(rows.lengths), 0, 0
-        asking = sessions if recall else None
-        for piece in self._chunks(rows, asking):
-            blocks += self.writer.write(sessions=sessions, **piece)
+        text = _Text(rows, sessions if recall else None, self._window(rows))
+        done = blocks = 0
+        while text.start < rows.longest:
+            with self.stepper.alone():  # between two windows others have their turn
+                self._require_alive(sessions, done)
+                piece = self._piece(text)
+                blocks += self.writer.write(sessions=sessions, **piece)
             done += sum(stop - start for start, stop in piece["valid"])
             if progress is not None:
-                progress(done, total)
-        return ReadReport(total, blocks, time.perf_counter() - started)
+                progress(done, sum(rows.lengths))
+        return ReadReport(sum(rows.lengths), blocks, time.perf_counter() - started)
 
-    def _chunks(self, rows: Rows, asking: Sequence[int] | None) -> Iterator[dict[str, Any]]:
-        """What `BlockWriter.write` takes of each piece, as the model came by it."""
-        adapter, device = self.adapter, self.adapter.input_device
-        batch, longest = rows.token_ids.shape
-        fresh: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+    def _require_alive(self, sessions: Sequence[int], done: int) -> None:
+        """Raises where a session, or the memory itself, came to an end while a text is read."""
+        if not self.stepper.attached:
+            raise AttachError(f"the memory was detached while a text was read: {done} tokens of it "
+                              "are stored")  # fmt: skip
+        if not self.core.table.alive(sessions):
+            raise UnknownSessionError(
+                f"a session was ended while a text was read into it, after {done} tokens: what was "
+                "stored of them went with it, and the rest is not stored"
+            )
+
+    def _window(self, rows: Rows) -> tuple[DynamicCache, Fresh]:
+        """The cache that a text goes through, and the keys and values that came last."""
+        fresh: Fresh = {}
 
         def take(layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
             if layer in self.kv_layers:
@@ -197,74 +247,81 @@ class Reader:
             window=self.left_context,
             sinks=self.sinks,
             block=self.block,
-            turn=adapter.turn_forward,
-            padding=[0] * batch,
-            device=device,
+            turn=self.adapter.turn_forward,
+            padding=[0] * len(rows.lengths),
+            device=self.adapter.input_device,
             on_new=take,
         )
-        cache = window.adopt(DynamicCache(config=adapter.config), adapter.depth)
+        cache = DynamicCache(config=self.adapter.config)
+        return window.adopt(cache, self.adapter.depth), fresh
+
+    def _piece(self, text: _Text) -> dict[str, Any]:
+        """What `BlockWriter.write` takes of the next piece, as the model came by it."""
+        rows, start = text.rows, text.start
+        device = self.adapter.input_device
+        batch = len(rows.lengths)
+        ids = rows.token_ids[:, start : start + self.chunk].to(device)
+        stop = start + ids.shape[1]
         lengths = torch.tensor(rows.lengths, device=device)
-        query: torch.Tensor | None = None
-        before: torch.Tensor | None = None
-        for start in range(0, longest, self.chunk):
-            ids = rows.token_ids[:, start : start + self.chunk].to(device)
-            stop = start + ids.shape[1]
-            mask = None
-            if min(rows.lengths) < stop:
-                mask = (torch.arange(stop, device=device) < lengths[:, None]).long()
-            positions = self._positions(start, ids.shape[1], device).expand(batch, -1)
-            found = None if query is None or asking is None else self._search(query, asking)
-            keep = None if rows.keep is None else rows.keep[:, start:stop].to(device)
-            keep = self.writer.kept(ids, keep)
-            # No graph is made in inference mode.
-            with torch.inference_mode(False) if self.scorer.needs_gradient else nullcontext():
-                with self.stepper.lending(found, positions, ids):
-                    states, final = self._forward(ids, mask, positions, cache)
-                source = states[self.index_layer]
-                index = source.detach()
-                if start == 0:  # the attention sink's state is no content: it must match nothing
-                    sink = torch.zeros(1, dtype=torch.int64, device=index.device)
-                    index = index.index_fill(1, sink, 0.0)
-                real = torch.arange(start, stop, device=device) < lengths[:, None]
-                piece = Piece(
-                    token_ids=ids,
-                    positions=positions,
-                    index=index,
-                    mask=(real if keep is None else real & keep).to(index.device),
-                    first=start == 0,
-                    before=before,
-                    final=final,
-                    source=source if self.scorer.needs_gradient else None,
-                )
-                relevance = self.scorer.of_piece(piece)
-                if final is not None:
-                    before = final[:, -1].detach()
-                if self.scorer.needs_gradient:
-                    _cut(cache)
-            layers = dict(fresh)
-            layers.update({n: (states[n].detach()[:, None], None) for n in self.state_layers})
-            fresh.clear()
-            query = index[:, -self.query_tokens :]
-            yield {
-                "token_ids": ids,
-                "rope_positions": positions,
-                "index": index,
-                "layers": layers,
-                "valid": [(0, max(0, min(n, stop) - start)) for n in rows.lengths],
-                "relevance": relevance,
-                "keep": keep,
-            }
+        mask = None
+        if min(rows.lengths) < stop:
+            mask = (torch.arange(stop, device=device) < lengths[:, None]).long()
+        positions = self._positions(start, ids.shape[1], device).expand(batch, -1)
+        found = None
+        if text.query is not None and text.asking is not None:
+            found = self._search(text.query, text.asking)
+        keep = None if rows.keep is None else rows.keep[:, start:stop].to(device)
+        keep = self.writer.kept(ids, keep)
+        # No graph is made in inference mode.
+        with torch.inference_mode(False) if self.scorer.needs_gradient else nullcontext():
+            with self.stepper.lending(found, positions, ids):
+                states, final = self._forward(ids, mask, positions, text.cache)
+            source = states[self.index_layer]
+            index = source.detach()
+            if start == 0:  # the attention sink's state is no content: it must match nothing
+                sink = torch.zeros(1, dtype=torch.int64, device=index.device)
+                index = index.index_fill(1, sink, 0.0)
+            real = torch.arange(start, stop, device=device) < lengths[:, None]
+            piece = Piece(
+                token_ids=ids,
+                positions=positions,
+                index=index,
+                mask=(real if keep is None else real & keep).to(index.device),
+                first=start == 0,
+                before=text.before,
+                final=final,
+                source=source if self.scorer.needs_gradient else None,
+            )
+            relevance = self.scorer.of_piece(piece)
+            if final is not None:
+                text.before = final[:, -1].detach()
+            if self.scorer.needs_gradient:
+                _cut(text.cache)
+        layers: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = dict(text.fresh)
+        layers.update({n: (states[n].detach()[:, None], None) for n in self.state_layers})
+        text.fresh.clear()
+        text.query, text.start = index[:, -self.query_tokens :], stop
+        return {
+            "token_ids": ids,
+            "rope_positions": positions,
+            "index": index,
+            "layers": layers,
+            "valid": [(0, max(0, min(n, stop) - start)) for n in rows.lengths],
+            "relevance": relevance,
+            "keep": keep,
+        }
 
     def _search(self, query: torch.Tensor, sessions: Sequence[int]) -> Recall | None:
         """What lies behind the left context and fits the end of the piece before."""
-        if not self.core.wants_recall(sessions):
+        retriever = self.core.retriever
+        if not self.core.wants_recall(sessions, retriever):
             return None
         ends = [self.core.table.position(number) for number in sessions]
         before = torch.tensor(ends, device=query.device) - self.left_context
         ask = self.core.asked(
             Ask(states=query, mask=None, sessions=self.core.numbers(sessions), before=before)
         )
-        return self.core.recall(self.core.search(ask), before, ask)
+        return self.core.recall(self.core.search(ask, retriever), before, ask)
 
     def _positions(self, start: int, tokens: int, device: torch.device) -> torch.Tensor:
         """Rotary positions go on; absolute ones start again behind the left context."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 import torch
 
+from cmr.config import RetrievalConfig
 from cmr.integration.recall import Recall
 from cmr.retrieval import RollingQuery
 
@@ -23,12 +25,15 @@ class WindowRecord:
         padding: tokens of left padding of each row.
         behind: tokens of the first forward and of its right padding, row by row; None for none.
         recall: what the rows read at present.
-        steps: forwards since the last search.
+        steps: tokens since the last prompt asked, or since `forget_recall`.
+        period: how many times `refresh` of them had passed at the last search.
         seen: tokens seen, sinks included.
         query: the newest tokens as the last search of a decoding step left them.
         unasked: tokens that came since then.
         located: whether the last prompt was a question in a known chat template.
         whole: whether the sinks are in the record, too: the whole text becomes memory.
+        settings: of the search that gave what is recalled; None: nothing was searched.
+        asked_for: the request of a `generate` whose prompt has asked; None: none has.
     """
 
     def __init__(
@@ -45,7 +50,10 @@ class WindowRecord:
         self.padding = list(padding)
         self.behind = behind
         self.recall: Recall | None = None
+        self.settings: RetrievalConfig | None = None
+        self.asked_for: weakref.ref[object] | None = None
         self.steps = 0
+        self.period = 0
         self.seen = 0
         self.query: RollingQuery | None = None
         self.unasked = 0
@@ -60,7 +68,7 @@ class WindowRecord:
     def forget_recall(self) -> None:
         """Let go of what was recalled, and search anew at the next step."""
         self.recall = self.query = None
-        self.steps = -1
+        self.steps = self.period = -1
 
     def append(self, **columns: torch.Tensor) -> None:
         """Take note of new tokens; every column is `[batch, tokens, ...]`."""

@@ -16,6 +16,7 @@ class Step:
     """One forward of the decoder.
 
     Attributes:
+        goes_on: whether the new tokens go on with a text, and ask nothing new.
         ready: what each layer reads, put together ahead of a compiled forward; None where layers
             put theirs together as they come to it.
         noted: further columns `[batch, tokens, ...]` for the record, by name.
@@ -31,6 +32,7 @@ class Step:
     position_ids: torch.Tensor
     query_mask: torch.Tensor | None
     token_ids: torch.Tensor
+    goes_on: bool = False
     ready: dict[int, LayerMemory] | None = None
     index: torch.Tensor | None = None
     states: dict[int, torch.Tensor] = field(default_factory=dict)

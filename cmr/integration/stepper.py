@@ -1,10 +1,26 @@
-"""The hooks around the decoder: have memory asked, let the layers read, keep what leaves."""
+"""The hooks around the decoder: have memory asked, let the layers read, keep what leaves.
+
+One forward in order. `_begin`, in front of the decoder, waits for the memory's lock, finds the
+request (of the `generate` under way, or one for this forward alone), gives an empty cache a bounded
+window with a record, and lets the memory be asked; the forward's `Step` then stands in
+`Stepper.step`. The layers' hooks note the states that are wanted, their attention reads what the
+step recalled, the cache hands over what leaves its window. `_after`, behind the decoder, adds the
+new tokens to the record, stores what left, and hands the lock on. Whatever raises in between,
+`_after` still runs; an interrupt, for which PyTorch runs no hooks, is caught around the decoder's
+own `forward`.
+"""
 
 from __future__ import annotations
 
+import functools
 import inspect
+import sys
+import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -12,15 +28,49 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from cmr.config import CMRConfig
+from cmr.errors import SessionError
 from cmr.integration.asking import Asker
 from cmr.integration.cache import can_adopt, is_windowed
 from cmr.integration.core import Core
 from cmr.integration.plugging import Plugs
 from cmr.integration.recall import Recall
 from cmr.integration.record import WindowRecord
+from cmr.integration.requests.request import Request, current, last_here, new_request, note_last
+from cmr.integration.requests.scope import Said, call
 from cmr.integration.scratch import Scratch
 from cmr.integration.step import Step
 from cmr.integration.weave import LayerMemory
+from cmr.memory.sessions import NO_SESSION
+
+
+@dataclass
+class _UnderWay:
+    """A forward that has begun and not ended.
+
+    Attributes:
+        frame: of the call of the decoder; None: not known, in a compiled one.
+        outer: the step that it came into, where a hook of somebody's runs the model again.
+    """
+
+    frame: FrameType | None
+    outer: Step | None
+
+
+class _Here(threading.local):
+    """What is known in this thread alone; it names nobody.
+
+    Attributes:
+        forwards: those under way, of each stepper.
+        ids: token ids of a model that embeds by itself, until its decoder begins.
+    """
+
+    def __init__(self) -> None:
+        self.forwards: weakref.WeakKeyDictionary[Stepper, list[_UnderWay]]
+        self.forwards = weakref.WeakKeyDictionary()
+        self.ids: weakref.WeakKeyDictionary[Stepper, torch.Tensor] = weakref.WeakKeyDictionary()
+
+
+_HERE = _Here()
 
 
 class Stepper:
@@ -29,6 +79,11 @@ class Stepper:
     Args:
         core: the memory's store and settings.
         config: its configuration.
+
+    Attributes:
+        step: the forward of the thread that holds the lock; None between forwards. It knows
+            sessions by their numbers only.
+        scratch: tensors that a decoding step writes into.
     """
 
     def __init__(self, core: Core, config: CMRConfig) -> None:
@@ -39,14 +94,10 @@ class Stepper:
         self.guard = config.reweave.sink_guard
         self._asker = Asker(core, config.retrieval, self.alone)
         self._plugs = Plugs(core.adapter)
-        self._ids: torch.Tensor | None = None
         self.step: Step | None = None
-        self.last: Step | None = None
         self.scratch = Scratch()
         self._busy = False
-        self._recalls = True
-        self._followed: list[DynamicCache] | None = None
-        self._bounded = True
+        self._own: Any = None
         self._names = list(inspect.signature(core.adapter.decoder.forward).parameters)
         self._handles: list[Any] = []
         # Not as decorators: those would load the compiler with this module.
@@ -57,6 +108,7 @@ class Stepper:
     def attach(self) -> None:
         """Put the hooks in place."""
         adapter = self.core.adapter
+        self._guard(adapter.decoder)
         take = self._handles.append
         take(adapter.decoder.register_forward_pre_hook(self._before, with_kwargs=True))
         after = torch.compiler.disable(self._after)
@@ -76,47 +128,75 @@ class Stepper:
             handle.remove()
         self._handles.clear()
         self._plugs.detach(self)
-        self.step = self.last = None
+        decoder: Any = self.core.adapter.decoder
+        if vars(decoder).get("forward") is self._own:  # else somebody has wrapped it since
+            del decoder.forward
+            if self._users is not None:
+                decoder.forward = self._users
+        self._own = None
+        self.step = None
+        for last in list(self.core.lasts):
+            last.step = None
         self.scratch.clear()
+
+    def _guard(self, decoder: Any) -> None:
+        """Let an interrupt, for which PyTorch runs no hooks, end a forward as `_after` would."""
+        own, self._users = decoder.forward, vars(decoder).get("forward")
+
+        @functools.wraps(own)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling():
+                return own(*args, **kwargs)
+            try:
+                return own(*args, **kwargs)
+            except Exception:
+                raise
+            except BaseException:
+                if not (self._busy and self.core.lock.mine):
+                    self._end()
+                raise
+
+        self._own = decoder.forward = forward
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Forwards inside are the model's own: nothing is captured or recalled."""
-        before, self._busy = self._busy, True
-        step, self.step = self.step, None
-        try:
-            yield
-        finally:
-            self._busy, self.step = before, step
+        """Forwards inside are the model's own: nothing is captured or recalled.
+
+        Nobody else runs one meanwhile: the lock is held.
+        """
+        with self.core.lock:
+            before, self._busy = self._busy, True
+            step, self.step = self.step, None
+            try:
+                yield
+            finally:
+                self._busy, self.step = before, step
+
+    @property
+    def attached(self) -> bool:
+        """Whether the hooks are in place."""
+        return bool(self._handles)
 
     @property
     def busy(self) -> bool:
         """Whether the forward under way is one that the memory makes for itself."""
         return self._busy
 
-    @contextmanager
-    def without_recall(self) -> Iterator[None]:
-        """Forwards inside capture as always and recall nothing."""
-        before, self._recalls = self._recalls, False
-        try:
-            yield
-        finally:
-            self._recalls = before
+    @property
+    def last(self) -> Step | None:
+        """The last forward of this thread or task; None: there was none, or it was forgotten."""
+        return last_here(self.core)
 
     @contextmanager
     def following(self, bounded: bool = True) -> Iterator[list[DynamicCache]]:
-        """Gives the caches that forwards inside begin; their sinks are stored, too.
+        """Gives the caches that requests inside begin; their sinks are stored, too.
 
         Args:
             bounded: by the window; False: nothing leaves them.
         """
-        before = self._followed, self._bounded
         caches: list[DynamicCache] = []
-        self._followed, self._bounded = caches, bounded
-        try:
+        with call(self.core, Said(caches=caches, bounded=bounded)):
             yield caches
-        finally:
-            self._followed, self._bounded = before
 
     @contextmanager
     def lending(
@@ -132,8 +212,10 @@ class Stepper:
             self.step = before
 
     def forget_recalls(self, sessions: set[int]) -> None:
-        """Let go of what was recalled of these sessions, and of what the last forward recalled."""
-        self.last = None
+        """Let go of what was recalled of these sessions, also by last forwards."""
+        for last in list(self.core.lasts):
+            if last.step is not None and sessions & set(last.step.sessions):
+                last.step = None
         self.search_anew(sessions)
 
     def search_anew(self, sessions: set[int] | None = None) -> None:
@@ -143,11 +225,21 @@ class Stepper:
                 record.forget_recall()
         self._asker.forget()
 
-    def adopt(self, kwargs: dict[str, Any]) -> bool:
-        """Give the forward's cache a bounded window where that can be done."""
+    def adopt(self, request: Request, kwargs: dict[str, Any]) -> bool:
+        """Give the cache of a forward of a request a bounded window where that can be done."""
         ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
         mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
-        return self._record(kwargs, mask, ids.shape[0], ids.device) is not None
+        with self.core.lock:
+            return self._record(request, kwargs, mask, ids.shape[0], ids.device) is not None
+
+    def ask_alone(
+        self, request: Request, token_ids: torch.Tensor, sessions: list[int]
+    ) -> Recall | None:
+        """What a text `[rows, tokens]` would recall; nothing of it is kept or read."""
+        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+        step = Step(None, sessions, None, positions.expand(len(sessions), -1), None, token_ids)
+        inputs = {"input_ids": token_ids, "use_cache": False}
+        return self._asker.ask(step, request, self.core.adapter.decoder, inputs, None, 0)
 
     # -- the attention plug's side ---------------------------------------------------------------
 
@@ -213,10 +305,14 @@ class Stepper:
         return hook
 
     def _note_ids(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._ids = kwargs.get("input_ids", args[0] if args else None)
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None:
+            _HERE.ids.pop(self, None)
+        else:
+            _HERE.ids[self] = ids
 
     def _drop_ids(self, *_: Any) -> None:
-        self._ids = None
+        _HERE.ids.pop(self, None)
 
     def _before(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -227,42 +323,83 @@ class Stepper:
     def _begin(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], compiled: bool
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._busy or not self.core.active:
+        core = self.core
+        if self._busy and core.lock.mine:
             return None
-        self.core.adapter.require_unmoved()
+        core.lock.acquire()
+        # Also where nothing is remembered: what looks ahead stops every forward that comes by.
+        self._put_under_way()
+        try:
+            return self._begin_step(decoder, args, kwargs, compiled)
+        except BaseException:
+            self._end()
+            raise
+
+    def _put_under_way(self) -> None:
+        """Take note that a forward begins; end those that an interrupt left open."""
+        forwards = _HERE.forwards.setdefault(self, [])
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code.co_name != "_call_impl":
+            frame = frame.f_back
+        while forwards and not _runs(forwards[-1].frame):
+            self._end()
+        forwards.append(_UnderWay(frame, self.step))
+
+    def _end(self) -> None:
+        """A forward is over, however it ended: the lock goes on to who waits for it."""
+        forwards = _HERE.forwards.get(self)
+        if forwards:
+            self.step = forwards.pop().outer
+            self.core.lock.release()
+
+    def _begin_step(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], compiled: bool
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        core = self.core
         kwargs = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        cache = kwargs.get("past_key_values")
+        request = current(core) or new_request(core, named=self._goes_on(cache))
+        noted = _HERE.ids.pop(self, None)
+        if not request.active:
+            return None
+        core.adapter.require_unmoved()
+        self._plugs.require_unchanged()
         ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
-        if ids is None and self._ids is not None and embeds is not None:
-            ids = self._ids if self._ids.shape == embeds.shape[:2] else None
+        if ids is None and noted is not None and embeds is not None:
+            ids = noted if noted.shape == embeds.shape[:2] else None
         inputs = ids if ids is not None else embeds
         if inputs is None:
             return None
         batch, tokens = inputs.shape[:2]
         mask = kwargs.get("attention_mask")
         mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
-        record = self._record(kwargs, mask, batch, inputs.device)
+        record = self._record(request, kwargs, mask, batch, inputs.device)
         cache = kwargs.get("past_key_values")
         seen = _seen(cache, kwargs.get("cache_position"))
         positions = self._positions(kwargs, seen, batch, tokens, inputs.device)
-        if not self.core.adapter.has_rotary:
-            kwargs["position_ids"] = positions.clamp(max=self.core.adapter.max_positions - 1)
+        if not core.adapter.has_rotary:
+            kwargs["position_ids"] = positions.clamp(max=core.adapter.max_positions - 1)
         if mask is None and record is None:
             mask = _visible(kwargs.get("attention_mask"), seen + tokens)
         new = None if mask is None or tokens > mask.shape[1] else mask[:, -tokens:].bool()
         step = Step(
             record=record,
-            sessions=self.core.rows(batch)[0] if record is None else record.sessions,
+            sessions=core.rows(request, batch)[0] if record is None else record.sessions,
             recall=None,
             position_ids=positions,
             query_mask=self._guarded(mask, record, seen, batch, tokens),
             token_ids=ids if ids is not None else inputs.new_zeros((batch, tokens)).long(),
+            goes_on=_goes_on(record, request, tokens),
         )
-        if self._recalls and self.core.wants_recall(step.sessions):
-            step.recall = self._asker.ask(step, decoder, kwargs, new, seen)
+        if request.recalls and core.wants_recall(step.sessions, request.retriever):
+            self._tell_of_rows_without(request, step)
+            step.recall = self._asker.ask(step, request, decoder, kwargs, new, seen)
+        if record is not None and request.recalls and request.inputs is not None:
+            record.asked_for = weakref.ref(request)
         if compiled and record is not None:  # what leaves would be another graph
             cache.layers[0].owner.deferred = True  # type: ignore[union-attr]
         if compiled and step.recall is not None:
-            read = {n: self._memory(step, step.recall, n) for n in sorted(self.core.read_layers)}
+            read = {n: self._memory(step, step.recall, n) for n in sorted(core.read_layers)}
             step.ready = {n: memory for n, memory in read.items() if memory is not None}
         self.step = step
         return (), kwargs
@@ -270,15 +407,24 @@ class Stepper:
     def _after(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        step = None if self._busy else self.step
-        if step is not None and step.record is not None:
-            _settle(kwargs["past_key_values"])
-        if not self._busy:
-            self.step = None
-        if step is None or step.index is None or output is None:
+        if self._busy and self.core.lock.mine:
             return
-        self.last = step
+        if not _HERE.forwards.get(self):  # it could not even begin
+            return
+        try:
+            if self.step is not None:
+                self._finish(self.step, kwargs, output)
+        finally:
+            self._end()
+
+    def _finish(self, step: Step, kwargs: dict[str, Any], output: Any) -> None:
+        """Take note of what a forward gave, and store what left its window."""
         record = step.record
+        if record is not None:
+            _settle(kwargs["past_key_values"])
+        if step.index is None or output is None:
+            return
+        note_last(self.core, step)
         if record is None:
             return
         if step.index.shape[1] == step.token_ids.shape[1]:
@@ -295,10 +441,30 @@ class Stepper:
         if step.leaving:
             self.core.leave(record, step.leaving)
 
+    def _tell_of_rows_without(self, request: Request, step: Step) -> None:
+        """Warn where rows that nobody named have no memory beside one that has."""
+        if request.names is not None or len(step.sessions) == 1:
+            return
+        held = [self.core.ring.blocks_of(number) > 0 for number in step.sessions]
+        if all(held):
+            return
+        self.core.warn(
+            "rows",
+            f"row {held.index(True)} of this batch reads memory and row {held.index(False)} has "
+            "none: without names row i is session str(i), which no other row reads. To ask about "
+            "one text in every row, name its session: memory.session('0').generate(...), or "
+            "`with memory.session('0'):`",
+        )
+
     # -- parts of a step -------------------------------------------------------------------------
 
     def _record(
-        self, kwargs: dict[str, Any], mask: torch.Tensor | None, batch: int, device: torch.device
+        self,
+        request: Request,
+        kwargs: dict[str, Any],
+        mask: torch.Tensor | None,
+        batch: int,
+        device: torch.device,
     ) -> WindowRecord | None:
         """The record of the cache in use; an empty dynamic cache becomes a bounded one."""
         cache = kwargs.get("past_key_values")
@@ -308,24 +474,63 @@ class Stepper:
         if cache is None and use_cache:
             cache = kwargs["past_key_values"] = DynamicCache(config=self.core.adapter.config)
         record = self._record_of(cache, batch)
-        if record is not None or not can_adopt(cache):
+        if record is not None:
+            self._require_own(request, record, batch)
             return record
+        if not can_adopt(cache):
+            self._tell_of_no_window(cache)
+            return None
         padding, behind = [0] * batch, None
         if mask is not None and not bool(mask.all()):
             padding = mask.long().argmax(dim=-1).tolist()
             behind = mask.shape[1], mask.flip(-1).long().argmax(dim=-1).tolist()
-        sessions, writers = self.core.rows(batch, create=True)
-        whole = self._followed is not None
+        sessions, writers = self.core.rows(request, batch, create=True)
+        if NO_SESSION in sessions:  # one that was named has ended since the request began
+            return None
+        whole = request.caches is not None
         record = WindowRecord(sessions, writers, padding, self.sinks, behind, whole)
         self.core.records.add(record)
-        window = self.core.new_window(padding, whole, self._bounded)
-        if self._followed is not None:
-            self._followed.append(cache)
+        request.records.add(record)
+        window = self.core.new_window(padding, whole, request.bounded)
+        if request.caches is not None:
+            request.caches.append(cache)
         window.record = record
         window.on_leave = self._leaving
         window.on_reorder, window.on_crop = record.reorder, record.crop
         window.adopt(cache, self.core.adapter.depth)
         return record
+
+    def _goes_on(self, cache: object) -> bool:
+        """Whether a cache is one whose rows have their sessions already."""
+        return is_windowed(cache) and cache.layers[0].owner.on_leave == self._leaving  # type: ignore[attr-defined]
+
+    def _require_own(self, request: Request, record: WindowRecord, batch: int) -> None:
+        """Raises `SessionError` where a request goes on with a cache of other sessions."""
+        if request.names is None:
+            return
+        numbers, _ = self.core.rows(request, batch)
+        if numbers != record.sessions:
+            names = [self.core.name_of(number) for number in record.sessions]
+            raise SessionError(
+                f"past_key_values: a cache of {request.row_names(len(numbers))} expected, as this "
+                f"request says, got one of {names}: begin a cache of its own for each session"
+            )
+
+    def _tell_of_no_window(self, cache: object) -> None:
+        """Warn of a text that is read beside memory and does not become memory itself."""
+        if cache is None:
+            self.core.warn(
+                "use_cache",
+                "use_cache=False: memory is read, and nothing of this text becomes memory; leave "
+                "use_cache=True, or give the text to memory.read(...)",
+            )
+        elif not is_windowed(cache):
+            self.core.warn(
+                "cache",
+                f"a {type(cache).__name__} cannot be followed: memory is read, and nothing of this "
+                "text becomes memory; use a dynamic cache that was begun under this memory (for "
+                "generate: no cache_implementation), or give the text to memory.read(...)",
+            )
 
     def _record_of(self, cache: object, batch: int) -> WindowRecord | None:
         """The record of a bounded cache of this memory, None where it tells another story.
@@ -375,6 +580,28 @@ class Stepper:
         if mask is not None:
             return mask.long().cumsum(-1)[:, -tokens:] > self.guard
         return (torch.arange(seen, seen + tokens) >= self.guard).expand(batch, -1)
+
+
+def _goes_on(record: WindowRecord | None, request: Request, tokens: int) -> bool:
+    """Whether the new tokens go on with a text, and ask nothing new.
+
+    So does a single token, and so do several in a `generate` whose prompt has asked already: those
+    are candidates that assisted decoding verifies.
+    """
+    if record is None or not record.seen:
+        return False
+    asked = None if record.asked_for is None else record.asked_for()
+    return tokens == 1 or (asked is not None and asked is request)
+
+
+def _runs(frame: FrameType | None) -> bool:
+    """Whether a frame is one of those that run now in this thread."""
+    at: FrameType | None = sys._getframe(1)
+    while at is not None:
+        if at is frame:
+            return True
+        at = at.f_back
+    return False
 
 
 def _seen(cache: Any, position: torch.Tensor | None) -> int:

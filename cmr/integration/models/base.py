@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from cmr.errors import AttachError, ConfigError
 from cmr.integration.models.attached import AttachedModel
 from cmr.integration.models.outputs import CMROutput
 from cmr.integration.models.passing import checked
+from cmr.integration.requests.scope import Said, call
+from cmr.integration.requests.session import Session
 from cmr.retrieval.tasks import settings_of as task_settings
 
 Sessions = str | Sequence[str] | None
@@ -157,41 +161,38 @@ class MemoryModel(AttachedModel):
             task_settings(task)
         return on
 
-    @contextmanager
-    def session(self, *names: str) -> Iterator[MemoryModel]:
-        """Whose memory calls inside read and write: one name for all rows, or one a row."""
-        with self.memory.session(*names, create=True):
-            yield self
+    def session(self, *names: str) -> Session:
+        """Whose memory calls inside read and write; see `Memory.session`, new ones are made."""
+        return self.memory.session(*names, create=True)
 
     @contextmanager
     def _for(self, sessions: Sessions, task: str | None) -> Iterator[None]:
         """Whose memory is read, and what the request is about."""
         names = (sessions,) if isinstance(sessions, str) else sessions
-        with ExitStack() as stack:
-            core = self.memory._core
-            before, core.active = core.active, True
-            stack.callback(setattr, core, "active", before)
-            if names is not None:
-                stack.enter_context(self.memory.session(*names, create=True))
-            if task is not None:
-                stack.enter_context(self.memory.retrieval(task=task, strategy="task_specific"))
+        core = self.memory._core
+        said = Said(active=True)
+        if names is not None:
+            said = replace(said, names=tuple(names), create=True)
+            core.table.check(*names)
+        if task is not None:
+            said = replace(said, about=(task,), settings={"strategy": "task_specific"})
+        with call(core, said):
             yield
 
-    @contextmanager
-    def _resting(self) -> Iterator[None]:
+    def _resting(self) -> AbstractContextManager[None]:
         """The decoder is exactly itself inside."""
-        core = self.memory._core
-        before, core.active = core.active, False
-        try:
-            yield
-        finally:
-            core.active = before
+        return call(self.memory._core, Said(active=False))
 
     @contextmanager
     def _final(self, found: list[torch.Tensor]) -> Iterator[None]:
         """Adds the states in front of the head, whatever the decoder gives besides."""
-        decoder = self.memory._core.adapter.decoder
-        handle = decoder.register_forward_hook(lambda _, __, output: found.append(output[0]))
+        decoder, me = self.memory._core.adapter.decoder, threading.get_ident()
+
+        def note(_: Any, __: Any, output: Any) -> None:
+            if threading.get_ident() == me:  # another thread's forward may come by
+                found.append(output[0])
+
+        handle = decoder.register_forward_hook(note)
         try:
             yield
         finally:

@@ -82,8 +82,8 @@ def _said(given: Any) -> dict[str, dict[str, Any]]:
         names = [name for name in keys.fields_of(part)
                  if getattr(part, name) != getattr(default, name)]  # fmt: skip
         found[topic] = {name: getattr(part, name) for name in names}
-    if given.window != usual.window:
-        found[""] = {"window": given.window}
+    own = {name: getattr(given, name) for name in ("window", "unnamed")}
+    found[""] = {name: value for name, value in own.items() if value != getattr(usual, name)}
     return found
 
 

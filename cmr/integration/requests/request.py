@@ -1,0 +1,198 @@
+"""A request: what one `generate`, forward or `read` is told, and keeps until it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
+
+from cmr.errors import SessionError
+from cmr.integration.requests.scope import REMEDY, Place, Said, here, said_here
+
+if TYPE_CHECKING:
+    from cmr.integration.core import Core
+    from cmr.integration.record import WindowRecord
+    from cmr.integration.step import Step
+    from cmr.retrieval import Retriever
+
+
+@dataclass(eq=False)
+class Request:
+    """One request of somebody, whatever anybody else does meanwhile.
+
+    It is made at the outermost `generate`, forward or `read`, held by the context that runs it and
+    by the record of its cache, and by nothing that others share.
+
+    Attributes:
+        names: session names as the caller gave them; None: row i is session `str(i)`.
+        retriever: the search, with the settings that hold for it.
+        task: what it is about; None: not said.
+        active: whether it reads and writes memory.
+        inputs: rows of the inputs of a `generate`; None: it is none.
+        records: of the caches that it began.
+        recalls: False while the beginning of a long prompt is fed through the window.
+        caches: takes the caches that it begins, whose whole text is to become memory; None: none.
+        bounded: whether such caches are bounded by the window.
+        last: also takes note of its last forward, for a handle; None: nobody asks.
+    """
+
+    names: tuple[str, ...] | None
+    retriever: Retriever
+    task: str | None
+    active: bool
+    inputs: int | None = None
+    records: WeakSet[WindowRecord] = field(default_factory=WeakSet)
+    recalls: bool = True
+    caches: list[Any] | None = None
+    bounded: bool = True
+    last: LastForward | None = None
+
+    def row_names(self, batch: int) -> list[str]:
+        """The session name of each of so many rows of inputs.
+
+        Raises:
+            ValueError: another number of names was given than there are rows.
+        """
+        if self.names is None:
+            return [str(row) for row in range(batch)]
+        if len(self.names) == 1:
+            return [self.names[0]] * batch
+        if len(self.names) != batch:
+            raise ValueError(f"{len(self.names)} session names for a batch of {batch} rows")
+        return list(self.names)
+
+
+class LastForward:
+    """The last forward of a thread or task, or of a handle, until something of it is forgotten.
+
+    Attributes:
+        step: the forward; None: none yet.
+    """
+
+    def __init__(self) -> None:
+        self.step: Step | None = None
+
+
+@dataclass(eq=False)
+class _Lasts:
+    """The last forwards of a place, one of each memory."""
+
+    place: Place
+    cells: WeakKeyDictionary[Core, LastForward] = field(default_factory=WeakKeyDictionary)
+
+
+@dataclass(frozen=True, eq=False)
+class _Current:
+    core: Core
+    request: Request
+    behind: _Current | None
+
+
+_CURRENT: ContextVar[_Current | None] = ContextVar("cmr_request", default=None)
+_LASTS: ContextVar[_Lasts | None] = ContextVar("cmr_lasts", default=None)
+
+
+def current(core: Core) -> Request | None:
+    """The request whose `generate` is under way here; None outside of any."""
+    at = _CURRENT.get()
+    while at is not None and at.core is not core:
+        at = at.behind
+    return None if at is None else at.request
+
+
+@contextlib.contextmanager
+def under_way(core: Core, request: Request) -> Iterator[Request]:
+    """Forwards inside belong to a request."""
+    token = _CURRENT.set(_Current(core, request, _CURRENT.get()))
+    try:
+        yield request
+    finally:
+        _CURRENT.reset(token)
+
+
+def new_request(core: Core, named: bool = False) -> Request:
+    """A request as it is said here and now.
+
+    Args:
+        core: of the memory.
+        named: whether the call itself names its sessions, so that nobody else has to.
+
+    Raises:
+        SessionError: whose request it is cannot be told, or nobody said it where that is refused.
+        UnknownSessionError: a session that is named has ended by now.
+    """
+    said = said_here(core)
+    who: Said | None = next((s for s in reversed(said) if s.names is not None), None)
+    wanted = {name: value for part in said for name, value in part.settings.items()}
+    about = next((part.about for part in reversed(said) if part.about is not None), (None,))
+    on = next((part.active for part in reversed(said) if part.active is not None), core.active)
+    following = next((part for part in reversed(said) if part.caches is not None), Said())
+    if on and who is not None and not named:
+        core.require(who)
+    elif on and not named:
+        _require_named(core)
+    return Request(
+        names=None if who is None else who.names,
+        retriever=core.retriever_with(wanted),
+        task=about[0],
+        active=on,
+        caches=following.caches,
+        bounded=following.bounded,
+        last=next((part.last for part in reversed(said) if part.last is not None), None),
+    )
+
+
+def within(core: Core, inputs: int | None) -> Request:
+    """The request of a `generate` that begins: a new one, or part of the one that is under way.
+
+    Args:
+        core: of the memory.
+        inputs: rows of its inputs; None: not known.
+    """
+    outer = current(core)
+    begun = new_request(core) if outer is None else outer
+    return replace(begun, inputs=inputs, records=WeakSet())
+
+
+def _require_named(core: Core) -> None:
+    """Raises `SessionError` for a request without a session where there must be one."""
+    if core.config.unnamed == "refuse":
+        raise SessionError(f"a request without a session, and unnamed='refuse'; {REMEDY}")
+    if core.names_in_use and threading.get_ident() != core.home:
+        raise SessionError(
+            "a request without a session in a thread of its own, while others name theirs: threads "
+            f"do not take over the `with memory.session(...)` of whoever starts them; {REMEDY}"
+        )
+
+
+def note_last(core: Core, step: Step) -> None:
+    """Take note of a forward, for whoever asks in this thread or task what was recalled."""
+    request = current(core)
+    if request is None:
+        asks = next((said.last for said in reversed(said_here(core)) if said.last), None)
+    else:
+        asks = request.last
+    place, lasts = here(), _LASTS.get()
+    if lasts is None or lasts.place != place:
+        lasts = _Lasts(place)
+        _LASTS.set(lasts)
+    cell = lasts.cells.get(core)
+    if cell is None:
+        cell = lasts.cells[core] = LastForward()
+    for noted in (cell, asks):
+        if noted is not None:
+            noted.step = step
+            core.lasts.add(noted)
+
+
+def last_here(core: Core) -> Step | None:
+    """The last forward of this thread or task; None where there was none."""
+    lasts = _LASTS.get()
+    if lasts is None or lasts.place != here():
+        return None
+    cell = lasts.cells.get(core)
+    return None if cell is None else cell.step

@@ -1,0 +1,279 @@
+"""What callers say around their requests, and whether it is they who run now.
+
+A `with` of ours is known by a context variable, so threads and tasks do not see each other's. Two
+things a context variable does not tell. A generator shares the context of whoever drives it: while
+it rests at a `yield`, its `with` still holds for all code around it, and two generators that take
+turns would get each other's. And a generator that is driven piece by piece in other contexts, as
+web frameworks do, loses what its `with` said. So the frames of generators and coroutines that have
+a `with` open are noted beside the variable, and both must agree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from cmr.errors import SessionError
+
+_RESTING = (
+    inspect.CO_GENERATOR
+    | inspect.CO_COROUTINE
+    | inspect.CO_ITERABLE_COROUTINE
+    | inspect.CO_ASYNC_GENERATOR
+)
+"""Flags of code whose frames may rest in the middle while other code runs."""
+REMEDY = (
+    "the handle says it without any surrounding state: user = memory.session('name'), then "
+    "user.generate(...), user.read(...)"
+)
+
+_CONTEXTLIB = contextlib.contextmanager.__code__.co_filename
+
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What is said for the requests inside; None leaves it as it is said further out.
+
+    Attributes:
+        names: session names, one for all rows or one a row.
+        create: whether sessions of these names are made where there are none.
+        terms: of sessions that are made: whether they are ephemeral, and the seconds that what they
+            store lives.
+        settings: of the search, by name.
+        about: the task of the requests, in a tuple of one; None: nothing is said of it.
+        active: whether memory is read and written.
+        caches: takes the caches that requests begin; their whole text is to become memory.
+        bounded: whether such caches are bounded by the window.
+        last: takes note of the last forward, see `LastForward`.
+    """
+
+    names: tuple[str, ...] | None = None
+    create: bool = False
+    terms: tuple[bool | None, float | None] = (None, None)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    about: tuple[str | None] | None = None
+    active: bool | None = None
+    caches: list[Any] | None = None
+    bounded: bool = True
+    last: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Scope:
+    """One `with` that is open, or one call under way.
+
+    Attributes:
+        owner: whose requests it is about.
+        said: about them.
+        opener: the object of the `with`.
+        frame: of the generator or coroutine that the `with` stands in; None: of a function, which
+            does not rest.
+        place: thread and task that opened it.
+        behind: what was open already.
+    """
+
+    owner: object
+    said: Said
+    opener: object
+    frame: FrameType | None
+    place: Place
+    behind: Scope | None
+
+
+_INNERMOST: ContextVar[Scope | None] = ContextVar("cmr_scope", default=None)
+_OPEN: dict[FrameType, list[Scope]] = {}
+"""Scopes of frames that may rest, until they are left."""
+
+
+def here() -> Place:
+    """The thread and the task that run now."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no event loop runs in this thread
+        task = None
+    return threading.get_ident(), 0 if task is None else id(task)
+
+
+class Opener:
+    """A `with` that says something of the requests inside.
+
+    Args:
+        owner: whose requests they are.
+        said: about them.
+        shown: how an error names it.
+    """
+
+    def __init__(self, owner: object, said: Said, shown: str) -> None:
+        self._owner, self._said, self._shown = owner, said, shown
+
+    def __repr__(self) -> str:
+        return self._shown
+
+    def __enter__(self) -> Any:
+        enter(self._owner, self._said, self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        leave(self, kind is not None)
+
+
+def enter(owner: object, said: Said, opener: object) -> None:
+    """Open a scope; called by the `__enter__` of `opener`."""
+    frame = _owner_of_with(sys._getframe(2))
+    scope = Scope(owner, said, opener, frame, here(), _INNERMOST.get())
+    if frame is not None:
+        _OPEN.setdefault(frame, []).append(scope)
+    _INNERMOST.set(scope)
+
+
+def leave(opener: object, failing: bool) -> None:
+    """Close the innermost scope of an opener; called by its `__exit__`.
+
+    Args:
+        opener: the object of the `with`.
+        failing: whether an exception is on its way, which must not be replaced by another one.
+
+    Raises:
+        SessionError: a scope that was entered later is still open, or it was entered in another
+            context. It is closed all the same.
+    """
+    frame = _owner_of_with(sys._getframe(2))
+    mine = next((s for s in reversed(_OPEN.get(frame, [])) if s.opener is opener), None)  # type: ignore[arg-type]
+    if mine is not None:
+        assert frame is not None
+        _OPEN[frame].remove(mine)
+        if not _OPEN[frame]:
+            del _OPEN[frame]
+    later: list[Scope] = []
+    scope = _INNERMOST.get()
+    while scope is not None and not (scope is mine if mine else scope.opener is opener):
+        later.append(scope)
+        scope = scope.behind
+    if scope is None:
+        if mine is None and not failing:
+            raise SessionError(f"{_shown(opener)} is left in another context than it was entered "
+                               f"in, where it still holds; {REMEDY}")  # fmt: skip
+        return  # a generator that is driven in other contexts: there was nothing to set back
+    rest = scope.behind
+    for kept in reversed(later):
+        rest = Scope(kept.owner, kept.said, kept.opener, kept.frame, kept.place, rest)
+        if kept.frame is not None and kept.frame in _OPEN:
+            _OPEN[kept.frame] = [rest if s is kept else s for s in _OPEN[kept.frame]]
+    _INNERMOST.set(rest)
+    if any(kept.owner is scope.owner for kept in later) and not failing:
+        raise SessionError(
+            f"{_shown(opener)} is left while what was entered later, {_shown(later[0].opener)}, is "
+            f"still open: generators or tasks that take turns cannot share a `with`; {REMEDY}"
+        )
+
+
+@contextlib.contextmanager
+def call(owner: object, said: Said) -> Iterator[None]:
+    """What is said for the length of one call, which no other code can come between."""
+    scope = Scope(owner, said, None, None, here(), _INNERMOST.get())
+    token = _INNERMOST.set(scope)
+    try:
+        yield
+    finally:
+        _INNERMOST.reset(token)
+
+
+def said_here(owner: object) -> list[Said]:
+    """What holds for a request that begins now, from the outermost scope to the innermost.
+
+    Raises:
+        SessionError: it was said by a generator that rests at present, or the running one said
+            something else.
+    """
+    scope = _INNERMOST.get()
+    known: list[Scope] = []
+    while scope is not None:
+        if scope.owner is owner:
+            known.append(scope)
+        scope = scope.behind
+    if _OPEN:
+        known = _agreed(owner, known)
+    return [scope.said for scope in reversed(known)]
+
+
+def _agreed(owner: object, known: list[Scope]) -> list[Scope]:
+    """The scopes that hold, innermost first, as context and frames say.
+
+    Raises:
+        SessionError: they do not say the same, and no call of a handle says whose request it is.
+    """
+    running: list[FrameType] = []
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if frame in _OPEN:
+            running.append(frame)
+        frame = frame.f_back
+    inside = [s for f in running for s in reversed(_OPEN[f]) if s.owner is owner]
+    lost = [scope for scope in inside if scope not in known]
+    valid = [scope for scope in known if not _rests(scope, running)]
+    if len(valid) == len(known) and not lost:
+        return known
+    who = next((scope for scope in known if scope.said.names is not None), None)
+    inner = known if who is None else known[: known.index(who) + 1]
+    doubtful = next((scope for scope in inner if scope not in valid), None)
+    if doubtful is not None:  # what lies further out than who is named settles nothing
+        frame = doubtful.frame
+        assert frame is not None
+        raise SessionError(
+            f"{_shown(doubtful.opener)} was entered in {frame.f_code.co_name}(), which is not "
+            f"what runs now: whose request this is cannot be told; {REMEDY}"
+        )
+    called = who is not None and who.opener is None
+    if lost and valid and not called:
+        raise SessionError(
+            f"{_shown(lost[0].opener)} holds where this request is made, and its context says "
+            f"{_shown(valid[0].opener)}: whose request this is cannot be told; {REMEDY}"
+        )
+    calls = [scope for scope in valid if scope.opener is None]
+    return calls + inside + [s for s in valid if s not in calls and s not in inside]
+
+
+def _rests(scope: Scope, running: list[FrameType]) -> bool:
+    """Whether a scope is one of a generator or coroutine that other code runs beside.
+
+    Where another thread or task runs than the one that opened it, a copy of the context was made,
+    which is how threads and tasks inherit: right from within, and wrong from a generator that rests
+    at a `yield` meanwhile.
+    """
+    if scope.frame is None or scope.frame in running:
+        return False
+    generator = scope.frame.f_code.co_flags & inspect.CO_GENERATOR
+    return scope.place == here() or bool(generator and scope.frame.f_back is None)
+
+
+def _owner_of_with(frame: FrameType | None) -> FrameType | None:
+    """The resting frame that a `with` belongs to; None where it is a function's.
+
+    Helpers that open it for somebody are passed over: `ExitStack`, and functions that
+    `contextlib.contextmanager` made a `with` of.
+    """
+    while frame is not None:
+        behind = frame.f_back
+        helper = frame.f_code.co_flags & _RESTING and behind is not None and _is_helper(behind)
+        if not helper and not _is_helper(frame):
+            return frame if frame.f_code.co_flags & _RESTING else None
+        frame = behind
+    return None
+
+
+def _is_helper(frame: FrameType) -> bool:
+    return frame.f_code.co_filename == _CONTEXTLIB
+
+
+def _shown(opener: object) -> str:
+    return "a call under way" if opener is None else repr(opener)

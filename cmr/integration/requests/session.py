@@ -1,0 +1,169 @@
+"""A session as a handle: whose memory is read and written, said by the call itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cmr.integration.recalled import RecalledPassage
+from cmr.integration.requests.request import LastForward
+from cmr.integration.requests.scope import Opener, Said, call
+
+if TYPE_CHECKING:
+    from cmr.integration.forgetting import ForgetReport
+    from cmr.integration.memory import Memory
+    from cmr.integration.reading import ReadReport
+    from cmr.memory.inspection import Inspection
+
+
+class Session(Opener):
+    """One user's memory, or those of a batch, one a row. Made by `Memory.session`.
+
+    Its methods say by themselves whose request they are: they may be called from any thread, task
+    or generator, whatever is open around them. As a context manager it says so for everything
+    inside; there it holds for the thread or task that entered it and for those that it starts with
+    a copy of its context (tasks do that by themselves, `threading.Thread` does not), and leaving in
+    another order than entering is a `SessionError`.
+
+    Args:
+        memory: the memory.
+        names: session names, one for all rows or one a row.
+        create: whether sessions that do not exist are made when they are first needed.
+        ephemeral: of sessions that are made; None: they are not.
+        ttl: seconds that what they store lives; None: as the settings say.
+
+    Attributes:
+        names: as given.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        names: tuple[str, ...],
+        create: bool,
+        ephemeral: bool | None,
+        ttl: float | None,
+    ) -> None:
+        self.names, self._memory, self._last = names, memory, LastForward()
+        shown = f"memory.session({', '.join(map(repr, names))})"
+        said = Said(names=names, create=create, terms=(ephemeral, ttl))
+        super().__init__(memory._core, said, shown)
+        self._call = Said(names=names, create=create, terms=(ephemeral, ttl), last=self._last)
+
+    @property
+    def said(self) -> Said:
+        """What the handle says of its requests."""
+        return self._said
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own `generate`, in this session: same arguments, same results.
+
+        Raises:
+            AttachError: after `detach`.
+            UnknownSessionError: the session has ended.
+        """
+        self._memory._require_attached()
+        with self._said_by_call():
+            return self._memory._core.adapter.model.generate(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own forward, in this session: same arguments, same results.
+
+        Raises:
+            AttachError: after `detach`.
+            UnknownSessionError: the session has ended.
+        """
+        self._memory._require_attached()
+        with self._said_by_call():
+            return self._memory._core.adapter.model(*args, **kwargs)
+
+    def read(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        progress: bool | Callable[[int, int], None] = False,
+        recall: bool = False,
+        keep: torch.Tensor | None = None,
+    ) -> ReadReport:
+        """Read text of any length into this session; see `Memory.read`."""
+        with self._said_by_call():
+            return self._memory.read(
+                input_ids, attention_mask, progress=progress, recall=recall, keep=keep
+            )
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def search(
+        self, text: str | torch.Tensor | Sequence[int], **settings: Any
+    ) -> list[RecalledPassage]:
+        """The passages that a question finds, best first; nothing is generated or stored.
+
+        Args:
+            text: the question: a string, where a tokenizer is known (it is put into the tokenizer's
+                chat template where there is one, so that what is found is what a chat that asks it
+                would recall), or token ids `[tokens]`.
+            **settings: of the search, as for `Memory.retrieval`, such as `blocks=4`.
+
+        Raises:
+            AttachError: after `detach`.
+            ConfigError: a setting is unknown, fixed while attached, or out of its range.
+            TypeError, ValueError: a string where no tokenizer is known, no tokens, ids outside the
+                vocabulary, or a handle of several sessions.
+            UnknownSessionError: the session has ended.
+        """
+        self._only("search")
+        self._memory._require_attached()
+        with self._said_by_call(settings):
+            return self._memory._searcher.search(text, self._memory.tokenizer)
+
+    def inspect(self, **wanted: Any) -> Inspection:
+        """What this session stores; see `Memory.inspect` for the arguments.
+
+        Raises:
+            ValueError: this is a handle of several sessions.
+        """
+        return self._memory.inspect(self._only("inspect"), **wanted)
+
+    @property
+    def recalled(self) -> list[list[RecalledPassage]]:
+        """Per row of the last forward made by this handle, the passages that it could read."""
+        return self._memory._recalled_in(self._last.step)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that these sessions store at present."""
+        core = self._memory._core
+        with core.lock:
+            numbers = {core.table.require(name) for name in self.names}
+            return sum(core.ring.stored_tokens(number) for number in numbers)
+
+    # -- forgetting ------------------------------------------------------------------------------
+
+    def forget(self, **what: Any) -> ForgetReport:
+        """Forget what fits, or without arguments the whole session; see `Memory.forget`.
+
+        Raises:
+            ValueError: this is a handle of several sessions.
+        """
+        return self._memory.forget(self._only("forget"), **what)
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _said_by_call(self, settings: dict[str, Any] | None = None) -> AbstractContextManager[None]:
+        core = self._memory._core
+        core.require(self._said)
+        if settings:
+            core.retriever_with(settings)  # what cannot be is refused before anything is done
+            return call(core, Said(**{**vars(self._call), "settings": settings}))
+        return call(core, self._call)
+
+    def _only(self, method: str) -> str:
+        names = set(self.names)
+        if len(names) != 1:
+            raise ValueError(f"{method}: a handle of one session expected, got {list(self.names)}")
+        return self.names[0]
