@@ -91,7 +91,8 @@ def load(
     settings = saved.header.get("config")
     if not isinstance(settings, Mapping):
         raise ConfigError(f"{saved.path}: settings expected in the header")
-    if saved.header.get("index") is None:  # also what was saved before there were calibrations
+    # Also what was saved before there were calibrations, or before headers said so.
+    if not saved.header.get("calibrated", saved.header.get("index") is not None):
         overrides.setdefault("calibration", "none")
     wanted = CMRConfig.from_dict(settings).with_overrides(**overrides)
     _require_free(model)
