@@ -29,8 +29,8 @@ class Replayed(BlockScorer):
     """The library's scorer, given scores that were computed before."""
 
     def __init__(self, method: str, scores: dict[str, torch.Tensor]) -> None:
-        adapter: Any = SimpleNamespace(hidden=1, index_layer=lambda wanted: 0)
-        super().__init__(adapter, CMRConfig().with_overrides(scoring_method=method))
+        adapter: Any = SimpleNamespace(hidden=1)
+        super().__init__(adapter, CMRConfig().with_overrides(scoring_method=method), layer=0)
         self.scores, self.at = scores, 0
 
     def raw(self, piece: Piece, methods: Any) -> dict[str, torch.Tensor]:

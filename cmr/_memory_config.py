@@ -24,8 +24,12 @@ class MemoryConfig:
 
     Attributes:
         target_layers: hidden states that are captured, as indices into transformers'
-            `hidden_states` (state i enters block i). None: the contiguous range from 13 % to 83 %
-            of the depth. Else distinct integers from 0 on; the upper end is checked at attach.
+            `hidden_states` (state i enters block i). With `cmr.attach` those are the layers whose
+            memory is stored and read, and a range without gaps is needed: every second layer
+            recalls nothing. The model classes put them into their buffer, and read where `layers`
+            says. None: the contiguous range from 13 % to 83 % of the depth; of a model class's
+            buffer the searched layer. Else distinct integers from 0 on; the upper end is checked
+            at attach.
         budget: tokens kept per layer beside the model, the tier 'recent'; or bytes over all layers.
         working_budget: the same of the tier under it, in host memory. 0: no such tier.
         long_term_budget: the same of the last tier, in a file: index vectors in 8 bits and token

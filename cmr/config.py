@@ -138,13 +138,15 @@ class ReweaveConfig:
             h' = (1 - w) h + w m, 'residual' h' = h + w m, 'gated' h' = h + g (m - h) with g = w
             times how well h fits its best stored state, 0 where none fits.
         memory_weight: a number w in [0, 1], or 'auto'. With 'attention', logit(w) is added to the
-            memory's logits: 0 is off, 0.5 one joint softmax, 'auto' follows how certain retrieval
-            is. With the others w is as above and 'auto' means 0.1.
+            memory's logits: 0 is off, 0.5 one joint softmax (below it hardly anything is recalled),
+            0.88 reads strongly, 'auto' follows how certain retrieval is. With the others w is as
+            above and 'auto' means 0.1.
         positions: 'constant' puts memory one window away, 'layout' lays the blocks out just before
             the window, 'true' keeps their distances.
         sink_guard: first tokens of a text without a real beginning that do not read memory, 0..64;
             above 0 the first token of a stored text is not read either.
-        layers: layers that read memory (synonym 'intervention_layers'); None: the target layers.
+        layers: layers that read memory (synonym 'intervention_layers'). None: with `cmr.attach`
+            the target layers, in the model classes the range that those are by default.
         reconstruction_method: what is read where not all that is recalled may be. 'attention':
             the tokens that match best, in runs, as they are; 'weighted_sum': half as many of them,
             and all others summed up in groups of neighbours; 'hierarchical': the best passage

@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from cmr.config import CMRConfig
-from cmr.errors import AttachError, ConfigError
+from cmr.errors import AttachError, CMRWarning, ConfigError
 from cmr.integration.adapter import ModelAdapter
 from cmr.integration.capture import Keep
+from cmr.integration.cautions import caution
 from cmr.integration.detection import adapt
 from cmr.integration.files import open_saved
 from cmr.integration.memory import ATTACHED, Memory
@@ -36,10 +37,13 @@ def attach(
             tensor of their shape, False for those that must never be stored. It is given pieces of
             text as they leave the window.
         **overrides: single settings by name, such as `window=512`, `budget=16_000` (tokens) or
-            `memory_weight=0.5`.
+            `memory_weight=0.9`.
 
     Returns:
         The memory; also a context manager that detaches at its end, after an exception too.
+
+    Warns:
+        CMRWarning: of settings that recall nothing or next to nothing where it was measured.
 
     Raises:
         UnsupportedModelError: when the model is not a decoder, or one of a family that has no row
@@ -80,6 +84,9 @@ def load(
         keep: as for `attach`.
         **overrides: settings that differ from the saved ones.
 
+    Warns:
+        CMRWarning: as for `attach`.
+
     Raises:
         StoreError: there is none, it is damaged, of a newer format, or the key is wrong.
         ModelMismatchError: another model or tokenizer saved it.
@@ -91,7 +98,8 @@ def load(
     settings = saved.header.get("config")
     if not isinstance(settings, Mapping):
         raise ConfigError(f"{saved.path}: settings expected in the header")
-    if saved.header.get("index") is None:  # also what was saved before there were calibrations
+    # Also what was saved before there were calibrations, or before headers said so.
+    if not saved.header.get("calibrated", saved.header.get("index") is not None):
         overrides.setdefault("calibration", "none")
     wanted = CMRConfig.from_dict(settings).with_overrides(**overrides)
     _require_free(model)
@@ -115,4 +123,10 @@ def _memory(
     missing = settings.unavailable()
     if missing:
         raise ConfigError("; ".join(missing))
-    return Memory(adapter, settings, tokenizer, keep)
+    memory = Memory(adapter, settings, tokenizer, keep)
+    try:
+        caution(memory._core)
+    except CMRWarning:  # made an error by the caller's filters: as any other, it leaves no memory
+        memory.detach()
+        raise
+    return memory

@@ -137,7 +137,7 @@ class Core:
             policy=plan.policy,
             sessions=self.table,
         )
-        self.scorer = BlockScorer(adapter, config)
+        self.scorer = BlockScorer(adapter, config, self.index_layer)
         self.writer = BlockWriter(adapter, self.ring, self.table, self.indexed, keep)
         self._retriever = Retriever(config.retrieval, measured)
         self.reducer = Reducer(self.ring, reweave)

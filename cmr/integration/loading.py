@@ -149,8 +149,9 @@ class Loader:
         )
 
     def _check_learnt(self) -> None:
+        core = self._core
         try:
-            BlockScorer(self._core.adapter, self._core.config).load_state(self._learnt)
+            BlockScorer(core.adapter, core.config, core.index_layer).load_state(self._learnt)
         except ValueError as error:
             raise CorruptMemoryError(f"{self._saved.path}: scorer: {error}") from None
 
@@ -159,6 +160,12 @@ class Loader:
             raise ConfigError(
                 f"calibration: that of {self._saved.path} expected, got another one: what they "
                 "index cannot be compared"
+            )
+        indexed, searched = self._saved.header.get("index_layer"), self._core.index_layer
+        if indexed != searched:
+            raise ConfigError(
+                f"index_layer: {indexed} expected, whose states {self._saved.path} indexes, "
+                f"got {searched}"
             )
         here = {kind.name: kind.parts for kind in kinds_of(self._ring)}
         used = set(self._saved.kind.tolist())

@@ -51,6 +51,7 @@ class MemoryContent:
             "store": core.store,
             "index_layer": core.index_layer,
             "index": core.index_digest,
+            "calibrated": core.calibration is not None,
             "clock": self._ring.clock,
             "limit": ledger.limit,
             "tiers": [[tier.name, tier.slots] for tier in ledger.tiers],

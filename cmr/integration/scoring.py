@@ -67,6 +67,7 @@ class BlockScorer:
     Args:
         adapter: the model.
         config: the settings.
+        layer: the index layer, whose states the pieces hold; see `Core.index_layer`.
 
     Attributes:
         method: of scoring; None: every block gets 0.5 and nothing is computed.
@@ -75,10 +76,9 @@ class BlockScorer:
         ConfigError: the method needs gradients and the model gives none.
     """
 
-    def __init__(self, adapter: ModelAdapter, config: CMRConfig) -> None:
-        self._adapter = adapter
+    def __init__(self, adapter: ModelAdapter, config: CMRConfig, layer: int) -> None:
+        self._adapter, self._layer = adapter, layer
         self._block = config.memory.block_size
-        self._layer = adapter.index_layer(config.retrieval.index_layer)
         self.method = config.memory.scoring
         if self.needs_gradient and _loses_gradients(adapter.model):
             raise ConfigError(

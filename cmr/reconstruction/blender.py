@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 
 from cmr import _checks as check
+from cmr.config import CRITERIA
 from cmr.errors import ModelMismatchError
 from cmr.reconstruction.checking import expect_device, expect_states
 from cmr.reconstruction.result import Reconstruction
 
-CRITERIA = ("relevance", "similarity", "recency")
 DEFAULT_WEIGHTS = {"relevance": 0.4, "similarity": 0.4, "recency": 0.2}
 NEWER_PER_HALF = 0.25
 """Share of all states that is newer than one whose recency is one half."""
@@ -24,12 +25,14 @@ ROUNDING = 1e-6
 class ContextBlender:
     """Joins what was recalled in several ways: of other layers, sequences, by other strategies.
 
-    Every state gets a weighted mean of three criteria, each in [0, 1]:
+    Every state gets a weighted mean of four criteria, each in [0, 1]:
 
     - relevance: as it was stored.
     - similarity: place between the least and the largest similarity with what asked; all are 1
       where all are equal.
     - recency: `2 ** (-newer / (n / 4))`, with `newer` how many of the n states are newer.
+    - diversity: 1 less the largest cosine, where that is above 0, with a state of its layer that
+      counts more by the other three and is not one with it.
 
     These are divided by their sum. States of one layer that point the same way are one: their mean
     by these weights, with the sum of their weights. So what several strategies found counts more,
@@ -37,8 +40,8 @@ class ContextBlender:
 
     Args:
         hidden_size: width of the states, 1 or more.
-        criteria_weights: criterion to its weight, at least 0, one above 0, scaled to sum 1; one
-            that is not named weighs 0. None: `DEFAULT_WEIGHTS`.
+        criteria_weights: criterion (see `cmr.config.CRITERIA`) to its weight, at least 0, one above
+            0, scaled to sum 1; one that is not named weighs 0. None: `DEFAULT_WEIGHTS`.
         merge_similarity: cosine, in [0, 1], from which on two states are one.
         max_memory_tokens: most states of the blend, those of the largest weights, 1 or more; None:
             all.
@@ -83,8 +86,10 @@ class ContextBlender:
         joined = self._joined(contexts)
         if not len(joined):
             return joined
-        heads = self._heads(joined)
-        merged = _merged(joined, heads)
+        cosine = _cosines(joined)
+        heads = self._heads(cosine)
+        weights = self._weights(joined, cosine, heads.to(cosine.device))
+        merged = _merged(replace(joined, weights=weights), heads)
         if self.max_memory_tokens is None or len(merged) <= self.max_memory_tokens:
             return merged
         best = merged.weights.cpu().argsort(descending=True, stable=True)
@@ -93,7 +98,7 @@ class ContextBlender:
     __call__ = blend
 
     def _joined(self, contexts: Sequence[Reconstruction]) -> Reconstruction:
-        """All states one behind the other, weighed."""
+        """All states one behind the other, with the weights that they came with."""
         if not len(contexts):
             raise ValueError("contexts: at least one Reconstruction expected, got none")
         for context in contexts:
@@ -117,13 +122,12 @@ class ContextBlender:
         def of(name: str) -> torch.Tensor:
             return torch.cat([getattr(context, name).to(device) for context in contexts])
 
-        similarity, relevance, timestamp = of("similarity"), of("relevance"), of("timestamp")
         return Reconstruction(
             states=of("states"),
-            weights=self._weights(similarity, relevance, timestamp),
-            similarity=similarity,
-            relevance=relevance,
-            timestamp=timestamp,
+            weights=of("weights"),
+            similarity=of("similarity"),
+            relevance=of("relevance"),
+            timestamp=of("timestamp"),
             passages=torch.cat(runs).to(device),
             layers=of("layers"),
             sources=tuple((i,) for i in range(sum(len(context) for context in contexts))),
@@ -131,34 +135,52 @@ class ContextBlender:
         )
 
     def _weights(
-        self, similarity: torch.Tensor, relevance: torch.Tensor, timestamp: torch.Tensor
+        self, joined: Reconstruction, cosine: torch.Tensor, heads: torch.Tensor
     ) -> torch.Tensor:
         """`[n]` float32 of sum 1."""
-        n = len(similarity)
-        if not n:
-            return similarity
+        similarity, timestamp, n = joined.similarity, joined.timestamp, len(joined)
         low, high = similarity.aminmax()
         place = torch.where(high > low, (similarity - low) / (high - low), 1.0)
         ages = timestamp.sort().values
         newer = n - torch.searchsorted(ages, timestamp, right=True)
         recency = torch.exp2(-newer / max(1.0, NEWER_PER_HALF * n))
         weights = self.criteria_weights
-        total = weights["relevance"] * relevance + weights["similarity"] * place
+        total = weights["relevance"] * joined.relevance + weights["similarity"] * place
         total = total + weights["recency"] * recency
+        if weights["diversity"]:
+            total = total + weights["diversity"] * _diversity(total, cosine, heads)
         return total / total.sum() if bool(total.sum() > 0) else torch.full_like(total, 1.0 / n)
 
-    def _heads(self, joined: Reconstruction) -> torch.Tensor:
+    def _heads(self, cosine: torch.Tensor) -> torch.Tensor:
         """For each state the first one `[n]` int64, itself or before it, that it is one with."""
-        unit = F.normalize(joined.states.float(), dim=-1)
-        alike = (unit @ unit.T >= self.merge_similarity - ROUNDING).cpu()
-        alike &= (joined.layers[:, None] == joined.layers).cpu()
-        places = torch.arange(len(unit))
+        alike = (cosine >= self.merge_similarity - ROUNDING).cpu()
+        places = torch.arange(len(alike))
         heads = places.clone()
-        for place in range(len(unit)):
+        for place in range(len(heads)):
             if heads[place] == place:
                 free = (heads == places) & (places > place)
                 heads[alike[place] & free] = place
         return heads
+
+
+def _cosines(joined: Reconstruction) -> torch.Tensor:
+    """Of each state with each `[n, n]` float32, -inf for states of different layers."""
+    unit = F.normalize(joined.states.float(), dim=-1)
+    return (unit @ unit.T).masked_fill(joined.layers[:, None] != joined.layers, -torch.inf)
+
+
+def _diversity(base: torch.Tensor, cosine: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+    """How little each state is like those that count more, `[n]` float32 in [0, 1].
+
+    Args:
+        base: `[n]` float32, what each counts so far; of equal ones the earlier counts more.
+        cosine: `[n, n]`.
+        heads: `[n]` int64; states with the same one are the same and are not compared.
+    """
+    place = torch.empty_like(heads)
+    place[base.argsort(descending=True, stable=True)] = torch.arange(len(base), device=heads.device)
+    above = (place < place[:, None]) & (heads != heads[:, None])
+    return 1.0 - cosine.masked_fill(~above, 0.0).amax(1).clamp(0.0, 1.0)
 
 
 def _merged(joined: Reconstruction, heads: torch.Tensor) -> Reconstruction:

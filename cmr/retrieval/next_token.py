@@ -115,7 +115,7 @@ def compared_layers(config: NextTokenConfig, targets: Sequence[int], depth: int)
     missing = sorted(set(config.knn_layers) - set(targets))
     if missing:
         raise ConfigError(
-            f"knn_layers: layers that are captured expected ({list(targets)}), "
+            f"knn_layers: layers that are stored expected ({list(targets)}), "
             f"got {list(config.knn_layers)}: {missing} store nothing to compare with"
         )
     return config.knn_layers

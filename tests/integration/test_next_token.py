@@ -295,7 +295,7 @@ def test_ragged_rows_are_as_if_alone(llama: nn.Module) -> None:
 
 
 def test_a_layer_without_memory_cannot_be_compared(llama: nn.Module) -> None:
-    with pytest.raises(ConfigError, match=r"knn_layers: layers that are captured.*\[5\] store"):
+    with pytest.raises(ConfigError, match=r"knn_layers: layers that are stored.*\[5\] store"):
         cmr.attach(llama, knn=True, knn_layers=[5])
     assert cmr.attach(llama, knn=True, knn_layers=[2, 3]).stats()["next_token"]["layers"] == [2, 3]
 

@@ -43,6 +43,23 @@ def test_each_criterion_lets_the_better_one_count_more(criterion: str, known: di
     assert found.weights[1] > found.weights[0]
 
 
+def test_what_is_like_a_heavier_state_counts_less() -> None:
+    """By the cosine with it; other layers, and copies that are read as one, are not compared."""
+    a, b = torch.eye(HIDDEN)[:2]
+    states = torch.stack([0.6 * a + 0.8 * b, a, -a, b, 2 * a])
+    relevance = torch.tensor([0.5, 1.0, 0.0, 0.2, 0.1])
+    context = of(states, relevance=relevance, layers=torch.tensor([3, 3, 3, 4, 3]))
+    weights = {"relevance": 0.5, "diversity": 0.5}
+    found = cmr.ContextBlender(HIDDEN, weights).blend([context])
+    assert found.sources == ((0,), (1, 4), (2,), (3,))
+    diversity = torch.tensor([1 - 0.6, 1.0, 1.0, 1.0, 1 - 0.6])
+    total = 0.5 * relevance + 0.5 * diversity
+    want = torch.stack([total[0], total[1] + total[4], total[2], total[3]]) / total.sum()
+    torch.testing.assert_close(found.weights, want)
+    alone = cmr.ContextBlender(HIDDEN, {"diversity": 1.0}).blend([of(states[:2])])
+    torch.testing.assert_close(alone.weights, torch.tensor([1.0, 0.4]) / 1.4)  # the earlier first
+
+
 def test_what_was_found_twice_is_read_once_and_counts_twice() -> None:
     states = torch.randn(5, HIDDEN)
     first, second = of(states[:3]), of(torch.stack([states[3], states[1] * 2, states[4]]))
@@ -118,8 +135,8 @@ def test_mistakes_show_both_sides() -> None:
         ModelMismatchError, match=r"dtype torch.float32.*expected, got torch.float16"
     ):
         blender.blend([good, of(torch.randn(2, HIDDEN).half())])
-    with pytest.raises(cmr.ConfigError, match=r"criteria_weights key: .*got 'diversity'"):
-        cmr.ContextBlender(HIDDEN, {"diversity": 1.0})
+    with pytest.raises(cmr.ConfigError, match=r"criteria_weights key: .*got 'novelty'"):
+        cmr.ContextBlender(HIDDEN, {"novelty": 1.0})
     with pytest.raises(cmr.ConfigError, match="merge_similarity: a number in"):
         cmr.ContextBlender(HIDDEN, merge_similarity=1.2)
     with pytest.raises(cmr.ConfigError, match=r"max_memory_tokens: .*got 0"):

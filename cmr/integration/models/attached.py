@@ -12,6 +12,7 @@ from cmr import _checks as check
 from cmr.config import CMRConfig
 from cmr.errors import AttachError, ConfigError
 from cmr.integration.attaching import attach
+from cmr.integration.detection import adapt
 from cmr.integration.hooks import Hook, HookManager
 from cmr.integration.leaving import LeavingText
 from cmr.integration.memory import Memory
@@ -52,7 +53,8 @@ class AttachedModel(nn.Module):
         memory_buffer: captured states of the texts that passed.
         scorer: gives them their relevance.
         target_layers: the states that are captured: those of the settings, else the one that is
-            searched. Layers read memory where the settings or `cmr.attach` say so.
+            searched. Layers read memory where `intervention_layers` say so, else in the range that
+            `cmr.attach` takes; see `settings_of`.
         memory_enabled: whether forwards remember and recall where they do not say otherwise.
         current_sequence_id: number of the session of row 0 of the last call, -1 before the first.
         performance: counts and measures; see `Recorder`.
@@ -76,7 +78,8 @@ class AttachedModel(nn.Module):
         super().__init__()
         text_config: Any = model.config.get_text_config(decoder=True)
         longest = getattr(text_config, "max_position_embeddings", None)
-        given = settings_of(settings, self.SCORING, longest)
+        depth = getattr(text_config, "num_hidden_layers", None)
+        given = settings_of(settings, self.SCORING, longest, depth)
         if output_hidden_size is not None and (
             isinstance(output_hidden_size, bool)
             or not isinstance(output_hidden_size, int)
@@ -95,8 +98,8 @@ class AttachedModel(nn.Module):
         self.output_hidden_size = output_hidden_size
         self.memory: Memory = attach(model, given.config, tokenizer=tokenizer)
         core = self.memory._core
-        wanted = given.config.memory.target_layers
-        self.target_layers = (core.index_layer,) if wanted is None else wanted
+        self._given = given
+        self.target_layers = given.captured or (core.index_layer,)
         self._buffer_settings = given.buffer
         self.memory_buffer = self._new_buffer() if memory_buffer is None else memory_buffer
         method = core.config.memory.scoring_method or self.SCORING
@@ -124,8 +127,11 @@ class AttachedModel(nn.Module):
 
     @property
     def memory_config(self) -> CMRConfig:
-        """The memory's settings, as they are at present."""
-        return self.memory.config
+        """The settings as they were given, with what was changed since.
+
+        Those of the memory alone are `memory.config`: what it stores are not `target_layers`.
+        """
+        return self._given.as_asked(self.memory.config)
 
     @property
     def device(self) -> torch.device:
@@ -155,7 +161,7 @@ class AttachedModel(nn.Module):
     def _attach_anew(self) -> None:
         registered, old = self.registered, self.memory
         self._unregister()
-        self.memory = attach(self.model, old.config, tokenizer=old.tokenizer)
+        self.memory = Memory(adapt(self.model), old.config, old.tokenizer, keep=None)
         core = self.memory._core
         self._feeder = Feeder(
             core.adapter, core.table, self.memory_buffer, self.scorer, self.target_layers

@@ -8,7 +8,8 @@ from typing import Any
 
 from cmr import _checks as check
 from cmr import _config_keys as keys
-from cmr.config import TOPICS, CMRConfig
+from cmr.config import STATE_METHODS, TOPICS, CMRConfig
+from cmr.errors import ConfigError
 
 ENTRIES, TOTAL = 1000, 5000
 """Default limits of a buffer, of a layer and of all."""
@@ -22,17 +23,33 @@ class Settings:
         config: of the memory.
         device: the device of computation that they ask for, or None.
         buffer: arguments of `LayeredMemoryBuffer`.
+        captured: the states that go into the buffer; None: nothing was said.
+        asked: fields of `config.memory` as they were given, where the memory has others.
     """
 
     config: CMRConfig
     device: str | None
     buffer: dict[str, Any]
+    captured: tuple[int, ...] | None
+    asked: dict[str, Any]
+
+    def as_asked(self, config: CMRConfig) -> CMRConfig:
+        """The memory's settings as a class like this one is to be given them."""
+        return replace(config, memory=replace(config.memory, **self.asked))
 
 
 def settings_of(
-    given: CMRConfig | Mapping[str, Any] | None, scoring_method: str, max_positions: int | None
+    given: CMRConfig | Mapping[str, Any] | None,
+    scoring_method: str,
+    max_positions: int | None = None,
+    depth: int | None = None,
 ) -> Settings:
     """Settings, nested or flat, with what a class takes where nothing is said.
+
+    `target_layers` are the states that are captured. The memory stores and reads `layers` (synonym
+    `intervention_layers`), by default the range that `cmr.attach` takes: layers with gaps, which
+    are good enough to look at, recall nothing. Only where states are blended, for which no range
+    is better than another, it blends at `target_layers` if nothing else is said.
 
     Args:
         given: a `CMRConfig`, a dictionary for `CMRConfig.from_dict`, or None. In it `device` is the
@@ -40,9 +57,10 @@ def settings_of(
         scoring_method: where none is given.
         max_positions: the longest text the model was made for: a window that is not given is no
             longer. None: not known.
+        depth: blocks of the decoder; None: not known.
 
     Raises:
-        ConfigError: as `CMRConfig.from_dict`.
+        ConfigError: as `CMRConfig.from_dict`; a layer that the decoder does not have.
     """
     said = _said(given)
     config = given if isinstance(given, CMRConfig) else CMRConfig.from_dict(given or {})
@@ -64,7 +82,44 @@ def settings_of(
     for name in ("eviction_strategy", "cleanup_threshold"):
         if name in memory:
             buffer[name] = memory[name]
-    return Settings(config, device, buffer)
+    captured = config.memory.target_layers
+    if depth is not None:
+        _within("target_layers", captured, depth)
+        _within("layers", config.reweave.layers, depth - 1)
+    stores = _stores(config)
+    asked = {name: getattr(config.memory, name) for name in stores}
+    config = replace(config, memory=replace(config.memory, **stores))
+    return Settings(config, device, buffer, captured, asked)
+
+
+def _stores(config: CMRConfig) -> dict[str, Any]:
+    """Fields of the memory that differ where it stores other layers than are captured."""
+    memory, captured, layers = config.memory, config.memory.target_layers, config.reweave.layers
+    if layers is not None:
+        stored: tuple[int, ...] | None = tuple(
+            sorted({*layers, *(config.next_token.knn_layers or ())})
+        )
+    else:
+        stored = captured if config.reweave.method in STATE_METHODS else None
+    changes: dict[str, Any] = {"target_layers": stored}
+    total = memory.max_total_entries
+    if captured is not None and total is not None and isinstance(memory.budget, int):
+        # The limit is one of captured states; the memory holds as many tokens as they are of.
+        tokens = total // len(captured)
+        if tokens < memory.block_size:
+            raise ConfigError(
+                f"max_total_entries: at least {len(captured) * memory.block_size} expected, a "
+                f"block of {memory.block_size} tokens in each of {len(captured)} layers, "
+                f"got {total}"
+            )
+        changes |= {"budget": min(memory.budget, tokens), "max_total_entries": None}
+    return changes
+
+
+def _within(name: str, layers: tuple[int, ...] | None, last: int) -> None:
+    for layer in layers or ():
+        if layer > last:
+            raise ConfigError(f"{name}: numbers of 0..{last} expected on this model, got {layer}")
 
 
 def _said(given: Any) -> dict[str, dict[str, Any]]:

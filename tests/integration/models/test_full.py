@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import cmr
-from cmr import FullCMRModel, RetrievalContext
+from cmr import CMRWarning, FullCMRModel, RetrievalContext
 from tests.integration.models.test_passing import ALWAYS
 from tests.integration.models.told import told
 from tests.integration.test_detach import attributes, hooks
@@ -56,7 +56,12 @@ def test_the_specifications_settings(llama: nn.Module, made: Made, tiny: Any) ->
             "strategy": "multi_criteria",
             "similarity_threshold": 0.7,
             "cache_size": 10,
-            "criteria_weights": {"relevance": 0.4, "similarity": 0.6},
+            "criteria_weights": {
+                "relevance": 0.4,
+                "similarity": 0.3,
+                "recency": 0.2,
+                "diversity": 0.1,
+            },
         },
         "reconstruction_config": {
             "method": "hierarchical",
@@ -66,7 +71,8 @@ def test_the_specifications_settings(llama: nn.Module, made: Made, tiny: Any) ->
             "compression_ratio": 0.6,
         },
     }
-    other = made(FullCMRModel, llama, nested)
+    with pytest.warns(CMRWarning, match="memory_weight=0.3"):
+        other = made(FullCMRModel, llama, nested)
     assert other.memory_buffer.limits.max_entries_per_layer == 50
     assert other.memory_buffer.limits.relevance_threshold == 0.7
     assert other.retriever.config.similarity_threshold == 0.7
