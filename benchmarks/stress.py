@@ -409,15 +409,11 @@ def run(mode: str, users: int, operations: int, seed: int = 0) -> dict[str, Any]
             user.begin()
         return memory, made
 
-    with (
-        torch.no_grad(),
-        tempfile.TemporaryDirectory() as one,
-        tempfile.TemporaryDirectory() as two,
-    ):
-        memory, everybody = attached(Path(one))
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        memory, everybody = attached(Path(folder) / "alone")
         want = alone(everybody, operations)
         memory.detach()
-        memory, everybody = attached(two)
+        memory, everybody = attached(Path(folder) / "beside")
         watch = Watch(memory)
         began = time.perf_counter()
         with Upkeep(memory) as upkeep:

@@ -29,6 +29,26 @@ def caution(core: Core) -> None:
         )
 
 
+def caution_captured(core: Core, captured: tuple[int, ...] | None) -> None:
+    """Warn where layers with gaps are captured that memory is not read at.
+
+    Args:
+        core: the memory's store and settings.
+        captured: the states that a model class captures; None: nothing was said.
+    """
+    reweave = core.config.reweave
+    if reweave.method in STATE_METHODS or reweave.layers is not None or not core.read_layers:
+        return
+    if not captured or len(captured) == captured[-1] - captured[0] + 1:
+        return
+    read = sorted(core.read_layers)
+    warn(
+        f"target_layers={list(captured)}: their states are captured, and memory is read at layers "
+        f"{read[0]} to {read[-1]}: reading at layers with gaps recalled nothing where it was "
+        "measured. intervention_layers names other layers to read at"
+    )
+
+
 def _of_layers(core: Core) -> None:
     """Reading may begin up to half of the range later, and leaves none out behind that."""
     measured = core.calibration.target_layers if core.calibration else None

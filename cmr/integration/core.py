@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,8 +11,9 @@ from weakref import WeakSet
 
 import torch
 
+from cmr._warning import warn
 from cmr.config import STATE_METHODS, CMRConfig
-from cmr.errors import CMRWarning, ConfigError
+from cmr.errors import ConfigError
 from cmr.integration.adapter import ModelAdapter
 from cmr.integration.cache import LocalWindow
 from cmr.integration.capture import BlockWriter, Keep
@@ -272,7 +272,7 @@ class Core:
         """Warn of something, once for each `what`."""
         if what not in self._warned:
             self._warned.add(what)
-            warnings.warn(message, CMRWarning, stacklevel=2)
+            warn(message)
 
     # -- the hooks' side -------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from cmr import _checks as check
 from cmr.config import CMRConfig
 from cmr.errors import AttachError, ConfigError
 from cmr.integration.attaching import attach
+from cmr.integration.cautions import caution_captured
 from cmr.integration.detection import adapt
 from cmr.integration.hooks import Hook, HookManager
 from cmr.integration.leaving import LeavingText
@@ -98,6 +99,7 @@ class AttachedModel(nn.Module):
         self.output_hidden_size = output_hidden_size
         self.memory: Memory = attach(model, given.config, tokenizer=tokenizer)
         core = self.memory._core
+        caution_captured(core, given.captured)
         self._given = given
         self.target_layers = given.captured or (core.index_layer,)
         self._buffer_settings = given.buffer

@@ -43,6 +43,7 @@ def answer(made: Made, llama: nn.Module, **settings: Any) -> tuple[Any, torch.Te
     """A model that has read a text, and what it then says of another one."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", CMRWarning)
+        warnings.filterwarnings("ignore", "target_layers.*their states are captured", CMRWarning)
         model = made(FullCMRModel, llama, {**ALWAYS, **settings})
     model(text(1, 60), sessions="anna")
     logits = model(text(1, 20), sessions="anna").logits
@@ -60,6 +61,17 @@ def test_target_layers_are_captured_and_say_nothing_of_reading(
     assert model.target_layers == (2, 4, 6) == model.memory_config.memory.target_layers
     assert model._memory_stats()["layers_with_memory"] == [2, 4, 6]
     assert model.memory.stats()["target_layers"] == USUAL
+
+
+def test_layers_with_gaps_are_said_to_be_read_elsewhere(llama: nn.Module, made: Made) -> None:
+    """Who asks for the specification's layers is told that memory is not read there."""
+    with pytest.warns(CMRWarning, match=r"target_layers=\[2, 4, 6\].*layers 1 to 4") as seen:
+        made(FullCMRModel, llama, {**ALWAYS, "target_layers": [2, 4, 6]}).cleanup_hooks()
+    assert len(seen) == 1
+    for settings in ({"target_layers": [2, 3]}, {"target_layers": [5]}, {}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", CMRWarning)
+            made(FullCMRModel, llama, {**ALWAYS, **settings}).cleanup_hooks()
 
 
 def test_intervention_layers_say_where_memory_is_read(llama: nn.Module, made: Made) -> None:
