@@ -10,6 +10,7 @@ from torch import nn
 
 from cmr.config import CMRConfig
 from cmr.errors import AttachError, ConfigError
+from cmr.integration import fingerprint
 from cmr.integration.adapter import ModelAdapter
 from cmr.integration.capture import Keep
 from cmr.integration.detection import adapt
@@ -87,7 +88,7 @@ def load(
         AttachError, ConfigError, UnsupportedModelError: as for `attach`; nothing is attached then.
     """
     adapter = adapt(model)
-    saved = open_saved(path, key, adapter, tokenizer)
+    saved = open_saved(path, key, fingerprint.of_model(adapter), tokenizer)
     settings = saved.header.get("config")
     if not isinstance(settings, Mapping):
         raise ConfigError(f"{saved.path}: settings expected in the header")

@@ -77,25 +77,35 @@ class Loader:
             if name not in self._infos:
                 known = ", ".join(repr(n) for n in list(self._infos)[:8]) or "none"
                 raise UnknownSessionError(f"no session {name!r} in {saved.path}; it has {known}")
-            if core.table.find(name) >= 0:
-                raise ValueError(f"there is a session named {name!r} already: rename or end it")
-        core.table.check_room(chosen)
+        self._names, self._whole = chosen, sessions is None
         self._chosen = [self._infos[name] for name in chosen]
+        self._check_names()
         self._check_forms()
         self._check_columns()
         numbers = torch.tensor([info.number for info in self._chosen], dtype=torch.int64)
         self.numbers = None if sessions is None else numbers.tolist()
         self._at = torch.isin(saved.session, numbers).nonzero()[:, 0]
-        ring = self._ring
-        empty = ring.high_water == 0 and ring.clock == 0
-        alike = saved.header.get("tiers") == [[t.name, t.slots] for t in ring.ledger.tiers]
-        self.exact = empty and alike and sessions is None
         self._tiers = self._targets()
-        self._plan = self._placed()
+        self._find_room()
         self._learnt = _tensors(saved)
         self._check_learnt()
 
     # -- checks ----------------------------------------------------------------------------------
+
+    def _check_names(self) -> None:
+        table = self._core.table
+        for name in self._names:
+            if table.find(name) >= 0:
+                raise ValueError(f"there is a session named {name!r} already: rename or end it")
+        table.check_room(self._names)
+
+    def _find_room(self) -> None:
+        """Where the blocks go; see `exact`."""
+        ring = self._ring
+        empty = ring.high_water == 0 and ring.clock == 0
+        tiers = [[tier.name, tier.slots] for tier in ring.ledger.tiers]
+        self.exact = empty and self._saved.header.get("tiers") == tiers and self._whole
+        self._plan = self._placed()
 
     def _check_columns(self) -> None:
         saved, size = self._saved, self._ring.block_size
@@ -203,7 +213,14 @@ class Loader:
     # -- taking in -------------------------------------------------------------------------------
 
     def load(self) -> Loaded:
-        """Take the blocks in."""
+        """Take the blocks in.
+
+        Raises:
+            ConfigError, ValueError: since the checks the room was taken, or a name; nothing is
+                taken in then.
+        """
+        self._check_names()
+        self._find_room()
         saved, ring, ledger, core = self._saved, self._ring, self._ring.ledger, self._core
         numbers = {info.number: core.table.restore(info) for info in self._chosen}
         slots = torch.full((len(saved),), -1, dtype=torch.int64)

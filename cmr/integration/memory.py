@@ -331,16 +331,18 @@ class Memory(Looking):
         """
         if session is None and ids is None and text is None and older_than is None:
             raise ValueError("forget what? Give session, ids, text or older_than; clear() is all")
-        slots = self._forgetter.select(session, ids, text, older_than, self.tokenizer)
-        numbers = self._core.ring.ledger.number[slots].tolist()
         ending = (
             [session] if session and ids is None and text is None and older_than is None else []
         )
-        ended = [self._core.table.find(name) for name in ending]
-        report = self._forgetter.forget(slots, ending)
-        if not files:
-            return report
-        return replace(report, files=self._files.forget(numbers, ended, ending))
+        with self._files.still():  # a save under way ends first
+            with self._core.lock:
+                slots = self._forgetter.select(session, ids, text, older_than, self.tokenizer)
+                numbers = self._core.ring.ledger.number[slots].tolist()
+                ended = [self._core.table.find(name) for name in ending]
+                report = self._forgetter.forget(slots, ending)
+            if not files:
+                return report
+            return replace(report, files=self._files.forget(numbers, ended, ending))
 
     def clear(self, session: str | None = None) -> int:
         """Forget a session, or everything, here and not in files; returns the blocks emptied.
@@ -350,22 +352,22 @@ class Memory(Looking):
         Raises:
             UnknownSessionError: for a name that does not exist.
         """
-        number = None if session is None else self._core.table.require(session)
-        names = self.sessions if session is None else [session]
-        slots = self._core.ring.ledger.slots_of(number)
-        report = self._forgetter.forget(slots, names)
-        if session is None:
-            self._core.ring.clear()
+        with self._files.still(), self._core.lock:
+            number = None if session is None else self._core.table.require(session)
+            names = self.sessions if session is None else [session]
+            slots = self._core.ring.ledger.slots_of(number)
+            report = self._forgetter.forget(slots, names)
+            if session is None:
+                self._core.ring.clear()
         return report.blocks
 
     def consolidate(self) -> ConsolidationReport:
         """Tidy up: forget what expired, drop near-duplicates, let what is used rise a tier.
 
-        Takes a while for many blocks; meant for quiet moments.
+        Takes a while for many blocks; others may use the memory meanwhile.
         """
         self._require_attached()
-        with self._stepper.alone():
-            return consolidate(self._core)
+        return consolidate(self._core, self._stepper.alone)
 
     def lift(self, *sessions: str) -> int:
         """Bring up what these sessions store in lower tiers, for requests that are expected next.
@@ -385,8 +387,7 @@ class Memory(Looking):
         """
         self._require_attached()
         numbers = [self._core.table.require(name) for name in sessions]
-        with self._stepper.alone():
-            return sum(lift(self._core, number) for number in numbers)
+        return sum(lift(self._core, number, self._stepper.alone) for number in numbers)
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -400,8 +401,10 @@ class Memory(Looking):
         """Save the memory to a folder, all of it or not at all; what was saved there is replaced.
 
         Saved again to the same folder, only blocks that are new since then are written. Ephemeral
-        sessions are left out. A saved memory is raw user data: token ids in the clear, and states
-        from which text can be won back. Give a key, or guard the folder.
+        sessions are left out. Others may use the memory meanwhile: what is saved is what was stored
+        when the save began, and who wants to forget waits for its end. A saved memory is raw user
+        data: token ids in the clear, and states from which text can be won back. Give a key, or
+        guard the folder.
 
         Args:
             path: a folder: new, empty, or a saved memory.
