@@ -232,6 +232,8 @@ class Loader:
         else:
             for tier in reversed(range(len(self._plan))):
                 mine = self._plan[tier].sort().values
+                if not len(mine):
+                    continue
                 owners = Counter(numbers[n] for n in saved.session[mine].tolist())
                 ring.keeper.room_in(tier, owners)
                 slots[mine] = ledger.take(tier, len(mine))
