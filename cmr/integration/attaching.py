@@ -83,7 +83,8 @@ def load(
 
     Raises:
         StoreError: there is none, it is damaged, of a newer format, or the key is wrong.
-        ModelMismatchError: another model or tokenizer saved it.
+        ModelMismatchError: another model or tokenizer saved it, or a session was read with other
+            adapters (LoRA) than are in effect.
         UnknownSessionError: it has no such session.
         AttachError, ConfigError, UnsupportedModelError: as for `attach`; nothing is attached then.
     """

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cmr.errors import ConfigError, CorruptMemoryError, UnknownSessionError
+from cmr.integration import fingerprint
 from cmr.integration.core import Core
 from cmr.integration.saving import kinds_of
 from cmr.integration.scoring import BlockScorer
@@ -64,6 +65,7 @@ class Loader:
 
     Raises:
         UnknownSessionError: a session is not in it.
+        ModelMismatchError: a session was read with other adapters than are in effect.
         ConfigError: the store keeps blocks in another form or has no room.
         ValueError: a session of that name exists here already.
         CorruptMemoryError: header or columns are not what a memory saves.
@@ -80,6 +82,7 @@ class Loader:
         self._names, self._whole = chosen, sessions is None
         self._chosen = [self._infos[name] for name in chosen]
         self._check_names()
+        self._check_adapters()
         self._check_forms()
         self._check_columns()
         numbers = torch.tensor([info.number for info in self._chosen], dtype=torch.int64)
@@ -98,6 +101,12 @@ class Loader:
             if table.find(name) >= 0:
                 raise ValueError(f"there is a session named {name!r} already: rename or end it")
         table.check_room(self._names)
+
+    def _check_adapters(self) -> None:
+        here = fingerprint.adapters(self._core.adapter.model)
+        read = {e["name"]: dict(e.get("adapters") or {}) for e in self._saved.header["sessions"]}
+        for info in self._chosen:
+            fingerprint.require_same_adapters(info.name, read[info.name], here)
 
     def _find_room(self) -> None:
         """Where the blocks go; see `exact`."""
@@ -295,7 +304,11 @@ def _sessions(saved: Saved) -> dict[str, SessionInfo]:
     try:
         for entry in saved.header["sessions"]:
             info = SessionInfo(
-                str(entry["name"]), int(entry["number"]), int(entry["position"]), ttl=entry["ttl"]
+                str(entry["name"]),
+                int(entry["number"]),
+                int(entry["position"]),
+                ttl=entry["ttl"],
+                adapters=tuple(sorted(dict(entry.get("adapters") or {}))),
             )
             ttl = info.ttl
             if not info.name or info.position < 0 or not (ttl is None or float(ttl) > 0):

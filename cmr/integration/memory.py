@@ -171,6 +171,7 @@ class Memory(Looking):
         vocabulary = self._core.adapter.config.vocab_size
         rows = Rows.pack(input_ids, attention_mask, vocabulary, keep)
         numbers = self._core.sessions_to_write(sessions, len(rows.lengths))
+        self._stepper.adapters.check(numbers)
         with self._stepper.alone(), _bar(progress, sum(rows.lengths)) as show:
             return self._reader.read(rows, numbers, show, recall)
 
@@ -433,7 +434,8 @@ class Memory(Looking):
 
         Raises:
             StoreError: there is none, it is damaged, of a newer format, or the key is wrong.
-            ModelMismatchError: another model or tokenizer saved it.
+            ModelMismatchError: another model or tokenizer saved it, or a session was read with
+                other adapters than are in effect.
             UnknownSessionError: it has no such session.
             ConfigError: it stores other layers, or there is no room for it.
             ValueError: a session of that name exists here already.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cmr.integration.core import Core
+from cmr.integration.fingerprint import adapters
 from cmr.memory.store import Kind, Part
 from cmr.memory.store.form import DTYPE_NAMES
 
@@ -50,6 +51,7 @@ class MemoryContent:
         self.numbers = ledger.number[self.slots]
         self.session = ledger.owner[self.slots]
         self.columns = self._columns()
+        weights = adapters(core.adapter.model, {n for i in infos for n in i.adapters or ()})
         self._deadline = ledger.deadline[self.slots]
         # The position of the block that each slot still holds of these, -1 for none.
         self._place = torch.full((ledger.slots,), -1)
@@ -71,6 +73,7 @@ class MemoryContent:
             "tiers": [[tier.name, tier.slots] for tier in ledger.tiers],
             "sessions": [
                 {"name": i.name, "number": i.number, "position": i.position, "ttl": i.ttl}
+                | ({"adapters": {name: weights[name] for name in i.adapters}} if i.adapters else {})
                 for i in infos
             ],
             "scorer": {

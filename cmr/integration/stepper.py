@@ -12,6 +12,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from cmr.config import CMRConfig
+from cmr.integration.adapters import AdapterWatch
 from cmr.integration.asking import Asker
 from cmr.integration.cache import can_adopt, is_windowed
 from cmr.integration.core import Core
@@ -39,6 +40,7 @@ class Stepper:
         self.guard = config.reweave.sink_guard
         self._asker = Asker(core, config.retrieval, self.alone)
         self._plugs = Plugs(core.adapter)
+        self.adapters = AdapterWatch(core, self.search_anew)
         self._ids: torch.Tensor | None = None
         self.step: Step | None = None
         self.last: Step | None = None
@@ -257,6 +259,7 @@ class Stepper:
             query_mask=self._guarded(mask, record, seen, batch, tokens),
             token_ids=ids if ids is not None else inputs.new_zeros((batch, tokens)).long(),
         )
+        self.adapters.check(step.sessions)
         if self._recalls and self.core.wants_recall(step.sessions):
             step.recall = self._asker.ask(step, decoder, kwargs, new, seen)
         if compiled and record is not None:  # what leaves would be another graph

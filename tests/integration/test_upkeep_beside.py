@@ -19,7 +19,7 @@ TIERS: dict[str, Any] = {"budget": 32 * 4, "working_budget": 32 * 6, "long_term_
 
 
 def filled(model: nn.Module, room: bool) -> cmr.Memory:
-    """A session in three tiers, the lower ones recalled from; with room in the upper ones or not."""
+    """A session in three tiers, recalled from the lower ones; with room above or not."""
     memory = cmr.attach(model, **SETTINGS, **TIERS, eviction_strategy="lru")
     memory.read(text(32 * 20))
     if room:
