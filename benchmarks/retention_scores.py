@@ -74,7 +74,7 @@ def read(model: Any, ids: list[int], which: str) -> None:
             continue
         begun = time.perf_counter()
         with cmr.attach(model, budget=1_024) as memory:
-            memory._reader.scorer = scorer = collector(memory, PASSES[which])
+            memory._core.scorer = scorer = collector(memory, PASSES[which])
             memory.read(part)
         found = {name: torch.cat([p[name] for p in scorer.pieces]) for name in scorer.pieces[0]}
         half = path.with_suffix(".part")

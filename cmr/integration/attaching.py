@@ -10,6 +10,7 @@ from torch import nn
 
 from cmr.config import CMRConfig
 from cmr.errors import AttachError, CMRWarning, ConfigError
+from cmr.integration import fingerprint
 from cmr.integration.adapter import ModelAdapter
 from cmr.integration.capture import Keep
 from cmr.integration.cautions import caution
@@ -89,12 +90,13 @@ def load(
 
     Raises:
         StoreError: there is none, it is damaged, of a newer format, or the key is wrong.
-        ModelMismatchError: another model or tokenizer saved it.
+        ModelMismatchError: another model or tokenizer saved it, or a session was read with other
+            adapters (LoRA) than are in effect.
         UnknownSessionError: it has no such session.
         AttachError, ConfigError, UnsupportedModelError: as for `attach`; nothing is attached then.
     """
     adapter = adapt(model)
-    saved = open_saved(path, key, adapter, tokenizer)
+    saved = open_saved(path, key, fingerprint.of_model(adapter), tokenizer)
     settings = saved.header.get("config")
     if not isinstance(settings, Mapping):
         raise ConfigError(f"{saved.path}: settings expected in the header")

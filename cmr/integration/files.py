@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from cmr.errors import MemoryNotFoundError
+from cmr.errors import MemoryNotFoundError, StoreBusyError
 from cmr.integration import fingerprint
-from cmr.integration.adapter import ModelAdapter
 from cmr.integration.core import Core
 from cmr.integration.loading import Loader
+from cmr.integration.requests.lock import FairLock
 from cmr.integration.saving import MemoryContent
 from cmr.memory import archive
 from cmr.memory.store import Saved, SaveReport, save
@@ -41,14 +42,12 @@ class _Known(NamedTuple):
 
 
 def open_saved(
-    path: str | os.PathLike[str], key: Key, adapter: ModelAdapter, tokenizer: Any
+    path: str | os.PathLike[str], key: Key, model: dict[str, Any], tokenizer: Any
 ) -> Saved:
-    """Open a saved memory of this model; see `cmr.load` for what is raised."""
+    """Open a memory that the model of this fingerprint saved; see `cmr.load` for what is raised."""
     saved = Saved.open(path, key=key)
     there = saved.header.get("model")
-    fingerprint.require_same(
-        there if isinstance(there, dict) else {}, fingerprint.of_model(adapter)
-    )
+    fingerprint.require_same(there if isinstance(there, dict) else {}, model)
     fingerprint.require_same_tokenizer(
         saved.header.get("tokenizer"), fingerprint.of_tokenizer(tokenizer)
     )
@@ -58,6 +57,13 @@ def open_saved(
 class Files:
     """Saves and loads, and remembers where, so that what is forgotten is forgotten there, too.
 
+    Saving, loading and forgetting take turns: each holds a lock of its own (`still`) from its
+    beginning to its end, and takes `core.lock` inside it, never the other way round. So forwards
+    go on beside a save, which holds `core.lock` for one part of one data file at a time, and what
+    is forgotten cannot come back by a save that began before. A load holds `core.lock` while it
+    takes blocks in, as what is half loaded must be neither read nor displaced; what takes longest,
+    opening and checking, comes before that.
+
     Args:
         core: the memory's store and settings.
     """
@@ -65,6 +71,25 @@ class Files:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._known: dict[str, _Known] = {}
+        self._turn = FairLock()
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Nobody else saves, loads or forgets inside. May be entered again by whoever is inside.
+
+        Raises:
+            StoreBusyError: whoever is inside waits for `core.lock`, which this thread holds.
+        """
+        waits = None if self._turn.mine or not self._core.lock.mine else 0
+        if not self._turn.acquire(timeout=waits):
+            raise StoreBusyError(
+                "this memory is being saved, loaded or forgotten from by another thread, which "
+                "cannot go on while this one is inside a forward: call this after the forward"
+            )
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def save(
         self,
@@ -75,24 +100,49 @@ class Files:
     ) -> SaveReport:
         """See `Memory.save`."""
         core = self._core
-        wanted = None if sessions is None else [core.table.require(name) for name in sessions]
-        core.ring.keeper.expire()
-        about = {
-            "model": fingerprint.of_model(core.adapter),
-            "model_name": Path(str(core.adapter.model.config.name_or_path)).name,
-            "tokenizer": fingerprint.of_tokenizer(tokenizer),
-        }
         where = str(Path(path).resolve())
-        known = self._known.get(where)
-        report = save(
-            path,
-            MemoryContent(core, wanted, about),
-            base=None if known is None or known.blocks is not None else known.id,
-            key=key,
-            clean=known is not None and known.forgotten != core.forgotten,
+        tokens = fingerprint.of_tokenizer(tokenizer)
+        with self.still(), ExitStack() as stack:
+            with core.lock:
+                wanted = None if sessions is None else [core.table.require(n) for n in sessions]
+                model = fingerprint.of_model(core.adapter)
+            about = {
+                "model": model,
+                "model_name": Path(str(core.adapter.model.config.name_or_path)).name,
+                "tokenizer": tokens,
+            }
+            known = self._known.get(where)
+            with core.lock:
+                core.ring.keeper.expire()
+                content = stack.enter_context(MemoryContent(core, wanted, about))
+                forgotten = core.forgotten
+            report = save(
+                path,
+                content,
+                base=None if known is None or known.blocks is not None else known.id,
+                key=key,
+                clean=known is not None and known.forgotten != forgotten,
+            )
+            self._known[where] = _Known(report.id, key, forgotten)
+            return self._without(report, where, key, content.numbers[content.due()])
+
+    def _without(
+        self, report: SaveReport, where: str, key: Key, numbers: torch.Tensor
+    ) -> SaveReport:
+        """What was just saved without blocks whose time was over before it was done."""
+        if not len(numbers):
+            return report
+        saved = Saved.open(where, key=key)
+        if saved.id != report.id:  # somebody else has saved there since
+            return report
+        erased = archive.forget(saved, torch.isin(saved.numbers, numbers))
+        self._known[where] = self._known[where]._replace(id=erased.id)
+        return report._replace(
+            id=erased.id,
+            blocks=erased.blocks,
+            seconds=report.seconds + erased.seconds,
+            bytes_written=report.bytes_written + erased.bytes_written,
         )
-        self._known[where] = _Known(report.id, key, core.forgotten)
-        return report
 
     def load(
         self,
@@ -102,16 +152,23 @@ class Files:
         tokenizer: Any,
     ) -> int:
         """See `Memory.load`: everything is checked, checksums included, before anything is kept."""
-        return self.take(open_saved(path, key, self._core.adapter, tokenizer), sessions, key)
+        with self.still():
+            with self._core.lock:
+                model = fingerprint.of_model(self._core.adapter)
+            return self.take(open_saved(path, key, model, tokenizer), sessions, key)
 
     def take(self, saved: Saved, sessions: Sequence[str] | None, key: Key) -> int:
         """The same of a memory that was opened; see `Memory.load`."""
-        loader = Loader(self._core, saved, sessions)
-        saved.verify(loader.numbers)
-        loaded = loader.load()
-        self._known[str(Path(saved.path).resolve())] = _Known(
-            saved.id, key, self._core.forgotten, loaded.sessions, loaded.blocks
-        )
+        with self.still():
+            with self._core.lock:
+                loader = Loader(self._core, saved, sessions)
+            saved.verify(loader.numbers)
+            with self._core.lock:
+                loaded = loader.load()
+                forgotten = self._core.forgotten
+            self._known[str(Path(saved.path).resolve())] = _Known(
+                saved.id, key, forgotten, loaded.sessions, loaded.blocks
+            )
         return loaded.total
 
     def forget(
@@ -131,23 +188,24 @@ class Files:
             The folders that were changed.
         """
         changed = []
-        for where, known in list(self._known.items()):
-            try:
-                saved = Saved.open(where, key=known.key)
-            except MemoryNotFoundError:
-                del self._known[where]
-                continue
-            ours = saved.id == known.id
-            there, gone = list(names), torch.zeros(len(saved), dtype=torch.bool)
-            if ours:
-                there = archive.names_of(saved, _there(ended, known.sessions))
-                gone = torch.isin(saved.numbers, _there(numbers, known.blocks))
-            gone |= archive.of_sessions(saved, there)
-            # Also where none of them is left: files may hold blocks that were dropped since.
-            report = archive.forget(saved, gone, there)
-            if ours:
-                self._known[where] = known._replace(id=report.id, forgotten=self._core.forgotten)
-            changed.append(where)
+        with self.still():
+            for where, known in list(self._known.items()):
+                try:
+                    saved = Saved.open(where, key=known.key)
+                except MemoryNotFoundError:
+                    del self._known[where]
+                    continue
+                ours = saved.id == known.id
+                there, gone = list(names), torch.zeros(len(saved), dtype=torch.bool)
+                if ours:
+                    there = archive.names_of(saved, _there(ended, known.sessions))
+                    gone = torch.isin(saved.numbers, _there(numbers, known.blocks))
+                gone |= archive.of_sessions(saved, there)
+                # Also where none of them is left: files may hold blocks that were dropped since.
+                report = archive.forget(saved, gone, there)
+                if ours:
+                    self._known[where] = known._replace(id=report.id)
+                changed.append(where)
         return tuple(changed)
 
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 
 from cmr.errors import ModelMismatchError
 from cmr.integration.adapter import ModelAdapter
+from cmr.integration.adapters import (
+    WRAPPED,
+    adapter_layers,
+    described,
+    in_effect,
+    without_wrapper,
+)
 from cmr.integration.placement import named_weights, whole_weight
 
 SAMPLE = 64
@@ -24,14 +32,15 @@ _SMALLEST = 2.0**-14
 def of_model(adapter: ModelAdapter) -> dict[str, Any]:
     """Shape, data type and a hash of a sample of all weights: the same in every process.
 
+    Those of adapters are left out, see `adapters`: with all of them off a model is the one that it
+    was without them.
+
     Returns:
         Plain JSON.
     """
     digest = hashlib.sha256()
-    for name, weight in sorted(named_weights(adapter.model), key=lambda named: named[0]):
-        shape, sample = _sample(weight)
-        digest.update(f"{name} {list(shape)} {weight.dtype}".encode())
-        digest.update(sample.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for name, weight in sorted(_own_weights(adapter.model), key=lambda named: named[0]):
+        _add(digest, name, weight)
     return {
         "family": adapter.config.model_type,
         "hidden_size": adapter.hidden,
@@ -41,6 +50,61 @@ def of_model(adapter: ModelAdapter) -> dict[str, Any]:
         "dtype": str(adapter.dtype).removeprefix("torch."),
         "weights": digest.hexdigest(),
     }
+
+
+def adapters(model: Any, names: Collection[str] | None = None) -> dict[str, str]:
+    """A hash of a sample of the weights of a model's adapters (LoRA and its like, by PEFT).
+
+    Args:
+        model: with or without adapters.
+        names: of the adapters wanted; None: those in effect, merged ones among them.
+
+    Returns:
+        Adapter name to 64 hexadecimal digits; empty digits for one that the model does not have.
+    """
+    layers = dict(adapter_layers(model))
+    wanted = in_effect(layers.values()) if names is None else names
+    return {name: _of_adapter(layers, name) for name in sorted(wanted)}
+
+
+def _of_adapter(layers: dict[str, Any], name: str) -> str:
+    digest, found = hashlib.sha256(), False
+    for path, layer in sorted(layers.items()):
+        for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
+            held: Any = getattr(layer, attribute, None)
+            if name not in getattr(held, "keys", tuple)():
+                continue
+            digest.update(f"{_bare(path, layers)} {attribute}".encode())
+            part = held[name]
+            if isinstance(part, (bool, int, float, str)):  # how strong it is, how wide
+                digest.update(repr(part).encode())
+                continue
+            weights = [("", part)] if isinstance(part, torch.Tensor) else named_weights(part)
+            for inner, weight in weights:
+                found = True
+                _add(digest, inner, weight)
+    return digest.hexdigest() if found else ""
+
+
+def _own_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights of a model without those of its adapters, by the names that they had before."""
+    layers = dict(adapter_layers(model))
+    for name, weight in named_weights(without_wrapper(model)):
+        bare = _bare(name, layers)
+        if bare is not None:
+            yield bare, weight
+
+
+def _bare(name: str, layers: Collection[str]) -> str | None:
+    """A name as it was before adapter layers came; None for a part of an adapter."""
+    kept: list[str] = []
+    parts = name.split(".")
+    for at, part in enumerate(parts):
+        if ".".join(parts[:at]) not in layers:
+            kept.append(part)
+        elif part not in WRAPPED:
+            return None
+    return ".".join(kept)
 
 
 def identity(adapter: ModelAdapter) -> str:
@@ -64,6 +128,12 @@ def identity(adapter: ModelAdapter) -> str:
     digest = hashlib.sha256(f"{adapter.config.model_type} {shape} {list(weight.shape)}".encode())
     digest.update(rounded.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _add(digest: Any, name: str, weight: torch.Tensor) -> None:
+    shape, sample = _sample(weight)
+    digest.update(f"{name} {list(shape)} {weight.dtype}".encode())
+    digest.update(sample.cpu().contiguous().view(torch.uint8).numpy().tobytes())
 
 
 def _sample(weight: torch.Tensor) -> tuple[torch.Size, torch.Tensor]:
@@ -99,6 +169,29 @@ def require_same(saved: dict[str, Any], here: dict[str, Any]) -> None:
                 else f"{name} {value} expected (from this model), got {saved.get(name)}"
             )
             raise ModelMismatchError(f"this memory was saved by another model: {shown}")
+
+
+def require_same_adapters(session: str, read: dict[str, str], here: dict[str, str]) -> None:
+    """Raises `ModelMismatchError` where a session was read with other adapters than are in effect.
+
+    Args:
+        session: its name.
+        read: adapter name to its hash when the session was saved; empty: none was in effect.
+        here: the same of those in effect now.
+    """
+    if read == here:
+        return
+    if read.keys() == here.keys():
+        other = sorted(name for name in read if read[name] != here[name])
+        raise ModelMismatchError(
+            f"session {session!r} was read with {described(other)} of other weights: load the ones "
+            "that it was read with, or read its text again"
+        )
+    raise ModelMismatchError(
+        f"session {session!r} was read with {described(read)}, and the model has "
+        f"{described(here)} in effect: switch to {described(read)} before loading, or read its "
+        "text again"
+    )
 
 
 def require_same_tokenizer(saved: str | None, here: str | None) -> None:

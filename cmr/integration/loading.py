@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cmr.errors import ConfigError, CorruptMemoryError, UnknownSessionError
+from cmr.integration import fingerprint
 from cmr.integration.core import Core
 from cmr.integration.saving import kinds_of
 from cmr.integration.scoring import BlockScorer
@@ -64,6 +65,7 @@ class Loader:
 
     Raises:
         UnknownSessionError: a session is not in it.
+        ModelMismatchError: a session was read with other adapters than are in effect.
         ConfigError: the store keeps blocks in another form or has no room.
         ValueError: a session of that name exists here already.
         CorruptMemoryError: header or columns are not what a memory saves.
@@ -77,25 +79,42 @@ class Loader:
             if name not in self._infos:
                 known = ", ".join(repr(n) for n in list(self._infos)[:8]) or "none"
                 raise UnknownSessionError(f"no session {name!r} in {saved.path}; it has {known}")
-            if core.table.find(name) >= 0:
-                raise ValueError(f"there is a session named {name!r} already: rename or end it")
-        core.table.check_room(chosen)
+        self._names, self._whole = chosen, sessions is None
         self._chosen = [self._infos[name] for name in chosen]
+        self._check_names()
+        self._check_adapters()
         self._check_forms()
         self._check_columns()
         numbers = torch.tensor([info.number for info in self._chosen], dtype=torch.int64)
         self.numbers = None if sessions is None else numbers.tolist()
         self._at = torch.isin(saved.session, numbers).nonzero()[:, 0]
-        ring = self._ring
-        empty = ring.high_water == 0 and ring.clock == 0
-        alike = saved.header.get("tiers") == [[t.name, t.slots] for t in ring.ledger.tiers]
-        self.exact = empty and alike and sessions is None
         self._tiers = self._targets()
-        self._plan = self._placed()
+        self._find_room()
         self._learnt = _tensors(saved)
         self._check_learnt()
 
     # -- checks ----------------------------------------------------------------------------------
+
+    def _check_names(self) -> None:
+        table = self._core.table
+        for name in self._names:
+            if table.find(name) >= 0:
+                raise ValueError(f"there is a session named {name!r} already: rename or end it")
+        table.check_room(self._names)
+
+    def _check_adapters(self) -> None:
+        here = fingerprint.adapters(self._core.adapter.model)
+        read = {e["name"]: dict(e.get("adapters") or {}) for e in self._saved.header["sessions"]}
+        for info in self._chosen:
+            fingerprint.require_same_adapters(info.name, read[info.name], here)
+
+    def _find_room(self) -> None:
+        """Where the blocks go; see `exact`."""
+        ring = self._ring
+        empty = ring.high_water == 0 and ring.clock == 0
+        tiers = [[tier.name, tier.slots] for tier in ring.ledger.tiers]
+        self.exact = empty and self._saved.header.get("tiers") == tiers and self._whole
+        self._plan = self._placed()
 
     def _check_columns(self) -> None:
         saved, size = self._saved, self._ring.block_size
@@ -210,7 +229,14 @@ class Loader:
     # -- taking in -------------------------------------------------------------------------------
 
     def load(self) -> Loaded:
-        """Take the blocks in."""
+        """Take the blocks in.
+
+        Raises:
+            ConfigError, ValueError: since the checks the room was taken, or a name; nothing is
+                taken in then.
+        """
+        self._check_names()
+        self._find_room()
         saved, ring, ledger, core = self._saved, self._ring, self._ring.ledger, self._core
         numbers = {info.number: core.table.restore(info) for info in self._chosen}
         slots = torch.full((len(saved),), -1, dtype=torch.int64)
@@ -222,6 +248,8 @@ class Loader:
         else:
             for tier in reversed(range(len(self._plan))):
                 mine = self._plan[tier].sort().values
+                if not len(mine):
+                    continue
                 owners = Counter(numbers[n] for n in saved.session[mine].tolist())
                 ring.keeper.room_in(tier, owners)
                 slots[mine] = ledger.take(tier, len(mine))
@@ -283,7 +311,11 @@ def _sessions(saved: Saved) -> dict[str, SessionInfo]:
     try:
         for entry in saved.header["sessions"]:
             info = SessionInfo(
-                str(entry["name"]), int(entry["number"]), int(entry["position"]), ttl=entry["ttl"]
+                str(entry["name"]),
+                int(entry["number"]),
+                int(entry["position"]),
+                ttl=entry["ttl"],
+                adapters=tuple(sorted(dict(entry.get("adapters") or {}))),
             )
             ttl = info.ttl
             if not info.name or info.position < 0 or not (ttl is None or float(ttl) > 0):

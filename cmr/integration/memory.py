@@ -204,6 +204,7 @@ class Memory(Looking):
         request = new_request(core, named=sessions is not None)
         with core.lock:
             numbers = core.sessions_to_write(request, sessions, len(rows.lengths))
+            self._stepper.adapters.check(numbers)
         with under_way(core, request), _bar(progress, sum(rows.lengths)) as show:
             return self._reader.read(rows, numbers, show, recall)
 
@@ -359,14 +360,15 @@ class Memory(Looking):
         ending = (
             [session] if session and ids is None and text is None and older_than is None else []
         )
-        with self._core.lock:
-            slots = self._forgetter.select(session, ids, text, older_than, self.tokenizer)
-            numbers = self._core.ring.ledger.number[slots].tolist()
-            ended = {name: self._core.table.find(name) for name in ending}
-        report, numbers = self._forgetter.forget(numbers, ended)
-        if not files:
-            return report
-        return replace(report, files=self._files.forget(numbers, list(ended.values()), ending))
+        with self._files.still():  # a save under way ends first
+            with self._core.lock:
+                slots = self._forgetter.select(session, ids, text, older_than, self.tokenizer)
+                numbers = self._core.ring.ledger.number[slots].tolist()
+                ended = {name: self._core.table.find(name) for name in ending}
+            report, numbers = self._forgetter.forget(numbers, ended)
+            if not files:
+                return report
+            return replace(report, files=self._files.forget(numbers, list(ended.values()), ending))
 
     def clear(self, session: str | None = None) -> int:
         """Forget a session, or everything, here and not in files; returns the blocks emptied.
@@ -377,26 +379,26 @@ class Memory(Looking):
             UnknownSessionError: for a name that does not exist.
         """
         core = self._core
-        with core.lock:
-            number = None if session is None else core.table.require(session)
-            names = self.sessions if session is None else [session]
-            numbers = core.ring.ledger.number[core.ring.ledger.slots_of(number)].tolist()
-            ending = {name: core.table.find(name) for name in names}
-        report, _ = self._forgetter.forget(numbers, ending)
-        if session is None:
+        with self._files.still():
             with core.lock:
-                if not len(core.ring.ledger.slots_of(None)):
-                    core.ring.clear()
+                number = None if session is None else core.table.require(session)
+                names = self.sessions if session is None else [session]
+                numbers = core.ring.ledger.number[core.ring.ledger.slots_of(number)].tolist()
+                ending = {name: core.table.find(name) for name in names}
+            report, _ = self._forgetter.forget(numbers, ending)
+            if session is None:
+                with core.lock:
+                    if not len(core.ring.ledger.slots_of(None)):
+                        core.ring.clear()
         return report.blocks
 
     def consolidate(self) -> ConsolidationReport:
         """Tidy up: forget what expired, drop near-duplicates, let what is used rise a tier.
 
-        Takes a while for many blocks; meant for quiet moments.
+        Takes a while for many blocks; others may use the memory meanwhile.
         """
         self._require_attached()
-        with self._stepper.alone():
-            return consolidate(self._core)
+        return consolidate(self._core, self._stepper.alone)
 
     def lift(self, *sessions: str) -> int:
         """Bring up what these sessions store in lower tiers, for requests that are expected next.
@@ -416,8 +418,7 @@ class Memory(Looking):
         """
         self._require_attached()
         numbers = [self._core.table.require(name) for name in sessions]
-        with self._stepper.alone():
-            return sum(lift(self._core, number) for number in numbers)
+        return sum(lift(self._core, number, self._stepper.alone) for number in numbers)
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -431,8 +432,10 @@ class Memory(Looking):
         """Save the memory to a folder, all of it or not at all; what was saved there is replaced.
 
         Saved again to the same folder, only blocks that are new since then are written. Ephemeral
-        sessions are left out. A saved memory is raw user data: token ids in the clear, and states
-        from which text can be won back. Give a key, or guard the folder.
+        sessions are left out. Others may use the memory meanwhile: what is saved is what was stored
+        when the save began, and who wants to forget waits for its end. A saved memory is raw user
+        data: token ids in the clear, and states from which text can be won back. Give a key, or
+        guard the folder.
 
         Args:
             path: a folder: new, empty, or a saved memory.
@@ -461,7 +464,8 @@ class Memory(Looking):
 
         Raises:
             StoreError: there is none, it is damaged, of a newer format, or the key is wrong.
-            ModelMismatchError: another model or tokenizer saved it.
+            ModelMismatchError: another model or tokenizer saved it, or a session was read with
+                other adapters than are in effect.
             UnknownSessionError: it has no such session.
             ConfigError: it stores other layers, or there is no room for it.
             ValueError: a session of that name exists here already.

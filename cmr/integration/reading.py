@@ -148,6 +148,8 @@ class _Text:
         rows: the texts.
         asking: session number of each row, where pieces recall; None: they do not.
         window: the cache that it goes through, and the keys and values of its newest tokens.
+        scorer: scores its blocks, whatever is set for others meanwhile: which layers run for a
+            piece depends on it.
 
     Attributes:
         start: column of the next piece.
@@ -161,8 +163,9 @@ class _Text:
         rows: Rows,
         asking: Sequence[int] | None,
         window: tuple[DynamicCache, Fresh],
+        scorer: BlockScorer,
     ) -> None:
-        self.rows, self.asking = rows, asking
+        self.rows, self.asking, self.scorer = rows, asking, scorer
         self.cache, self.fresh = window
         self.start = 0
         self.query: torch.Tensor | None = None
@@ -190,11 +193,6 @@ class Reader:
         self.index_layer = core.index_layer
         self._last = max([self.index_layer, *self.kv_layers, *self.state_layers])
 
-    @property
-    def scorer(self) -> BlockScorer:
-        """Scores the blocks."""
-        return self.core.scorer
-
     def read(
         self,
         rows: Rows,
@@ -212,7 +210,8 @@ class Reader:
                 lies behind its left context. Otherwise the forwards are the model's own.
         """
         started = time.perf_counter()
-        text = _Text(rows, sessions if recall else None, self._window(rows))
+        asking = sessions if recall else None
+        text = _Text(rows, asking, self._window(rows), self.core.scorer)
         done = blocks = 0
         while text.start < rows.longest:
             with self.stepper.alone():  # between two windows others have their turn
@@ -257,7 +256,7 @@ class Reader:
 
     def _piece(self, text: _Text) -> dict[str, Any]:
         """What `BlockWriter.write` takes of the next piece, as the model came by it."""
-        rows, start = text.rows, text.start
+        rows, start, scorer = text.rows, text.start, text.scorer
         device = self.adapter.input_device
         batch = len(rows.lengths)
         ids = rows.token_ids[:, start : start + self.chunk].to(device)
@@ -273,9 +272,9 @@ class Reader:
         keep = None if rows.keep is None else rows.keep[:, start:stop].to(device)
         keep = self.writer.kept(ids, keep)
         # No graph is made in inference mode.
-        with torch.inference_mode(False) if self.scorer.needs_gradient else nullcontext():
+        with torch.inference_mode(False) if scorer.needs_gradient else nullcontext():
             with self.stepper.lending(found, positions, ids):
-                states, final = self._forward(ids, mask, positions, text.cache)
+                states, final = self._forward(ids, mask, positions, text.cache, scorer)
             source = states[self.index_layer]
             index = source.detach()
             if start == 0:  # the attention sink's state is no content: it must match nothing
@@ -290,12 +289,12 @@ class Reader:
                 first=start == 0,
                 before=text.before,
                 final=final,
-                source=source if self.scorer.needs_gradient else None,
+                source=source if scorer.needs_gradient else None,
             )
-            relevance = self.scorer.of_piece(piece)
+            relevance = scorer.of_piece(piece)
             if final is not None:
                 text.before = final[:, -1].detach()
-            if self.scorer.needs_gradient:
+            if scorer.needs_gradient:
                 _cut(text.cache)
         layers: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = dict(text.fresh)
         layers.update({n: (states[n].detach()[:, None], None) for n in self.state_layers})
@@ -335,6 +334,7 @@ class Reader:
         mask: torch.Tensor | None,
         positions: torch.Tensor,
         cache: DynamicCache,
+        scorer: BlockScorer,
     ) -> tuple[dict[int, torch.Tensor], torch.Tensor | None]:
         """States that enter the wanted layers, `[batch, tokens, hidden]` each.
 
@@ -349,7 +349,7 @@ class Reader:
                 _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
                 states[number] = args[0] if args else kwargs["hidden_states"]
-                if number != self.index_layer or not self.scorer.needs_gradient:
+                if number != self.index_layer or not scorer.needs_gradient:
                     return None
                 torch.set_grad_enabled(True)  # until the forward's own no_grad ends
                 leaf = states[number] = states[number].detach().requires_grad_()
@@ -363,7 +363,7 @@ class Reader:
             self.adapter.layers[n].register_forward_pre_hook(keep(n), with_kwargs=True)
             for n in wanted
         ]
-        final = self.scorer.needs_final
+        final = scorer.needs_final
         output = None
         try:
             last = self.adapter.depth if final else self._last + 1

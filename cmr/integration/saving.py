@@ -1,13 +1,15 @@
-"""A memory as content that can be saved."""
+"""A memory as content that can be saved, while it goes on being used."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from cmr.integration.core import Core
+from cmr.integration.fingerprint import adapters
 from cmr.memory.store import Kind, Part
 from cmr.memory.store.form import DTYPE_NAMES
 
@@ -16,9 +18,13 @@ FULL, CODES = 0, 1
 
 
 class MemoryContent:
-    """The blocks of some sessions of an attached memory, as `cmr.memory.store` saves them.
+    """The blocks of some sessions as they are when this is made, as `cmr.memory.store` saves them.
 
-    Ephemeral sessions are left out.
+    A context manager: it is made and entered while `core.lock` is held. From then on the store may
+    change: rows are given under the lock, those of one part at a time, and a block that is about to
+    leave its slot is copied aside first, as far as its rows were not given yet. Blocks whose time
+    is over by then are not: their rows are zeros, and `due` tells them. Ephemeral sessions are left
+    out.
 
     Args:
         core: the memory's store and settings.
@@ -45,6 +51,17 @@ class MemoryContent:
         self.numbers = ledger.number[self.slots]
         self.session = ledger.owner[self.slots]
         self.columns = self._columns()
+        weights = adapters(core.adapter.model, {n for i in infos for n in i.adapters or ()})
+        self._deadline = ledger.deadline[self.slots]
+        # The position of the block that each slot still holds of these, -1 for none.
+        self._place = torch.full((ledger.slots,), -1)
+        self._place[self.slots] = torch.arange(len(self.slots))
+        self._given = {
+            part: torch.zeros(len(self.slots), dtype=torch.bool)
+            for kind in self.kinds
+            for part in kind.parts
+        }
+        self._aside: dict[tuple[str, int], torch.Tensor] = {}
         self.header = {
             **about,
             "config": core.config.to_dict(),
@@ -57,6 +74,7 @@ class MemoryContent:
             "tiers": [[tier.name, tier.slots] for tier in ledger.tiers],
             "sessions": [
                 {"name": i.name, "number": i.number, "position": i.position, "ttl": i.ttl}
+                | ({"adapters": {name: weights[name] for name in i.adapters}} if i.adapters else {})
                 for i in infos
             ],
             "scorer": {
@@ -64,6 +82,19 @@ class MemoryContent:
                 for name, t in core.scorer.state().items()
             },
         }
+
+    def __enter__(self) -> MemoryContent:
+        self._ring.on_change = self._set_aside
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._core.lock:
+            self._ring.on_change = None
+            self._aside.clear()
+
+    def due(self) -> torch.Tensor:
+        """Which blocks' time is over by now, `[n]` bool."""
+        return self._deadline <= time.time()
 
     def _columns(self) -> Mapping[str, torch.Tensor]:
         ring, ledger, slots = self._ring, self._ring.ledger, self.slots
@@ -87,16 +118,36 @@ class MemoryContent:
         }
 
     def rows(self, kind: int, part: str, at: torch.Tensor) -> torch.Tensor:
-        """One part of blocks at positions `at`, `[k, ...]` on the CPU."""
+        """One part of blocks at positions `at`, `[k, ...]` on the CPU; asked for once."""
         slots = self.slots[at]
         wanted = self.kinds[kind].parts[part]
-        out = torch.empty((len(at), *wanted.shape), dtype=wanted.dtype)
-        for number, tier in enumerate(self._ring.ledger.tiers):
-            here = tier.holds(slots)
-            if here.any():
-                held = self._ring.parts(number)[part]
-                out[here] = held[(slots[here] - tier.first).to(held.device)].cpu()
+        out = torch.zeros((len(at), *wanted.shape), dtype=wanted.dtype)
+        with self._core.lock:
+            there = self._place[slots] == at
+            for number, tier in enumerate(self._ring.ledger.tiers):
+                here = tier.holds(slots) & there
+                if here.any():
+                    held = self._ring.parts(number)[part]
+                    out[here] = held[(slots[here] - tier.first).to(held.device)].cpu()
+            self._given[part][at] = True
+        for i in (~there).nonzero()[:, 0].tolist():
+            kept = self._aside.pop((part, int(at[i])), None)
+            if kept is not None:
+                out[i] = kept
         return out
+
+    def _set_aside(self, slots: torch.Tensor) -> None:
+        """Copy what was not given yet of the blocks that are about to leave these slots."""
+        at = self._place[slots]
+        at = at[at >= 0]
+        self._place[self.slots[at]] = -1
+        at = at[~self.due()[at]]
+        for number, tier in enumerate(self._ring.ledger.tiers):
+            here = at[tier.holds(self.slots[at])]
+            for part, held in self._ring.parts(number).items() if len(here) else ():
+                left = here[~self._given[part][here]]
+                rows = held[(self.slots[left] - tier.first).to(held.device)].cpu()
+                self._aside.update(zip(((part, n) for n in left.tolist()), rows, strict=True))
 
 
 def kinds_of(ring: Any) -> Sequence[Kind]:

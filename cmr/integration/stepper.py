@@ -29,6 +29,7 @@ from transformers.cache_utils import DynamicCache
 
 from cmr.config import CMRConfig
 from cmr.errors import SessionError
+from cmr.integration.adapters import AdapterWatch
 from cmr.integration.asking import Asker
 from cmr.integration.cache import can_adopt, is_windowed
 from cmr.integration.core import Core
@@ -94,6 +95,7 @@ class Stepper:
         self.guard = config.reweave.sink_guard
         self._asker = Asker(core, config.retrieval, self.alone)
         self._plugs = Plugs(core.adapter)
+        self.adapters = AdapterWatch(core, self.search_anew)
         self.step: Step | None = None
         self.scratch = Scratch()
         self._busy = False
@@ -391,6 +393,7 @@ class Stepper:
             token_ids=ids if ids is not None else inputs.new_zeros((batch, tokens)).long(),
             goes_on=_goes_on(record, request, tokens),
         )
+        self.adapters.check(step.sessions)
         if request.recalls and core.wants_recall(step.sessions, request.retriever):
             self._tell_of_rows_without(request, step)
             step.recall = self._asker.ask(step, request, decoder, kwargs, new, seen)

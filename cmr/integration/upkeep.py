@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
 from cmr.integration.core import Core
-from cmr.memory.novelty import merged, near_duplicates
+from cmr.memory.novelty import Duplicates, merged, near_duplicates
 from cmr.memory.sessions import NO_SESSION
+from cmr.memory.slots import Tier
+
+Alone = Callable[[], AbstractContextManager[None]]
+
+EMPTIED = 32
+"""Blocks that are emptied before others get their turn."""
 
 
 @dataclass(frozen=True)
@@ -27,61 +34,120 @@ class ConsolidationReport:
     risen: int
 
 
-def consolidate(core: Core) -> ConsolidationReport:
-    """Tidy up; see `Memory.consolidate`. The decoder's hooks must rest meanwhile."""
+def consolidate(core: Core, alone: Alone) -> ConsolidationReport:
+    """Tidy up; see `Memory.consolidate`.
+
+    `core.lock` is held for one piece of it at a time: others may use the memory between two, and
+    each piece looks whether the blocks that it is about are still what they were.
+
+    Args:
+        core: the memory's store.
+        alone: lets the decoder's hooks rest, where a passage is run through the model again.
+    """
     ring = core.ring
-    expired = ring.keeper.expire()
+    with core.lock:
+        began = ring.tick()  # what is recalled from here on counts the next time
+        expired = ring.keeper.expire()
     gone = _merge(core)
-    risen = sum(_rise(core, tier) for tier in range(1, len(ring.ledger.tiers)))
-    core.consolidated = ring.tick()
+    risen = sum(_rise(core, alone, tier) for tier in range(1, len(ring.ledger.tiers)))
+    with core.lock:
+        core.consolidated = began
     return ConsolidationReport(expired, gone, risen)
 
 
 def _merge(core: Core) -> int:
     """Empty blocks whose whole text the session stored again."""
-    ring, ledger = core.ring, core.ring.ledger
-    size = ring.high_water
-    columns = {name: column[:size].cpu() for name, column in ring.columns._asdict().items()}
-    pairs = near_duplicates(
-        ring.states,
-        columns["token_ids"],
-        columns["positions"],
-        columns["session"],
-        columns["created"],
-        columns["successor"],
-    )
-    plan = merged(
-        pairs,
-        columns["created"],
-        columns["access_count"],
-        columns["last_access"],
-        columns["relevance"],
-        ledger.pinned[:size],
-    )
-    ring.access_count[:size] = plan.access_count.to(ring.device)
-    ring.last_access[:size] = plan.last_access.to(ring.device)
-    ring.relevance[:size] = plan.relevance.to(ring.device)
-    ring.empty(plan.goes)
-    return len(plan.goes)
+    ring = core.ring
+    names = ("token_ids", "positions", "session", "created", "successor")
+    with core.lock:
+        everywhere = torch.arange(ring.high_water)
+        found = _columns(core, names, everywhere)
+
+    def states(slots: torch.Tensor) -> torch.Tensor:
+        with core.lock:
+            return ring.states(slots)
+
+    # Of slots that change meanwhile this may find anything: such pairs are left out below.
+    pairs, gone = near_duplicates(states, *found.values()), 0
+    owners = found["session"][pairs.earlier]
+    for session in owners.unique().tolist():  # pairs of two sessions have no block in common
+        mine = Duplicates(*(column[owners == session] for column in pairs))
+        goes, numbers = _plan(core, mine, found["created"])
+        for part in torch.arange(len(goes)).split(EMPTIED):
+            with core.lock:
+                slots = goes[part][ring.ledger.number[goes[part]] == numbers[part]]
+                ring.empty(slots)
+            gone += len(slots)
+    return gone
 
 
-def _rise(core: Core, tier: int) -> int:
+def _plan(
+    core: Core, pairs: Duplicates, created: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Let blocks that stay take over from those that go; slots `[k]` of these, and their numbers.
+
+    Args:
+        core: the memory's store.
+        pairs: of one session.
+        created: `[n]` int64, number of the block that each slot had when the pairs were found.
+    """
+    ring = core.ring
+    with core.lock:
+        there = ring.ledger.number[: len(created)] == created
+        same = there[pairs.earlier] & there[pairs.later]
+        same &= (pairs.second < 0) | there[pairs.second]
+        pairs = Duplicates(*(column[same] for column in pairs))
+        at = torch.cat(pairs[:3]).unique()
+        at = at[at >= 0]
+        first, later, second = (
+            torch.where(slots < 0, slots, torch.searchsorted(at, slots)) for slots in pairs[:3]
+        )
+        local = Duplicates(first, later, second, pairs.similarity)
+        now = _columns(core, ("created", "access_count", "last_access", "relevance"), at)
+        plan = merged(local, **now, pinned=ring.ledger.pinned[at])
+        here = at.to(ring.device)
+        ring.access_count[here] = plan.access_count.to(ring.device)
+        ring.last_access[here] = plan.last_access.to(ring.device)
+        ring.relevance[here] = plan.relevance.to(ring.device)
+    return at[plan.goes], now["created"][plan.goes]
+
+
+def _columns(core: Core, names: Sequence[str], slots: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What columns hold of some slots, copied to the CPU."""
+    columns, at = core.ring.columns._asdict(), slots.to(core.ring.device)
+    return {name: columns[name][at].cpu() for name in names}
+
+
+def _rise(core: Core, alone: Alone, tier: int) -> int:
     """Blocks of a tier that were recalled since the last time go up one, for others to sink."""
     ring, ledger = core.ring, core.ring.ledger
     at = ledger.tiers[tier]
-    used = ring.last_access[at.first : at.end].cpu() >= max(1, core.consolidated)
-    slots = at.first + (used & (ledger.owner[at.first : at.end] != NO_SESSION)).nonzero()[:, 0]
-    return _up(core, tier, slots, lambda slot, other: _older(core, other, slot))
+
+    def recalled() -> torch.Tensor:
+        used = ring.last_access[at.first : at.end].cpu() >= max(1, core.consolidated)
+        return used & (ledger.owner[at.first : at.end] != NO_SESSION)
+
+    return _up(core, alone, tier, recalled, lambda slot, other: _older(core, other, slot))
 
 
-def lift(core: Core, session: int) -> int:
-    """Bring a session's blocks up; see `Memory.lift`. The decoder's hooks must rest meanwhile."""
+def lift(core: Core, session: int, alone: Alone) -> int:
+    """Bring a session's blocks up; see `Memory.lift`. Holds `core.lock` for a block at a time.
+
+    Args:
+        core: the memory's store.
+        session: number of the session.
+        alone: as for `consolidate`.
+    """
     ledger = core.ring.ledger
     risen = 0
     for tier in reversed(range(1, len(ledger.tiers))):
         at = ledger.tiers[tier]
-        slots = at.first + (ledger.owner[at.first : at.end] == session).nonzero()[:, 0]
-        risen += _up(core, tier, slots, lambda _, other: int(ledger.owner[other]) != session)
+
+        def own(at: Tier = at) -> torch.Tensor:
+            return ledger.owner[at.first : at.end] == session
+
+        yields = lambda _, other: int(ledger.owner[other]) != session  # noqa: E731
+        risen += _up(core, alone, tier, own, yields)
     return risen
 
 
@@ -91,7 +157,13 @@ def _older(core: Core, other: int, slot: int) -> bool:
     return bool(used[other] < used[slot])
 
 
-def _up(core: Core, tier: int, slots: torch.Tensor, yields: Callable[[int, int], bool]) -> int:
+def _up(
+    core: Core,
+    alone: Alone,
+    tier: int,
+    chosen: Callable[[], torch.Tensor],
+    yields: Callable[[int, int], bool],
+) -> int:
     """Blocks go up one tier, those used last before others, until half a tier has come.
 
     Blocks that keep no states are run through the model again; where hidden states are stored,
@@ -99,35 +171,49 @@ def _up(core: Core, tier: int, slots: torch.Tensor, yields: Callable[[int, int],
 
     Args:
         core: the memory's store.
+        alone: as for `consolidate`.
         tier: from which they come.
-        slots: `[n]` int64 theirs, on the CPU.
+        chosen: which slots of the tier are theirs, `[slots of the tier]` bool on the CPU.
         yields: whether the block in its second slot may sink for the one in the first.
     """
     ring, ledger = core.ring, core.ring.ledger
-    bare = ~ring.keeps_states(slots)
-    above = ring.parts(tier - 1)
-    wanted = [name for name in above if name.startswith(("keys.", "values."))]
-    if core.store == "states":
-        slots = slots[~bare]
-    most = max(1, ledger.tiers[tier - 1].slots // 2)
-    order = ring.last_access[slots.to(ring.device)].cpu().argsort(descending=True, stable=True)
+    with core.lock:
+        slots = ledger.tiers[tier].first + chosen().nonzero()[:, 0]
+        if core.store == "states":
+            slots = slots[ring.keeps_states(slots)]
+        used = ring.last_access[slots.to(ring.device)].cpu()
+        most = max(1, ledger.tiers[tier - 1].slots // 2)
+        slots = slots[used.argsort(descending=True, stable=True)[:most]]
+        numbers = ledger.number[slots].tolist()
     risen = 0
-    for slot in slots[order[:most]].tolist():
-        other = -1
-        if not ledger.free(tier - 1):
-            other = ring.keeper.least_used(tier - 1, int(ledger.owner[slot]))
-            if other < 0 or not yields(slot, other):
-                continue
-        one = torch.tensor([slot])
-        states = {}
-        if wanted and not bool(ring.keeps_states(one)):
-            layers = core.recomputed.get(one[:, None])[0]
-            for name in wanted:
-                part, number = name.split(".")
-                states[name] = layers[int(number)][part == "values"]
-        if other < 0:
-            ring.move(one, ledger.take(tier - 1, 1), states)
-        else:
-            ring.swap(slot, other, states)
-        risen += 1
+    for slot, number in zip(slots.tolist(), numbers, strict=True):
+        with core.lock:
+            if int(ledger.number[slot]) == number:
+                risen += _one_up(core, alone, tier, slot, yields)
     return risen
+
+
+def _one_up(
+    core: Core, alone: Alone, tier: int, slot: int, yields: Callable[[int, int], bool]
+) -> bool:
+    """Let the block in a slot go up one tier; whether it did."""
+    ring, ledger = core.ring, core.ring.ledger
+    other = -1
+    if not ledger.free(tier - 1):
+        other = ring.keeper.least_used(tier - 1, int(ledger.owner[slot]))
+        if other < 0 or not yields(slot, other):
+            return False
+    one = torch.tensor([slot])
+    wanted = [name for name in ring.parts(tier - 1) if name.startswith(("keys.", "values."))]
+    states = {}
+    if wanted and not bool(ring.keeps_states(one)):
+        with alone():
+            layers = core.recomputed.get(one[:, None])[0]
+        for name in wanted:
+            part, layer = name.split(".")
+            states[name] = layers[int(layer)][part == "values"]
+    if other < 0:
+        ring.move(one, ledger.take(tier - 1, 1), states)
+    else:
+        ring.swap(slot, other, states)
+    return True

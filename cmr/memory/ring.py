@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -45,6 +45,8 @@ class RingBuffer(TieredStores):
         columns: what is known of each slot of all tiers, see `Columns`, with the cursor on the
             device: blocks ever written. Numbers in `created` start at 1 and never come twice.
         keeper: makes room.
+        on_change: told the slots, `[n]` int64 on the CPU, whose blocks are about to leave them. It
+            may look at them and must not change anything. None: nobody is told.
 
     The tensors themselves are those of `TieredStores`.
 
@@ -82,6 +84,7 @@ class RingBuffer(TieredStores):
         self.last_access, self.access_count = columns.last_access, columns.access_count
         self.clock = self._start = 0
         self.keeper = Keeper(self, policy or Policy(), sessions)
+        self.on_change: Callable[[torch.Tensor], None] | None = None
 
     # -- size ------------------------------------------------------------------------------------
 
@@ -243,6 +246,7 @@ class RingBuffer(TieredStores):
         """
         if not len(source):
             return
+        self._tell(source)
         ledger, (above, below) = self.ledger, (int(source[0]), int(target[0]))
         tiers = [ledger.tier_of(above), ledger.tier_of(below)]
         rows = self.rows(tiers[0], source - ledger.tiers[tiers[0]].first)
@@ -264,6 +268,7 @@ class RingBuffer(TieredStores):
                 `[1, ...]` each.
         """
         pair = [slot, other]
+        self._tell(torch.tensor(pair))
         tiers = [self.ledger.tier_of(at) for at in pair]
         at = [
             torch.tensor([p - self.ledger.tiers[t].first]) for p, t in zip(pair, tiers, strict=True)
@@ -371,6 +376,7 @@ class RingBuffer(TieredStores):
         """
         if not len(slots):
             return
+        self._tell(slots)
         at = slots.to(self.device)
         for ahead, back in (
             (self.successor, self.predecessor),
@@ -380,6 +386,10 @@ class RingBuffer(TieredStores):
             back[beside[beside >= 0]] = NO_SLOT
         self.ledger.empty(slots)
         self._zero(slots)
+
+    def _tell(self, slots: torch.Tensor) -> None:
+        if self.on_change is not None:
+            self.on_change(slots)
 
     def _zero(self, slots: torch.Tensor) -> None:
         self.zero(slots)

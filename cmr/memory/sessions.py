@@ -21,6 +21,8 @@ class SessionInfo:
         position: position that its next token will have.
         ephemeral: whether its blocks stay on the device: they never reach another tier or a file.
         ttl: seconds after which a block of it is forgotten; None: never.
+        adapters: names of the model's adapters that were in effect when its text was read; None:
+            the model has none.
     """
 
     name: str
@@ -28,6 +30,7 @@ class SessionInfo:
     position: int = 0
     ephemeral: bool = False
     ttl: float | None = None
+    adapters: tuple[str, ...] | None = None
 
 
 class SessionTable:
@@ -162,6 +165,10 @@ class SessionTable:
     def position(self, number: int) -> int:
         """Position that the session's next token will have."""
         return self._infos[number].position
+
+    def note_adapters(self, number: int, names: tuple[str, ...] | None) -> None:
+        """Note the adapters that are in effect when a session's text is read."""
+        self._infos[number] = replace(self._infos[number], adapters=names)
 
     def remove(self, name: str) -> int:
         """Forget the name; returns the number that it had."""

@@ -49,6 +49,7 @@ def fork(ring: RingBuffer, table: SessionTable, name: str, to: str) -> int:
     finally:
         ledger.pinned[slots] = was_pinned
     table.advance(number, source.position)
+    table.note_adapters(number, source.adapters)
     _chain(ring, slots, number)
     return len(slots)
 

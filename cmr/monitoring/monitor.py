@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -43,7 +44,8 @@ class Alert:
 class CMRPerformanceMonitor(Recorder):
     """Watches one model: counts, times, what is stored, and limits that should hold.
 
-    It changes nothing of what the model does, and holds no text, token ids or states.
+    It changes nothing of what the model does, and holds no text, token ids or states. The model may
+    be used from several threads: calls are told apart.
 
     Args:
         model: a model class of this library, whose `performance` it becomes until `close`, or a
@@ -84,7 +86,7 @@ class CMRPerformanceMonitor(Recorder):
             self.limits[name] = check.real(name, limit, 0.0)
         self._on_alert, self._crossed = on_alert, set[str]()
         self.failures = 0
-        self._began: list[tuple[float, int]] = []
+        self._under_way = threading.local()  # `calls` of this thread, the innermost last
         self._handles: list[Any] = []
         self._replaced: Any = None
         if self._classed:
@@ -124,28 +126,35 @@ class CMRPerformanceMonitor(Recorder):
             with super().measure(kind):
                 yield
         except BaseException:
-            self.failures += 1
+            self._failed()
             raise
 
     def note(self, kind: str, *, tokens: int, recalls: int, stored_blocks: int) -> None:
         """Take note of what the call that was just measured did; see `Recorder.note`."""
         super().note(kind, tokens=tokens, recalls=recalls, stored_blocks=stored_blocks)
-        self._recent.append((tokens, self._last))
+        with self._counting:
+            self._recent.append((tokens, self._mine.seconds))
 
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
         tokens = 0 if given is None else given.shape[0] * given.shape[1]
-        self._began.append((time.perf_counter(), tokens))
+        calls = self._under_way.__dict__.setdefault("calls", [])
+        calls.append((time.perf_counter(), tokens))
 
     def _after(self, _: nn.Module, __: Any, output: Any) -> None:
-        began, tokens = self._began.pop()
+        calls = self._under_way.__dict__.get("calls")
+        if not calls:
+            return  # begun before it was watched
+        began, tokens = calls.pop()
         if output is None:  # it raised
-            self.failures += 1
+            self._failed()
             return
-        self._last = time.perf_counter() - began
-        self._calls["forward"] += 1
-        self._seconds["forward"] += self._last
+        self._measured("forward", time.perf_counter() - began)
         self.note("forward", tokens=tokens, recalls=0, stored_blocks=0)
+
+    def _failed(self) -> None:
+        with self._counting:
+            self.failures += 1
 
     # -- looking ---------------------------------------------------------------------------------
 
@@ -159,11 +168,13 @@ class CMRPerformanceMonitor(Recorder):
             and `tiers`: see `Memory.stats`.
         """
         stats = self.memory.stats()
-        seconds = sorted(spent for _, spent in self._recent)
-        spent, tokens = sum(seconds), sum(count for count, _ in self._recent)
+        with self._counting:
+            recent, calls, failures = list(self._recent), sum(self._calls.values()), self.failures
+        seconds = sorted(spent for _, spent in recent)
+        spent, tokens = sum(seconds), sum(count for count, _ in recent)
         return {
-            "calls": sum(self._calls.values()),
-            "failures": self.failures,
+            "calls": calls,
+            "failures": failures,
             "p50_seconds": _percentile(seconds, 0.50),
             "p95_seconds": _percentile(seconds, 0.95),
             "tokens_per_second": tokens / spent if spent else None,

@@ -1,4 +1,4 @@
-"""Tidying up in a thread, while nothing else uses the memory."""
+"""Tidying up in a thread, between what others do with the memory."""
 
 from __future__ import annotations
 
@@ -11,23 +11,18 @@ from cmr import _checks as check
 
 logger = logging.getLogger("cmr")
 
-WAIT = 0.05
-"""Seconds between looks whether to end, while others hold the lock."""
-
 
 class BackgroundOptimizer:
     """Calls a memory's upkeep from time to time, in a thread of its own.
 
-    A memory is not made for several threads: whoever else uses it meanwhile holds `lock`, as
-    `CMRPerformanceOptimizer` does around its forwards.
+    A memory lets one thread at a time to it and upkeep takes its turn in short pieces, so whoever
+    else uses the memory need not know of this.
 
     Args:
         upkeep: what is to be done, `memory.consolidate` or `model.optimize_memory`.
         seconds: between two times, above 0.
-        lock: held during upkeep; None: one of its own.
 
     Attributes:
-        lock: the lock.
         runs: times that upkeep was done.
         error: what upkeep raised; it is not tried again then. None: nothing.
 
@@ -35,41 +30,39 @@ class BackgroundOptimizer:
         ConfigError: `seconds` is no such number.
     """
 
-    def __init__(
-        self,
-        upkeep: Callable[[], Any],
-        seconds: float = 60.0,
-        lock: Any = None,
-    ) -> None:
+    def __init__(self, upkeep: Callable[[], Any], seconds: float = 60.0) -> None:
         self.seconds = check.real("seconds", seconds, 0.0)
         if self.seconds == 0:
             raise check.refuse("seconds", seconds, "a number above 0")
-        self.lock: Any = threading.RLock() if lock is None else lock
         self.runs = 0
         self.error: Exception | None = None
         self._upkeep = upkeep
+        self._turning = threading.Lock()  # on or off, by one thread at a time
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
     def running(self) -> bool:
         """Whether the thread is there."""
-        return self._thread is not None and self._thread.is_alive()
+        thread = self._thread
+        return thread is not None and thread.is_alive()
 
     def start(self) -> BackgroundOptimizer:
         """Begin; again is no harm."""
-        if not self.running:
-            self._stop.clear()
-            self._thread = threading.Thread(target=self._run, name="cmr-upkeep", daemon=True)
-            self._thread.start()
+        with self._turning:
+            if not self.running:
+                self._stop.clear()
+                self._thread = threading.Thread(target=self._run, name="cmr-upkeep", daemon=True)
+                self._thread.start()
         return self
 
     def close(self) -> None:
         """End the thread; upkeep that has begun is finished first."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        with self._turning:
+            self._stop.set()
+            if self._thread is not None:
+                self._thread.join()
+                self._thread = None
 
     def __enter__(self) -> BackgroundOptimizer:
         return self.start()
@@ -79,9 +72,6 @@ class BackgroundOptimizer:
 
     def _run(self) -> None:
         while not self._stop.wait(self.seconds):
-            while not self.lock.acquire(timeout=WAIT):
-                if self._stop.is_set():
-                    return
             try:
                 self._upkeep()
                 self.runs += 1
@@ -90,8 +80,6 @@ class BackgroundOptimizer:
                 # Its words may hold what is stored: they are for who asks for `error`, not a log.
                 logger.error("upkeep failed with %s; not tried again", type(error).__name__)
                 return
-            finally:
-                self.lock.release()
 
     def stats(self) -> dict[str, Any]:
         """`runs` so far, whether it is `running`, and the kind of `error`, if any."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,8 @@ class MicroBatch:
 class BatchProcessingOptimizer:
     """Splits a padded batch into micro-batches of texts of like length, and puts it back together.
 
+    May be used from several threads.
+
     Args:
         batch_tokens: most tokens of a micro-batch, padding among them; a single longer text runs
             alone. 1 or more.
@@ -49,6 +52,7 @@ class BatchProcessingOptimizer:
     def __init__(self, batch_tokens: int = 2048) -> None:
         self.batch_tokens = check.integer("batch_tokens", batch_tokens, 1)
         self.given = self.run = 0
+        self._counting = threading.Lock()
 
     def plan(self, attention_mask: torch.Tensor) -> list[MicroBatch]:
         """Which rows run together: like ones, as many as the limit allows, longest first.
@@ -93,8 +97,9 @@ class BatchProcessingOptimizer:
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         parts = self.plan(mask)
-        self.given += input_ids.numel()
-        self.run += sum(part.tokens for part in parts)
+        with self._counting:
+            self.given += input_ids.numel()
+            self.run += sum(part.tokens for part in parts)
         outputs = [(part, run(part, self._cut(part, input_ids, mask))) for part in parts]
         if len(parts) == 1 and parts[0].rows == tuple(range(len(input_ids))):
             part, output = outputs[0]
@@ -118,8 +123,9 @@ class BatchProcessingOptimizer:
 
     def stats(self) -> dict[str, Any]:
         """`tokens` given so far, `run` of them, and `saved`, the share that was not run."""
-        saved = 1 - self.run / self.given if self.given else 0.0
-        return {"tokens": self.given, "run": self.run, "saved": saved}
+        with self._counting:
+            given, run = self.given, self.run
+        return {"tokens": given, "run": run, "saved": 1 - run / given if given else 0.0}
 
 
 def _span(row: torch.Tensor) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,8 @@ class CMRPerformanceOptimizer:
     """Runs a model with a memory, and steers the memory between forwards.
 
     Each part is there where its setting is on, and does nothing to the others. A forward runs what
-    was deferred for at most `scheduler.budget` seconds after it.
+    was deferred for at most `scheduler.budget` seconds after it. May be used from several threads,
+    beside whatever else uses the memory.
 
     Args:
         model: a model class of this library, or a decoder with a memory attached.
@@ -31,8 +31,8 @@ class CMRPerformanceOptimizer:
             `enable_adaptive_thresholds`: `thresholds` follows `recall_rate`;
             `enable_batch_optimization`: `batching` splits padded batches;
             `enable_prefetching`: `prefetcher` lifts the sessions that are expected next, after a
-            forward; `enable_background_optimization`: `background` tidies up in a thread, while
-            `lock` is free. None: all are off.
+            forward; `enable_background_optimization`: `background` tidies up in a thread. None: all
+            are off.
         recall_rate: share of rows that are to recall something, in (0, 1).
         batch_tokens: most tokens of a micro-batch, padding among them.
         upkeep_seconds: between two times that are tidied up.
@@ -40,8 +40,6 @@ class CMRPerformanceOptimizer:
 
     Attributes:
         memory: of the model.
-        lock: held during forwards and upkeep. Who uses the memory in other ways while
-            `background` runs holds it, too.
         scheduler: what is deferred; tasks may be added.
         thresholds, batching, prefetcher, background: the parts, None where they are off.
 
@@ -64,17 +62,15 @@ class CMRPerformanceOptimizer:
         self.model, self.config = model, on
         self._own = isinstance(getattr(model, "memory", None), Memory)
         self.memory = _memory_of(model)
-        self.lock = threading.RLock()
         self.scheduler = ComputationScheduler(upkeep_budget)
         adaptive = AdaptiveThresholdManager(self.memory, recall_rate)
         batching = BatchProcessingOptimizer(batch_tokens)
         upkeep = getattr(model, "optimize_memory", self.memory.consolidate)
-        background = BackgroundOptimizer(upkeep, upkeep_seconds, self.lock)
+        background = BackgroundOptimizer(upkeep, upkeep_seconds)
         self.thresholds = adaptive if on.enable_adaptive_thresholds else None
         self.batching = batching if on.enable_batch_optimization else None
         self.prefetcher = MemoryPrefetcher(self.memory) if on.enable_prefetching else None
         self.background = background if on.enable_background_optimization else None
-        self._recalled: list[bool] = []
         if self.background is not None:
             self.background.start()
 
@@ -113,31 +109,30 @@ class CMRPerformanceOptimizer:
                 f"attention_mask: {list(input_ids.shape)} expected (as input_ids) with a token in "
                 f"every row, got {list(attention_mask.shape)}"
             )
-        with self.lock:
-            if _memory_of(self.model) is not self.memory:
-                raise AttachError("the model has another memory than this optimizer was made for")
-            if not self._remembers(inputs):
-                if sessions is not None:
-                    raise ConfigError("sessions say whose memory is read, and memory is off")
-                return self.model(**_given(input_ids, attention_mask, inputs))
-            names = self._names(sessions, len(input_ids))
-            self._recalled = []
-            if self.batching is None or _belong_together(names, inputs):
-                output = self._forward(names, _given(input_ids, attention_mask, inputs))
-            else:
-                output = self.batching.forward(
-                    lambda part, cut: self._forward(
-                        [names[row] for row in part.rows], {**cut, **inputs}
-                    ),
-                    input_ids,
-                    attention_mask,
-                )
-            self._steer(names)
+        if _memory_of(self.model) is not self.memory:
+            raise AttachError("the model has another memory than this optimizer was made for")
+        if not self._remembers(inputs):
+            if sessions is not None:
+                raise ConfigError("sessions say whose memory is read, and memory is off")
+            return self.model(**_given(input_ids, attention_mask, inputs))
+        names = self._names(sessions, len(input_ids))
+        recalled: list[bool] = []
+        if self.batching is None or _belong_together(names, inputs):
+            output = self._forward(names, _given(input_ids, attention_mask, inputs), recalled)
+        else:
+            output = self.batching.forward(
+                lambda part, cut: self._forward(
+                    [names[row] for row in part.rows], {**cut, **inputs}, recalled
+                ),
+                input_ids,
+                attention_mask,
+            )
+        self._steer(names, recalled)
         return output
 
-    def _steer(self, names: list[str]) -> None:
+    def _steer(self, names: list[str], recalled: list[bool]) -> None:
         if self.thresholds is not None:
-            self.thresholds.update(self._recalled)
+            self.thresholds.update(recalled)
         if self.prefetcher is not None:
             self.prefetcher.note(names)
             self.scheduler.submit("prefetch", self.prefetcher.prefetch)
@@ -161,8 +156,8 @@ class CMRPerformanceOptimizer:
             raise ValueError(f"sessions: {batch} names expected, one a row, got {len(names)}")
         return names
 
-    def _forward(self, names: list[str], inputs: dict[str, Any]) -> Any:
-        """One forward of these sessions, of which is noted who recalled."""
+    def _forward(self, names: list[str], inputs: dict[str, Any], recalled: list[bool]) -> Any:
+        """One forward of these sessions; notes in `recalled` which rows did."""
         given = list(dict.fromkeys(names)) if len(set(names)) == 1 else names
         if self._own:
             output = self.model(sessions=given, **inputs)
@@ -170,7 +165,7 @@ class CMRPerformanceOptimizer:
             with self.memory.session(*given, create=True):
                 output = self.model(**inputs)
         if self.thresholds is not None:
-            self._recalled += [bool(row) for row in self.memory.recalled]
+            recalled += [bool(row) for row in self.memory.recalled]
         return output
 
     def stats(self) -> dict[str, Any]:
@@ -188,9 +183,8 @@ class CMRPerformanceOptimizer:
         """End the thread, where there is one, and run what is still deferred."""
         if self.background is not None:
             self.background.close()
-        with self.lock:
-            while self.scheduler.waiting:
-                self.scheduler.run()
+        while self.scheduler.waiting:
+            self.scheduler.run()
 
     def __enter__(self) -> CMRPerformanceOptimizer:
         return self

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
 from cmr import _checks as check
+from cmr.errors import UnknownSessionError
 from cmr.integration.memory import Memory
 
 
@@ -15,7 +17,7 @@ class MemoryPrefetcher:
 
     What follows a session is counted over its last `span` requests. Nothing that a search finds
     changes by it; what was lifted is read from beside the model instead of being copied from
-    host memory or run through the model again.
+    host memory or run through the model again. May be used from several threads.
 
     Args:
         memory: whose sessions they are.
@@ -39,26 +41,28 @@ class MemoryPrefetcher:
         self._followers: dict[str, deque[str]] = {}
         self._last: tuple[str, ...] = ()
         self._predicted: tuple[str, ...] = ()
+        self._noting = threading.Lock()
 
     def note(self, sessions: Sequence[str]) -> None:
         """Take note of the sessions of a request, one name a row."""
         now = tuple(dict.fromkeys(sessions))
-        for before in self._last:
-            self._followers.setdefault(before, deque(maxlen=self.span)).extend(now)
-        self.seen += len(now)
-        self.expected += len(set(now) & set(self._predicted))
-        self._last, self._predicted = now, ()
+        with self._noting:
+            for before in self._last:
+                self._followers.setdefault(before, deque(maxlen=self.span)).extend(now)
+            self.seen += len(now)
+            self.expected += len(set(now) & set(self._predicted))
+            self._last, self._predicted = now, ()
 
     def predict(self) -> list[str]:
         """Sessions that are expected next, the likeliest first; those that ended are not."""
         alive = set(self._memory.sessions)
-        self._followers = {
-            name: behind for name, behind in self._followers.items() if name in alive
-        }
         votes: Counter[str] = Counter()
-        for before in self._last:
-            # Newest first: of equally frequent ones the one that followed last is likelier.
-            votes.update(name for name in reversed(self._followers.get(before, ())))
+        with self._noting:
+            for name in self._followers.keys() - alive:
+                del self._followers[name]
+            for before in self._last:
+                # Newest first: of equally frequent ones the one that followed last is likelier.
+                votes.update(name for name in reversed(self._followers.get(before, ())))
         likely = [name for name, _ in votes.most_common() if name in alive]
         return likely[: self.ahead]
 
@@ -68,13 +72,21 @@ class MemoryPrefetcher:
         Raises:
             UnknownSessionError: a session that is named does not exist.
         """
-        wanted = list(sessions) or self.predict()
-        self._predicted = tuple(wanted)
-        risen = self._memory.lift(*reversed(wanted)) if wanted else 0
-        self.lifted += risen
-        return risen
+        while True:
+            wanted = list(sessions) or self.predict()
+            try:
+                risen = self._memory.lift(*reversed(wanted)) if wanted else 0
+            except UnknownSessionError:
+                if sessions:
+                    raise
+                continue  # it ended since it was predicted
+            with self._noting:
+                self._predicted = tuple(wanted)
+                self.lifted += risen
+            return risen
 
     def stats(self) -> dict[str, Any]:
         """`lifted` blocks, `requests` so far, and the share that was `expected`."""
-        share = self.expected / self.seen if self.seen else None
-        return {"lifted": self.lifted, "requests": self.seen, "expected": share}
+        with self._noting:
+            lifted, seen, expected = self.lifted, self.seen, self.expected
+        return {"lifted": lifted, "requests": seen, "expected": expected / seen if seen else None}

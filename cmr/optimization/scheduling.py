@@ -74,7 +74,8 @@ class ComputationScheduler:
                     return results
                 _, _, name, task = heapq.heappop(self._waiting)
             results[name] = task()
-            self.done += 1
+            with self._lock:
+                self.done += 1
             if time.monotonic() - began >= limit:
                 return results
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +16,7 @@ class AdaptiveThresholdManager:
     After each request the threshold goes up by `step * (1 - rate)` where memory was read, and down
     by `step * rate` where it was not: over n requests the share that recalled is off by at most
     (high - low) / (step * n), whatever the requests are, as long as the threshold stays
-    strictly between its bounds.
+    strictly between its bounds. May be used from several threads.
 
     Args:
         memory: the memory to steer; its present threshold is where this begins.
@@ -54,6 +55,7 @@ class AdaptiveThresholdManager:
             raise check.refuse("high", high, f"a number above low ({low})")
         self._memory = memory
         self.seen = self.recalled = 0
+        self._updating = threading.Lock()
 
     @property
     def threshold(self) -> float:
@@ -69,22 +71,24 @@ class AdaptiveThresholdManager:
         Returns:
             The threshold that holds from now on.
         """
-        before = now = self.threshold
-        for read in recalled:
-            now += self.step * (float(read) - self.rate)
-            now = min(max(now, self.low), self.high)
-            self.seen += 1
-            self.recalled += bool(read)
-        if now != before:
-            self._memory.change(threshold=now)
+        with self._updating:
+            before = now = self.threshold
+            for read in recalled:
+                now += self.step * (float(read) - self.rate)
+                now = min(max(now, self.low), self.high)
+                self.seen += 1
+                self.recalled += bool(read)
+            if now != before:
+                self._memory.change(threshold=now)
         return now
 
     def stats(self) -> dict[str, Any]:
         """`threshold`, `rate` that is wanted, `requests` so far, and `recalled`, their share."""
-        share = self.recalled / self.seen if self.seen else None
+        with self._updating:
+            seen, recalled = self.seen, self.recalled
         return {
             "threshold": self.threshold,
             "rate": self.rate,
-            "requests": self.seen,
-            "recalled": share,
+            "requests": seen,
+            "recalled": recalled / seen if seen else None,
         }

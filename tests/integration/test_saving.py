@@ -145,6 +145,23 @@ def test_single_sessions_into_a_memory_in_use(llama: nn.Module, tmp_path: Path) 
             memory.load(tmp_path / "m", sessions=["anna"])
 
 
+def test_a_session_that_lies_low_comes_back_low(llama: nn.Module, tmp_path: Path) -> None:
+    """Nothing of it is wanted in the upper tiers, which are full of others' text."""
+    with filled(llama) as memory:
+        ring, ben = memory._core.ring, memory._core.table.require("ben")
+        for tier in ring.ledger.tiers[:2]:
+            slots = ring.ledger.slots_of(ben)
+            slots = slots[tier.holds(slots)]
+            ring.move(slots, ring.ledger.take(2, len(slots)))
+        memory.save(tmp_path / "m", sessions=["ben"])
+    with cmr.attach(llama, **SETTINGS) as memory:
+        memory.read(text(300, seed=3), sessions=["carl"])
+        above = [block.id for block in memory.inspect() if block.tier != "long_term"]
+        assert memory.load(tmp_path / "m") == len(memory.inspect("ben"))
+        assert {block.tier for block in memory.inspect("ben")} == {"long_term"}
+        assert [b.id for b in memory.inspect() if b.tier != "long_term"] == above
+
+
 def test_another_model_is_refused(
     llama: nn.Module, tiny: Callable[[str], nn.Module], tmp_path: Path
 ) -> None:

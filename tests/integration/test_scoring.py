@@ -28,7 +28,7 @@ def attach(model: nn.Module, method: str | None, **more: Any) -> cmr.Memory:
 
 
 def scorer_of(memory: cmr.Memory) -> BlockScorer:
-    return memory._reader.scorer
+    return memory._core.scorer
 
 
 def raw_scores(

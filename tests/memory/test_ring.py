@@ -245,3 +245,39 @@ def test_changed_since_names_every_slot_that_was_written(writes, data) -> None:
     assert {int(i) for i in (store.created != before).nonzero()} <= named
     assert named <= set(range(store.high_water))
     assert all(first < last for first, last in ranges)
+
+
+def test_who_listens_is_told_before_a_block_leaves_its_slot() -> None:
+    """By an eviction, a move, a swap, a removal, clearing: every slot that is about to change."""
+    store = ring(3, working=3)
+    store.write(batch([0, 0, 0]))
+    held: dict[int, int] = {}
+
+    def check(slots: torch.Tensor) -> None:
+        for slot in slots.tolist():
+            tier = store.ledger.tier_of(slot)
+            first = store.ledger.tiers[tier].first
+            keys = store.parts(tier)["keys.2"][slot - first]
+            assert keys.unique().tolist() == [held.pop(slot)], "what it holds is there still"
+
+    def expect(*slots: int) -> None:
+        held.update({slot: int(store.ledger.number[slot]) for slot in slots})
+
+    store.on_change = check
+    expect(0)
+    store.write(batch([0], first=4))  # the first block sinks
+    assert not held
+    (low,) = store.ledger.held(1).tolist()
+    expect(1, low)
+    store.swap(1, low)
+    assert not held
+    expect(2)
+    store.move(torch.tensor([2]), store.ledger.take(1, 1))
+    assert not held
+    expect(0)
+    store.empty(torch.tensor([0]))
+    assert not held
+    expect(*store.ledger.slots_of(None).tolist())
+    assert len(held) == 3
+    store.clear()
+    assert not held

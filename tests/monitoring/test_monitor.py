@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 
 import pytest
 import torch
@@ -96,7 +98,7 @@ def test_only_the_newest_calls_count_for_rates(tiny) -> None:
     model = FullCMRModel(tiny("llama"), SETTINGS)
     with CMRPerformanceMonitor(model, window=2) as monitor:
         for seconds in (9.0, 1.0, 3.0):
-            monitor._last = seconds
+            monitor._measured("forward", seconds)
             monitor.note("forward", tokens=8, recalls=0, stored_blocks=0)
         found = monitor.metrics()
     assert (found["p50_seconds"], found["p95_seconds"]) == (1.0, 3.0)
@@ -121,3 +123,45 @@ def test_bad_arguments_are_refused(tiny, llama) -> None:
     with pytest.raises(ConfigError, match="window"):
         CMRPerformanceMonitor(model, window=0)
     assert model.performance is before
+
+
+def test_calls_of_two_threads_are_told_apart(llama) -> None:
+    """One begins within the other and ends after it."""
+    begun, ended = threading.Event(), threading.Event()
+    with cmr.attach(llama, window=64), CMRPerformanceMonitor(llama) as monitor:
+
+        def later() -> None:
+            monitor._before(llama, (torch.zeros(1, 5),), {})
+            begun.set()
+            ended.wait(10)
+            monitor._after(llama, None, object())
+
+        monitor._before(llama, (torch.zeros(1, 3),), {})
+        other = threading.Thread(target=later)
+        other.start()
+        begun.wait(10)
+        monitor._after(llama, None, object())
+        assert [tokens for tokens, _ in monitor._recent] == [3]
+        ended.set()
+        other.join(10)
+        assert [tokens for tokens, _ in monitor._recent] == [3, 5]
+
+
+def test_a_class_notes_the_seconds_of_its_own_call(tiny) -> None:
+    model = FullCMRModel(tiny("llama"), SETTINGS)
+    noted = {"recalls": 0, "stored_blocks": 0}
+    with CMRPerformanceMonitor(model) as monitor:
+
+        def short() -> None:
+            with monitor.measure("forward"):
+                pass
+            monitor.note("forward", tokens=3, **noted)
+
+        with monitor.measure("generate"):
+            time.sleep(0.05)
+        other = threading.Thread(target=short)
+        other.start()
+        other.join(10)
+        monitor.note("generate", tokens=100, **noted)
+        seconds = dict(monitor._recent)
+    assert seconds[3] < 0.05 <= seconds[100]

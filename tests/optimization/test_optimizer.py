@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -101,7 +102,28 @@ def test_without_memory_it_is_the_plain_forward_and_steers_nothing(tiny) -> None
         assert optimizer.thresholds.seen == optimizer.prefetcher.seen == 0
 
 
-def test_background_upkeep_and_forwards_share_one_lock(tiny) -> None:
+def test_what_a_call_notes_is_its_own(llama, monkeypatch) -> None:
+    """Another thread's whole call falls between the forward of one and what it steers by."""
+    on = {"enable_adaptive_thresholds": True, "enable_batch_optimization": True}
+    with cmr.attach(llama, window=64, threshold=0.8), CMRPerformanceOptimizer(llama, on) as it:
+        batched, told, others = it.batching.forward, [], []
+
+        def forward(*given):
+            output = batched(*given)
+            if not others:
+                others.append(threading.Thread(target=it.optimize_forward, args=(text(1, 8),)))
+                others[0].start()
+                others[0].join(10)
+                assert not others[0].is_alive(), "nothing is held between forwards"
+            return output
+
+        monkeypatch.setattr(it.batching, "forward", forward)
+        monkeypatch.setattr(it.thresholds, "update", lambda rows: told.append(list(rows)))
+        it.optimize_forward(text(2, 8))
+    assert told == [[False], [False, False]]
+
+
+def test_background_upkeep_and_forwards_take_turns(tiny) -> None:
     model = model_of(tiny)
     on = {"enable_background_optimization": True}
     with CMRPerformanceOptimizer(model, on, upkeep_seconds=0.002) as optimizer:

@@ -83,3 +83,23 @@ def test_an_unknown_session_moves_nothing(memory) -> None:
     with pytest.raises(UnknownSessionError):
         memory.lift("anna", "nobody")
     assert recent(memory, "anna") == here
+
+
+def test_a_session_that_ends_meanwhile_is_not_lifted(memory, monkeypatch) -> None:
+    """Between what is predicted and what is lifted another thread ends the likeliest one."""
+    prefetcher = MemoryPrefetcher(memory, ahead=2)
+    for name in ("anna", "ben", "anna", "carl", "anna"):
+        prefetcher.note([name])
+    lift, asked = memory.lift, []
+
+    def ending(*names: str) -> int:
+        if not asked:
+            memory.forget("carl")
+        asked.append(names)
+        return lift(*names)
+
+    monkeypatch.setattr(memory, "lift", ending)
+    prefetcher.prefetch()
+    assert asked == [("ben", "carl"), ("ben",)]
+    with pytest.raises(UnknownSessionError):
+        prefetcher.prefetch("carl")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,3 +60,24 @@ def test_bad_values_are_refused_and_change_nothing(memory, bad) -> None:
     with pytest.raises(ConfigError, match=next(reversed(bad))):
         AdaptiveThresholdManager(memory, **bad)
     assert memory.config.retrieval.threshold == 0.8
+
+
+def test_threads_do_not_undo_each_other() -> None:
+    retrieval = SimpleNamespace(threshold=1.0)
+
+    def change(threshold: float) -> None:
+        time.sleep(0.001)
+        retrieval.threshold = threshold
+
+    memory = SimpleNamespace(config=SimpleNamespace(retrieval=retrieval), change=change)
+    manager = AdaptiveThresholdManager(memory, 0.5, step=0.02, high=9.0)
+    threads = [
+        threading.Thread(target=lambda: [manager.update([True]) for _ in range(10)])
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert retrieval.threshold == pytest.approx(1.0 + 40 * 0.01)
+    assert manager.stats()["requests"] == 40

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from typing import Any
 class Recorder:
     """Counts calls, tokens and seconds. Whatever has `measure`, `note` and `stats` takes its place.
 
-    Wall time of a call ends when the call returns: what a GPU still has under way is not in it.
+    Wall time of a call ends when the call returns: what a GPU still has under way is not in it, but
+    what it waited for other threads is. May be used from several threads.
     """
 
     def __init__(self) -> None:
@@ -20,18 +22,25 @@ class Recorder:
         self._seconds = {"forward": 0.0, "generate": 0.0}
         self._noted = {"recalls": 0, "stored_blocks": 0}
         self._last = 0.0
+        self._counting = threading.Lock()
+        self._mine = threading.local()  # `seconds` of this thread's last call
 
     @contextmanager
     def measure(self, kind: str) -> Iterator[None]:
         """Measure one call that succeeds; `kind` is 'forward' or 'generate'."""
         began = time.perf_counter()
         yield
-        self._last = time.perf_counter() - began
-        self._calls[kind] += 1
-        self._seconds[kind] += self._last
+        self._measured(kind, time.perf_counter() - began)
+
+    def _measured(self, kind: str, seconds: float) -> None:
+        self._mine.seconds = seconds
+        with self._counting:
+            self._last = seconds
+            self._calls[kind] += 1
+            self._seconds[kind] += seconds
 
     def note(self, kind: str, *, tokens: int, recalls: int, stored_blocks: int) -> None:
-        """Take note of what a call did.
+        """Take note of what a call did, the last one that this thread measured.
 
         Args:
             kind: 'forward' or 'generate'.
@@ -39,9 +48,10 @@ class Recorder:
             recalls: searches that gave its layers something to read.
             stored_blocks: blocks that became memory.
         """
-        self._tokens[kind] += tokens
-        self._noted["recalls"] += recalls
-        self._noted["stored_blocks"] += stored_blocks
+        with self._counting:
+            self._tokens[kind] += tokens
+            self._noted["recalls"] += recalls
+            self._noted["stored_blocks"] += stored_blocks
 
     def stats(self) -> dict[str, Any]:
         """Plain numbers.
@@ -51,13 +61,15 @@ class Recorder:
             first token), `last_seconds`, `recalls` (searches that gave layers
             something to read), `stored_blocks`.
         """
-        tokens, seconds = sum(self._tokens.values()), sum(self._seconds.values())
+        with self._counting:
+            calls, noted, last = self._calls.copy(), self._noted.copy(), self._last
+            tokens, seconds = sum(self._tokens.values()), sum(self._seconds.values())
         return {
-            "forwards": self._calls["forward"],
-            "generations": self._calls["generate"],
+            "forwards": calls["forward"],
+            "generations": calls["generate"],
             "tokens": tokens,
             "seconds": seconds,
             "tokens_per_second": tokens / seconds if tokens and seconds else None,
-            "last_seconds": self._last,
-            **self._noted,
+            "last_seconds": last,
+            **noted,
         }

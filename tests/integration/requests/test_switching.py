@@ -111,3 +111,18 @@ def test_beside_switches_every_answer_is_one_of_those_that_are_switched_between(
     stop.set()
     switcher.join()
     assert not errors and found <= allowed and len(found) > 1
+
+
+def test_a_read_under_way_is_scored_as_it_began(memory: cmr.Memory) -> None:
+    """Another scorer may want layers that did not run for the pieces before."""
+    done: list[int] = []
+
+    def switch(tokens: int, _: int) -> None:
+        done.append(tokens)
+        memory.change(relevance_threshold=0.0 if len(done) % 2 else None)
+
+    anna = memory.session("anna")
+    report = anna.read(text(200, seed=7), progress=switch)
+    assert report.tokens == 200 and len(done) > 2 and anna.tokens == 500
+    relevance = {block.relevance for block in anna.inspect(start=300)}
+    assert relevance == {0.5}, "scored, though nothing was to be when it began"
