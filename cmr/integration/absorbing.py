@@ -62,4 +62,4 @@ def _record_of(core: Core, cache: object) -> WindowRecord:
 def _end(cache: DynamicCache) -> None:
     """The cache's text is over: what goes on with it is not stored, and nothing twice."""
     owner = cache.layers[0].owner
-    owner.record = owner.on_leave = owner.on_reorder = owner.on_crop = None
+    owner.record = owner.on_leave = None

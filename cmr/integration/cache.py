@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
+
+if TYPE_CHECKING:
+    from cmr.integration.record import WindowRecord
 
 Take = Callable[[int, torch.Tensor, torch.Tensor], None]
 Turn = Callable[[int, torch.Tensor, torch.Tensor, int], torch.Tensor]
@@ -88,7 +93,7 @@ class WindowLayer(DynamicLayer):
             # before they are turned for the first time.
             going = slice(0 if owner.whole and not self.left else sinks, sinks + leaving)
             owner.on_leave(self.number, keys[..., going, :], values[..., going, :])
-        shift = owner.sink_shift(self.left, leaving).to(keys.device)
+        shift = owner.sink_shift(self.left, leaving).to(keys.device).expand(len(keys))
         columns = shift[:, None] + torch.arange(sinks, device=keys.device)
         if self._sinks is None or self._turned is None or self.left < owner.longest_padding:
             self._sinks, self._turned = _pick(keys, columns), leaving - shift
@@ -114,33 +119,66 @@ class WindowLayer(DynamicLayer):
         return held - hidden + query_length, self.seen - held + hidden
 
     def reset(self) -> None:
-        """Drop everything."""
+        """Drop everything; the text that comes next is another one, with a record of its own."""
         super().reset()
         self.is_initialized = False  # the first releases of transformers 5 keep zeroed tensors
         self.seen = self.left = 0
         self._sinks = self._turned = None
+        if self.number == 0:
+            self.owner.restart()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Rows follow their beams; the record of the window follows once."""
-        super().reorder_cache(beam_idx)
+        self._take(beam_idx)
+        if self.seen and self.number == 0:
+            self.owner.reorder(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row becomes a group of so many; the first of each goes on writing to memory."""
+        self._select(lambda rows: rows.repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows; each goes on with its own session."""
+        self._select(lambda rows: rows[indices])
+
+    def _select(self, chosen: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        if not self.seen:
+            return
+        rows = chosen(torch.arange(len(self.keys), device=self.keys.device))
+        self._take(rows)
+        if self.number == 0:
+            self.owner.select(rows)
+
+    def _take(self, rows: torch.Tensor) -> None:
+        if not self.seen:
+            return
+        rows = rows.to(self.keys.device)
+        self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
         if self._sinks is not None and self._turned is not None:
-            self._sinks = self._sinks.index_select(0, beam_idx.to(self._sinks.device))
-            self._turned = self._turned.index_select(0, beam_idx.to(self._turned.device))
-        if self.number == 0 and self.owner.on_reorder is not None:
-            self.owner.on_reorder(beam_idx)
+            self._sinks = self._sinks.index_select(0, rows)
+            self._turned = self._turned.index_select(0, rows.to(self._turned.device))
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last tokens (a negative number), as assisted decoding does.
 
         The first releases of transformers 5 give the length that is to stay, a positive number.
+
+        Raises:
+            ValueError: some of them have left the window; nothing is removed then.
         """
         going = self.seen - tokens_to_remove if tokens_to_remove > 0 else -tokens_to_remove
         if going <= 0 or not self.is_initialized:
             return
+        kept = self._held() - self.owner.sinks if self.left else self._held()
+        if going > kept:
+            raise ValueError(
+                f"crop: at most {kept} tokens can be taken back, the others left the window for "
+                f"memory; got {going}"
+            )
         self.keys, self.values = self.keys[..., :-going, :], self.values[..., :-going, :]
         self.seen -= going
-        if self.number == 0 and self.owner.on_crop is not None:
-            self.owner.on_crop(going)
+        if self.number == 0 and self.owner.record is not None:
+            self.owner.record.crop(going)
 
 
 class LocalWindow:
@@ -155,12 +193,11 @@ class LocalWindow:
         device: of the token ids.
         on_new: takes `(layer, keys, values)` of the tokens that come, or None.
         on_leave: the same of the tokens that leave.
-        on_reorder: takes the rows that follow their beams.
-        on_crop: takes the number of last tokens that are removed.
         whole: the sinks are handed to `on_leave`, too, with the first tokens that leave.
 
     Attributes:
-        record: what the cache's user knows of the tokens in it.
+        record: what is known of the tokens in it; None where nobody follows them.
+        on_copy: takes the record of a deep copy of the cache, or None.
         deferred: whether nothing leaves until `settle` is called, as behind a compiled forward.
     """
 
@@ -175,18 +212,43 @@ class LocalWindow:
         device: torch.device,
         on_new: Take | None = None,
         on_leave: Take | None = None,
-        on_reorder: Callable[[torch.Tensor], None] | None = None,
-        on_crop: Callable[[int], None] | None = None,
         whole: bool = False,
     ) -> None:
         self.window, self.sinks, self.whole = window, sinks, whole
         self.block = min(block, max(1, window // 2))
         self.turn, self.on_new = turn, on_new
-        self.on_leave, self.on_reorder, self.on_crop = on_leave, on_reorder, on_crop
-        self.record: object | None = None
+        self.on_leave = on_leave
+        self.on_copy: Callable[[WindowRecord], None] | None = None
+        self.record: WindowRecord | None = None
         self.deferred = False
         self.longest_padding = max(padding, default=0)
         self.padding = torch.tensor(list(padding), device=device)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LocalWindow:
+        """That of a copied cache: a record of its own, everything else is shared."""
+        other = memo[id(self)] = copy.copy(self)
+        if self.record is not None:
+            other.record = copy.deepcopy(self.record, memo)
+            if self.on_copy is not None:
+                self.on_copy(other.record)
+        return other
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Rows follow their beams."""
+        self.padding = self.padding.index_select(0, rows.to(self.padding.device))
+        if self.record is not None:
+            self.record.reorder(rows)
+
+    def select(self, rows: torch.Tensor) -> None:
+        """These rows are the batch from now on, `[rows]` int64."""
+        self.padding = self.padding.index_select(0, rows.to(self.padding.device))
+        if self.record is not None:
+            self.record.select(rows)
+
+    def restart(self) -> None:
+        """The text is over, and nobody knows the next one's padding."""
+        self.record, self.longest_padding = None, 0
+        self.padding = self.padding.new_zeros(1)
 
     def leaving(self, held: int) -> int:
         """How many tokens leave when `held` are held: whole blocks, enough to fit the window."""

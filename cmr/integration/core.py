@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 from weakref import WeakSet
 
 import torch
 
 from cmr.config import STATE_METHODS, CMRConfig
-from cmr.errors import ConfigError
+from cmr.errors import AttachError, ConfigError
 from cmr.integration.adapter import ModelAdapter
 from cmr.integration.cache import LocalWindow
 from cmr.integration.capture import BlockWriter, Keep
@@ -149,6 +150,13 @@ class Core:
         self.on_forgotten: Callable[[set[int]], None] | None = None
         self.searches = self.recalls_made = 0
         self.consolidated = self.forgotten = 0
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Whoever copies or pickles a model comes here by its hooks: they would copy all of it."""
+        raise AttachError(
+            "a model with a memory attached cannot be copied or pickled, nor can a memory: "
+            "detach() first, attach one to the copy; memory.save(path) keeps what is stored"
+        )
 
     @property
     def _again(self) -> bool:

@@ -330,6 +330,7 @@ class Recall:
 
     def select(self, rows: torch.Tensor) -> Recall:
         """The recall of the given rows, in their order."""
+        rows = rows.to(self._table.device)
         other = object.__new__(Recall)
         other.choice = self.choice.select(rows)
         other.plan = None if self.plan is None else self.plan.select(rows)

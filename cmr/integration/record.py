@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
 
 import torch
 
@@ -23,7 +26,7 @@ class WindowRecord:
         padding: tokens of left padding of each row.
         behind: tokens of the first forward and of its right padding, row by row; None for none.
         recall: what the rows read at present.
-        steps: forwards since the last search.
+        steps: decoding steps since the last prompt, one for each token.
         seen: tokens seen, sinks included.
         query: the newest tokens as the last search of a decoding step left them.
         unasked: tokens that came since then.
@@ -56,6 +59,18 @@ class WindowRecord:
         self._heads: list[dict[str, torch.Tensor]] = []
         self._chunks: list[dict[str, torch.Tensor]] = []
         self._known = 0
+        # Which input each row was made of: 1, 1, 1, 2, 2, 2 for three beams of two inputs.
+        self._inputs = list(accumulate(int(row in self.writers) for row in range(len(sessions))))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WindowRecord:
+        """The record of a copied cache. Tensors that nobody changes in place are shared."""
+        other = copy.copy(self)
+        rows = torch.arange(len(self.sessions))
+        other._heads = [dict(chunk) for chunk in self._heads]
+        other._chunks = [dict(chunk) for chunk in self._chunks]
+        other.recall = None if self.recall is None else self.recall.select(rows)
+        other.query = None if self.query is None else self.query.select(rows)
+        return other
 
     def forget_recall(self) -> None:
         """Let go of what was recalled, and search anew at the next step."""
@@ -154,9 +169,16 @@ class WindowRecord:
         return self._first
 
     def crop(self, tokens: int) -> None:
-        """Forget the last `tokens`, as assisted decoding does with what was not accepted."""
+        """Forget the last `tokens`, as assisted decoding does with what was not accepted.
+
+        So many decoding steps are taken back with them. A query that holds one of them is dropped;
+        the next search makes it anew.
+        """
         self.seen -= tokens
-        self.query = None
+        self.steps -= min(tokens, max(0, self.steps))
+        self.unasked -= tokens
+        if self.unasked < 0:
+            self.query, self.unasked = None, 0
         while tokens and self._chunks:
             held = next(iter(self._chunks[-1].values())).shape[1]
             chunk = self._chunks.pop()
@@ -169,10 +191,51 @@ class WindowRecord:
             self._heads = [{n: x[:, :-tokens] for n, x in head.items()}]
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Rows follow their beams. Beams of one input share their session, so only tokens move."""
-        for chunks in (self._heads, self._chunks):
-            chunks[:] = [{n: x.index_select(0, rows) for n, x in c.items()} for c in chunks]
-        if self.recall is not None:
-            self.recall = self.recall.select(rows)
+        """Rows follow their beams: those of one input share its session, its first one writes."""
+        self._move(rows)
         if self.query is not None:
             self.query.reorder(rows)
+        if len(set(self._inputs)) > 1:  # else every row stays what it was, and no device is asked
+            self._rename(rows.tolist())
+            self.writers = self._writing(range(len(self._inputs)))
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Become the record of these rows; who writes goes on, else another row of its input.
+
+        Args:
+            rows: `[rows]` int64 of the batch as it is, in any order and as often as wanted.
+        """
+        self._move(rows)
+        if self.query is not None:
+            self.query = self.query.select(rows)
+        order, writing = rows.tolist(), set(self.writers)
+        self._rename(order)
+        # Rows that wrote before come first, so that they go on where any of them is left.
+        ranked = sorted(range(len(order)), key=lambda row: order[row] not in writing)
+        self.writers = self._writing(ranked)
+
+    def _move(self, rows: torch.Tensor) -> None:
+        for chunks in (self._heads, self._chunks):
+            chunks[:] = [{n: _rows(x, rows) for n, x in c.items()} for c in chunks]
+        if self.recall is not None:
+            self.recall = self.recall.select(rows)
+
+    def _rename(self, rows: list[int]) -> None:
+        """What is known of each row goes with it."""
+        self.sessions = [self.sessions[row] for row in rows]
+        self.padding = [self.padding[row] for row in rows]
+        self._inputs = [self._inputs[row] for row in rows]
+        if self.behind is not None:
+            tokens, padding = self.behind
+            self.behind = tokens, [padding[row] for row in rows]
+
+    def _writing(self, order: Sequence[int]) -> list[int]:
+        """The first row of each input, rows taken in this order."""
+        first: dict[int, int] = {}
+        for row in order:
+            first.setdefault(self._inputs[row], row)
+        return sorted(first.values())
+
+
+def _rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return x.index_select(0, rows.to(x.device))

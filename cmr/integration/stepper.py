@@ -323,7 +323,7 @@ class Stepper:
             self._followed.append(cache)
         window.record = record
         window.on_leave = self._leaving
-        window.on_reorder, window.on_crop = record.reorder, record.crop
+        window.on_copy = self.core.records.add
         window.adopt(cache, self.core.adapter.depth)
         return record
 
