@@ -199,6 +199,7 @@ class LocalWindow:
         record: what is known of the tokens in it; None where nobody follows them.
         on_copy: takes the record of a deep copy of the cache, or None.
         deferred: whether nothing leaves until `settle` is called, as behind a compiled forward.
+        patient: whether nothing leaves at all, for a piece that is read in several forwards.
     """
 
     def __init__(
@@ -220,7 +221,7 @@ class LocalWindow:
         self.on_leave = on_leave
         self.on_copy: Callable[[WindowRecord], None] | None = None
         self.record: WindowRecord | None = None
-        self.deferred = False
+        self.deferred = self.patient = False
         self.longest_padding = max(padding, default=0)
         self.padding = torch.tensor(list(padding), device=device)
 
@@ -252,8 +253,12 @@ class LocalWindow:
 
     def leaving(self, held: int) -> int:
         """How many tokens leave when `held` are held: whole blocks, enough to fit the window."""
-        over = held - self.sinks - self.window
+        over = 0 if self.patient else held - self.sinks - self.window
         return -(-over // self.block) * self.block if over > 0 else 0
+
+    def room(self, held: int) -> int:
+        """How many tokens may come before any leaves when `held` are held."""
+        return self.sinks + self.window - held
 
     def sink_shift(self, left: int, leaving: int) -> torch.Tensor:
         """Columns `[batch]` by which each row's sinks move on before `leaving` columns go.
