@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from transformers.cache_utils import DynamicCache
 
 from cmr.integration.cache import WindowLayer, is_windowed
 from cmr.integration.core import Core
+from cmr.integration.lasting import lasting
 from cmr.integration.record import WindowRecord
 
 
@@ -25,7 +25,7 @@ def absorb(core: Core, cache: DynamicCache) -> int:
             layer.keys[..., held, :].detach(),
             layer.values[..., held, :].detach(),
         )
-    with torch.no_grad():
+    with lasting():
         blocks = core.leave(record, layers, finished=True)
     _end(cache)
     return blocks

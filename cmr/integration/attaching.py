@@ -14,6 +14,7 @@ from cmr.integration.adapter import ModelAdapter
 from cmr.integration.capture import Keep
 from cmr.integration.detection import adapt
 from cmr.integration.files import open_saved
+from cmr.integration.lasting import lasting
 from cmr.integration.memory import ATTACHED, Memory
 
 
@@ -115,4 +116,5 @@ def _memory(
     missing = settings.unavailable()
     if missing:
         raise ConfigError("; ".join(missing))
-    return Memory(adapter, settings, tokenizer, keep)
+    with lasting():
+        return Memory(adapter, settings, tokenizer, keep)

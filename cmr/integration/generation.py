@@ -159,7 +159,7 @@ def _without_prefill(
         return None, args, kwargs
     if not isinstance(size, int) or size < 1:  # transformers itself says what is wrong with it
         return None, args, kwargs
-    if getattr(given, "prefill_chunk_size", None) is not None:
+    if given is not None and given.prefill_chunk_size is not None:
         given = copy.copy(given)
         given.prefill_chunk_size = None
         if args:

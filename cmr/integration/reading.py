@@ -13,12 +13,15 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from cmr.config import CMRConfig
+from cmr.errors import AttachError
 from cmr.integration.cache import LocalWindow
 from cmr.integration.core import Core
+from cmr.integration.lasting import lasting
 from cmr.integration.partial import stop_before
 from cmr.integration.recall import Recall
 from cmr.integration.scoring import BlockScorer, Piece
 from cmr.integration.stepper import Stepper
+from cmr.integration.training import checkpoints
 from cmr.retrieval import Ask
 
 Progress = Callable[[int, int], None]
@@ -157,6 +160,7 @@ class Reader:
         """Scores the blocks."""
         return self.core.scorer
 
+    @lasting()
     def read(
         self,
         rows: Rows,
@@ -172,7 +176,15 @@ class Reader:
             progress: called with tokens done and tokens in all.
             recall: let each piece recall, asked for by the end of the piece before it, from what
                 lies behind its left context. Otherwise the forwards are the model's own.
+
+        Raises:
+            AttachError: the model is being trained with gradient checkpointing.
         """
+        if checkpoints(self.adapter):
+            raise AttachError(
+                "a text is read through a window, and a model that is trained with gradient "
+                "checkpointing gives its layers no cache: call model.eval() for reading"
+            )
         started = time.perf_counter()
         total, done, blocks = sum(rows.lengths), 0, 0
         asking = sessions if recall else None

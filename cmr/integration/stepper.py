@@ -15,11 +15,13 @@ from cmr.config import CMRConfig
 from cmr.integration.asking import Asker
 from cmr.integration.cache import can_adopt, is_windowed
 from cmr.integration.core import Core
+from cmr.integration.lasting import lasting
 from cmr.integration.plugging import Plugs
 from cmr.integration.recall import Recall
 from cmr.integration.record import WindowRecord
 from cmr.integration.scratch import Scratch
 from cmr.integration.step import Step
+from cmr.integration.training import Training
 from cmr.integration.weave import LayerMemory
 
 
@@ -39,6 +41,7 @@ class Stepper:
         self.guard = config.reweave.sink_guard
         self._asker = Asker(core, config.retrieval, self.alone)
         self._plugs = Plugs(core.adapter)
+        self._training = Training(core.adapter)
         self._ids: torch.Tensor | None = None
         self.step: Step | None = None
         self.last: Step | None = None
@@ -258,7 +261,9 @@ class Stepper:
             token_ids=ids if ids is not None else inputs.new_zeros((batch, tokens)).long(),
         )
         if self._recalls and self.core.wants_recall(step.sessions):
-            step.recall = self._asker.ask(step, decoder, kwargs, new, seen)
+            self._training.check()
+            with lasting():
+                step.recall = self._asker.ask(step, decoder, kwargs, new, seen)
         if compiled and record is not None:  # what leaves would be another graph
             cache.layers[0].owner.deferred = True  # type: ignore[union-attr]
         if compiled and step.recall is not None:
@@ -267,6 +272,7 @@ class Stepper:
         self.step = step
         return (), kwargs
 
+    @lasting()
     def _after(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
