@@ -173,6 +173,7 @@ class Stepper:
             recall.bias.to(device),
             None if seen is None else seen.to(device),
             self._turn(step, layer, device),
+            step.weights,
         )
 
     def note_gate(self, layer: int, gate: torch.Tensor) -> None:
@@ -259,6 +260,7 @@ class Stepper:
             position_ids=positions,
             query_mask=self._guarded(mask, record, seen, batch, tokens),
             token_ids=ids if ids is not None else inputs.new_zeros((batch, tokens)).long(),
+            weights=self._weights_wanted(kwargs),
         )
         if self._recalls and self.core.wants_recall(step.sessions):
             self._training.check()
@@ -302,6 +304,10 @@ class Stepper:
             self.core.leave(record, step.leaving)
 
     # -- parts of a step -------------------------------------------------------------------------
+
+    def _weights_wanted(self, kwargs: dict[str, Any]) -> bool:
+        asked = kwargs.get("output_attentions")
+        return bool(self.core.adapter.config.output_attentions if asked is None else asked)
 
     def _record(
         self, kwargs: dict[str, Any], mask: torch.Tensor | None, batch: int, device: torch.device
