@@ -14,17 +14,14 @@ def absorb(core: Core, cache: DynamicCache) -> int:
     """Store what a cache still holds; see `Memory.absorb`."""
     record = _record_of(core, cache)
     record.with_sinks()
-    tokens = record.held
-    if not tokens:
+    tokens = record.rest()
+    if not any(tokens):
         return 0
     layers = {}
     for layer in cache.layers:
         assert isinstance(layer, WindowLayer)
-        held = slice(layer.keys.shape[-2] - tokens, None)
-        layers[layer.number] = (
-            layer.keys[..., held, :].detach(),
-            layer.values[..., held, :].detach(),
-        )
+        keys, values = layer.newest(tokens)
+        layers[layer.number] = keys.detach(), values.detach()
     with lasting():
         blocks = core.leave(record, layers, finished=True)
     _end(cache)

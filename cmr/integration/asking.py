@@ -93,7 +93,7 @@ class Asker:
                 record.located = located
         base = step.position_ids[:, 0]
         if record is not None:
-            base = base - max(0, record.seen - record.start)
+            base = base - record.reach(base.device)
         with self._alone():
             recall = self._core.recall(choice, base, asked)
         if record is not None:

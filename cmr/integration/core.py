@@ -241,7 +241,6 @@ class Core:
             block=self.config.memory.block_size,
             turn=self.adapter.turn_forward,
             padding=padding,
-            device=self.adapter.input_device,
         )
 
     def wants_recall(self, sessions: Sequence[int]) -> bool:

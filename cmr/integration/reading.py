@@ -211,7 +211,6 @@ class Reader:
             block=self.block,
             turn=adapter.turn_forward,
             padding=[0] * batch,
-            device=device,
             on_new=take,
         )
         cache = window.adopt(DynamicCache(config=adapter.config), adapter.depth)

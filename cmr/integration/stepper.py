@@ -252,6 +252,8 @@ class Stepper:
             kwargs["position_ids"] = positions.clamp(max=self.core.adapter.max_positions - 1)
         if mask is None and record is None:
             mask = _visible(kwargs.get("attention_mask"), seen + tokens)
+        if is_windowed(cache) and (mask is not None or kwargs.get("attention_mask") is None):
+            kwargs["attention_mask"] = cache.layers[0].visible(mask, tokens)  # type: ignore[union-attr]
         new = None if mask is None or tokens > mask.shape[1] else mask[:, -tokens:].bool()
         step = Step(
             record=record,
@@ -266,6 +268,8 @@ class Stepper:
             self._training.check()
             with lasting():
                 step.recall = self._asker.ask(step, decoder, kwargs, new, seen)
+        elif self._recalls and record is not None and record.seen and tokens == 1:
+            record.steps += 1  # a row searches when it would alone, whatever the others store
         if compiled and record is not None:  # what leaves would be another graph
             cache.layers[0].owner.deferred = True  # type: ignore[union-attr]
         if compiled and step.recall is not None:
