@@ -92,6 +92,8 @@ class Asker:
             if record is not None:
                 record.located = located
         base = step.position_ids[:, 0]
+        if new is not None:  # of the first token that is no padding
+            base = step.position_ids.gather(1, new.long().argmax(1, keepdim=True))[:, 0]
         if record is not None:
             base = base - record.reach(base.device)
         with self._alone():
