@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from transformers.cache_utils import DynamicCache
 
 from cmr.integration.cache import WindowLayer, is_windowed
 from cmr.integration.core import Core
+from cmr.integration.lasting import lasting
 from cmr.integration.record import WindowRecord
 
 
@@ -14,18 +14,15 @@ def absorb(core: Core, cache: DynamicCache) -> int:
     """Store what a cache still holds; see `Memory.absorb`."""
     record = _record_of(core, cache)
     record.with_sinks()
-    tokens = record.held
-    if not tokens:
+    tokens = record.rest()
+    if not any(tokens):
         return 0
     layers = {}
     for layer in cache.layers:
         assert isinstance(layer, WindowLayer)
-        held = slice(layer.keys.shape[-2] - tokens, None)
-        layers[layer.number] = (
-            layer.keys[..., held, :].detach(),
-            layer.values[..., held, :].detach(),
-        )
-    with torch.no_grad():
+        keys, values = layer.newest(tokens)
+        layers[layer.number] = keys.detach(), values.detach()
+    with lasting():
         blocks = core.leave(record, layers, finished=True)
     _end(cache)
     return blocks
@@ -62,4 +59,4 @@ def _record_of(core: Core, cache: object) -> WindowRecord:
 def _end(cache: DynamicCache) -> None:
     """The cache's text is over: what goes on with it is not stored, and nothing twice."""
     owner = cache.layers[0].owner
-    owner.record = owner.on_leave = owner.on_reorder = owner.on_crop = None
+    owner.record = owner.on_leave = None

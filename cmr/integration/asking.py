@@ -76,11 +76,8 @@ class Asker:
                 record.forget_recall()
             record.settings = request.retriever.config
         if record is not None and step.goes_on:
-            period = (record.steps + 1) // self._refresh  # of the first of the new tokens
-            record.steps += tokens
-            if period == record.period:
+            if not record.due(tokens, self._refresh):
                 return record.recall
-            record.period = period
             choice, asked = self._ask_again(record, request)
         else:
             mask, located = self._asking(step, new)
@@ -102,8 +99,10 @@ class Asker:
             if record is not None:
                 record.located = located
         base = step.position_ids[:, 0]
+        if new is not None:  # of the first token that is no padding
+            base = step.position_ids.gather(1, new.long().argmax(1, keepdim=True))[:, 0]
         if record is not None:
-            base = base - max(0, record.seen - record.start)
+            base = base - record.reach(base.device)
         with self._alone():
             recall = self._core.recall(choice, base, asked)
         if record is not None:

@@ -16,6 +16,7 @@ from cmr.integration.capture import Keep
 from cmr.integration.cautions import caution
 from cmr.integration.detection import adapt
 from cmr.integration.files import open_saved
+from cmr.integration.lasting import lasting
 from cmr.integration.memory import ATTACHED, Memory
 
 
@@ -125,7 +126,8 @@ def _memory(
     missing = settings.unavailable()
     if missing:
         raise ConfigError("; ".join(missing))
-    memory = Memory(adapter, settings, tokenizer, keep)
+    with lasting():
+        memory = Memory(adapter, settings, tokenizer, keep)
     try:
         caution(memory._core)
     except CMRWarning:  # made an error by the caller's filters: as any other, it leaves no memory

@@ -12,6 +12,7 @@ from torch import nn
 from cmr.integration.recall import LayerBlocks
 from cmr.integration.scratch import Scratch
 from cmr.integration.weave import LayerMemory, parts, weave
+from cmr.integration.weights import attention_weights
 
 PREFIX = "cmr_"
 MARK = "_cmr_reader"
@@ -59,7 +60,8 @@ def memory_attention(
 
     Returns:
         `[batch, tokens, heads, head_dim]`, and the local attention weights where the model's own
-        function gives them and no memory was read.
+        function gives them. Where memory is read they are computed if they are wanted, `[batch,
+        heads, tokens, seen]`; what a row lacks of a sum of 1 went to memory.
     """
     watch = getattr(module, WATCH, None)
     if watch is not None:
@@ -72,7 +74,7 @@ def memory_attention(
         return _own(module)(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    out = read_memory(
+    out, gate = read_memory(
         module,
         reader,
         memory,
@@ -83,7 +85,10 @@ def memory_attention(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         softcap=kwargs.get("softcap") if _own_name(module) == "eager" else None,
     )
-    return out.transpose(1, 2), None
+    if not memory.weights or _own_name(module) != "eager":
+        return out.transpose(1, 2), None
+    local = attention_weights(query, key, attention_mask, scaling, kwargs.get("softcap"))
+    return out.transpose(1, 2), (local * (1.0 - gate[..., None])).to(query.dtype)
 
 
 def read_memory(
@@ -97,7 +102,7 @@ def read_memory(
     *,
     scale: float,
     softcap: float | None,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention over the local window and what a layer reads of its memory.
 
     Args:
@@ -112,7 +117,8 @@ def read_memory(
         softcap: of the logits, or None.
 
     Returns:
-        `[batch, heads, tokens, head_dim]`.
+        `[batch, heads, tokens, head_dim]`, and the share of attention that went to memory, `[batch,
+        heads, tokens]` float32.
     """
     tokens = query.shape[2]
     causal = attention_mask is None and tokens > 1
@@ -134,7 +140,7 @@ def read_memory(
         into=reader.scratch.take(layer, query, parts(query, key)) if decoding else None,
     )
     reader.note_gate(layer, gate)
-    return out
+    return out, gate
 
 
 def plug(own: str) -> str:

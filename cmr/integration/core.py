@@ -13,7 +13,7 @@ import torch
 
 from cmr._warning import warn
 from cmr.config import STATE_METHODS, CMRConfig
-from cmr.errors import ConfigError
+from cmr.errors import AttachError, ConfigError
 from cmr.integration.adapter import ModelAdapter
 from cmr.integration.cache import LocalWindow
 from cmr.integration.capture import BlockWriter, Keep
@@ -155,6 +155,13 @@ class Core:
         self.searches = self.recalls_made = 0
         self.consolidated = self.forgotten = 0
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Whoever copies or pickles a model comes here by its hooks: they would copy all of it."""
+        raise AttachError(
+            "a model with a memory attached cannot be copied or pickled, nor can a memory: "
+            "detach() first, attach one to the copy; memory.save(path) keeps what is stored"
+        )
+
     @property
     def _again(self) -> bool:
         """Whether what is recalled is run through the model again, though it is stored."""
@@ -293,7 +300,6 @@ class Core:
             block=self.config.memory.block_size,
             turn=self.adapter.turn_forward,
             padding=padding,
-            device=self.adapter.input_device,
         )
 
     def wants_recall(self, sessions: Sequence[int], retriever: Retriever) -> bool:

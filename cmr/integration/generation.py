@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.cache_utils import DynamicCache
 
 from cmr.integration.cache import is_windowed
 from cmr.integration.core import Core
+from cmr.integration.drafting import DraftPlug
 from cmr.integration.requests.request import Request, current, under_way, within
 from cmr.integration.stepper import Stepper
 
@@ -19,7 +22,9 @@ class GenerationPlug:
 
     `generate` repeats its inputs for beams and returned sequences; only it knows how often, and
     rows must never be taken for another session's. Prompts longer than the window are read through
-    it in pieces, so that what does not fit becomes memory; only the last piece recalls.
+    it in pieces, so that what does not fit becomes memory; only the last piece recalls. It is as
+    long as the window, counted from the end, where padded rows end together. Where
+    `prefill_chunk_size` is given, the pieces before it are run in parts of that size.
 
     Args:
         core: the memory's store and settings.
@@ -30,6 +35,7 @@ class GenerationPlug:
         self._core, self._stepper = core, stepper
         self._handle: Any = None
         self._fed: Any = torch.compiler.disable(self._feed)
+        self._drafts = DraftPlug(core, stepper)
 
     def attach(self) -> None:
         """Put the wrapper and the hook in place."""
@@ -41,16 +47,21 @@ class GenerationPlug:
         def generate(inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
             given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
             first = next((x for x in given if isinstance(x, torch.Tensor)), None)
-            with under_way(core, within(core, None if first is None else first.shape[0])):
+            request = within(core, None if first is None else first.shape[0])
+            if request.active and not self._stepper.busy:
+                request.part, args, kwargs = _without_prefill(model, args, kwargs)
+            with under_way(core, request):
                 return own(inputs, *args, **kwargs)
 
         self._users = vars(model).get("generate")
         model.generate = generate
         self._handle = model.register_forward_pre_hook(self._before, with_kwargs=True)
+        self._drafts.attach()
 
     def detach(self) -> None:
         """Take the wrapper and the hook away."""
         if self._handle is not None:
+            self._drafts.detach()
             self._handle.remove()
             self._handle = None
             del self._core.adapter.model.generate
@@ -67,6 +78,8 @@ class GenerationPlug:
             return None
         if args or ids is None or keep != 1:
             return None
+        if self._stepper.busy:
+            return None
         if kwargs.get("pixel_values") is not None:  # only the model itself can embed images
             return None
         if ids.shape[1] <= self._core.config.window:
@@ -80,17 +93,20 @@ class GenerationPlug:
             return None
         ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
         positions, cache = kwargs.get("position_ids"), kwargs["past_key_values"]
-        piece, total = self._core.config.window // 2, ids.shape[1]
+        total, window = ids.shape[1], self._core.config.window
         assert is_windowed(cache)
         past = cache.get_seq_length()
         if not past:
             self._begun_anew(request, cache, ids)
-        start, recalls = 0, request.recalls
+        start, recalls, owner = 0, request.recalls, cache.layers[0].owner
+        ends = list(range(total - window, 0, -max(1, window // 2)))[::-1]
         request.recalls = False
         try:
-            while total - start > self._core.config.window:
-                stop = start + piece
-                with torch.no_grad():
+            with torch.no_grad():
+                while start < total - window:
+                    end = next(end for end in ends if end > start)
+                    stop = end if request.part is None else min(end, start + request.part)
+                    owner.patient = stop < end  # a piece sees all of itself, and then tokens leave
                     self._core.adapter.decoder(
                         input_ids=ids[:, start:stop],
                         attention_mask=None if mask is None else mask[:, : past + stop],
@@ -98,9 +114,9 @@ class GenerationPlug:
                         past_key_values=cache,
                         use_cache=True,
                     )
-                start = stop
+                    start = stop
         finally:
-            request.recalls = recalls
+            owner.patient, request.recalls = False, recalls
         kwargs = {**kwargs, "input_ids": ids[:, start:]}
         if positions is not None:
             kwargs["position_ids"] = positions[:, start:]
@@ -117,3 +133,37 @@ class GenerationPlug:
         for other in list(request.records):
             if other is not record and other.held:
                 record.repeats(other, ids)
+
+
+def _without_prefill(
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[int | None, tuple[Any, ...], dict[str, Any]]:
+    """`prefill_chunk_size`, and the arguments of a `generate` with a bounded cache without it.
+
+    Each of its chunks would ask as if it were a prompt, and nobody the whole one.
+    """
+    given = args[0] if args else kwargs.get("generation_config")
+    settings = [vars(c) for c in (given, model.generation_config) if c is not None]
+
+    def setting(name: str) -> Any:
+        found = [kwargs.get(name), *(one.get(name) for one in settings)]
+        return next((value for value in found if value is not None), None)
+
+    size, kind = setting("prefill_chunk_size"), setting("cache_implementation")
+    cache = kwargs.get("past_key_values")
+    bounded = cache is None or isinstance(cache, DynamicCache)
+    bounded = bounded and kwargs.get("use_cache") is not False
+    if not bounded or kind not in (None, "dynamic", "dynamic_full"):
+        return None, args, kwargs
+    if not isinstance(size, int) or size < 1:  # transformers itself says what is wrong with it
+        return None, args, kwargs
+    if given is not None and given.prefill_chunk_size is not None:
+        given = copy.copy(given)
+        given.prefill_chunk_size = None
+        if args:
+            args = (given, *args[1:])
+        else:
+            kwargs = {**kwargs, "generation_config": given}
+    if kwargs.get("prefill_chunk_size") is not None or settings[-1].get("prefill_chunk_size"):
+        kwargs = {**kwargs, "prefill_chunk_size": None}
+    return size, args, kwargs

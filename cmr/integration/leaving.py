@@ -58,14 +58,13 @@ class LeavingText:
             kept: says which token ids may be stored.
             finished: whether the text ends with them.
         """
-        before = record.start
-        columns, valid = record.pop(tokens)
+        columns, valid, first = record.pop(tokens)
         writers = record.writers
         rows = torch.tensor(writers)
         columns = {name: column[rows] for name, column in columns.items()}
         sessions = [record.sessions[row] for row in writers]
         valid = [valid[row] for row in writers]
-        first = [record.padding[row] - before for row in writers]
+        first = [first[row] for row in writers]
         if any(0 <= at < tokens for at in first):
             columns["index"] = _without_sink(columns["index"], first)
         starts, ahead = [], dict.fromkeys(sessions, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -85,11 +86,8 @@ class Memory(Looking):
             if not self._attached:
                 return
             self._attached = False
-            delattr(self._core.adapter.model, ATTACHED)
-            self._generation.detach()
-            self._next_token.detach()
-            self._residual.detach()
-            self._stepper.detach()
+            self._take_hooks_away()
+            self._stepper.forget_everything()
             self._core.prefetcher.close()
             self._core.close()
 
@@ -107,13 +105,43 @@ class Memory(Looking):
                 raise AttachError(
                     "this model has a memory attached already; detach() that one first"
                 )
-            self._stepper.attach()
-            self._residual.attach()
-            self._next_token.attach()
-            self._generation.attach()
-            setattr(model, ATTACHED, self)
+            self._put_hooks()
             self._core.home = threading.get_ident()
             self._attached = True
+
+    def _put_hooks(self) -> None:
+        model = self._core.adapter.model
+        self._stepper.attach()
+        self._residual.attach()
+        self._next_token.attach()
+        self._generation.attach()
+        setattr(model, ATTACHED, self)
+        model.__deepcopy__ = self._copied  # as `copy.deepcopy` looks it up: on the instance
+
+    def _take_hooks_away(self) -> None:
+        model = self._core.adapter.model
+        del model.__deepcopy__
+        delattr(model, ATTACHED)
+        self._generation.detach()
+        self._next_token.detach()
+        self._residual.detach()
+        self._stepper.detach()
+
+    def _copied(self, memo: dict[int, Any]) -> Any:
+        """A copy of the model as it is without a memory; the memory stays with the model.
+
+        Raises:
+            AttachError: inside of a forward.
+        """
+        with self._core.lock:
+            if self._stepper.under_way:
+                raise AttachError("copy.deepcopy: a model between two forwards expected, got one "
+                                  "in the middle of a forward")  # fmt: skip
+            self._take_hooks_away()
+            try:
+                return copy.deepcopy(self._core.adapter.model, memo)
+            finally:
+                self._put_hooks()
 
     @property
     def attached(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from cmr._warning import warn
 from cmr.errors import AttachError
 from cmr.integration.adapter import ModelAdapter
 from cmr.integration.attention import MARK, PREFIX, WATCH, Reader, plug, read_memory
@@ -33,6 +34,7 @@ class Plugs:
         self._adapter = adapter
         self._implementation: str | None = None
         self._own: list[tuple[Any, Any]] = []
+        self._warned = False
 
     def attach(self, reader: Reader) -> None:
         """Put the plugs in place."""
@@ -40,7 +42,7 @@ class Plugs:
             setattr(attention, MARK, reader)
             if self._adapter.family.plug == "sdpa":
                 self._own.append((attention, vars(attention).get("forward")))
-                attention.forward = _reading(attention)
+                attention.forward = _reading(attention, self._warn)
         if self._adapter.family.plug == "interface":
             decoder: Any = self._adapter.decoder
             self._implementation = decoder.config._attn_implementation.removeprefix(PREFIX)
@@ -57,6 +59,16 @@ class Plugs:
                 f"the attention implementation was set to {name!r} while a memory is attached, "
                 "which no longer reads it: detach() the memory, set the implementation, and "
                 f"attach again (or set {PREFIX + self._implementation!r} back)"
+            )
+
+    def _warn(self) -> None:
+        """Says once that layers of this family give no attention weights while they read."""
+        if not self._warned:
+            self._warned = True
+            warn(
+                f"output_attentions: layers of {self._adapter.config.model_type!r} that read "
+                "memory give None; call memory.pause(), or recall nothing "
+                "(memory.retrieval(blocks=0)), to have the weights of all"
             )
 
     def detach(self, reader: Reader) -> None:
@@ -89,8 +101,13 @@ def plugged(adapter: ModelAdapter, reader: Reader) -> Iterator[None]:
         plugs.detach(reader)
 
 
-def _reading(attention: nn.Module) -> Any:
-    """The module's `forward` with memory woven in where its reader has some."""
+def _reading(attention: nn.Module, warn: Callable[[], None]) -> Any:
+    """The module's `forward` with memory woven in where its reader has some.
+
+    Args:
+        attention: the module.
+        warn: says that attention weights were asked for, and there are none where memory is read.
+    """
     own = attention.forward
 
     @functools.wraps(own)
@@ -99,7 +116,8 @@ def _reading(attention: nn.Module) -> Any:
         memory = None if reader is None else reader.memory_for(attention.layer_idx)  # type: ignore[arg-type]
         if reader is None or memory is None:
             return own(*args, **kwargs)
-        if kwargs.get("output_attentions"):  # there are none where memory is read
+        if kwargs.get("output_attentions"):
+            warn()
             kwargs["output_attentions"] = False
         with _Woven(attention, reader, memory):
             return own(*args, **kwargs)
@@ -144,7 +162,7 @@ class _Woven(TorchFunctionMode):
                 scale=scale,
                 enable_gqa=enable_gqa,
             )
-        return read_memory(
+        out, _ = read_memory(
             self._module,
             self._reader,
             self._memory,
@@ -155,3 +173,4 @@ class _Woven(TorchFunctionMode):
             scale=query.shape[-1] ** -0.5 if scale is None else scale,
             softcap=None,
         )
+        return out

@@ -16,10 +16,12 @@ from cmr.config import CMRConfig
 from cmr.errors import AttachError, UnknownSessionError
 from cmr.integration.cache import LocalWindow
 from cmr.integration.core import Core
+from cmr.integration.lasting import lasting
 from cmr.integration.partial import stop_before
 from cmr.integration.recall import Recall
 from cmr.integration.scoring import BlockScorer, Piece
 from cmr.integration.stepper import Stepper
+from cmr.integration.training import checkpoints
 from cmr.retrieval import Ask
 
 Progress = Callable[[int, int], None]
@@ -193,6 +195,7 @@ class Reader:
         self.index_layer = core.index_layer
         self._last = max([self.index_layer, *self.kv_layers, *self.state_layers])
 
+    @lasting()
     def read(
         self,
         rows: Rows,
@@ -208,7 +211,15 @@ class Reader:
             progress: called with tokens done and tokens in all.
             recall: let each piece recall, asked for by the end of the piece before it, from what
                 lies behind its left context. Otherwise the forwards are the model's own.
+
+        Raises:
+            AttachError: the model is being trained with gradient checkpointing.
         """
+        if checkpoints(self.adapter):
+            raise AttachError(
+                "a text is read through a window, and a model that is trained with gradient "
+                "checkpointing gives its layers no cache: call model.eval() for reading"
+            )
         started = time.perf_counter()
         asking = sessions if recall else None
         text = _Text(rows, asking, self._window(rows), self.core.scorer)
@@ -248,7 +259,6 @@ class Reader:
             block=self.block,
             turn=self.adapter.turn_forward,
             padding=[0] * len(rows.lengths),
-            device=self.adapter.input_device,
             on_new=take,
         )
         cache = DynamicCache(config=self.adapter.config)

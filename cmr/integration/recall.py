@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from cmr.integration.adapter import ModelAdapter
+from cmr.integration.lasting import lasting
 from cmr.kernels import implementation
 from cmr.kernels.reference.rotary import rotate
 from cmr.memory.ring import RingBuffer
@@ -78,6 +79,7 @@ class StateRows:
         return StateRows(self.states[rows], self.mask[rows], self.passages[rows])
 
     @cached_property
+    @lasting()
     def floor(self) -> torch.Tensor:
         """`[batch]` float32, the best fit where nothing fits; see `expected_best`."""
         return expected_best(self.states, self.mask)
@@ -186,11 +188,14 @@ class Recall:
     def layer(self, number: int) -> LayerBlocks | LayerRows:
         """What block `number` of the decoder reads; put together once."""
         if number not in self._layers:
-            if not in_place(self._ring.device):
-                self._layers[number] = self._copied(number)
-            else:
-                self._layers[number] = self._stored(number) or self._in_blocks(number)
+            with lasting():
+                self._layers[number] = self._held(number)
         return self._layers[number]
+
+    def _held(self, number: int) -> LayerBlocks | LayerRows:
+        if not in_place(self._ring.device):
+            return self._copied(number)
+        return self._stored(number) or self._in_blocks(number)
 
     def _stored(self, number: int) -> LayerBlocks | None:
         """The store itself, where it holds keys as they are read, beside the columns."""
@@ -281,18 +286,22 @@ class Recall:
     def state_rows(self, number: int) -> StateRows:
         """A copy of the stored states that block `number` reads; made once."""
         if number not in self._states:
-            states = self._recalled(number)[0]
-            passages = self.passages.expand(len(states), -1)
-            if self.plan is not None:
-                plan = self.plan.to(states.device)
-                states = plan.apply(states)
-                first = plan.members[..., 0].clamp(min=0).to(passages.device)
-                passages = passages.gather(1, first)
-            mask = self.read.to(states.device)
-            self._states[number] = StateRows(states[:, 0], mask, passages.to(states.device))
+            with lasting():
+                self._states[number] = self._state_rows(number)
         return self._states[number]
 
-    @torch.no_grad()
+    def _state_rows(self, number: int) -> StateRows:
+        states = self._recalled(number)[0]
+        passages = self.passages.expand(len(states), -1)
+        if self.plan is not None:
+            plan = self.plan.to(states.device)
+            states = plan.apply(states)
+            first = plan.members[..., 0].clamp(min=0).to(passages.device)
+            passages = passages.gather(1, first)
+        mask = self.read.to(states.device)
+        return StateRows(states[:, 0], mask, passages.to(states.device))
+
+    @lasting()
     def compare(self, layers: Sequence[int], project: bool) -> None:
         """Take note of what followed the recalled tokens, to compare new ones with.
 
@@ -328,8 +337,10 @@ class Recall:
         numbers = torch.arange(many, device=self._table.device)
         return numbers.repeat_interleave(run * self._size)[None]
 
+    @lasting()
     def select(self, rows: torch.Tensor) -> Recall:
         """The recall of the given rows, in their order."""
+        rows = rows.to(self._table.device)
         other = object.__new__(Recall)
         other.choice = self.choice.select(rows)
         other.plan = None if self.plan is None else self.plan.select(rows)

@@ -99,7 +99,6 @@ class Recomputer:
             block=1,
             turn=self._adapter.turn_forward,
             padding=[0] * len(ids),
-            device=ids.device,
             on_new=take,
         )
         cache = window.adopt(DynamicCache(config=self._adapter.config), self._adapter.depth)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
 
 import torch
 
@@ -60,15 +63,44 @@ class WindowRecord:
         self.located = False
         self.whole = whole
         self._sinks = sinks
-        self._left_out = self._skip = self._first = 0 if whole else sinks
+        # Of padded rows all columns are kept: where one row has its sinks another has its text.
+        self._padded = any(padding)
+        self._left_out = self._skip = self._first = 0 if whole or self._padded else sinks
+        self._gone = [0] * len(padding)
+        self._going: Sequence[int] | None = None
         self._heads: list[dict[str, torch.Tensor]] = []
         self._chunks: list[dict[str, torch.Tensor]] = []
-        self._known = 0
+        self._known = [0] * len(padding)
+        # Which input each row was made of: 1, 1, 1, 2, 2, 2 for three beams of two inputs.
+        self._inputs = list(accumulate(int(row in self.writers) for row in range(len(sessions))))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WindowRecord:
+        """The record of a copied cache. Tensors that nobody changes in place are shared."""
+        other = copy.copy(self)
+        rows = torch.arange(len(self.sessions))
+        other._gone = list(self._gone)
+        other._heads = [dict(chunk) for chunk in self._heads]
+        other._chunks = [dict(chunk) for chunk in self._chunks]
+        other.recall = None if self.recall is None else self.recall.select(rows)
+        other.query = None if self.query is None else self.query.select(rows)
+        return other
 
     def forget_recall(self) -> None:
         """Let go of what was recalled, and search anew at the next step."""
         self.recall = self.query = None
         self.steps = self.period = -1
+
+    def due(self, tokens: int, refresh: int) -> bool:
+        """Count new tokens of a text that goes on; whether a search is due in front of them.
+
+        Args:
+            tokens: that come.
+            refresh: tokens between two searches.
+        """
+        period = (self.steps + 1) // refresh  # of the first of them
+        due, self.period = period != self.period, period
+        self.steps += tokens
+        return due
 
     def append(self, **columns: torch.Tensor) -> None:
         """Take note of new tokens; every column is `[batch, tokens, ...]`."""
@@ -93,15 +125,22 @@ class WindowRecord:
         return torch.cat(parts[::-1], dim=1)[:, -tokens:]
 
     def behind_sinks(self, tokens: int) -> torch.Tensor | None:
-        """Which of the last `tokens` are neither padding nor sinks, `[batch, tokens]`; None: all.
+        """Which of the last `tokens` a row holds behind its sinks, `[batch, tokens]`; None: all.
 
         Right padding counts for tokens, as it does for the model.
         """
         start = self.seen - tokens
-        if start >= max(self.padding, default=0) + self._sinks:
-            return None
-        first = torch.tensor(self.padding)[:, None] + self._sinks
-        return torch.arange(start, self.seen) >= first
+        if not self._padded:
+            return None if start >= self._sinks else torch.arange(start, self.seen) >= self._sinks
+        held = zip(self.padding, self._gone, strict=True)
+        first = torch.tensor([padding + self._sinks + gone for padding, gone in held])
+        return torch.arange(start, self.seen) >= first[:, None]
+
+    def reach(self, device: torch.device) -> int | torch.Tensor:
+        """Tokens behind the sinks that are held: of each row, `[batch]`, where some are padded."""
+        if not self._padded:
+            return max(0, self.seen - self.start)
+        return torch.tensor([max(0, n) for n in self.rest()], device=device)
 
     @property
     def held(self) -> int:
@@ -110,7 +149,9 @@ class WindowRecord:
 
     def with_sinks(self) -> bool:
         """Take the sinks in, where nothing has left yet; whether the record begins with them."""
-        if not self.whole and self._first == self._sinks:
+        if not self.whole and self._padded:
+            self.whole = True  # of the rows that nothing has left; see `_next`
+        elif not self.whole and self._first == self._sinks:
             self._chunks[:0] = self._heads
             self._left_out = self._first = 0
             self.whole = True
@@ -126,35 +167,91 @@ class WindowRecord:
         held = other.tail("token_ids", other.held)
         there = token_ids[:, other.start : other.start + held.shape[1]].to(held.device)
         if (self.sessions, self.padding) == (other.sessions, other.padding) and held.equal(there):
-            self._known = other.start
+            self._known = other._stops()
 
     def note(self, **columns: torch.Tensor) -> None:
         """Add columns `[batch, tokens, ...]` to the tokens of the one forward that there was."""
         (chunk,) = self._chunks
         chunk.update(columns)
 
-    def pop(self, tokens: int) -> tuple[dict[str, torch.Tensor], list[tuple[int, int]]]:
-        """Take the oldest `tokens` out.
+    def go(self, tokens: Sequence[int]) -> None:
+        """Take note how many tokens behind the sinks leave each of some padded rows next."""
+        self._going = tokens
+
+    def rest(self) -> list[int]:
+        """How many tokens of each row may still leave."""
+        if not self._padded:
+            return [self.held] * len(self.padding)
+        return [max(0, self.seen - stop) for stop in self._stops()]
+
+    def _stops(self) -> list[int]:
+        """Column, in all that the cache has seen, of the next token of each row to leave."""
+        if not self._padded:
+            return [self._first] * len(self.padding)
+        rows = zip(self.padding, self._gone, strict=True)
+        return [
+            padding + (0 if self.whole and not gone else self._sinks + gone)
+            for padding, gone in rows
+        ]
+
+    def pop(self, tokens: int) -> tuple[dict[str, torch.Tensor], list[tuple[int, int]], list[int]]:
+        """Take the oldest `tokens` out; of padded rows what `go` said, or all that is left.
 
         Returns:
-            The columns, `[batch, tokens, ...]`, and for each row the half-open range in them that
+            The columns, `[batch, tokens, ...]`; for each row the half-open range in them that
             is neither padding nor, unless the whole text is wanted, one of the sinks, a row's first
-            real tokens. Empty where the second number is not above the first.
+            real tokens, empty where the second number is not above the first; and the column of
+            each row's first token, which may be outside of them.
         """
+        if self._padded:
+            return self._pop_by_row(tokens)
         names = self._chunks[0]
         joined = {n: torch.cat([c[n] for c in self._chunks], dim=1) for n in names}
         self._chunks = [{n: x[:, tokens:] for n, x in joined.items()}]
-        first = [max(p + self._left_out, self._known) - self._first for p in self.padding]
-        last = [tokens] * len(first)
-        if self.behind is not None and self._first < self.behind[0]:
-            length, padding = self.behind
-            last = [tokens if p == 0 else length - p - self._first for p in padding]
-        valid = [
-            (min(tokens, max(0, start)), min(tokens, max(0, stop)))
-            for start, stop in zip(first, last, strict=True)
-        ]
+        start, many = self._first, len(self.padding)
+        skipped = [max(self._left_out, known) - start for known in self._known]
+        valid = self._valid([start] * many, skipped, [tokens] * many)
         self._first += tokens
-        return {n: x[:, :tokens] for n, x in joined.items()}, valid
+        return {n: x[:, :tokens] for n, x in joined.items()}, valid, [-start] * many
+
+    def _valid(
+        self, start: list[int], skipped: list[int], tokens: list[int]
+    ) -> list[tuple[int, int]]:
+        """The half-open ranges of tokens to store, of so many behind a column of each row."""
+        last = tokens
+        if self.behind is not None:
+            length, behind = self.behind
+            last = [
+                n if not p or first >= length else length - p - first
+                for n, p, first in zip(tokens, behind, start, strict=True)
+            ]
+        return [
+            (min(n, max(0, first)), min(n, max(0, stop)))
+            for n, first, stop in zip(tokens, skipped, last, strict=True)
+        ]
+
+    def _pop_by_row(
+        self, tokens: int
+    ) -> tuple[dict[str, torch.Tensor], list[tuple[int, int]], list[int]]:
+        at, going, self._going = self._stops(), self._going, None
+        if going is None:
+            going = count = self.rest()
+        else:
+            sinks = [self._sinks if self.whole and not gone else 0 for gone in self._gone]
+            count = [n + extra if n else 0 for n, extra in zip(going, sinks, strict=True)]
+        joined = {n: torch.cat([c[n] for c in self._chunks], dim=1) for n in self._chunks[0]}
+        places = torch.tensor(at)[:, None] - self._first + torch.arange(tokens)
+        columns = {n: _gather(x, places.clamp(0, x.shape[1] - 1)) for n, x in joined.items()}
+        skipped = [known - first for known, first in zip(self._known, at, strict=True)]
+        valid = self._valid(at, skipped, count)
+        self._gone = [gone + n for gone, n in zip(self._gone, going, strict=True)]
+        # Of rows that nothing has left the sinks stay at hand, for `with_sinks`.
+        rows = zip(self.padding, self._gone, strict=True)
+        needed = [padding + (self._sinks + gone if gone else 0) for padding, gone in rows]
+        dropped = min(min(needed), self.seen) - self._first
+        self._chunks = [{n: x[:, dropped:] for n, x in joined.items()}]
+        self._first += dropped
+        return columns, valid, [p - first for p, first in zip(self.padding, at, strict=True)]
 
     @property
     def start(self) -> int:
@@ -162,9 +259,16 @@ class WindowRecord:
         return self._first
 
     def crop(self, tokens: int) -> None:
-        """Forget the last `tokens`, as assisted decoding does with what was not accepted."""
+        """Forget the last `tokens`, as assisted decoding does with what was not accepted.
+
+        So many decoding steps are taken back with them. A query that holds one of them is dropped;
+        the next search makes it anew.
+        """
         self.seen -= tokens
-        self.query = None
+        self.steps -= min(tokens, max(0, self.steps))
+        self.unasked -= tokens
+        if self.unasked < 0:
+            self.query, self.unasked = None, 0
         while tokens and self._chunks:
             held = next(iter(self._chunks[-1].values())).shape[1]
             chunk = self._chunks.pop()
@@ -177,10 +281,59 @@ class WindowRecord:
             self._heads = [{n: x[:, :-tokens] for n, x in head.items()}]
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Rows follow their beams. Beams of one input share their session, so only tokens move."""
-        for chunks in (self._heads, self._chunks):
-            chunks[:] = [{n: x.index_select(0, rows) for n, x in c.items()} for c in chunks]
-        if self.recall is not None:
-            self.recall = self.recall.select(rows)
+        """Rows follow their beams: those of one input share its session, its first one writes."""
+        self._move(rows)
         if self.query is not None:
             self.query.reorder(rows)
+        if len(set(self._inputs)) > 1:  # else every row stays what it was, and no device is asked
+            self._rename(rows.tolist())
+            self.writers = self._writing(range(len(self._inputs)))
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Become the record of these rows; who writes goes on, else another row of its input.
+
+        Args:
+            rows: `[rows]` int64 of the batch as it is, in any order and as often as wanted.
+        """
+        self._move(rows)
+        if self.query is not None:
+            self.query = self.query.select(rows)
+        order, writing = rows.tolist(), set(self.writers)
+        self._rename(order)
+        # Rows that wrote before come first, so that they go on where any of them is left.
+        ranked = sorted(range(len(order)), key=lambda row: order[row] not in writing)
+        self.writers = self._writing(ranked)
+
+    def _move(self, rows: torch.Tensor) -> None:
+        for chunks in (self._heads, self._chunks):
+            chunks[:] = [{n: _rows(x, rows) for n, x in c.items()} for c in chunks]
+        if self.recall is not None:
+            self.recall = self.recall.select(rows)
+
+    def _rename(self, rows: list[int]) -> None:
+        """What is known of each row goes with it."""
+        self.sessions = [self.sessions[row] for row in rows]
+        self.padding = [self.padding[row] for row in rows]
+        self._gone = [self._gone[row] for row in rows]
+        self._known = [self._known[row] for row in rows]
+        self._inputs = [self._inputs[row] for row in rows]
+        if self.behind is not None:
+            tokens, padding = self.behind
+            self.behind = tokens, [padding[row] for row in rows]
+
+    def _writing(self, order: Sequence[int]) -> list[int]:
+        """The first row of each input, rows taken in this order."""
+        first: dict[int, int] = {}
+        for row in order:
+            first.setdefault(self._inputs[row], row)
+        return sorted(first.values())
+
+
+def _gather(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """`[batch, n, ...]` of `[batch, tokens, ...]`, at places `[batch, n]`."""
+    places = places.to(x.device)
+    return x[torch.arange(len(x), device=x.device)[:, None], places]
+
+
+def _rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return x.index_select(0, rows.to(x.device))

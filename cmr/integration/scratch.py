@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from cmr.integration.lasting import lasting
+
 Key = tuple[int, int, torch.Size, torch.dtype, torch.device]
 
 
@@ -40,19 +42,24 @@ class Scratch:
         """The tensors for a query `[batch, heads, 1, dim]` of block `layer`."""
         key = (layer, parts, query.shape, query.dtype, query.device)
         if key not in self._kept:
-            batch, heads, steps, width = query.shape
-            wide = torch.float32
-            out = query.new_empty(batch, steps, heads, width)
-            if parts > 1:
-                local = query.new_empty(parts, *query.shape, dtype=wide)
-                lse = query.new_empty(parts, batch, heads, steps, dtype=wide)
-            else:
-                local = query.new_empty(query.shape)
-                lse = query.new_empty(batch, heads, steps, dtype=wide)
-            gate = query.new_empty(batch, heads, steps, dtype=wide)
-            self._kept[key] = StepTensors(local, lse, out.transpose(1, 2), gate)
+            with lasting():
+                self._kept[key] = _tensors(query, parts)
         return self._kept[key]
 
     def clear(self) -> None:
         """Let all of them go."""
         self._kept.clear()
+
+
+def _tensors(query: torch.Tensor, parts: int) -> StepTensors:
+    batch, heads, steps, width = query.shape
+    wide = torch.float32
+    out = query.new_empty(batch, steps, heads, width)
+    if parts > 1:
+        local = query.new_empty(parts, *query.shape, dtype=wide)
+        lse = query.new_empty(parts, batch, heads, steps, dtype=wide)
+    else:
+        local = query.new_empty(query.shape)
+        lse = query.new_empty(batch, heads, steps, dtype=wide)
+    gate = query.new_empty(batch, heads, steps, dtype=wide)
+    return StepTensors(local, lse, out.transpose(1, 2), gate)

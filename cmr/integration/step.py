@@ -22,6 +22,7 @@ class Step:
         noted: further columns `[batch, tokens, ...]` for the record, by name.
         entering: states `[batch, tokens, hidden]` that entered the layers where tokens are compared
             with stored ones, until the head has spoken.
+        weights: whether attention weights are to come out of it.
         said: `[batch, tokens]` float32, share of the stored tokens in what was said next, of the
             tokens that have logits; None: nothing was asked.
     """
@@ -41,4 +42,5 @@ class Step:
     turns: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     gates: dict[int, torch.Tensor] = field(default_factory=dict)
     entering: dict[int, torch.Tensor] = field(default_factory=dict)
+    weights: bool = False
     said: torch.Tensor | None = None

@@ -12,15 +12,11 @@ own `forward`.
 
 from __future__ import annotations
 
-import functools
 import inspect
-import sys
 import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
@@ -28,46 +24,32 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from cmr.config import CMRConfig
-from cmr.errors import SessionError
 from cmr.integration.adapters import AdapterWatch
 from cmr.integration.asking import Asker
-from cmr.integration.cache import can_adopt, is_windowed
+from cmr.integration.cache import is_windowed
 from cmr.integration.core import Core
+from cmr.integration.lasting import lasting
 from cmr.integration.plugging import Plugs
 from cmr.integration.recall import Recall
 from cmr.integration.record import WindowRecord
 from cmr.integration.requests.request import Request, current, last_here, new_request, note_last
 from cmr.integration.requests.scope import Said, call
+from cmr.integration.requests.turns import Turns
 from cmr.integration.scratch import Scratch
 from cmr.integration.step import Step
+from cmr.integration.training import Training
 from cmr.integration.weave import LayerMemory
-from cmr.memory.sessions import NO_SESSION
-
-
-@dataclass
-class _UnderWay:
-    """A forward that has begun and not ended.
-
-    Attributes:
-        frame: of the call of the decoder; None: not known, in a compiled one.
-        outer: the step that it came into, where a hook of somebody's runs the model again.
-    """
-
-    frame: FrameType | None
-    outer: Step | None
+from cmr.integration.windows import Windows
 
 
 class _Here(threading.local):
     """What is known in this thread alone; it names nobody.
 
     Attributes:
-        forwards: those under way, of each stepper.
         ids: token ids of a model that embeds by itself, until its decoder begins.
     """
 
     def __init__(self) -> None:
-        self.forwards: weakref.WeakKeyDictionary[Stepper, list[_UnderWay]]
-        self.forwards = weakref.WeakKeyDictionary()
         self.ids: weakref.WeakKeyDictionary[Stepper, torch.Tensor] = weakref.WeakKeyDictionary()
 
 
@@ -90,16 +72,18 @@ class Stepper:
     def __init__(self, core: Core, config: CMRConfig) -> None:
         self.core = core
         self.window = config.window
-        self.sinks = config.memory.sinks
         self.constant = config.reweave.positions == "constant"
         self.guard = config.reweave.sink_guard
+        self._refresh = config.retrieval.refresh
         self._asker = Asker(core, config.retrieval, self.alone)
         self._plugs = Plugs(core.adapter)
         self.adapters = AdapterWatch(core, self.search_anew)
+        self._training = Training(core.adapter)
         self.step: Step | None = None
         self.scratch = Scratch()
         self._busy = False
-        self._own: Any = None
+        self._turns = Turns(core, self)
+        self._windows = Windows(core, config.memory.sinks, self._leaving)
         self._names = list(inspect.signature(core.adapter.decoder.forward).parameters)
         self._handles: list[Any] = []
         # Not as decorators: those would load the compiler with this module.
@@ -110,7 +94,7 @@ class Stepper:
     def attach(self) -> None:
         """Put the hooks in place."""
         adapter = self.core.adapter
-        self._guard(adapter.decoder)
+        self._turns.attach(adapter.decoder, self._interrupted)
         take = self._handles.append
         take(adapter.decoder.register_forward_pre_hook(self._before, with_kwargs=True))
         after = torch.compiler.disable(self._after)
@@ -130,35 +114,20 @@ class Stepper:
             handle.remove()
         self._handles.clear()
         self._plugs.detach(self)
-        decoder: Any = self.core.adapter.decoder
-        if vars(decoder).get("forward") is self._own:  # else somebody has wrapped it since
-            del decoder.forward
-            if self._users is not None:
-                decoder.forward = self._users
-        self._own = None
+        self._turns.detach(self.core.adapter.decoder)
+        self._turns.end()  # where a hook of somebody's detaches in the middle of a forward
         self.step = None
+
+    def forget_everything(self) -> None:
+        """Let go of what last forwards have recalled, and of the tensors that steps write into."""
         for last in list(self.core.lasts):
             last.step = None
         self.scratch.clear()
 
-    def _guard(self, decoder: Any) -> None:
-        """Let an interrupt, for which PyTorch runs no hooks, end a forward as `_after` would."""
-        own, self._users = decoder.forward, vars(decoder).get("forward")
-
-        @functools.wraps(own)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling():
-                return own(*args, **kwargs)
-            try:
-                return own(*args, **kwargs)
-            except Exception:
-                raise
-            except BaseException:
-                if not (self._busy and self.core.lock.mine):
-                    self._end()
-                raise
-
-        self._own = decoder.forward = forward
+    @property
+    def under_way(self) -> bool:
+        """Whether a forward is under way in this thread."""
+        return self._turns.under_way
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -181,8 +150,8 @@ class Stepper:
 
     @property
     def busy(self) -> bool:
-        """Whether the forward under way is one that the memory makes for itself."""
-        return self._busy
+        """Whether the forward under way here is one that the memory makes for itself."""
+        return self._busy and self.core.lock.mine
 
     @property
     def last(self) -> Step | None:
@@ -232,7 +201,8 @@ class Stepper:
         ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
         mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
         with self.core.lock:
-            return self._record(request, kwargs, mask, ids.shape[0], ids.device) is not None
+            found = self._windows.record(request, kwargs, mask, ids.shape[0])
+            return found is not None
 
     def ask_alone(
         self, request: Request, token_ids: torch.Tensor, sessions: list[int]
@@ -264,6 +234,7 @@ class Stepper:
             recall.bias.to(device),
             None if seen is None else seen.to(device),
             self._turn(step, layer, device),
+            step.weights,
         )
 
     def note_gate(self, layer: int, gate: torch.Tensor) -> None:
@@ -325,34 +296,19 @@ class Stepper:
     def _begin(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], compiled: bool
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        core = self.core
-        if self._busy and core.lock.mine:
+        if self.busy:
             return None
-        core.lock.acquire()
         # Also where nothing is remembered: what looks ahead stops every forward that comes by.
-        self._put_under_way()
+        self._turns.begin()
         try:
             return self._begin_step(decoder, args, kwargs, compiled)
         except BaseException:
-            self._end()
+            self._turns.end()
             raise
 
-    def _put_under_way(self) -> None:
-        """Take note that a forward begins; end those that an interrupt left open."""
-        forwards = _HERE.forwards.setdefault(self, [])
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None and frame.f_code.co_name != "_call_impl":
-            frame = frame.f_back
-        while forwards and not _runs(forwards[-1].frame):
-            self._end()
-        forwards.append(_UnderWay(frame, self.step))
-
-    def _end(self) -> None:
-        """A forward is over, however it ended: the lock goes on to who waits for it."""
-        forwards = _HERE.forwards.get(self)
-        if forwards:
-            self.step = forwards.pop().outer
-            self.core.lock.release()
+    def _interrupted(self) -> None:
+        if not self.busy:
+            self._turns.end()
 
     def _begin_step(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], compiled: bool
@@ -360,7 +316,7 @@ class Stepper:
         core = self.core
         kwargs = {**dict(zip(self._names, args, strict=False)), **kwargs}
         cache = kwargs.get("past_key_values")
-        request = current(core) or new_request(core, named=self._goes_on(cache))
+        request = current(core) or new_request(core, named=self._windows.goes_on(cache))
         noted = _HERE.ids.pop(self, None)
         if not request.active:
             return None
@@ -375,7 +331,7 @@ class Stepper:
         batch, tokens = inputs.shape[:2]
         mask = kwargs.get("attention_mask")
         mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
-        record = self._record(request, kwargs, mask, batch, inputs.device)
+        record = self._windows.record(request, kwargs, mask, batch)
         cache = kwargs.get("past_key_values")
         seen = _seen(cache, kwargs.get("cache_position"))
         positions = self._positions(kwargs, seen, batch, tokens, inputs.device)
@@ -383,6 +339,8 @@ class Stepper:
             kwargs["position_ids"] = positions.clamp(max=core.adapter.max_positions - 1)
         if mask is None and record is None:
             mask = _visible(kwargs.get("attention_mask"), seen + tokens)
+        if is_windowed(cache) and (mask is not None or kwargs.get("attention_mask") is None):
+            kwargs["attention_mask"] = cache.layers[0].visible(mask, tokens)  # type: ignore[union-attr]
         new = None if mask is None or tokens > mask.shape[1] else mask[:, -tokens:].bool()
         step = Step(
             record=record,
@@ -392,11 +350,16 @@ class Stepper:
             query_mask=self._guarded(mask, record, seen, batch, tokens),
             token_ids=ids if ids is not None else inputs.new_zeros((batch, tokens)).long(),
             goes_on=_goes_on(record, request, tokens),
+            weights=self._weights_wanted(kwargs),
         )
         self.adapters.check(step.sessions)
         if request.recalls and core.wants_recall(step.sessions, request.retriever):
+            self._training.check()
             self._tell_of_rows_without(request, step)
-            step.recall = self._asker.ask(step, request, decoder, kwargs, new, seen)
+            with lasting():
+                step.recall = self._asker.ask(step, request, decoder, kwargs, new, seen)
+        elif request.recalls and record is not None and step.goes_on:
+            record.due(tokens, self._refresh)  # a row searches when it would alone
         if record is not None and request.recalls and request.inputs is not None:
             record.asked_for = weakref.ref(request)
         if compiled and record is not None:  # what leaves would be another graph
@@ -407,18 +370,19 @@ class Stepper:
         self.step = step
         return (), kwargs
 
+    @lasting()
     def _after(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        if self._busy and self.core.lock.mine:
+        if self.busy:
             return
-        if not _HERE.forwards.get(self):  # it could not even begin
+        if not self._turns.under_way:  # it could not even begin
             return
         try:
             if self.step is not None:
                 self._finish(self.step, kwargs, output)
         finally:
-            self._end()
+            self._turns.end()
 
     def _finish(self, step: Step, kwargs: dict[str, Any], output: Any) -> None:
         """Take note of what a forward gave, and store what left its window."""
@@ -461,94 +425,9 @@ class Stepper:
 
     # -- parts of a step -------------------------------------------------------------------------
 
-    def _record(
-        self,
-        request: Request,
-        kwargs: dict[str, Any],
-        mask: torch.Tensor | None,
-        batch: int,
-        device: torch.device,
-    ) -> WindowRecord | None:
-        """The record of the cache in use; an empty dynamic cache becomes a bounded one."""
-        cache = kwargs.get("past_key_values")
-        use_cache = kwargs.get("use_cache")
-        if use_cache is None:
-            use_cache = getattr(self.core.adapter.config, "use_cache", True)
-        if cache is None and use_cache:
-            cache = kwargs["past_key_values"] = DynamicCache(config=self.core.adapter.config)
-        record = self._record_of(cache, batch)
-        if record is not None:
-            self._require_own(request, record, batch)
-            return record
-        if not can_adopt(cache):
-            self._tell_of_no_window(cache)
-            return None
-        padding, behind = [0] * batch, None
-        if mask is not None and not bool(mask.all()):
-            padding = mask.long().argmax(dim=-1).tolist()
-            behind = mask.shape[1], mask.flip(-1).long().argmax(dim=-1).tolist()
-        sessions, writers = self.core.rows(request, batch, create=True)
-        if NO_SESSION in sessions:  # one that was named has ended since the request began
-            return None
-        whole = request.caches is not None
-        record = WindowRecord(sessions, writers, padding, self.sinks, behind, whole)
-        self.core.records.add(record)
-        request.records.add(record)
-        window = self.core.new_window(padding, whole, request.bounded)
-        if request.caches is not None:
-            request.caches.append(cache)
-        window.record = record
-        window.on_leave = self._leaving
-        window.on_reorder, window.on_crop = record.reorder, record.crop
-        window.adopt(cache, self.core.adapter.depth)
-        return record
-
-    def _goes_on(self, cache: object) -> bool:
-        """Whether a cache is one whose rows have their sessions already."""
-        return is_windowed(cache) and cache.layers[0].owner.on_leave == self._leaving  # type: ignore[attr-defined]
-
-    def _require_own(self, request: Request, record: WindowRecord, batch: int) -> None:
-        """Raises `SessionError` where a request goes on with a cache of other sessions."""
-        if request.names is None:
-            return
-        numbers, _ = self.core.rows(request, batch)
-        if numbers != record.sessions:
-            names = [self.core.name_of(number) for number in record.sessions]
-            raise SessionError(
-                f"past_key_values: a cache of {request.row_names(len(numbers))} expected, as this "
-                f"request says, got one of {names}: begin a cache of its own for each session"
-            )
-
-    def _tell_of_no_window(self, cache: object) -> None:
-        """Warn of a text that is read beside memory and does not become memory itself."""
-        if cache is None:
-            self.core.warn(
-                "use_cache",
-                "use_cache=False: memory is read, and nothing of this text becomes memory; leave "
-                "use_cache=True, or give the text to memory.read(...)",
-            )
-        elif not is_windowed(cache):
-            self.core.warn(
-                "cache",
-                f"a {type(cache).__name__} cannot be followed: memory is read, and nothing of this "
-                "text becomes memory; use a dynamic cache that was begun under this memory (for "
-                "generate: no cache_implementation), or give the text to memory.read(...)",
-            )
-
-    def _record_of(self, cache: object, batch: int) -> WindowRecord | None:
-        """The record of a bounded cache of this memory, None where it tells another story.
-
-        So it is when the cache was used while the memory was paused or when a session of it has
-        ended: such a cache goes on, and what leaves it is not stored.
-        """
-        if not is_windowed(cache):
-            return None
-        owner = cache.layers[0].owner  # type: ignore[attr-defined]
-        record = owner.record
-        if owner.on_leave != self._leaving or not isinstance(record, WindowRecord):
-            return None
-        same = len(record.sessions) == batch and record.seen == cache.get_seq_length()  # type: ignore[attr-defined]
-        return record if same and self.core.table.alive(record.sessions) else None
+    def _weights_wanted(self, kwargs: dict[str, Any]) -> bool:
+        asked = kwargs.get("output_attentions")
+        return bool(self.core.adapter.config.output_attentions if asked is None else asked)
 
     def _leaving(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         if self.step is not None:
@@ -595,16 +474,6 @@ def _goes_on(record: WindowRecord | None, request: Request, tokens: int) -> bool
         return False
     asked = None if record.asked_for is None else record.asked_for()
     return tokens == 1 or (asked is not None and asked is request)
-
-
-def _runs(frame: FrameType | None) -> bool:
-    """Whether a frame is one of those that run now in this thread."""
-    at: FrameType | None = sys._getframe(1)
-    while at is not None:
-        if at is frame:
-            return True
-        at = at.f_back
-    return False
 
 
 def _seen(cache: Any, position: torch.Tensor | None) -> int:

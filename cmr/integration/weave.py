@@ -30,12 +30,14 @@ class LayerMemory:
         query_mask: `[batch, tokens]` bool, False for tokens that must not read; None for all.
         turn: cosine and sine `[batch, tokens, rotary_dim]` float32 that rotate the query to where
             memory is read; None leaves it.
+        weights: whether the local attention weights are wanted, too.
     """
 
     held: LayerBlocks | LayerRows
     bias: torch.Tensor
     query_mask: torch.Tensor | None
     turn: tuple[torch.Tensor, torch.Tensor] | None
+    weights: bool = False
 
 
 def weave(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 from cmr.kernels.maxsim import Scratch, Selection, new_scratch
@@ -134,11 +136,23 @@ class RollingQuery:
         return kept
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Rows follow their beams; those of one input share their session."""
+        """Rows follow their beams, in place."""
         rows = rows.to(self.mask.device)
         self._query.copy_(self._query.index_select(1, rows))
-        for tensor in (self.maxima, self.mask, self._ids):
+        for tensor in (self.maxima, self.mask, self._ids, self.sessions):
             tensor.copy_(tensor.index_select(0, rows))
+
+    def select(self, rows: torch.Tensor) -> RollingQuery:
+        """A query of its own of the given rows, in their order."""
+        rows = rows.to(self.mask.device)
+        other = copy.copy(self)
+        other._query = self._query.index_select(1, rows)
+        for name in ("maxima", "mask", "_ids", "sessions"):
+            setattr(other, name, getattr(self, name).index_select(0, rows))
+        other._places = torch.arange(other.mask.numel(), device=rows.device)
+        other._scratch, other._picks = {}, {}
+        other.found = other._choice = None
+        return other
 
     def _write(self, where: slice, states: torch.Tensor, done: int) -> None:
         """Unit states of the tokens from `done` on, to the given places."""

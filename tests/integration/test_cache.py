@@ -23,7 +23,6 @@ def windowed(
         block=8,
         turn=adapter.turn_forward,
         padding=padding,
-        device=torch.device("cpu"),
         on_leave=lambda *going: left.append(going),
     )
     return owner.adopt(DynamicCache(), adapter.depth)

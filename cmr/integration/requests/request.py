@@ -34,6 +34,7 @@ class Request:
         active: whether it reads and writes memory.
         inputs: rows of the inputs of a `generate`; None: it is none.
         records: of the caches that it began.
+        part: most tokens of a long prompt that one forward runs; None: as the window allows.
         recalls: False while the beginning of a long prompt is fed through the window.
         caches: takes the caches that it begins, whose whole text is to become memory; None: none.
         bounded: whether such caches are bounded by the window.
@@ -46,6 +47,7 @@ class Request:
     active: bool
     inputs: int | None = None
     records: WeakSet[WindowRecord] = field(default_factory=WeakSet)
+    part: int | None = None
     recalls: bool = True
     caches: list[Any] | None = None
     bounded: bool = True

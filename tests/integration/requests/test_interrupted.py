@@ -131,6 +131,38 @@ def test_a_model_that_a_hook_runs_again_inside_a_forward(
     assert not memory._core.lock.mine
 
 
+def test_a_model_that_rests_inside_a_forward_that_remembers(
+    memory: cmr.Memory, llama: nn.Module
+) -> None:
+    """The inner forward sees nothing of the outer one, and leaves nothing in it."""
+    anna = memory.session("anna")
+    want = anna.forward(ASKED).logits
+    with memory.paused():
+        plain = llama(text(1, 30, seed=9)).logits
+    inner: list[torch.Tensor] = []
+
+    def again(*_: Any) -> None:
+        if not inner:
+            with memory.paused():
+                inner.append(torch.empty(0))
+                inner[0] = llama(text(1, 30, seed=9)).logits
+
+    last: Any = llama.model.layers[5]
+    handle = last.register_forward_pre_hook(again)
+    have = anna.forward(ASKED).logits
+    handle.remove()
+    assert torch.equal(inner[0], plain) and torch.equal(have, want)
+
+
+def test_detached_inside_a_forward(memory: cmr.Memory, llama: nn.Module) -> None:
+    last: Any = llama.model.layers[5]
+    handle = last.register_forward_pre_hook(lambda *_: memory.detach())
+    memory.session("anna").forward(ASKED)
+    handle.remove()
+    assert not memory.attached and not memory._core.lock.mine
+    llama(ASKED)
+
+
 def test_detached_by_another_thread_while_generating(memory: cmr.Memory, llama: nn.Module) -> None:
     want = None
     begun, gone = threading.Event(), threading.Event()
