@@ -123,6 +123,7 @@ def test_a_copy_is_cropped_and_reordered_for_itself(llama: nn.Module) -> None:
         twin.batch_select_indices(torch.tensor([1]))
         owner, other = cache.layers[0].owner, twin.layers[0].owner
         assert (owner.record.seen, other.record.seen) == (20, 17)
+        assert (owner.record.held, other.record.held) == (20 - SINKS, 17 - SINKS)
         assert (len(owner.record.sessions), len(other.record.sessions)) == (2, 1)
         assert len({id(layer.owner) for layer in twin.layers}) == 1
 

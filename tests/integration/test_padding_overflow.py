@@ -35,12 +35,14 @@ def run(
     batch = padded(texts, "left")
     del batch["position_ids"]
     read: list[list[list[tuple[int, ...]]]] = []
+    scores: list[list[list[float]]] = []
     with cmr.attach(model, **{**SETTINGS, **settings}) as memory:
         memory.read(text(3, 120, seed=1), sessions=NAMES)
 
         def look(*_: Any) -> None:
             if not memory._stepper.busy:
                 read.append([[p.token_ids for p in row] for row in memory.recalled])
+                scores.append([[p.score for p in row] for row in memory.recalled])
 
         handle = model.register_forward_hook(look)
         try:
@@ -59,6 +61,7 @@ def run(
                 "logits": torch.stack(out.logits)[:, row],
                 "stored": stored(memory, name),
                 "read": [step[row] for step in read],
+                "scores": [score for step in scores for score in step[row]],
             }
             for row, name in enumerate(names)
         ]
@@ -68,6 +71,7 @@ def same(have: dict[str, Any], want: dict[str, Any], what: str) -> None:
     assert have["answer"] == want["answer"], what
     assert_close(f"logits of {what}", have["logits"], want["logits"], **TOLERANCE)
     assert have["read"] == want["read"] and any(want["read"])
+    assert have["scores"] == pytest.approx(want["scores"], abs=1e-3)
     assert have["stored"].keys() == want["stored"].keys()
     for name, tensor in want["stored"].items():
         assert have["stored"][name].shape == tensor.shape, f"{name} of {what}"
@@ -75,7 +79,7 @@ def same(have: dict[str, Any], want: dict[str, Any], what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "lengths", [LENGTHS, (150, 30, 97)], ids=["within the window", "longer prompts"]
+    "lengths", [LENGTHS, (320, 30, 217)], ids=["within the window", "longer prompts"]
 )
 def test_a_padded_row_is_what_it_is_alone(lengths: tuple[int, ...], model: nn.Module) -> None:
     """Tokens, logits, recalled passages at every step, and all that is stored."""
@@ -89,7 +93,12 @@ def test_a_padded_row_is_what_it_is_alone(lengths: tuple[int, ...], model: nn.Mo
 
 @pytest.mark.parametrize(
     "settings",
-    [{"positions": "layout"}, {"query_tokens": 80}, {"store": "states"}, {"block_size": 7}],
+    [
+        {"positions": "layout"},
+        {"query_tokens": 80, "refresh": 30},
+        {"store": "states"},
+        {"block_size": 7},
+    ],
     ids=str,
 )
 def test_other_settings(settings: dict[str, Any], llama: nn.Module) -> None:
