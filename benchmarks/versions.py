@@ -64,10 +64,9 @@ def child() -> None:
         memory.clear("read")
         return took
 
-    with torch.inference_mode():
-        print("ready", cmr.__file__, flush=True)
-        for line in sys.stdin:
-            print({"decode": decode, "read": read}[line.strip()](), flush=True)
+    print("ready", cmr.__file__, flush=True)
+    for line in sys.stdin:
+        print({"decode": decode, "read": read}[line.strip()](), flush=True)
 
 
 class Checkout:
