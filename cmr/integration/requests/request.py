@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from cmr.errors import SessionError
-from cmr.integration.requests.scope import REMEDY, Place, Said, here, said_here
+from cmr.integration.requests.scope import (
+    REMEDY,
+    Place,
+    Said,
+    Scope,
+    here,
+    innermost,
+    said_here,
+)
 
 if TYPE_CHECKING:
     from cmr.integration.core import Core
@@ -89,8 +97,11 @@ class _Lasts:
 
 @dataclass(frozen=True, eq=False)
 class _Current:
+    """A request whose `generate` is under way, and what was said when it began."""
+
     core: Core
     request: Request
+    scope: Scope | None
     behind: _Current | None
 
 
@@ -99,17 +110,21 @@ _LASTS: ContextVar[_Lasts | None] = ContextVar("cmr_lasts", default=None)
 
 
 def current(core: Core) -> Request | None:
-    """The request whose `generate` is under way here; None outside of any."""
+    """The request whose `generate` is under way here; None outside of any.
+
+    None, too, where something else has been said since it began: what calls the model from within
+    (a streamer, a stopping criterion) may do so for somebody else.
+    """
     at = _CURRENT.get()
     while at is not None and at.core is not core:
         at = at.behind
-    return None if at is None else at.request
+    return at.request if at is not None and at.scope is innermost(core) else None
 
 
 @contextlib.contextmanager
 def under_way(core: Core, request: Request) -> Iterator[Request]:
     """Forwards inside belong to a request."""
-    token = _CURRENT.set(_Current(core, request, _CURRENT.get()))
+    token = _CURRENT.set(_Current(core, request, innermost(core), _CURRENT.get()))
     try:
         yield request
     finally:

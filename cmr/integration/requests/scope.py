@@ -188,6 +188,14 @@ def call(owner: object, said: Said) -> Iterator[None]:
         _INNERMOST.reset(token)
 
 
+def innermost(owner: object) -> Scope | None:
+    """The scope that was opened last here for an owner; None: none is open."""
+    scope = _INNERMOST.get()
+    while scope is not None and scope.owner is not owner:
+        scope = scope.behind
+    return scope
+
+
 def said_here(owner: object) -> list[Said]:
     """What holds for a request that begins now, from the outermost scope to the innermost.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -97,6 +99,89 @@ def test_what_one_thread_recalls_another_does_not_see(memory: cmr.Memory) -> Non
     memory.forget("anna")
     assert memory.recalled == anna.recalled == []
     assert readers(ben.recalled) == [{"ben"}]
+
+
+def test_a_context_that_is_copied_does_not_show_what_others_recalled(memory: cmr.Memory) -> None:
+    """Tasks and threads start with a copy of a context, and not with its last forward."""
+    memory.session("anna").forward(ASKED)
+    seen: list[Any] = []
+    copied = contextvars.copy_context()
+    thread = threading.Thread(target=copied.run, args=(lambda: seen.append(memory.recalled),))
+    thread.start()
+    thread.join()
+
+    async def task() -> None:
+        seen.append(memory.recalled)
+
+    asyncio.run(task())
+    assert seen == [[], []] and readers(memory.recalled) == [{"anna"}]
+
+
+class Within:
+    """A streamer that does something behind the first new token."""
+
+    def __init__(self, act: Callable[[], Any]) -> None:
+        self._act, self.count = act, 0
+
+    def put(self, _: torch.Tensor) -> None:
+        self.count += 1
+        if self.count == 2:
+            self._act()
+
+    def end(self) -> None:
+        return None
+
+
+def test_somebody_elses_request_inside_a_generation_is_theirs(
+    memory: cmr.Memory, llama: nn.Module
+) -> None:
+    anna, ben = memory.session("anna"), memory.session("ben")
+    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False}
+    want = anna.generate(ASKED, **options), ben.generate(ASKED, **options)
+    assert not torch.equal(*want)
+    found: list[Any] = []
+
+    def by_handle() -> None:
+        found.append(ben.generate(ASKED, **options))
+        ben.forward(ASKED)
+        found.append(readers(ben.recalled))
+
+    def by_with() -> None:
+        with memory.session("ben"):
+            found.append(llama.generate(ASKED, **options))
+            llama(ASKED)
+            found.append(readers(memory.recalled))
+
+    def of_the_same() -> None:  # nothing else is said: it belongs to the generation around it
+        found.append(llama.generate(ASKED, **options))
+        llama(ASKED)
+        found.append(readers(memory.recalled))
+
+    for act, whose in ((by_handle, "ben"), (by_with, "ben"), (of_the_same, "anna")):
+        found.clear()
+        assert torch.equal(anna.generate(ASKED, **options, streamer=Within(act)), want[0])
+        assert torch.equal(found[0], want[whose == "ben"]) and found[1] == [{whose}]
+
+
+def test_a_session_that_ends_between_a_request_and_its_forward_is_not_made_anew(
+    memory: cmr.Memory, llama: nn.Module
+) -> None:
+    anna = memory.session("anna")
+
+    def forget(*_: Any) -> None:
+        if "anna" in memory.sessions:
+            memory.forget("anna")
+
+    handle = llama.register_forward_pre_hook(forget)
+    answer = anna.generate(text(1, 200), max_new_tokens=90, do_sample=False)
+    assert answer.shape == (1, 290)
+    assert memory.sessions == ["ben"] and memory.tokens == 300
+    memory.read(text(40), sessions=["anna"])
+    embedded = llama.get_input_embeddings()(text(1, 200))  # a prompt that is run in one piece
+    answer = anna.generate(inputs_embeds=embedded, max_new_tokens=90, do_sample=False)
+    handle.remove()
+    assert answer.shape == (1, 90)
+    assert memory.sessions == ["ben"] and memory.tokens == 300
 
 
 # -- search --------------------------------------------------------------------------------------

@@ -126,3 +126,20 @@ def test_a_read_under_way_is_scored_as_it_began(memory: cmr.Memory) -> None:
     assert report.tokens == 200 and len(done) > 2 and anna.tokens == 500
     relevance = {block.relevance for block in anna.inspect(start=300)}
     assert relevance == {0.5}, "scored, though nothing was to be when it began"
+
+
+def test_settings_that_are_said_for_a_step_hold_for_it_at_once(llama: nn.Module) -> None:
+    """A text that goes on searches anew where the settings of its search are others."""
+    with cmr.attach(llama, window=64, block_size=8, threshold=0.0, blocks=1) as memory:
+        memory.read(text(300), sessions=["anna"])
+        anna, token = memory.session("anna"), ASKED[:, :1]
+        cache = anna.forward(ASKED, use_cache=True).past_key_values
+        passages = [len(anna.recalled[0])]
+        for blocks in (4, None, 0, None):
+            if blocks is None:
+                anna.forward(token, past_key_values=cache)
+            else:
+                with memory.retrieval(blocks=blocks, gain=0.0, neighbours=0):
+                    anna.forward(token, past_key_values=cache)
+            passages.append(len(anna.recalled[0]))
+        assert passages == [1, 4, 1, 0, 1]
