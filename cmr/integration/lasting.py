@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 
 
-@contextmanager
-def lasting() -> Iterator[None]:
+class lasting:
     """What is made inside has no graph and is no inference tensor, whatever the forward is.
 
     A tensor that was made in `torch.inference_mode()` may never be changed outside of it, nor take
-    part in what is differentiated. Also a decorator.
+    part in what is differentiated. Also a decorator. Where the mode is right already, as in stock
+    `generate`, nothing is switched: every decoding step comes by here.
     """
-    with torch.inference_mode(False), torch.no_grad():  # the former alone would switch graphs on
-        yield
+
+    def __init__(self) -> None:
+        self._modes: ExitStack | None = None
+
+    def __enter__(self) -> lasting:
+        if torch.is_inference_mode_enabled() or torch.is_grad_enabled():
+            self._modes = ExitStack()
+            # The former alone would switch graphs on.
+            self._modes.enter_context(torch.inference_mode(False))
+            self._modes.enter_context(torch.no_grad())
+        return self
+
+    def __exit__(self, *failed: Any) -> None:
+        if self._modes is not None:
+            self._modes.__exit__(*failed)
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function with all that it makes made so."""
+
+        @functools.wraps(function)
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            with lasting():
+                return function(*args, **kwargs)
+
+        return inside
