@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from cmr.integration.models.transformer import CMRTransformer, IntegratedCMRModel
     from cmr.integration.reading import ReadReport
     from cmr.integration.recalled import RecalledPassage
+    from cmr.integration.requests.session import Session
     from cmr.integration.upkeep import ConsolidationReport
     from cmr.memory.buffer import LayeredMemoryBuffer
     from cmr.memory.entry import MemoryEntry
@@ -115,6 +116,7 @@ _HOMES = {
     "cmr.integration.models.transformer": ("CMRTransformer", "IntegratedCMRModel"),
     "cmr.integration.reading": ("ReadReport",),
     "cmr.integration.recalled": ("RecalledPassage",),
+    "cmr.integration.requests.session": ("Session",),
     "cmr.integration.upkeep": ("ConsolidationReport",),
     "cmr.memory.buffer": ("LayeredMemoryBuffer",),
     "cmr.memory.entry": ("MemoryEntry",),
@@ -201,6 +203,7 @@ __all__ = [
     "ReweaveConfig",
     "SaveReport",
     "SemanticMemoryMatcher",
+    "Session",
     "SessionError",
     "StoreBusyError",
     "StoreError",

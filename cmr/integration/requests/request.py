@@ -18,6 +18,7 @@ from cmr.integration.requests.scope import (
     Scope,
     here,
     innermost,
+    resting,
     said_here,
 )
 
@@ -179,6 +180,13 @@ def _require_named(core: Core) -> None:
     """Raises `SessionError` for a request without a session where there must be one."""
     if core.config.unnamed == "refuse":
         raise SessionError(f"a request without a session, and unnamed='refuse'; {REMEDY}")
+    scope = resting(core)
+    if scope is not None:
+        raise SessionError(
+            f"a request without a session, while a generator that entered {scope.opener!r} rests: "
+            "it may be meant for this one (a framework that runs it in a context of its own takes "
+            f"the `with` along); {REMEDY}"
+        )
     if core.names_in_use and threading.get_ident() != core.home:
         raise SessionError(
             "a request without a session in a thread of its own, while others name theirs: threads "

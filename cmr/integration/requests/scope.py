@@ -196,6 +196,15 @@ def innermost(owner: object) -> Scope | None:
     return scope
 
 
+def resting(owner: object) -> Scope | None:
+    """A scope that names sessions in a generator that rests at a `yield`, in whatever context."""
+    for scopes in list(_OPEN.values()):
+        for scope in scopes:
+            if scope.owner is owner and scope.said.names is not None and _at_yield(scope.frame):
+                return scope
+    return None
+
+
 def said_here(owner: object) -> list[Said]:
     """What holds for a request that begins now, from the outermost scope to the innermost.
 
@@ -260,8 +269,13 @@ def _rests(scope: Scope, running: list[FrameType]) -> bool:
     """
     if scope.frame is None or scope.frame in running:
         return False
-    generator = scope.frame.f_code.co_flags & inspect.CO_GENERATOR
-    return scope.place == here() or bool(generator and scope.frame.f_back is None)
+    return scope.place == here() or _at_yield(scope.frame)
+
+
+def _at_yield(frame: FrameType | None) -> bool:
+    """Whether a frame is one of a generator that rests. Coroutines rest at every `await`."""
+    generator = frame is not None and frame.f_code.co_flags & inspect.CO_GENERATOR
+    return bool(generator) and frame is not None and frame.f_back is None
 
 
 def _owner_of_with(frame: FrameType | None) -> FrameType | None:

@@ -104,6 +104,28 @@ def test_a_generator_driven_in_other_contexts_keeps_its_session(
     assert ask() == set()
 
 
+def test_a_dependency_that_is_entered_in_another_context_is_not_overlooked(
+    memory: cmr.Memory, ask: Ask
+) -> None:
+    """As web frameworks enter what a handler depends on: its `with` does not reach the handler."""
+
+    def depends(name: str) -> Iterator[cmr.Session]:
+        with memory.session(name) as session:
+            yield session
+
+    entered = depends("anna")
+    session = contextvars.copy_context().run(next, entered)
+    with pytest.raises(SessionError, match=r"memory\.session\('anna'\) rests"):
+        ask()
+    session.forward(ASKED)
+    assert readers(session.recalled) == {"anna"}
+    with memory.session("ben"):
+        assert ask() == {"ben"}
+    with pytest.raises(StopIteration):
+        contextvars.copy_context().run(next, entered)
+    assert ask() == set()
+
+
 def test_a_generator_that_is_dropped_leaves_nothing(memory: cmr.Memory, ask: Ask) -> None:
     def stream() -> Iterator[set[str]]:
         with memory.session("anna"):
