@@ -101,14 +101,16 @@ class Turns:
     def begin(self) -> None:
         """Wait for one's turn; a forward begins, whose step is not known yet."""
         self._core.lock.acquire()
-        forwards = _HERE.forwards.setdefault(self, [])
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None and frame.f_code.co_name != nn.Module._call_impl.__name__:
-            frame = frame.f_back
-        while forwards and not _runs(forwards[-1].frame):
-            self.end()
-        forwards.append(_Forward(frame, self._holder.step if forwards else None))
-        self._holder.step = None
+        try:
+            forwards = _HERE.forwards.setdefault(self, [])
+            while forwards and not _runs(forwards[-1].frame):
+                self.end()
+            outer = self._holder.step if forwards else None
+            self._holder.step = None
+            forwards.append(_Forward(_call_frame(), outer))
+        except BaseException:  # an interrupt may come anywhere
+            self._core.lock.release()
+            raise
 
     def end(self) -> None:
         """The innermost forward of this thread is over, however it ended; none: nothing is done."""
@@ -116,6 +118,14 @@ class Turns:
         if forwards:
             self._holder.step = forwards.pop().outer
             self._core.lock.release()
+
+
+def _call_frame() -> FrameType | None:
+    """The frame of the call of the module whose hook runs now."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != nn.Module._call_impl.__name__:
+        frame = frame.f_back
+    return frame
 
 
 def _runs(frame: FrameType | None) -> bool:
