@@ -27,7 +27,7 @@ from cmr.integration.record import WindowRecord
 from cmr.integration.reducing import Reducer
 from cmr.integration.requests.lock import FairLock
 from cmr.integration.requests.request import LastForward, Request, current
-from cmr.integration.requests.scope import Said, said_here
+from cmr.integration.requests.scope import Said, said_here, settings_of
 from cmr.integration.scoring import BlockScorer
 from cmr.integration.tiered import Project, Recomputed, TieredStates
 from cmr.integration.tiers import plan_tiers
@@ -256,8 +256,7 @@ class Core:
         request = current(self)
         if request is not None:
             return request.retriever
-        wanted = {name: value for said in said_here(self) for name, value in said.settings.items()}
-        return self.retriever_with(wanted)
+        return self.retriever_with(settings_of(said_here(self)))
 
     @retriever.setter
     def retriever(self, retriever: Retriever) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 
-from cmr.errors import AttachError, CMRWarning
+from cmr._warning import warn
+from cmr.errors import AttachError
 from cmr.integration.adapter import ModelAdapter
 
 DROPOUTS = ("attention_dropout", "attn_pdrop")
@@ -45,11 +44,9 @@ class Training:
         drops = any(getattr(self._adapter.config, name, 0.0) for name in DROPOUTS)
         if drops and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn(
                 "memory is not read while attention drops out: call model.eval(), or set the "
-                "attention's dropout to 0 to train with memory",
-                CMRWarning,
-                stacklevel=2,
+                "attention's dropout to 0 to train with memory"
             )
 
 

@@ -20,6 +20,7 @@ from cmr.integration.requests.scope import (
     innermost,
     resting,
     said_here,
+    settings_of,
 )
 
 if TYPE_CHECKING:
@@ -145,7 +146,6 @@ def new_request(core: Core, named: bool = False) -> Request:
     """
     said = said_here(core)
     who: Said | None = next((s for s in reversed(said) if s.names is not None), None)
-    wanted = {name: value for part in said for name, value in part.settings.items()}
     about = next((part.about for part in reversed(said) if part.about is not None), (None,))
     on = next((part.active for part in reversed(said) if part.active is not None), core.active)
     following = next((part for part in reversed(said) if part.caches is not None), Said())
@@ -155,7 +155,7 @@ def new_request(core: Core, named: bool = False) -> Request:
         _require_named(core)
     return Request(
         names=None if who is None else who.names,
-        retriever=core.retriever_with(wanted),
+        retriever=core.retriever_with(settings_of(said)),
         task=about[0],
         active=on,
         caches=following.caches,

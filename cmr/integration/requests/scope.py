@@ -223,6 +223,11 @@ def said_here(owner: object) -> list[Said]:
     return [scope.said for scope in reversed(known)]
 
 
+def settings_of(said: list[Said]) -> dict[str, Any]:
+    """The settings of the search that hold by what was said, the innermost before others."""
+    return {name: value for part in said for name, value in part.settings.items()}
+
+
 def _agreed(owner: object, known: list[Scope]) -> list[Scope]:
     """The scopes that hold, innermost first, as context and frames say.
 
