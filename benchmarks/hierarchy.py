@@ -27,7 +27,7 @@ from benchmarks.facts import KINDS, POOLS, slots
 from benchmarks.index_states import LAYER, IndexStates, index_states, load
 from benchmarks.retention_text import documents
 from cmr.demo import load_smollm2
-from cmr.integration.adapter import ModelAdapter
+from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.kernels.maxsim import Columns, maxsim_select
 from cmr.kernels.reference.select import Rule
 from cmr.memory.batch import BlockBatch

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from benchmarks.retention_text import documents
 from cmr._folders import cache_root
 from cmr.demo import load_smollm2
-from cmr.integration.adapter import ModelAdapter
-from cmr.integration.partial import stop_before
+from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.partial_pass import stop_before
 
 LAYER, WINDOW, CONTEXT = 12, 512, 128
 _APART = ("site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__")

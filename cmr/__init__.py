@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from cmr.integration.attaching import attach, load
     from cmr.integration.calibrating import calibrate
     from cmr.integration.forgetting import ForgetReport
-    from cmr.integration.hooks import Hook, HookManager
+    from cmr.integration.hook_manager_ import Hook, HookManager
     from cmr.integration.memory import Memory
     from cmr.integration.models.backbones import BackboneAdapter, GemmaAdapter, MistralAdapter
     from cmr.integration.models.full import FullCMRModel
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from cmr.integration.recalled import RecalledPassage
     from cmr.integration.requests.session import Session
     from cmr.integration.upkeep import ConsolidationReport
-    from cmr.memory.buffer import LayeredMemoryBuffer
+    from cmr.memory.buffer_ import LayeredMemoryBuffer
     from cmr.memory.entry import MemoryEntry
     from cmr.memory.inspection import Inspection, StoredBlock
     from cmr.memory.relevance import RelevanceScorer
@@ -107,7 +107,7 @@ _HOMES = {
     "cmr.integration.attaching": ("attach", "load"),
     "cmr.integration.calibrating": ("calibrate",),
     "cmr.integration.forgetting": ("ForgetReport",),
-    "cmr.integration.hooks": ("Hook", "HookManager"),
+    "cmr.integration.hook_manager_": ("Hook", "HookManager"),
     "cmr.integration.memory": ("Memory",),
     "cmr.integration.models.backbones": ("BackboneAdapter", "GemmaAdapter", "MistralAdapter"),
     "cmr.integration.models.full": ("FullCMRModel",),
@@ -118,7 +118,7 @@ _HOMES = {
     "cmr.integration.recalled": ("RecalledPassage",),
     "cmr.integration.requests.session": ("Session",),
     "cmr.integration.upkeep": ("ConsolidationReport",),
-    "cmr.memory.buffer": ("LayeredMemoryBuffer",),
+    "cmr.memory.buffer_": ("LayeredMemoryBuffer",),
     "cmr.memory.entry": ("MemoryEntry",),
     "cmr.memory.inspection": ("Inspection", "StoredBlock"),
     "cmr.memory.relevance": ("RelevanceScorer",),

@@ -153,7 +153,7 @@ class Texts:
             self.why_not = str(error)
         if tokenizer is None:
             return
-        from cmr.integration.fingerprint import of_tokenizer
+        from cmr.integration.decoder.fingerprint import of_tokenizer
 
         wanted = stored.saved.header.get("tokenizer")
         if wanted is not None and wanted != of_tokenizer(tokenizer):

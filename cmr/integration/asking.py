@@ -13,7 +13,7 @@ from torch import nn
 from cmr.config import RetrievalConfig
 from cmr.integration.cache import is_windowed
 from cmr.integration.core import Core
-from cmr.integration.partial import states_entering, stop_before
+from cmr.integration.decoder.partial_pass import states_entering, stop_before
 from cmr.integration.recall import Recall
 from cmr.integration.record import WindowRecord
 from cmr.integration.requests.request import Request

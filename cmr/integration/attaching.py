@@ -10,12 +10,12 @@ from torch import nn
 
 from cmr.config import CMRConfig
 from cmr.errors import AttachError, CMRWarning, ConfigError
-from cmr.integration import fingerprint
-from cmr.integration.adapter import ModelAdapter
 from cmr.integration.capture import Keep
 from cmr.integration.cautions import caution
-from cmr.integration.detection import adapt
-from cmr.integration.files import open_saved
+from cmr.integration.decoder import fingerprint
+from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.detection import adapt
+from cmr.integration.folders_ import open_saved
 from cmr.integration.lasting import lasting
 from cmr.integration.memory import ATTACHED, Memory
 
@@ -49,7 +49,7 @@ def attach(
 
     Raises:
         UnsupportedModelError: when the model is not a decoder, or one of a family that has no row
-            in `cmr.integration.families` and failed to prove itself; see docs/families.md.
+            in `cmr.integration.decoder.families` and failed to prove itself; see docs/families.md.
         AttachError: when the model has a memory already.
         ConfigError: for a bad value, one that does not fit the model, or one not available.
     """

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from cmr.integration.adapter import ModelAdapter
 from cmr.integration.calibration_measures import (
     Passages,
     block_maxima,
@@ -27,7 +26,8 @@ from cmr.integration.calibration_states import (
     running,
 )
 from cmr.integration.calibration_text import Fact
-from cmr.integration.fingerprint import identity
+from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.fingerprint import identity
 from cmr.retrieval.calibration import Calibration
 
 MOST_BYTES = 1 << 30

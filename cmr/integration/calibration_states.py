@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from cmr.integration.adapter import ModelAdapter
 from cmr.integration.calibration_text import Fact, encode
-from cmr.integration.partial import states_entering, stop_before
+from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.partial_pass import states_entering, stop_before
 from cmr.integration.question import Template
 
 WINDOW, LEFT = 512, 128

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cmr._folders import cache_root
 from cmr.errors import ConfigError
-from cmr.integration.adapter import ModelAdapter
-from cmr.integration.fingerprint import identity
+from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.fingerprint import identity
 from cmr.retrieval.calibration import Calibration
 
 SHIPPED = Path(__file__).parent.parent / "calibrations"
@@ -35,7 +35,7 @@ def find(adapter: ModelAdapter) -> Calibration | None:
     A file that cannot be read is passed over with a warning: a search works without it, too.
 
     Args:
-        adapter: the model, however it was loaded (see `cmr.integration.fingerprint.identity`).
+        adapter: the model, however it was loaded (see `cmr.integration.decoder.fingerprint.identity`).
     """
     wanted = identity(adapter)
     for place in (folder(), SHIPPED):

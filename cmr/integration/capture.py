@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from cmr.integration.adapter import ModelAdapter
+from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.memory.batch import Angles, BlockBatch, LayerSource
 from cmr.memory.ring import RingBuffer
 from cmr.memory.sessions import SessionTable

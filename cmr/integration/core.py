@@ -14,9 +14,9 @@ import torch
 from cmr._warning import warn
 from cmr.config import STATE_METHODS, CMRConfig
 from cmr.errors import AttachError, ConfigError
-from cmr.integration.adapter import ModelAdapter
 from cmr.integration.cache import LocalWindow
 from cmr.integration.capture import BlockWriter, Keep
+from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.leaving import LeavingText
 from cmr.integration.measured import calibration_for
 from cmr.integration.prefetch import Prefetcher

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from cmr.errors import ConfigError, CorruptMemoryError, UnknownSessionError
-from cmr.integration import fingerprint
 from cmr.integration.core import Core
+from cmr.integration.decoder import fingerprint
 from cmr.integration.saving import kinds_of
 from cmr.integration.scoring import BlockScorer
 from cmr.memory.sessions import SessionInfo

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from cmr.config import RetrievalConfig
 from cmr.errors import ConfigError
-from cmr.integration.adapter import ModelAdapter
 from cmr.integration.calibrations import find
-from cmr.integration.fingerprint import identity
+from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.fingerprint import identity
 from cmr.retrieval.calibration import Calibration
 
 

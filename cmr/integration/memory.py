@@ -17,11 +17,11 @@ from cmr._memory_config import lifetime
 from cmr.config import CMRConfig
 from cmr.errors import AttachError
 from cmr.integration.absorbing import absorb
-from cmr.integration.adapter import ModelAdapter
 from cmr.integration.capture import Keep
 from cmr.integration.changing import change, changed
 from cmr.integration.core import Core
-from cmr.integration.files import Files
+from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.folders_ import Files
 from cmr.integration.forgetting import ForgetReport, Forgetter
 from cmr.integration.generation import GenerationPlug
 from cmr.integration.looking import Looking

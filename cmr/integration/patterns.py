@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from cmr.errors import UnsupportedModelError
-from cmr.integration.adapter import ModelAdapter
 from cmr.integration.attention import MARK, PREFIX, WATCH, plug
+from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.weights import attention_weights
 
 Weights = Callable[[int, torch.Tensor], None]

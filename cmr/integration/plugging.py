@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from cmr._warning import warn
 from cmr.errors import AttachError
-from cmr.integration.adapter import ModelAdapter
 from cmr.integration.attention import MARK, PREFIX, WATCH, Reader, plug, read_memory
+from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.weave import LayerMemory
 
 

@@ -16,8 +16,8 @@ from cmr.config import CMRConfig
 from cmr.errors import AttachError, UnknownSessionError
 from cmr.integration.cache import LocalWindow
 from cmr.integration.core import Core
+from cmr.integration.decoder.partial_pass import stop_before
 from cmr.integration.lasting import lasting
-from cmr.integration.partial import stop_before
 from cmr.integration.recall import Recall
 from cmr.integration.scoring import BlockScorer, Piece
 from cmr.integration.stepper import Stepper

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
-from cmr.integration.adapter import ModelAdapter
+from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.lasting import lasting
 from cmr.kernels import implementation
 from cmr.kernels.reference.rotary import rotate

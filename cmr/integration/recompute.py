@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from transformers.cache_utils import DynamicCache
 
-from cmr.integration.adapter import ModelAdapter
 from cmr.integration.cache import LocalWindow
-from cmr.integration.partial import states_entering, stop_before
+from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.partial_pass import states_entering, stop_before
 from cmr.kernels.reference.rotary import unrotate
 from cmr.memory.ring import RingBuffer
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cmr.integration.core import Core
-from cmr.integration.fingerprint import adapters
+from cmr.integration.decoder.fingerprint import adapters
 from cmr.memory.store import Kind, Part
 from cmr.memory.store.form import DTYPE_NAMES
 

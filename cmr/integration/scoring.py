@@ -11,7 +11,7 @@ from torch import nn
 
 from cmr.config import CMRConfig
 from cmr.errors import ConfigError
-from cmr.integration.adapter import ModelAdapter
+from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.kernels.reference.rotary import rotate
 from cmr.kernels.reference.score import pool_blocks
 from cmr.kernels.score import surprise

@@ -24,10 +24,10 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from cmr.config import CMRConfig
-from cmr.integration.adapters import AdapterWatch
 from cmr.integration.asking import Asker
 from cmr.integration.cache import is_windowed
 from cmr.integration.core import Core
+from cmr.integration.decoder.adapter_watch import AdapterWatch
 from cmr.integration.lasting import lasting
 from cmr.integration.plugging import Plugs
 from cmr.integration.recall import Recall

@@ -6,7 +6,7 @@ import torch
 
 from cmr._warning import warn
 from cmr.errors import AttachError
-from cmr.integration.adapter import ModelAdapter
+from cmr.integration.decoder.adapter import ModelAdapter
 
 DROPOUTS = ("attention_dropout", "attn_pdrop")
 """Names of the attention's dropout in configurations."""

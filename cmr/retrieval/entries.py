@@ -6,7 +6,7 @@ import torch
 
 from cmr.kernels.maxsim import block_maxima
 from cmr.memory._buffer_layer import LayerStore
-from cmr.memory.buffer import LayeredMemoryBuffer
+from cmr.memory.buffer_ import LayeredMemoryBuffer
 from cmr.memory.sessions import NO_SESSION
 from cmr.memory.slots import ranges_of
 

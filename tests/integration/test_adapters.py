@@ -15,8 +15,8 @@ from torch import nn
 
 import cmr
 from cmr.errors import CMRWarning, ModelMismatchError
-from cmr.integration import fingerprint
-from cmr.integration.adapters import AdapterWatch
+from cmr.integration.decoder import fingerprint
+from cmr.integration.decoder.adapter_watch import AdapterWatch
 from tests.integration.tiny import build, text
 
 peft = pytest.importorskip("peft")

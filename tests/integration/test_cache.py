@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from cmr.integration.adapter import ModelAdapter
 from cmr.integration.cache import LocalWindow
+from cmr.integration.decoder.adapter import ModelAdapter
 from tests.kernels.compare import assert_error_at_most_twice
 
 Left = list[tuple[int, torch.Tensor, torch.Tensor]]

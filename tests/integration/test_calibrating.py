@@ -16,7 +16,6 @@ import torch
 import cmr
 from cmr.errors import AttachError, ConfigError, UnsupportedModelError
 from cmr.integration import calibrating, calibrations
-from cmr.integration.adapter import ModelAdapter
 from cmr.integration.calibrating import calibrate
 from cmr.integration.calibration_measures import (
     BLOCK,
@@ -30,7 +29,8 @@ from cmr.integration.calibration_measures import (
 from cmr.integration.calibration_run import Run, Trial
 from cmr.integration.calibration_states import LayerStates, plant, question, read, running
 from cmr.integration.calibration_text import FACTS, chunks, ordinary_text
-from cmr.integration.fingerprint import identity
+from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.fingerprint import identity
 from cmr.retrieval.calibration import Calibration
 from tests.integration import tiny
 

@@ -15,8 +15,8 @@ from torch import nn
 
 import cmr
 from cmr.errors import UnsupportedModelError
-from cmr.integration import detection
-from cmr.integration.families import FAMILIES
+from cmr.integration.decoder import detection
+from cmr.integration.decoder.families import FAMILIES
 from tests.integration.test_detach import attributes, hooks
 from tests.integration.tiny import (
     OTHER_LAYERS,

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import cmr
-from cmr.integration import fingerprint
-from cmr.integration.adapter import ModelAdapter
+from cmr.integration.decoder import fingerprint
+from cmr.integration.decoder.adapter import ModelAdapter
 from tests.integration.tiny import LAYERS, READS_ALL, build, greedy, text
 from tests.kernels.compare import assert_close
 

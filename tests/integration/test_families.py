@@ -13,8 +13,8 @@ from transformers import DynamicCache
 
 import cmr
 from cmr.errors import UnsupportedModelError
-from cmr.integration.adapter import ModelAdapter
-from cmr.integration.families import FAMILIES
+from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.families import FAMILIES
 from cmr.integration.recompute import Recomputer
 from cmr.kernels.reference.rotary import rotate
 from tests.integration.test_detach import attributes, hooks

@@ -17,7 +17,7 @@ from cmr.config import EVICTION_STRATEGIES
 from cmr.errors import ConfigError, CorruptMemoryError, MemoryNotFoundError, ModelMismatchError
 from cmr.memory import MemoryEntry
 from cmr.memory._buffer_face import MemoryBuffer
-from cmr.memory.buffer import LayeredMemoryBuffer
+from cmr.memory.buffer_ import LayeredMemoryBuffer
 from cmr.memory.store import Saved, save
 from tests.memory.test_eviction import Block
 from tests.memory.test_eviction import model as victims

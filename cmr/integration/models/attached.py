@@ -13,8 +13,8 @@ from cmr.config import CMRConfig
 from cmr.errors import AttachError, ConfigError
 from cmr.integration.attaching import attach
 from cmr.integration.cautions import caution_captured
-from cmr.integration.detection import adapt
-from cmr.integration.hooks import Hook, HookManager
+from cmr.integration.decoder.detection import adapt
+from cmr.integration.hook_manager_ import Hook, HookManager
 from cmr.integration.leaving import LeavingText
 from cmr.integration.memory import Memory
 from cmr.integration.models._stats import Recorder
@@ -22,7 +22,7 @@ from cmr.integration.models.feeding import NOTE, Feeder, Scorer
 from cmr.integration.models.passing import Passes
 from cmr.integration.models.projection import Projection
 from cmr.integration.models.settings import settings_of
-from cmr.memory.buffer import LayeredMemoryBuffer
+from cmr.memory.buffer_ import LayeredMemoryBuffer
 from cmr.memory.relevance import RelevanceScorer
 
 CAPTURED = "memory"

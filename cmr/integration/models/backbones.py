@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from cmr.errors import ConfigError, UnsupportedModelError
-from cmr.integration.adapter import ModelAdapter
-from cmr.integration.detection import adapt
+from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.detection import adapt
 from cmr.integration.models.described import config_of
 from cmr.integration.models.loading import load_backbone
 
@@ -44,7 +44,7 @@ BACKBONES: dict[str, Backbone] = {
     "qwen": Backbone(("qwen2", "qwen3"), "Qwen/Qwen3-0.6B"),
     "smollm3": Backbone(("smollm3",), "HuggingFaceTB/SmolLM3-3B"),
 }
-"""Each of these model types is a row of `cmr.integration.families`."""
+"""Each of these model types is a row of `cmr.integration.decoder.families`."""
 
 
 class BackboneAdapter:

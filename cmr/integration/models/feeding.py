@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from cmr.integration.adapter import ModelAdapter
+from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.leaving import SCORE, LeavingText
 from cmr.kernels.reference.rotary import rotate
-from cmr.memory.buffer import LayeredMemoryBuffer
+from cmr.memory.buffer_ import LayeredMemoryBuffer
 from cmr.memory.relevance import RelevanceScorer
 from cmr.memory.sessions import SessionTable
 from cmr.memory.token_scores import token_scores

@@ -15,7 +15,7 @@ from cmr.integration.models.looking import Looking
 from cmr.integration.models.outputs import CMROutput
 from cmr.integration.models.placing import decoder_for
 from cmr.integration.models.steering import Steering
-from cmr.memory.buffer import LayeredMemoryBuffer
+from cmr.memory.buffer_ import LayeredMemoryBuffer
 
 
 class FullCMRModel(Steering, Looking):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmr.integration.adapter import ModelAdapter
-from cmr.integration.partial import states_entering
+from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.partial_pass import states_entering
 from cmr.memory.token_scores import gradient_times_state
 
 

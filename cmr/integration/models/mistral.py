@@ -11,7 +11,7 @@ from cmr.config import CMRConfig
 from cmr.integration.models.backbones import BACKBONES, BackboneAdapter, MistralAdapter
 from cmr.integration.models.feeding import Scorer
 from cmr.integration.models.full import FullCMRModel
-from cmr.memory.buffer import LayeredMemoryBuffer
+from cmr.memory.buffer_ import LayeredMemoryBuffer
 
 MODEL_NAME = str(BACKBONES["mistral"].model_name)
 

@@ -14,7 +14,7 @@ from cmr.integration.changing import RECONSTRUCTION
 from cmr.integration.models.feeding import Scorer
 from cmr.integration.models.saved import SavedModel
 from cmr.integration.models.tidying import drop_duplicates
-from cmr.memory.buffer import LayeredMemoryBuffer
+from cmr.memory.buffer_ import LayeredMemoryBuffer
 from cmr.memory.relevance import RelevanceScorer
 from cmr.reconstruction.blender import ContextBlender
 from cmr.reconstruction.integrator import ReconstructionIntegrator

@@ -13,7 +13,7 @@ from cmr.integration.models.feeding import Scorer
 from cmr.integration.models.outputs import CMROutput
 from cmr.integration.models.placing import decoder_for
 from cmr.integration.models.saved import SavedModel
-from cmr.memory.buffer import LayeredMemoryBuffer
+from cmr.memory.buffer_ import LayeredMemoryBuffer
 
 Given = CMRConfig | Mapping[str, Any] | None
 

@@ -24,7 +24,7 @@ from cmr import (
     MistralCMRModel,
     create_mistral_cmr_model,
 )
-from cmr.integration.families import FAMILIES
+from cmr.integration.decoder.families import FAMILIES
 from cmr.integration.models.backbones import BACKBONES
 from cmr.integration.models.loading import load_backbone
 from tests.integration.models.test_passing import ALWAYS

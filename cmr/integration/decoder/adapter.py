@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from cmr.errors import AttachError, ConfigError
-from cmr.integration.coverage import require_decoder, require_settings, rope_types, row_of
-from cmr.integration.families import Family
-from cmr.integration.placement import device_of, heads_here, shards
-from cmr.integration.projections import KEY, QUERY, VALUE, project
+from cmr.integration.decoder.coverage import require_decoder, require_settings, rope_types, row_of
+from cmr.integration.decoder.families import Family
+from cmr.integration.decoder.placement import device_of, heads_here, shards
+from cmr.integration.decoder.projections import KEY, QUERY, VALUE, project
 from cmr.kernels.reference.rotary import rotate
 from cmr.memory.stores import LayerShape
 

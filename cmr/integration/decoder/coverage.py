@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from cmr.errors import UnsupportedModelError
-from cmr.integration.families import FAMILIES, Family
+from cmr.integration.decoder.families import FAMILIES, Family
 
 SUPPORTED_ATTENTION = ("sdpa", "eager")
 
@@ -51,7 +51,7 @@ def row_of(config: Any) -> Family:
         hint = f" (nearest: {near[0]})" if near else ""
         raise UnsupportedModelError(
             f"model family {name!r} is not covered yet; covered: {covered()}{hint}. "
-            "A family is a row in cmr/integration/families.py and a test"
+            "A family is a row in cmr/integration/decoder/families.py and a test"
         )
     return FAMILIES[name]
 

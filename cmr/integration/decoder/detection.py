@@ -13,10 +13,10 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from cmr.errors import UnsupportedModelError
-from cmr.integration.adapter import ModelAdapter
-from cmr.integration.coverage import covered, require_decoder
-from cmr.integration.families import FAMILIES, Family
-from cmr.integration.guessing import Skeleton, Watched, rows, skeleton, watch
+from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.coverage import covered, require_decoder
+from cmr.integration.decoder.families import FAMILIES, Family
+from cmr.integration.decoder.guesses import Skeleton, Watched, rows, skeleton, watch
 from cmr.integration.plugging import plugged
 from cmr.integration.recall import LayerRows
 from cmr.integration.scratch import Scratch
@@ -58,7 +58,7 @@ def adapt(model: Any) -> ModelAdapter:
         said = reason if isinstance(reason, UnsupportedModelError) else repr(reason)
         raise UnsupportedModelError(
             f"model family {config.model_type!r} is not covered and could not be detected: {said}. "
-            f"Covered: {covered()}. A family is a row in cmr/integration/families.py and a test"
+            f"Covered: {covered()}. A family is a row in cmr/integration/decoder/families.py and a test"
         ) from reason
     logger.info(
         "family %r has no row of its own; it was detected and checked on a short text",

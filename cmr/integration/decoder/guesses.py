@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cmr.errors import UnsupportedModelError
-from cmr.integration.families import Family
+from cmr.integration.decoder.families import Family
 
 SPLIT = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("wq", "wk", "wv"))
 FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "qkv")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmr.integration.adapter import ModelAdapter
+from cmr.integration.decoder.adapter import ModelAdapter
 
 
 class _EnoughError(Exception):

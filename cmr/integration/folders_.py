@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from cmr.errors import MemoryNotFoundError, StoreBusyError
-from cmr.integration import fingerprint
 from cmr.integration.core import Core
+from cmr.integration.decoder import fingerprint
 from cmr.integration.loading import Loader
 from cmr.integration.requests.lock import FairLock
 from cmr.integration.saving import MemoryContent

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cmr.integration.families import Family
+from cmr.integration.decoder.families import Family
 
 QUERY, KEY, VALUE = 0, 1, 2
 

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from cmr.errors import ModelMismatchError
-from cmr.integration.adapter import ModelAdapter
-from cmr.integration.adapters import (
+from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.adapter_watch import (
     WRAPPED,
     adapter_layers,
     described,
     in_effect,
     without_wrapper,
 )
-from cmr.integration.placement import named_weights, whole_weight
+from cmr.integration.decoder.placement import named_weights, whole_weight
 
 SAMPLE = 64
 """Numbers looked at of each parameter, spread over it."""

@@ -11,8 +11,8 @@ from torch import nn
 
 from cmr import _checks as check
 from cmr.errors import ConfigError
-from cmr.integration.adapter import ModelAdapter
-from cmr.integration.detection import adapt
+from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.detection import adapt
 from cmr.integration.memory import ATTACHED, Memory
 from cmr.integration.patterns import Watcher
 

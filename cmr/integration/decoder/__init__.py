@@ -1,0 +1,1 @@
+"""A transformers decoder seen as data: its blocks, its family, its fingerprint."""
