@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.retention_scores import BLOCK
 from cmr.config import SCORING_METHODS, CMRConfig
-from cmr.integration.scoring import BlockScorer, Piece
+from cmr.integration.capture.block_scorer import BlockScorer, Piece
 from cmr.memory.calibration import RunningQuantiles
 
 PIECE = 384  # tokens that the reader takes at once in a window of 512

@@ -36,7 +36,7 @@ def collector(memory: Any, methods: tuple[str, ...]) -> Any:
     Its `pieces` are dictionaries of `[tokens]` float32 a method, and `state`, the mean index state
     of each block, `[blocks, hidden]` bfloat16.
     """
-    from cmr.integration.scoring import BlockScorer
+    from cmr.integration.capture.block_scorer import BlockScorer
 
     class Collector(BlockScorer):
         needs_final = True

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
     from cmr.integration.attaching import attach, load
     from cmr.integration.calibrating import calibrate
+    from cmr.integration.capture.reader import ReadReport
     from cmr.integration.forgetting import ForgetReport
     from cmr.integration.hook_manager_ import Hook, HookManager
     from cmr.integration.memory import Memory
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from cmr.integration.models.mistral import MistralCMRModel, create_mistral_cmr_model
     from cmr.integration.models.outputs import CMROutput
     from cmr.integration.models.transformer import CMRTransformer, IntegratedCMRModel
-    from cmr.integration.reading import ReadReport
     from cmr.integration.recalled import RecalledPassage
     from cmr.integration.requests.session import Session
     from cmr.integration.upkeep import ConsolidationReport
@@ -114,7 +114,7 @@ _HOMES = {
     "cmr.integration.models.mistral": ("MistralCMRModel", "create_mistral_cmr_model"),
     "cmr.integration.models.outputs": ("CMROutput",),
     "cmr.integration.models.transformer": ("CMRTransformer", "IntegratedCMRModel"),
-    "cmr.integration.reading": ("ReadReport",),
+    "cmr.integration.capture.reader": ("ReadReport",),
     "cmr.integration.recalled": ("RecalledPassage",),
     "cmr.integration.requests.session": ("Session",),
     "cmr.integration.upkeep": ("ConsolidationReport",),

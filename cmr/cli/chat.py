@@ -15,7 +15,7 @@ from cmr.cli import session as shared
 from cmr.cli.display import console, passages, size
 from cmr.cli.opening import opened
 from cmr.cli.settings import Settings
-from cmr.integration.cache import is_windowed
+from cmr.integration.capture.window import is_windowed
 
 HELP = "/quit ends, /stats shows the memory, /recalled what the last answer read"
 

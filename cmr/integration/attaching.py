@@ -10,13 +10,13 @@ from torch import nn
 
 from cmr.config import CMRConfig
 from cmr.errors import AttachError, CMRWarning, ConfigError
-from cmr.integration.capture import Keep
+from cmr.integration.capture.block_writer import Keep
+from cmr.integration.capture.lasting import lasting
 from cmr.integration.cautions import caution
 from cmr.integration.decoder import fingerprint
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.detection import adapt
 from cmr.integration.folders_ import open_saved
-from cmr.integration.lasting import lasting
 from cmr.integration.memory import ATTACHED, Memory
 
 

@@ -14,21 +14,21 @@ import torch
 from cmr._warning import warn
 from cmr.config import STATE_METHODS, CMRConfig
 from cmr.errors import AttachError, ConfigError
-from cmr.integration.cache import LocalWindow
-from cmr.integration.capture import BlockWriter, Keep
+from cmr.integration.capture.block_scorer import BlockScorer
+from cmr.integration.capture.block_writer import BlockWriter, Keep
+from cmr.integration.capture.leaving_text import LeavingText
+from cmr.integration.capture.window import LocalWindow
+from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.leaving import LeavingText
 from cmr.integration.measured import calibration_for
 from cmr.integration.prefetch import Prefetcher
 from cmr.integration.question import Template
 from cmr.integration.recall import LayerStates, Recall
 from cmr.integration.recompute import Recomputer
-from cmr.integration.record import WindowRecord
 from cmr.integration.reducing import Reducer
 from cmr.integration.requests.lock import FairLock
 from cmr.integration.requests.request import LastForward, Request, current
 from cmr.integration.requests.scope import Said, said_here, settings_of
-from cmr.integration.scoring import BlockScorer
 from cmr.integration.tiered import Project, Recomputed, TieredStates
 from cmr.integration.tiers import plan_tiers
 from cmr.integration.weight import memory_bias

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cmr.integration.cache import is_windowed
+from cmr.integration.capture.window import is_windowed
 from cmr.integration.core import Core
 from cmr.integration.requests.request import current
 from cmr.integration.stepper import Stepper

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
-from cmr.integration.cache import is_windowed
+from cmr.integration.capture.window import is_windowed
 from cmr.integration.core import Core
 from cmr.integration.drafting import DraftPlug
 from cmr.integration.requests.request import Request, current, under_way, within

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 
 from cmr.errors import ConfigError, CorruptMemoryError, UnknownSessionError
+from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.core import Core
 from cmr.integration.decoder import fingerprint
 from cmr.integration.saving import kinds_of
-from cmr.integration.scoring import BlockScorer
 from cmr.memory.sessions import SessionInfo
 from cmr.memory.store import Saved
 from cmr.memory.store.form import DTYPES

@@ -16,8 +16,9 @@ from transformers.cache_utils import DynamicCache
 from cmr._memory_config import lifetime
 from cmr.config import CMRConfig
 from cmr.errors import AttachError
-from cmr.integration.absorbing import absorb
-from cmr.integration.capture import Keep
+from cmr.integration.capture.absorb import absorb
+from cmr.integration.capture.block_writer import Keep
+from cmr.integration.capture.reader import Reader, ReadReport, Rows
 from cmr.integration.changing import change, changed
 from cmr.integration.core import Core
 from cmr.integration.decoder.adapter import ModelAdapter
@@ -27,7 +28,6 @@ from cmr.integration.generation import GenerationPlug
 from cmr.integration.looking import Looking
 from cmr.integration.next_token import NextTokenReader
 from cmr.integration.question import Template
-from cmr.integration.reading import Reader, ReadReport, Rows
 from cmr.integration.requests.request import new_request, under_way
 from cmr.integration.requests.scope import Opener, Said
 from cmr.integration.requests.searcher import Searcher

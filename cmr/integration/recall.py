@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
+from cmr.integration.capture.lasting import lasting
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.lasting import lasting
 from cmr.kernels import implementation
 from cmr.kernels.reference.rotary import rotate
 from cmr.memory.ring import RingBuffer

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers.cache_utils import DynamicCache
 
-from cmr.integration.cache import LocalWindow
+from cmr.integration.capture.window import LocalWindow
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.partial_pass import states_entering, stop_before
 from cmr.kernels.reference.rotary import unrotate

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.recall import Recall
-from cmr.integration.record import WindowRecord
 from cmr.integration.weave import LayerMemory
 
 

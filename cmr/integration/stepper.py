@@ -25,13 +25,14 @@ from transformers.cache_utils import DynamicCache
 
 from cmr.config import CMRConfig
 from cmr.integration.asking import Asker
-from cmr.integration.cache import is_windowed
+from cmr.integration.capture.lasting import lasting
+from cmr.integration.capture.window import is_windowed
+from cmr.integration.capture.window_record import WindowRecord
+from cmr.integration.capture.windows import Windows
 from cmr.integration.core import Core
 from cmr.integration.decoder.adapter_watch import AdapterWatch
-from cmr.integration.lasting import lasting
 from cmr.integration.plugging import Plugs
 from cmr.integration.recall import Recall
-from cmr.integration.record import WindowRecord
 from cmr.integration.requests.request import Request, current, last_here, new_request, note_last
 from cmr.integration.requests.scope import Said, call
 from cmr.integration.requests.turns import Turns
@@ -39,7 +40,6 @@ from cmr.integration.scratch import Scratch
 from cmr.integration.step import Step
 from cmr.integration.training import Training
 from cmr.integration.weave import LayerMemory
-from cmr.integration.windows import Windows
 
 
 class _Here(threading.local):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from cmr.integration.cache import LocalWindow
+from cmr.integration.capture.window import LocalWindow
 from cmr.integration.decoder.adapter import ModelAdapter
 from tests.kernels.compare import assert_error_at_most_twice
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from cmr.integration.capture.leaving_text import SCORE, LeavingText
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.leaving import SCORE, LeavingText
 from cmr.kernels.reference.rotary import rotate
 from cmr.memory.buffer_ import LayeredMemoryBuffer
 from cmr.memory.relevance import RelevanceScorer

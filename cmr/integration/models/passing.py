@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
+from cmr.integration.capture.leaving_text import SCORE
+from cmr.integration.capture.reader import INTEGERS, require_known
+from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
-from cmr.integration.leaving import SCORE
 from cmr.integration.memory import Memory
 from cmr.integration.models.feeding import GRADIENT, Scorer
 from cmr.integration.models.gradients import scored_forward
-from cmr.integration.reading import INTEGERS, require_known
-from cmr.integration.record import WindowRecord
 from cmr.memory.token_scores import token_mask, token_scores
 
 

@@ -24,8 +24,8 @@ from cmr.integration.requests.scope import (
 )
 
 if TYPE_CHECKING:
+    from cmr.integration.capture.window_record import WindowRecord
     from cmr.integration.core import Core
-    from cmr.integration.record import WindowRecord
     from cmr.integration.step import Step
     from cmr.retrieval import Retriever
 

@@ -13,9 +13,9 @@ from cmr.integration.requests.request import LastForward
 from cmr.integration.requests.scope import Opener, Said, call
 
 if TYPE_CHECKING:
+    from cmr.integration.capture.reader import ReadReport
     from cmr.integration.forgetting import ForgetReport
     from cmr.integration.memory import Memory
-    from cmr.integration.reading import ReadReport
     from cmr.memory.inspection import Inspection
 
 

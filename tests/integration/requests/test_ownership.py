@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import cmr
-from cmr.integration.record import WindowRecord
+from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.requests.request import current
 from cmr.integration.step import Step
 from cmr.memory.sessions import SessionTable

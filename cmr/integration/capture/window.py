@@ -11,7 +11,7 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 if TYPE_CHECKING:
-    from cmr.integration.record import WindowRecord
+    from cmr.integration.capture.window_record import WindowRecord
 
 Take = Callable[[int, torch.Tensor, torch.Tensor], None]
 Turn = Callable[[int, torch.Tensor, torch.Tensor, int], torch.Tensor]

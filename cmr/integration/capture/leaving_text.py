@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from cmr.integration.record import WindowRecord
-from cmr.integration.scoring import BlockScorer, Piece
+from cmr.integration.capture.block_scorer import BlockScorer, Piece
+from cmr.integration.capture.window_record import WindowRecord
 from cmr.memory.sessions import SessionTable
 
 SCORE = "score."

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from transformers.cache_utils import DynamicCache
 
-from cmr.integration.cache import WindowLayer, is_windowed
+from cmr.integration.capture.lasting import lasting
+from cmr.integration.capture.window import WindowLayer, is_windowed
+from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
-from cmr.integration.lasting import lasting
-from cmr.integration.record import WindowRecord
 
 
 def absorb(core: Core, cache: DynamicCache) -> int:

@@ -8,9 +8,9 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from cmr.errors import SessionError
-from cmr.integration.cache import Take, can_adopt, is_windowed
+from cmr.integration.capture.window import Take, can_adopt, is_windowed
+from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
-from cmr.integration.record import WindowRecord
 from cmr.integration.requests.request import Request
 from cmr.memory.sessions import NO_SESSION
 

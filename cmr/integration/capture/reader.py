@@ -14,12 +14,12 @@ from transformers.cache_utils import DynamicCache
 
 from cmr.config import CMRConfig
 from cmr.errors import AttachError, UnknownSessionError
-from cmr.integration.cache import LocalWindow
+from cmr.integration.capture.block_scorer import BlockScorer, Piece
+from cmr.integration.capture.lasting import lasting
+from cmr.integration.capture.window import LocalWindow
 from cmr.integration.core import Core
 from cmr.integration.decoder.partial_pass import stop_before
-from cmr.integration.lasting import lasting
 from cmr.integration.recall import Recall
-from cmr.integration.scoring import BlockScorer, Piece
 from cmr.integration.stepper import Stepper
 from cmr.integration.training import checkpoints
 from cmr.retrieval import Ask

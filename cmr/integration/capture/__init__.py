@@ -1,0 +1,1 @@
+"""From a model's window to stored blocks."""
