@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from cmr.integration.models.mistral import MistralCMRModel, create_mistral_cmr_model
     from cmr.integration.models.outputs import CMROutput
     from cmr.integration.models.transformer import CMRTransformer, IntegratedCMRModel
-    from cmr.integration.recalled import RecalledPassage
     from cmr.integration.requests.session import Session
+    from cmr.integration.reweave.recalled_passage import RecalledPassage
     from cmr.integration.upkeep import ConsolidationReport
     from cmr.memory.buffer_ import LayeredMemoryBuffer
     from cmr.memory.entry import MemoryEntry
@@ -115,7 +115,7 @@ _HOMES = {
     "cmr.integration.models.outputs": ("CMROutput",),
     "cmr.integration.models.transformer": ("CMRTransformer", "IntegratedCMRModel"),
     "cmr.integration.capture.reader": ("ReadReport",),
-    "cmr.integration.recalled": ("RecalledPassage",),
+    "cmr.integration.reweave.recalled_passage": ("RecalledPassage",),
     "cmr.integration.requests.session": ("Session",),
     "cmr.integration.upkeep": ("ConsolidationReport",),
     "cmr.memory.buffer_": ("LayeredMemoryBuffer",),

@@ -9,7 +9,7 @@ from cmr import _checks as check
 from cmr.config import CMRConfig
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.core import Core
-from cmr.integration.reducing import Reducer
+from cmr.integration.reweave.reducer import Reducer
 from cmr.retrieval.retriever import PER_REQUEST
 
 RECONSTRUCTION = ("reconstruction_method", "max_memory_tokens", "compression_ratio")

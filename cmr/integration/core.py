@@ -21,17 +21,17 @@ from cmr.integration.capture.window import LocalWindow
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.measured import calibration_for
-from cmr.integration.prefetch import Prefetcher
 from cmr.integration.question import Template
-from cmr.integration.recall import LayerStates, Recall
-from cmr.integration.recompute import Recomputer
-from cmr.integration.reducing import Reducer
 from cmr.integration.requests.lock import FairLock
 from cmr.integration.requests.request import LastForward, Request, current
 from cmr.integration.requests.scope import Said, said_here, settings_of
-from cmr.integration.tiered import Project, Recomputed, TieredStates
+from cmr.integration.reweave.memory_bias import memory_bias
+from cmr.integration.reweave.prefetcher import Prefetcher
+from cmr.integration.reweave.recall import LayerStates, Recall
+from cmr.integration.reweave.recomputer import Recomputer
+from cmr.integration.reweave.reducer import Reducer
+from cmr.integration.reweave.tiered_states import Project, Recomputed, TieredStates
 from cmr.integration.tiers import plan_tiers
-from cmr.integration.weight import memory_bias
 from cmr.memory.ring import RingBuffer
 from cmr.memory.sessions import NO_SESSION, SessionTable
 from cmr.retrieval import Ask, Choice, Retriever, RollingQuery

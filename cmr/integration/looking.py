@@ -7,8 +7,8 @@ from typing import Any
 
 from cmr.integration.core import Core
 from cmr.integration.next_token import NextTokenReader
-from cmr.integration.recalled import RecalledPassage, recalled_passages
 from cmr.integration.requests.scope import said_here
+from cmr.integration.reweave.recalled_passage import RecalledPassage, recalled_passages
 from cmr.integration.step import Step
 from cmr.integration.stepper import Stepper
 from cmr.memory.archive import stored_block

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from cmr.errors import UnsupportedModelError
-from cmr.integration.attention import MARK, PREFIX, WATCH, plug
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.weights import attention_weights
+from cmr.integration.reweave.attention import MARK, PREFIX, WATCH, plug
+from cmr.integration.reweave.attention_weights import attention_weights
 
 Weights = Callable[[int, torch.Tensor], None]
 """Takes a layer's number and its weights `[batch, heads, tokens, seen]` float32."""

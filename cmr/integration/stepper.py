@@ -31,15 +31,15 @@ from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.capture.windows import Windows
 from cmr.integration.core import Core
 from cmr.integration.decoder.adapter_watch import AdapterWatch
-from cmr.integration.plugging import Plugs
-from cmr.integration.recall import Recall
 from cmr.integration.requests.request import Request, current, last_here, new_request, note_last
 from cmr.integration.requests.scope import Said, call
 from cmr.integration.requests.turns import Turns
-from cmr.integration.scratch import Scratch
+from cmr.integration.reweave.plugs import Plugs
+from cmr.integration.reweave.recall import Recall
+from cmr.integration.reweave.scratch import Scratch
+from cmr.integration.reweave.weave import LayerMemory
 from cmr.integration.step import Step
 from cmr.integration.training import Training
-from cmr.integration.weave import LayerMemory
 
 
 class _Here(threading.local):

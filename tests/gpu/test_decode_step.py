@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import decoding
-from cmr.integration import recall
+from cmr.integration.reweave import recall
 from cmr.kernels._ops import NAMESPACE
 from tests.gpu.checks import allocations
 

@@ -15,7 +15,7 @@ import cmr
 from cmr.errors import UnsupportedModelError
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.families import FAMILIES
-from cmr.integration.recompute import Recomputer
+from cmr.integration.reweave.recomputer import Recomputer
 from cmr.kernels.reference.rotary import rotate
 from tests.integration.test_detach import attributes, hooks
 from tests.integration.test_oracles import stored

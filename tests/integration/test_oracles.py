@@ -10,7 +10,7 @@ from torch import nn
 from transformers import DynamicCache
 
 import cmr
-from cmr.integration.recompute import Recomputer
+from cmr.integration.reweave.recomputer import Recomputer
 from tests.integration.tiny import (
     FAMILIES,
     LAYERS,

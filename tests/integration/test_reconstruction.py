@@ -11,7 +11,7 @@ from torch import nn
 
 import cmr
 from cmr.config import METHODS, RECONSTRUCTION_METHODS, STATE_METHODS
-from cmr.integration import recall as recalling
+from cmr.integration.reweave import recall as recalling
 from cmr.reconstruction.integrator import ReconstructionIntegrator
 from tests.integration.tiny import READS_ALL, greedy, text
 

@@ -19,7 +19,7 @@ from cmr.integration.capture.lasting import lasting
 from cmr.integration.capture.window import LocalWindow
 from cmr.integration.core import Core
 from cmr.integration.decoder.partial_pass import stop_before
-from cmr.integration.recall import Recall
+from cmr.integration.reweave.recall import Recall
 from cmr.integration.stepper import Stepper
 from cmr.integration.training import checkpoints
 from cmr.retrieval import Ask

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cmr.config import RetrievalConfig
-from cmr.integration.recall import Recall
+from cmr.integration.reweave.recall import Recall
 from cmr.retrieval import RollingQuery
 
 

@@ -17,10 +17,10 @@ from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.coverage import covered, require_decoder
 from cmr.integration.decoder.families import FAMILIES, Family
 from cmr.integration.decoder.guesses import Skeleton, Watched, rows, skeleton, watch
-from cmr.integration.plugging import plugged
-from cmr.integration.recall import LayerRows
-from cmr.integration.scratch import Scratch
-from cmr.integration.weave import LayerMemory
+from cmr.integration.reweave.plugs import plugged
+from cmr.integration.reweave.recall import LayerRows
+from cmr.integration.reweave.scratch import Scratch
+from cmr.integration.reweave.weave import LayerMemory
 from cmr.kernels.reference.rotary import rotate, unrotate
 
 logger = logging.getLogger("cmr")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cmr.integration.recalled import RecalledPassage
 from cmr.integration.requests.request import LastForward
 from cmr.integration.requests.scope import Opener, Said, call
+from cmr.integration.reweave.recalled_passage import RecalledPassage
 
 if TYPE_CHECKING:
     from cmr.integration.capture.reader import ReadReport

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from cmr.integration.recall import LayerBlocks
-from cmr.integration.scratch import Scratch
-from cmr.integration.weave import LayerMemory, parts, weave
-from cmr.integration.weights import attention_weights
+from cmr.integration.reweave.attention_weights import attention_weights
+from cmr.integration.reweave.recall import LayerBlocks
+from cmr.integration.reweave.scratch import Scratch
+from cmr.integration.reweave.weave import LayerMemory, parts, weave
 
 PREFIX = "cmr_"
 MARK = "_cmr_reader"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cmr.integration.recall import Recall
+from cmr.integration.reweave.recall import Recall
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from cmr.integration.prefetch import Gather, Prefetcher, Stored
-from cmr.integration.recompute import Layers, Recomputer
+from cmr.integration.reweave.prefetcher import Gather, Prefetcher, Stored
+from cmr.integration.reweave.recomputer import Layers, Recomputer
 from cmr.memory.ring import RingBuffer
 
 Project = Callable[[int, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]

@@ -13,9 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from cmr._warning import warn
 from cmr.errors import AttachError
-from cmr.integration.attention import MARK, PREFIX, WATCH, Reader, plug, read_memory
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.weave import LayerMemory
+from cmr.integration.reweave.attention import MARK, PREFIX, WATCH, Reader, plug, read_memory
+from cmr.integration.reweave.weave import LayerMemory
 
 
 class Plugs:

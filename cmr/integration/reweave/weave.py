@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from cmr.integration.recall import LayerBlocks, LayerRows
-from cmr.integration.scratch import StepTensors
+from cmr.integration.reweave.recall import LayerBlocks, LayerRows
+from cmr.integration.reweave.scratch import StepTensors
 from cmr.kernels import implementation
 from cmr.kernels.attention import attention_partials, attention_with_lse
 from cmr.kernels.reference.rotary import rotate

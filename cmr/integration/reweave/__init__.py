@@ -1,0 +1,1 @@
+"""From chosen blocks to a layer's attention."""
