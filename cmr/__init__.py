@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from cmr.integration.calibrating import calibrate
     from cmr.integration.capture.reader import ReadReport
     from cmr.integration.forgetting import ForgetReport
-    from cmr.integration.hook_manager_ import Hook, HookManager
+    from cmr.integration.hooks.hook_manager import Hook, HookManager
     from cmr.integration.memory import Memory
     from cmr.integration.models.backbones import BackboneAdapter, GemmaAdapter, MistralAdapter
     from cmr.integration.models.full import FullCMRModel
@@ -107,7 +107,7 @@ _HOMES = {
     "cmr.integration.attaching": ("attach", "load"),
     "cmr.integration.calibrating": ("calibrate",),
     "cmr.integration.forgetting": ("ForgetReport",),
-    "cmr.integration.hook_manager_": ("Hook", "HookManager"),
+    "cmr.integration.hooks.hook_manager": ("Hook", "HookManager"),
     "cmr.integration.memory": ("Memory",),
     "cmr.integration.models.backbones": ("BackboneAdapter", "GemmaAdapter", "MistralAdapter"),
     "cmr.integration.models.full": ("FullCMRModel",),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from cmr.integration.calibration_text import Fact, encode
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.partial_pass import states_entering, stop_before
-from cmr.integration.question import Template
+from cmr.integration.requests.chat_template import Template
 
 WINDOW, LEFT = 512, 128
 """Tokens of a window that reads the text, and those of it that only give context."""

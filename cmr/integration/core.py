@@ -21,7 +21,7 @@ from cmr.integration.capture.window import LocalWindow
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.measured import calibration_for
-from cmr.integration.question import Template
+from cmr.integration.requests.chat_template import Template
 from cmr.integration.requests.lock import FairLock
 from cmr.integration.requests.request import LastForward, Request, current
 from cmr.integration.requests.scope import Said, said_here, settings_of

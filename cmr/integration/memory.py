@@ -24,16 +24,16 @@ from cmr.integration.core import Core
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.folders_ import Files
 from cmr.integration.forgetting import ForgetReport, Forgetter
-from cmr.integration.generation import GenerationPlug
+from cmr.integration.hooks.forward import Stepper
+from cmr.integration.hooks.generation import GenerationPlug
+from cmr.integration.hooks.next_token import NextTokenReader
+from cmr.integration.hooks.residual import ResidualReader
 from cmr.integration.looking import Looking
-from cmr.integration.next_token import NextTokenReader
-from cmr.integration.question import Template
+from cmr.integration.requests.chat_template import Template
 from cmr.integration.requests.request import new_request, under_way
 from cmr.integration.requests.scope import Opener, Said
 from cmr.integration.requests.searcher import Searcher
 from cmr.integration.requests.session import Session
-from cmr.integration.residual import ResidualReader
-from cmr.integration.stepper import Stepper
 from cmr.integration.upkeep import ConsolidationReport, consolidate, lift
 from cmr.memory.shares import fork, merge
 from cmr.memory.store import SaveReport

@@ -17,11 +17,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import cmr
+from cmr.integration.hooks.step import Step
 from cmr.integration.reweave import attention as plug
 from cmr.integration.reweave import recall as recalling
 from cmr.integration.reweave import weave as weaving
 from cmr.integration.reweave.scratch import Scratch
-from cmr.integration.step import Step
 from cmr.kernels._ops import REGISTERED
 from cmr.kernels.reference.rotary import rotate
 from tests.integration.operations import Operations, tensors

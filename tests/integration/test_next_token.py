@@ -177,7 +177,7 @@ def test_no_token_of_another_session_is_ever_proposed(llama: nn.Module) -> None:
             return own(queries, successors, *more)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cmr.integration.next_token.propose", look)
+            patch.setattr("cmr.integration.hooks.next_token.propose", look)
             for turn in range(2):
                 for name, ids in zip(NAMES, texts, strict=True):
                     memory.read(ids[turn * 100 : turn * 100 + 100], sessions=[name])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.common import chat, encode
-from cmr.integration.question import Template
+from cmr.integration.requests.chat_template import Template
 
 
 @pytest.fixture(scope="module")

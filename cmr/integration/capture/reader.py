@@ -19,9 +19,9 @@ from cmr.integration.capture.lasting import lasting
 from cmr.integration.capture.window import LocalWindow
 from cmr.integration.core import Core
 from cmr.integration.decoder.partial_pass import stop_before
+from cmr.integration.hooks.forward import Stepper
+from cmr.integration.hooks.training import checkpoints
 from cmr.integration.reweave.recall import Recall
-from cmr.integration.stepper import Stepper
-from cmr.integration.training import checkpoints
 from cmr.retrieval import Ask
 
 Progress = Callable[[int, int], None]

@@ -15,7 +15,7 @@ from cmr.integration.attaching import attach
 from cmr.integration.capture.leaving_text import LeavingText
 from cmr.integration.cautions import caution_captured
 from cmr.integration.decoder.detection import adapt
-from cmr.integration.hook_manager_ import Hook, HookManager
+from cmr.integration.hooks.hook_manager import Hook, HookManager
 from cmr.integration.memory import Memory
 from cmr.integration.models._stats import Recorder
 from cmr.integration.models.feeding import NOTE, Feeder, Scorer

@@ -26,7 +26,7 @@ from cmr.integration.requests.scope import (
 if TYPE_CHECKING:
     from cmr.integration.capture.window_record import WindowRecord
     from cmr.integration.core import Core
-    from cmr.integration.step import Step
+    from cmr.integration.hooks.step import Step
     from cmr.retrieval import Retriever
 
 

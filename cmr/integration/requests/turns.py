@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from cmr.integration.core import Core
-from cmr.integration.step import Step
+from cmr.integration.hooks.step import Step
 
 
 @dataclass

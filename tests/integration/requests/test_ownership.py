@@ -13,8 +13,8 @@ from torch import nn
 
 import cmr
 from cmr.integration.capture.window_record import WindowRecord
+from cmr.integration.hooks.step import Step
 from cmr.integration.requests.request import current
-from cmr.integration.step import Step
 from cmr.memory.sessions import SessionTable
 from cmr.retrieval import Retriever
 from tests.integration.tiny import text

@@ -9,8 +9,8 @@ import torch
 
 from cmr.integration.capture.window import is_windowed
 from cmr.integration.core import Core
+from cmr.integration.hooks.forward import Stepper
 from cmr.integration.requests.request import current
-from cmr.integration.stepper import Stepper
 
 
 class DraftPlug:

@@ -12,9 +12,9 @@ from transformers.cache_utils import DynamicCache
 
 from cmr.integration.capture.window import is_windowed
 from cmr.integration.core import Core
-from cmr.integration.drafting import DraftPlug
+from cmr.integration.hooks.drafts import DraftPlug
+from cmr.integration.hooks.forward import Stepper
 from cmr.integration.requests.request import Request, current, under_way, within
-from cmr.integration.stepper import Stepper
 
 
 class GenerationPlug:

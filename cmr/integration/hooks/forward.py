@@ -24,13 +24,15 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from cmr.config import CMRConfig
-from cmr.integration.asking import Asker
 from cmr.integration.capture.lasting import lasting
 from cmr.integration.capture.window import is_windowed
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.capture.windows import Windows
 from cmr.integration.core import Core
 from cmr.integration.decoder.adapter_watch import AdapterWatch
+from cmr.integration.hooks.asker import Asker
+from cmr.integration.hooks.step import Step
+from cmr.integration.hooks.training import Training
 from cmr.integration.requests.request import Request, current, last_here, new_request, note_last
 from cmr.integration.requests.scope import Said, call
 from cmr.integration.requests.turns import Turns
@@ -38,8 +40,6 @@ from cmr.integration.reweave.plugs import Plugs
 from cmr.integration.reweave.recall import Recall
 from cmr.integration.reweave.scratch import Scratch
 from cmr.integration.reweave.weave import LayerMemory
-from cmr.integration.step import Step
-from cmr.integration.training import Training
 
 
 class _Here(threading.local):

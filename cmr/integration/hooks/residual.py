@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from cmr.integration.core import Core
+from cmr.integration.hooks.forward import Stepper
 from cmr.integration.reweave.recall import StateRows
-from cmr.integration.stepper import Stepper
 from cmr.kernels.reweave import reweave_residual_paged
 from cmr.reconstruction.blend import blend, fit
 from cmr.reconstruction.readout import read_out, temperature

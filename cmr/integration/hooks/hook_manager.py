@@ -13,8 +13,8 @@ from cmr import _checks as check
 from cmr.errors import ConfigError
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.detection import adapt
+from cmr.integration.hooks.attention_watcher import Watcher
 from cmr.integration.memory import ATTACHED, Memory
-from cmr.integration.patterns import Watcher
 
 CAPTURE, INTERVENTION, ATTENTION, GRADIENT, CUSTOM = (
     "capture",

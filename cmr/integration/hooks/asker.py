@@ -15,9 +15,9 @@ from cmr.integration.capture.window import is_windowed
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
 from cmr.integration.decoder.partial_pass import states_entering, stop_before
+from cmr.integration.hooks.step import Step
 from cmr.integration.requests.request import Request
 from cmr.integration.reweave.recall import Recall
-from cmr.integration.step import Step
 from cmr.retrieval import Ask, Choice, Retriever, RollingQuery
 
 
