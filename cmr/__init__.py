@@ -38,9 +38,10 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from cmr.integration.attaching import attach, load
-    from cmr.integration.calibrating import calibrate
+    from cmr.integration.calibration.calibrate import calibrate
     from cmr.integration.capture.reader import ReadReport
-    from cmr.integration.forgetting import ForgetReport
+    from cmr.integration.consolidation import ConsolidationReport
+    from cmr.integration.forgetter import ForgetReport
     from cmr.integration.hooks.hook_manager import Hook, HookManager
     from cmr.integration.memory import Memory
     from cmr.integration.models.backbones import BackboneAdapter, GemmaAdapter, MistralAdapter
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from cmr.integration.models.transformer import CMRTransformer, IntegratedCMRModel
     from cmr.integration.requests.session import Session
     from cmr.integration.reweave.recalled_passage import RecalledPassage
-    from cmr.integration.upkeep import ConsolidationReport
     from cmr.memory.buffer_ import LayeredMemoryBuffer
     from cmr.memory.entry import MemoryEntry
     from cmr.memory.inspection import Inspection, StoredBlock
@@ -105,8 +105,8 @@ _HOMES = {
         "UnsupportedModelError",
     ),
     "cmr.integration.attaching": ("attach", "load"),
-    "cmr.integration.calibrating": ("calibrate",),
-    "cmr.integration.forgetting": ("ForgetReport",),
+    "cmr.integration.calibration.calibrate": ("calibrate",),
+    "cmr.integration.forgetter": ("ForgetReport",),
     "cmr.integration.hooks.hook_manager": ("Hook", "HookManager"),
     "cmr.integration.memory": ("Memory",),
     "cmr.integration.models.backbones": ("BackboneAdapter", "GemmaAdapter", "MistralAdapter"),
@@ -117,7 +117,7 @@ _HOMES = {
     "cmr.integration.capture.reader": ("ReadReport",),
     "cmr.integration.reweave.recalled_passage": ("RecalledPassage",),
     "cmr.integration.requests.session": ("Session",),
-    "cmr.integration.upkeep": ("ConsolidationReport",),
+    "cmr.integration.consolidation": ("ConsolidationReport",),
     "cmr.memory.buffer_": ("LayeredMemoryBuffer",),
     "cmr.memory.entry": ("MemoryEntry",),
     "cmr.memory.inspection": ("Inspection", "StoredBlock"),

@@ -16,7 +16,7 @@ from cmr.integration.cautions import caution
 from cmr.integration.decoder import fingerprint
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.detection import adapt
-from cmr.integration.folders_ import open_saved
+from cmr.integration.files.folders import open_saved
 from cmr.integration.memory import ATTACHED, Memory
 
 

@@ -14,13 +14,14 @@ import torch
 from cmr._warning import warn
 from cmr.config import STATE_METHODS, CMRConfig
 from cmr.errors import AttachError, ConfigError
+from cmr.integration.calibration.measured import calibration_for
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.capture.block_writer import BlockWriter, Keep
 from cmr.integration.capture.leaving_text import LeavingText
 from cmr.integration.capture.window import LocalWindow
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.measured import calibration_for
+from cmr.integration.layout import plan_tiers
 from cmr.integration.requests.chat_template import Template
 from cmr.integration.requests.lock import FairLock
 from cmr.integration.requests.request import LastForward, Request, current
@@ -31,7 +32,6 @@ from cmr.integration.reweave.recall import LayerStates, Recall
 from cmr.integration.reweave.recomputer import Recomputer
 from cmr.integration.reweave.reducer import Reducer
 from cmr.integration.reweave.tiered_states import Project, Recomputed, TieredStates
-from cmr.integration.tiers import plan_tiers
 from cmr.memory.ring import RingBuffer
 from cmr.memory.sessions import NO_SESSION, SessionTable
 from cmr.retrieval import Ask, Choice, Retriever, RollingQuery

@@ -19,22 +19,22 @@ from cmr.errors import AttachError
 from cmr.integration.capture.absorb import absorb
 from cmr.integration.capture.block_writer import Keep
 from cmr.integration.capture.reader import Reader, ReadReport, Rows
-from cmr.integration.changing import change, changed
+from cmr.integration.change import change, changed
+from cmr.integration.consolidation import ConsolidationReport, consolidate, lift
 from cmr.integration.core import Core
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.folders_ import Files
-from cmr.integration.forgetting import ForgetReport, Forgetter
+from cmr.integration.files.folders import Files
+from cmr.integration.forgetter import ForgetReport, Forgetter
 from cmr.integration.hooks.forward import Stepper
 from cmr.integration.hooks.generation import GenerationPlug
 from cmr.integration.hooks.next_token import NextTokenReader
 from cmr.integration.hooks.residual import ResidualReader
-from cmr.integration.looking import Looking
 from cmr.integration.requests.chat_template import Template
 from cmr.integration.requests.request import new_request, under_way
 from cmr.integration.requests.scope import Opener, Said
 from cmr.integration.requests.searcher import Searcher
 from cmr.integration.requests.session import Session
-from cmr.integration.upkeep import ConsolidationReport, consolidate, lift
+from cmr.integration.views import Looking
 from cmr.memory.shares import fork, merge
 from cmr.memory.store import SaveReport
 

@@ -11,8 +11,8 @@ import transformers
 
 import cmr
 from cmr.demo.smollm2 import quiet
-from cmr.integration import calibrating
-from cmr.integration.calibration_text import FACTS
+from cmr.integration.calibration import calibrate as calibrating
+from cmr.integration.calibration.facts import FACTS
 from tests.docs import tiny
 from tests.docs.given import HUB, TEXT, Given
 

@@ -15,9 +15,11 @@ import torch
 
 import cmr
 from cmr.errors import AttachError, ConfigError, UnsupportedModelError
-from cmr.integration import calibrating, calibrations
-from cmr.integration.calibrating import calibrate
-from cmr.integration.calibration_measures import (
+from cmr.integration.calibration import calibrate as calibrating
+from cmr.integration.calibration import files as calibrations
+from cmr.integration.calibration.calibrate import calibrate
+from cmr.integration.calibration.facts import FACTS, chunks, ordinary_text
+from cmr.integration.calibration.measures import (
     BLOCK,
     Passages,
     block_maxima,
@@ -26,9 +28,8 @@ from cmr.integration.calibration_measures import (
     spectrum,
     whitening,
 )
-from cmr.integration.calibration_run import Run, Trial
-from cmr.integration.calibration_states import LayerStates, plant, question, read, running
-from cmr.integration.calibration_text import FACTS, chunks, ordinary_text
+from cmr.integration.calibration.run import Run, Trial
+from cmr.integration.calibration.states import LayerStates, plant, question, read, running
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.fingerprint import identity
 from cmr.retrieval.calibration import Calibration

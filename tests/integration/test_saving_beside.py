@@ -14,8 +14,8 @@ from torch import nn
 
 import cmr
 from cmr.errors import StoreBusyError, UnknownSessionError
+from cmr.integration.files.content import MemoryContent
 from cmr.integration.requests.lock import FairLock
-from cmr.integration.saving import MemoryContent
 from cmr.memory.store import Saved, datafile
 from tests.integration.canaries import Traces, canary
 from tests.integration.tiny import text

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import cmr
-from cmr.integration import upkeep
+from cmr.integration import consolidation as upkeep
 from cmr.integration.requests.lock import FairLock
 from tests.integration.tiny import text
 

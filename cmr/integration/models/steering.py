@@ -10,7 +10,7 @@ from torch import nn
 
 from cmr import _checks as check
 from cmr.config import CMRConfig
-from cmr.integration.changing import RECONSTRUCTION
+from cmr.integration.change import RECONSTRUCTION
 from cmr.integration.models.feeding import Scorer
 from cmr.integration.models.saved import SavedModel
 from cmr.integration.models.tidying import drop_duplicates

@@ -14,7 +14,7 @@ from cmr.integration.reweave.recalled_passage import RecalledPassage
 
 if TYPE_CHECKING:
     from cmr.integration.capture.reader import ReadReport
-    from cmr.integration.forgetting import ForgetReport
+    from cmr.integration.forgetter import ForgetReport
     from cmr.integration.memory import Memory
     from cmr.memory.inspection import Inspection
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from cmr.integration.calibration_text import Fact, encode
+from cmr.integration.calibration.facts import Fact, encode
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.partial_pass import states_entering, stop_before
 from cmr.integration.requests.chat_template import Template

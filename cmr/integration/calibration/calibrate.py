@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from cmr.errors import AttachError, ConfigError
-from cmr.integration.calibration_run import Run
-from cmr.integration.calibration_states import plant
-from cmr.integration.calibration_text import CHUNK, FACTS, chunks, encode, ordinary_text
-from cmr.integration.calibrations import file_name, folder
+from cmr.integration.calibration.facts import CHUNK, FACTS, chunks, encode, ordinary_text
+from cmr.integration.calibration.files import file_name, folder
+from cmr.integration.calibration.run import Run
+from cmr.integration.calibration.states import plant
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.detection import adapt
 from cmr.integration.memory import ATTACHED

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from cmr.integration.calibration_measures import (
+from cmr.integration.calibration.facts import Fact
+from cmr.integration.calibration.measures import (
     Passages,
     block_maxima,
     null,
@@ -17,7 +18,7 @@ from cmr.integration.calibration_measures import (
     spectrum,
     whitening,
 )
-from cmr.integration.calibration_states import (
+from cmr.integration.calibration.states import (
     LayerStates,
     Planted,
     Prompt,
@@ -25,7 +26,6 @@ from cmr.integration.calibration_states import (
     read,
     running,
 )
-from cmr.integration.calibration_text import Fact
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.fingerprint import identity
 from cmr.retrieval.calibration import Calibration

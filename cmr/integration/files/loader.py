@@ -12,7 +12,7 @@ from cmr.errors import ConfigError, CorruptMemoryError, UnknownSessionError
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.core import Core
 from cmr.integration.decoder import fingerprint
-from cmr.integration.saving import kinds_of
+from cmr.integration.files.content import kinds_of
 from cmr.memory.sessions import SessionInfo
 from cmr.memory.store import Saved
 from cmr.memory.store.form import DTYPES

@@ -13,9 +13,9 @@ import torch
 from cmr.errors import MemoryNotFoundError, StoreBusyError
 from cmr.integration.core import Core
 from cmr.integration.decoder import fingerprint
-from cmr.integration.loading import Loader
+from cmr.integration.files.content import MemoryContent
+from cmr.integration.files.loader import Loader
 from cmr.integration.requests.lock import FairLock
-from cmr.integration.saving import MemoryContent
 from cmr.memory import archive
 from cmr.memory.store import Saved, SaveReport, save
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cmr.config import RetrievalConfig
 from cmr.errors import ConfigError
-from cmr.integration.calibrations import find
+from cmr.integration.calibration.files import find
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.fingerprint import identity
 from cmr.retrieval.calibration import Calibration

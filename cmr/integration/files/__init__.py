@@ -1,0 +1,1 @@
+"""A memory in folders: saved, loaded, forgotten from."""
