@@ -44,7 +44,11 @@ if TYPE_CHECKING:
     from cmr.integration.forgetter import ForgetReport
     from cmr.integration.hooks.hook_manager import Hook, HookManager
     from cmr.integration.memory import Memory
-    from cmr.integration.models.backbones import BackboneAdapter, GemmaAdapter, MistralAdapter
+    from cmr.integration.models.backbone.backbones import (
+        BackboneAdapter,
+        GemmaAdapter,
+        MistralAdapter,
+    )
     from cmr.integration.models.full import FullCMRModel
     from cmr.integration.models.mistral import MistralCMRModel, create_mistral_cmr_model
     from cmr.integration.models.outputs import CMROutput
@@ -109,7 +113,11 @@ _HOMES = {
     "cmr.integration.forgetter": ("ForgetReport",),
     "cmr.integration.hooks.hook_manager": ("Hook", "HookManager"),
     "cmr.integration.memory": ("Memory",),
-    "cmr.integration.models.backbones": ("BackboneAdapter", "GemmaAdapter", "MistralAdapter"),
+    "cmr.integration.models.backbone.backbones": (
+        "BackboneAdapter",
+        "GemmaAdapter",
+        "MistralAdapter",
+    ),
     "cmr.integration.models.full": ("FullCMRModel",),
     "cmr.integration.models.mistral": ("MistralCMRModel", "create_mistral_cmr_model"),
     "cmr.integration.models.outputs": ("CMROutput",),

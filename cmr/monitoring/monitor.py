@@ -15,7 +15,7 @@ from torch import nn
 from cmr import _checks as check
 from cmr.errors import AttachError, ConfigError
 from cmr.integration.memory import ATTACHED, Memory
-from cmr.integration.models._stats import Recorder
+from cmr.integration.models.recorder import Recorder
 
 MOST = ("p95_seconds", "failures", "stored_tokens", "evicted_blocks")
 LEAST = ("tokens_per_second", "recall_rate")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cmr import CMRConfig
-from cmr.integration.models.described import config_of
+from cmr.integration.models.backbone.descriptions import config_of
 from tests.docs.blocks import ROOT, Block, blocks, documents, of_file
 from tests.docs.given import Given
 from tests.docs.running import run, wanted

@@ -17,10 +17,10 @@ from cmr.integration.cautions import caution_captured
 from cmr.integration.decoder.detection import adapt
 from cmr.integration.hooks.hook_manager import Hook, HookManager
 from cmr.integration.memory import Memory
-from cmr.integration.models._stats import Recorder
-from cmr.integration.models.feeding import NOTE, Feeder, Scorer
-from cmr.integration.models.passing import Passes
+from cmr.integration.models.feeder import NOTE, Feeder, Scorer
+from cmr.integration.models.passes import Passes
 from cmr.integration.models.projection import Projection
+from cmr.integration.models.recorder import Recorder
 from cmr.integration.models.settings import settings_of
 from cmr.memory.buffer_ import LayeredMemoryBuffer
 from cmr.memory.relevance import RelevanceScorer

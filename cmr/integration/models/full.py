@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from cmr.config import CMRConfig
-from cmr.integration.models.backbones import BackboneAdapter
-from cmr.integration.models.base import Sessions
-from cmr.integration.models.feeding import Scorer
-from cmr.integration.models.looking import Looking
+from cmr.integration.models.backbone.backbones import BackboneAdapter
+from cmr.integration.models.backbone.placement import decoder_for
+from cmr.integration.models.feeder import Scorer
+from cmr.integration.models.memory_model import Sessions
 from cmr.integration.models.outputs import CMROutput
-from cmr.integration.models.placing import decoder_for
 from cmr.integration.models.steering import Steering
+from cmr.integration.models.views import Looking
 from cmr.memory.buffer_ import LayeredMemoryBuffer
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from cmr.config import CMRConfig
-from cmr.integration.models.backbones import BACKBONES, BackboneAdapter, MistralAdapter
-from cmr.integration.models.feeding import Scorer
+from cmr.integration.models.backbone.backbones import BACKBONES, BackboneAdapter, MistralAdapter
+from cmr.integration.models.feeder import Scorer
 from cmr.integration.models.full import FullCMRModel
 from cmr.memory.buffer_ import LayeredMemoryBuffer
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from cmr.config import CMRConfig
 from cmr.errors import ConfigError, CorruptMemoryError, MemoryNotFoundError
-from cmr.integration.models.base import MemoryModel
-from cmr.integration.models.quantising import ready_to_save
+from cmr.integration.models.backbone.quantisation import ready_to_save
+from cmr.integration.models.memory_model import MemoryModel
 
 FORMAT = 1
 ABOUT, SEQUENCES = "cmr_model.json", "sequences.json"
@@ -125,7 +125,7 @@ class SavedModel(MemoryModel):
             ConfigError: another class was, or settings that this version does not know.
             StoreError: what was remembered cannot be loaded.
         """
-        from cmr.integration.models.loading import load_backbone
+        from cmr.integration.models.backbone.loaded import load_backbone
 
         where = Path(folder)
         about = _read(where / ABOUT)

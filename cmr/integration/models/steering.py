@@ -11,9 +11,9 @@ from torch import nn
 from cmr import _checks as check
 from cmr.config import CMRConfig
 from cmr.integration.change import RECONSTRUCTION
-from cmr.integration.models.feeding import Scorer
+from cmr.integration.models.duplicates import drop_duplicates
+from cmr.integration.models.feeder import Scorer
 from cmr.integration.models.saved import SavedModel
-from cmr.integration.models.tidying import drop_duplicates
 from cmr.memory.buffer_ import LayeredMemoryBuffer
 from cmr.memory.relevance import RelevanceScorer
 from cmr.reconstruction.blender import ContextBlender

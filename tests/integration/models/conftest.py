@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from cmr.integration.models.base import MemoryModel
+from cmr.integration.models.memory_model import MemoryModel
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from cmr import (
     create_mistral_cmr_model,
 )
 from cmr.integration.decoder.families import FAMILIES
-from cmr.integration.models.backbones import BACKBONES
-from cmr.integration.models.loading import load_backbone
+from cmr.integration.models.backbone.backbones import BACKBONES
+from cmr.integration.models.backbone.loaded import load_backbone
 from tests.integration.models.test_passing import ALWAYS
 from tests.integration.tiny import build, text
 

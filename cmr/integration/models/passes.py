@@ -13,7 +13,7 @@ from cmr.integration.capture.reader import INTEGERS, require_known
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
 from cmr.integration.memory import Memory
-from cmr.integration.models.feeding import GRADIENT, Scorer
+from cmr.integration.models.feeder import GRADIENT, Scorer
 from cmr.integration.models.gradients import scored_forward
 from cmr.memory.token_scores import token_mask, token_scores
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from cmr.config import CMRConfig
 from cmr.errors import ConfigError
-from cmr.integration.models.backbones import BackboneAdapter
+from cmr.integration.models.backbone.backbones import BackboneAdapter
 from cmr.integration.models.settings import device_in
 
 

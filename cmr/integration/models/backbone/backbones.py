@@ -12,8 +12,8 @@ from torch import nn
 from cmr.errors import ConfigError, UnsupportedModelError
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.detection import adapt
-from cmr.integration.models.described import config_of
-from cmr.integration.models.loading import load_backbone
+from cmr.integration.models.backbone.descriptions import config_of
+from cmr.integration.models.backbone.loaded import load_backbone
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from cmr.errors import AttachError, ConfigError
 from cmr.integration.models.attached import AttachedModel
 from cmr.integration.models.outputs import CMROutput
-from cmr.integration.models.passing import checked
+from cmr.integration.models.passes import checked
 from cmr.integration.requests.scope import Said, call
 from cmr.integration.requests.session import Session
 from cmr.retrieval.tasks import settings_of as task_settings

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from cmr.errors import ConfigError, MissingPackageError, ModelNotFoundError
-from cmr.integration.models.described import config_of, random_model
-from cmr.integration.models.quantising import quantisation
+from cmr.integration.models.backbone.descriptions import config_of, random_model
+from cmr.integration.models.backbone.quantisation import quantisation
 
 WEIGHTS = "a name or a folder of weights"
 
