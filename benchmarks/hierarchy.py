@@ -31,7 +31,7 @@ from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.kernels.maxsim import Columns, maxsim_select
 from cmr.kernels.reference.select import Rule
 from cmr.memory.batch import BlockBatch
-from cmr.memory.ring import RingBuffer
+from cmr.memory.block_store import RingBuffer
 from cmr.retrieval.hierarchy import MemoryHierarchy
 from cmr.retrieval.rules import TUNED
 

@@ -13,7 +13,7 @@ import torch
 from benchmarks.retention_scores import BLOCK
 from cmr.config import SCORING_METHODS, CMRConfig
 from cmr.integration.capture.block_scorer import BlockScorer, Piece
-from cmr.memory.calibration import RunningQuantiles
+from cmr.memory.running_quantiles import RunningQuantiles
 
 PIECE = 384  # tokens that the reader takes at once in a window of 512
 FIRST = 2_000  # blocks whose mean state is taken for that of all text

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from cmr.integration.models.transformer import CMRTransformer, IntegratedCMRModel
     from cmr.integration.requests.session import Session
     from cmr.integration.reweave.recalled_passage import RecalledPassage
-    from cmr.memory.buffer_ import LayeredMemoryBuffer
+    from cmr.memory.buffer.layered import LayeredMemoryBuffer
     from cmr.memory.entry import MemoryEntry
     from cmr.memory.inspection import Inspection, StoredBlock
     from cmr.memory.relevance import RelevanceScorer
@@ -126,7 +126,7 @@ _HOMES = {
     "cmr.integration.reweave.recalled_passage": ("RecalledPassage",),
     "cmr.integration.requests.session": ("Session",),
     "cmr.integration.consolidation": ("ConsolidationReport",),
-    "cmr.memory.buffer_": ("LayeredMemoryBuffer",),
+    "cmr.memory.buffer.layered": ("LayeredMemoryBuffer",),
     "cmr.memory.entry": ("MemoryEntry",),
     "cmr.memory.inspection": ("Inspection", "StoredBlock"),
     "cmr.memory.relevance": ("RelevanceScorer",),

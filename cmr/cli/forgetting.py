@@ -19,8 +19,8 @@ from cmr.cli.opening import counted
 from cmr.cli.stored import Stored, Texts, named, open_stored
 from cmr.errors import CorruptMemoryError
 from cmr.memory import archive
-from cmr.memory.finding import holding_saved
 from cmr.memory.inspection import Inspection, StoredBlock
+from cmr.memory.spans import holding_saved
 
 PREVIEW = 10
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

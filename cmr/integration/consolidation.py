@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from cmr.integration.core import Core
-from cmr.memory.novelty import Duplicates, merged, near_duplicates
+from cmr.memory.duplicates import Duplicates, merged, near_duplicates
 from cmr.memory.sessions import NO_SESSION
-from cmr.memory.slots import Tier
+from cmr.memory.slot_ledger import Tier
 
 Alone = Callable[[], AbstractContextManager[None]]
 

@@ -32,7 +32,7 @@ from cmr.integration.reweave.recall import LayerStates, Recall
 from cmr.integration.reweave.recomputer import Recomputer
 from cmr.integration.reweave.reducer import Reducer
 from cmr.integration.reweave.tiered_states import Project, Recomputed, TieredStates
-from cmr.memory.ring import RingBuffer
+from cmr.memory.block_store import RingBuffer
 from cmr.memory.sessions import NO_SESSION, SessionTable
 from cmr.retrieval import Ask, Choice, Retriever, RollingQuery
 from cmr.retrieval.next_token import compared_layers

@@ -12,7 +12,7 @@ import torch
 from cmr.errors import CMRError
 from cmr.integration.core import Core
 from cmr.integration.hooks.forward import Stepper
-from cmr.memory.finding import holding
+from cmr.memory.spans import holding
 
 
 @dataclass(frozen=True)

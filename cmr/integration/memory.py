@@ -35,7 +35,7 @@ from cmr.integration.requests.scope import Opener, Said
 from cmr.integration.requests.searcher import Searcher
 from cmr.integration.requests.session import Session
 from cmr.integration.views import Looking
-from cmr.memory.shares import fork, merge
+from cmr.memory.copies import fork, merge
 from cmr.memory.store import SaveReport
 
 ATTACHED = "_cmr_memory"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cmr.memory.slots import TIERS
+from cmr.memory.slot_ledger import TIERS
 
 if TYPE_CHECKING:
     from rich.table import Table

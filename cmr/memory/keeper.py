@@ -14,7 +14,7 @@ from cmr.memory.eviction import Candidates, choose_victims
 from cmr.memory.sessions import NO_SESSION, SessionTable
 
 if TYPE_CHECKING:
-    from cmr.memory.ring import RingBuffer
+    from cmr.memory.block_store import RingBuffer
 
 
 NEW = -2

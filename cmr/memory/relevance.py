@@ -10,7 +10,7 @@ import torch
 from cmr.config import SCORING_METHODS
 from cmr.kernels.reference.score import expect_weights, pool_blocks
 from cmr.kernels.score import hybrid_blocks
-from cmr.memory.calibration import SAMPLE, RunningQuantiles
+from cmr.memory.running_quantiles import SAMPLE, RunningQuantiles
 from cmr.memory.token_scores import token_mask, token_scores
 
 HYBRID = ("attention_based", "variance_based", "surprise")

@@ -16,7 +16,7 @@ from cmr.config import STRATEGY_SYNONYMS, RetrievalConfig, known_strategies
 from cmr.errors import ModelMismatchError
 from cmr.kernels.reference._topk import topk_lowest_slot
 from cmr.kernels.reference.attention import NEG_INF
-from cmr.memory.buffer_ import LayeredMemoryBuffer
+from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.entry import MemoryEntry
 from cmr.retrieval.ask import Ask, Strategy, visible
 from cmr.retrieval.cache import RetrievalCache, key_of

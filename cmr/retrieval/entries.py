@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from cmr.kernels.maxsim import block_maxima
-from cmr.memory._buffer_layer import LayerStore
-from cmr.memory.buffer_ import LayeredMemoryBuffer
+from cmr.memory.buffer.layer_store import LayerStore
+from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.sessions import NO_SESSION
-from cmr.memory.slots import ranges_of
+from cmr.memory.slot_ledger import ranges_of
 
 NO_SLOT = -1
 TINY = 1e-12

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from cmr.config import EVICTION_STRATEGIES
 from cmr.errors import ConfigError, CorruptMemoryError, MemoryNotFoundError, ModelMismatchError
 from cmr.memory import MemoryEntry
-from cmr.memory._buffer_face import MemoryBuffer
-from cmr.memory.buffer_ import LayeredMemoryBuffer
+from cmr.memory.buffer.face import MemoryBuffer
+from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.store import Saved, save
 from tests.memory.test_eviction import Block
 from tests.memory.test_eviction import model as victims

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmr.memory.calibration import RunningQuantiles
+from cmr.memory.running_quantiles import RunningQuantiles
 
 numbers = st.floats(-1e6, 1e6, width=32)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cmr.memory import Policy, SessionTable
-from cmr.memory.shares import fork, merge
+from cmr.memory.copies import fork, merge
 from tests.memory.test_ring import batch, ring
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmr.demo.text import reference_text
-from cmr.memory.novelty import Duplicates, merged, near_duplicates
+from cmr.memory.duplicates import Duplicates, merged, near_duplicates
 from cmr.memory.sessions import NO_SESSION
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from cmr.memory.batch import BlockBatch, LayerSource, Lower
-from cmr.memory.ring import RingBuffer
-from cmr.memory.stores import LayerShape
+from cmr.memory.block_store import RingBuffer
+from cmr.memory.layer_tensors import LayerShape
 from cmr.retrieval.ask import Ask
 
 BLOCK, HIDDEN, HEADS, GROUPS, DIM, LAYER, WORDS = 4, 16, 4, 2, 8, 2, 60

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cmr.config import RetrievalConfig
 from cmr.errors import ConfigError, ModelMismatchError
-from cmr.memory.buffer_ import LayeredMemoryBuffer
+from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.entry import MemoryEntry
 from cmr.retrieval.advanced import MAKERS, AdvancedMemoryRetriever
 from cmr.retrieval.ask import Ask, Scored, Searched

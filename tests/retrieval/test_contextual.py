@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cmr.errors import ConfigError, ModelMismatchError
-from cmr.memory.buffer_ import LayeredMemoryBuffer
+from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.retrieval import Calibration
 from cmr.retrieval.advanced import AdvancedMemoryRetriever
 from cmr.retrieval.ask import visible

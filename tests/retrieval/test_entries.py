@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmr.memory.buffer_ import LayeredMemoryBuffer
+from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.sessions import NO_SESSION
 from cmr.retrieval.ask import Ask, columns_of, visible
 from cmr.retrieval.entries import BufferEntries, LayerEntries

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cmr.kernels.maxsim import maxsim_select
 from cmr.kernels.reference.select import Rule
 from cmr.memory.batch import BlockBatch
-from cmr.memory.ring import RingBuffer
+from cmr.memory.block_store import RingBuffer
 from cmr.retrieval.ask import columns_of
 from cmr.retrieval.hierarchy import MemoryHierarchy
 from cmr.retrieval.rules import TUNED

@@ -9,7 +9,7 @@ import torch
 
 from cmr.config import RetrievalConfig
 from cmr.errors import ConfigError
-from cmr.memory.buffer_ import LayeredMemoryBuffer
+from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.retrieval import Retriever, tasks
 from cmr.retrieval.advanced import AdvancedMemoryRetriever
 from cmr.retrieval.context import RetrievalContext

@@ -15,8 +15,8 @@ from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.kernels.reference.rotary import rotate
 from cmr.kernels.reference.score import pool_blocks
 from cmr.kernels.score import surprise
-from cmr.memory.calibration import PlaceMeans
 from cmr.memory.relevance import RelevanceScorer
+from cmr.memory.running_quantiles import PlaceMeans
 from cmr.memory.token_scores import gradient_times_state, token_scores
 
 SAMPLE_BLOCKS = 4_096

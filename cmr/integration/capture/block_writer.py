@@ -8,7 +8,7 @@ import torch
 
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.memory.batch import Angles, BlockBatch, LayerSource
-from cmr.memory.ring import RingBuffer
+from cmr.memory.block_store import RingBuffer
 from cmr.memory.sessions import SessionTable
 
 Keep = Callable[[torch.Tensor], torch.Tensor]

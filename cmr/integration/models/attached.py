@@ -22,7 +22,7 @@ from cmr.integration.models.passes import Passes
 from cmr.integration.models.projection import Projection
 from cmr.integration.models.recorder import Recorder
 from cmr.integration.models.settings import settings_of
-from cmr.memory.buffer_ import LayeredMemoryBuffer
+from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.relevance import RelevanceScorer
 
 CAPTURED = "memory"

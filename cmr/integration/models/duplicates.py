@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from cmr.memory.buffer_ import LayeredMemoryBuffer
+from cmr.memory.buffer.layered import LayeredMemoryBuffer
 
 SAME = 0.999
 """Cosine from which on two states of a token are the same."""

@@ -9,7 +9,7 @@ import torch
 from cmr.integration.capture.leaving_text import SCORE, LeavingText
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.kernels.reference.rotary import rotate
-from cmr.memory.buffer_ import LayeredMemoryBuffer
+from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.relevance import RelevanceScorer
 from cmr.memory.sessions import SessionTable
 from cmr.memory.token_scores import token_scores

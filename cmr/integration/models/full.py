@@ -15,7 +15,7 @@ from cmr.integration.models.memory_model import Sessions
 from cmr.integration.models.outputs import CMROutput
 from cmr.integration.models.steering import Steering
 from cmr.integration.models.views import Looking
-from cmr.memory.buffer_ import LayeredMemoryBuffer
+from cmr.memory.buffer.layered import LayeredMemoryBuffer
 
 
 class FullCMRModel(Steering, Looking):

@@ -11,7 +11,7 @@ from cmr.config import CMRConfig
 from cmr.integration.models.backbone.backbones import BACKBONES, BackboneAdapter, MistralAdapter
 from cmr.integration.models.feeder import Scorer
 from cmr.integration.models.full import FullCMRModel
-from cmr.memory.buffer_ import LayeredMemoryBuffer
+from cmr.memory.buffer.layered import LayeredMemoryBuffer
 
 MODEL_NAME = str(BACKBONES["mistral"].model_name)
 

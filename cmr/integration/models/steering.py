@@ -14,7 +14,7 @@ from cmr.integration.change import RECONSTRUCTION
 from cmr.integration.models.duplicates import drop_duplicates
 from cmr.integration.models.feeder import Scorer
 from cmr.integration.models.saved import SavedModel
-from cmr.memory.buffer_ import LayeredMemoryBuffer
+from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.relevance import RelevanceScorer
 from cmr.reconstruction.blender import ContextBlender
 from cmr.reconstruction.integrator import ReconstructionIntegrator

@@ -13,7 +13,7 @@ from cmr.integration.models.feeder import Scorer
 from cmr.integration.models.memory_model import Sessions
 from cmr.integration.models.outputs import CMROutput
 from cmr.integration.models.saved import SavedModel
-from cmr.memory.buffer_ import LayeredMemoryBuffer
+from cmr.memory.buffer.layered import LayeredMemoryBuffer
 
 Given = CMRConfig | Mapping[str, Any] | None
 

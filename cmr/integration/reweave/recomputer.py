@@ -11,7 +11,7 @@ from cmr.integration.capture.window import LocalWindow
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.partial_pass import states_entering, stop_before
 from cmr.kernels.reference.rotary import unrotate
-from cmr.memory.ring import RingBuffer
+from cmr.memory.block_store import RingBuffer
 
 Layers = dict[int, tuple[torch.Tensor, torch.Tensor]]
 

@@ -6,7 +6,7 @@ import torch
 
 from cmr.config import ReweaveConfig
 from cmr.kernels.reference._paging import readable
-from cmr.memory.ring import RingBuffer
+from cmr.memory.block_store import RingBuffer
 from cmr.reconstruction.limits import Limits
 from cmr.reconstruction.matching import match
 from cmr.reconstruction.methods import plan_rows

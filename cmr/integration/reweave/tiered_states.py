@@ -9,7 +9,7 @@ import torch
 
 from cmr.integration.reweave.prefetcher import Gather, Prefetcher, Stored
 from cmr.integration.reweave.recomputer import Layers, Recomputer
-from cmr.memory.ring import RingBuffer
+from cmr.memory.block_store import RingBuffer
 
 Project = Callable[[int, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cmr.memory._buffer_layer import COLUMNS, LONG_TERM, RECENT, WORKING, LayerStore
+from cmr.memory.buffer.layer_store import COLUMNS, LONG_TERM, RECENT, WORKING, LayerStore
 from cmr.memory.store import Kind, Part, Saved
 from cmr.memory.store.text import corrupt
 

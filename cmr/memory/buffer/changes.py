@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from cmr import _checks as check
-from cmr.memory._buffer_layers import Layers, Limits
+from cmr.memory.buffer.layers import Layers, Limits
 
 
 class Changes:

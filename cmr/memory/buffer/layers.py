@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from cmr.errors import ModelMismatchError
-from cmr.memory._buffer_layer import RECENT, WORKING, LayerStore
+from cmr.memory.buffer.layer_store import RECENT, WORKING, LayerStore
 from cmr.memory.eviction import Candidates, choose_victims
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cmr.errors import CorruptMemoryError
-from cmr.memory.ring import RingBuffer
+from cmr.memory.block_store import RingBuffer
 from cmr.memory.store import Saved
 
 GAP = 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cmr.memory.ring import RingBuffer
+from cmr.memory.block_store import RingBuffer
 from cmr.memory.sessions import SessionTable
 
 

@@ -9,8 +9,8 @@ import torch
 from cmr.kernels.maxsim import block_maxima
 from cmr.kernels.reference.quantise import quantise_rows
 from cmr.memory.batch import Lower
-from cmr.memory.slots import SlotLedger
-from cmr.memory.stores import LayerShape, LayerStores, on_device, on_disk, on_host
+from cmr.memory.layer_tensors import LayerShape, LayerStores, on_device, on_disk, on_host
+from cmr.memory.slot_ledger import SlotLedger
 
 
 class TieredStores:

@@ -13,13 +13,13 @@ import torch
 from cmr import _checks as check
 from cmr.config import EVICTION_STRATEGIES
 from cmr.errors import ModelMismatchError
-from cmr.memory import _buffer_checks as given
-from cmr.memory._buffer_changes import Changes
-from cmr.memory._buffer_layer import LayerStore
-from cmr.memory._buffer_layers import Layers, Limits, Picked, column
-from cmr.memory._buffer_saved import BufferContent, restore
+from cmr.memory.buffer import checks as given
+from cmr.memory.buffer.changes import Changes
+from cmr.memory.buffer.layer_store import LayerStore
+from cmr.memory.buffer.layers import Layers, Limits, Picked, column
+from cmr.memory.buffer.saved import BufferContent, restore
 from cmr.memory.entry import MemoryEntry
-from cmr.memory.slots import TIERS
+from cmr.memory.slot_ledger import TIERS
 from cmr.memory.store import SaveReport, save
 
 NO_TOKEN = -1

@@ -17,9 +17,9 @@ from cmr.kernels.ring_write import (
 )
 from cmr.memory.batch import BlockBatch, LayerSource, Lower
 from cmr.memory.keeper import Keeper, Policy
+from cmr.memory.layer_tensors import LayerShape, on_device
 from cmr.memory.sessions import NO_SESSION, SessionTable
-from cmr.memory.stores import LayerShape, on_device
-from cmr.memory.tiers import TieredStores
+from cmr.memory.tier_tensors import TieredStores
 
 NO_SLOT = -1
 

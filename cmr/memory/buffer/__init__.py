@@ -1,0 +1,1 @@
+"""A bounded store of single hidden states by layer, that needs no model."""
