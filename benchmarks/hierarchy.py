@@ -32,7 +32,7 @@ from cmr.kernels.maxsim import Columns, maxsim_select
 from cmr.kernels.reference.select import Rule
 from cmr.memory.batch import BlockBatch
 from cmr.memory.block_store import RingBuffer
-from cmr.retrieval.hierarchy import MemoryHierarchy
+from cmr.retrieval.clusters.hierarchy import MemoryHierarchy
 from cmr.retrieval.rules import TUNED
 
 BLOCK, K, TOKENS = 32, 4, 64

@@ -20,10 +20,10 @@ from benchmarks.retrieval import BLOCK, Remembered, share_found
 from benchmarks.stats import clustered
 from benchmarks.task_texts import haystacks
 from cmr.retrieval import Strategy
-from cmr.retrieval.ensemble import HybridEnsemble
-from cmr.retrieval.lexical import LexicalOverlap
-from cmr.retrieval.registry import Parts, StrategyMaker, register_strategy
-from cmr.retrieval.semantic import Semantic
+from cmr.retrieval.strategies.ensemble import HybridEnsemble
+from cmr.retrieval.strategies.lexical import LexicalOverlap
+from cmr.retrieval.strategies.registry import Parts, StrategyMaker, register_strategy
+from cmr.retrieval.strategies.semantic import Semantic
 
 LEXICAL_WEIGHTS = (0.05, 0.1, 0.3, 1.0, 3.0)
 STRATEGIES = ("maxsim", "contextual_relevance", "hybrid_ensemble", "task_specific")

@@ -71,16 +71,16 @@ if TYPE_CHECKING:
     from cmr.reconstruction.integrator import ReconstructionIntegrator
     from cmr.reconstruction.reconstructor import LayeredStateReconstructor
     from cmr.reconstruction.result import Reconstruction
-    from cmr.retrieval.advanced import AdvancedMemoryRetriever
     from cmr.retrieval.cache import RetrievalCache
     from cmr.retrieval.calibration import Calibration
-    from cmr.retrieval.context import RetrievalContext
-    from cmr.retrieval.contextual import ContextualRelevanceScorer
-    from cmr.retrieval.criteria import MultiCriteriaRanker
-    from cmr.retrieval.hierarchy import MemoryHierarchy
-    from cmr.retrieval.matcher import SemanticMemoryMatcher
-    from cmr.retrieval.registry import register_strategy
-    from cmr.retrieval.tasks import TaskSettings, register_task
+    from cmr.retrieval.clusters.hierarchy import MemoryHierarchy
+    from cmr.retrieval.entries.advanced import AdvancedMemoryRetriever
+    from cmr.retrieval.entries.context import RetrievalContext
+    from cmr.retrieval.entries.matcher import SemanticMemoryMatcher
+    from cmr.retrieval.strategies.contextual import ContextualRelevanceScorer
+    from cmr.retrieval.strategies.criteria import MultiCriteriaRanker
+    from cmr.retrieval.strategies.registry import register_strategy
+    from cmr.retrieval.strategies.tasks import TaskSettings, register_task
 
 _HOMES = {
     "cmr.config": (
@@ -142,16 +142,16 @@ _HOMES = {
     "cmr.reconstruction.integrator": ("ReconstructionIntegrator",),
     "cmr.reconstruction.reconstructor": ("LayeredStateReconstructor",),
     "cmr.reconstruction.result": ("Reconstruction",),
-    "cmr.retrieval.advanced": ("AdvancedMemoryRetriever",),
+    "cmr.retrieval.entries.advanced": ("AdvancedMemoryRetriever",),
     "cmr.retrieval.cache": ("RetrievalCache",),
     "cmr.retrieval.calibration": ("Calibration",),
-    "cmr.retrieval.context": ("RetrievalContext",),
-    "cmr.retrieval.contextual": ("ContextualRelevanceScorer",),
-    "cmr.retrieval.criteria": ("MultiCriteriaRanker",),
-    "cmr.retrieval.hierarchy": ("MemoryHierarchy",),
-    "cmr.retrieval.matcher": ("SemanticMemoryMatcher",),
-    "cmr.retrieval.registry": ("register_strategy",),
-    "cmr.retrieval.tasks": ("TaskSettings", "register_task"),
+    "cmr.retrieval.entries.context": ("RetrievalContext",),
+    "cmr.retrieval.strategies.contextual": ("ContextualRelevanceScorer",),
+    "cmr.retrieval.strategies.criteria": ("MultiCriteriaRanker",),
+    "cmr.retrieval.clusters.hierarchy": ("MemoryHierarchy",),
+    "cmr.retrieval.entries.matcher": ("SemanticMemoryMatcher",),
+    "cmr.retrieval.strategies.registry": ("register_strategy",),
+    "cmr.retrieval.strategies.tasks": ("TaskSettings", "register_task"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

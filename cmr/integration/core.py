@@ -35,7 +35,7 @@ from cmr.integration.reweave.tiered_states import Project, Recomputed, TieredSta
 from cmr.memory.block_store import RingBuffer
 from cmr.memory.sessions import NO_SESSION, SessionTable
 from cmr.retrieval import Ask, Choice, Retriever, RollingQuery
-from cmr.retrieval.next_token import compared_layers
+from cmr.retrieval.successors import compared_layers
 
 logger = logging.getLogger("cmr")
 

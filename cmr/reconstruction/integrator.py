@@ -11,7 +11,7 @@ from cmr import _checks as check
 from cmr.config import METHODS
 from cmr.errors import ModelMismatchError
 from cmr.reconstruction.blend import blend, even_gate, expected_best, fit
-from cmr.reconstruction.checking import expect_device, expect_mask, expect_states
+from cmr.reconstruction.checks import expect_device, expect_mask, expect_states
 from cmr.reconstruction.readout import joint, read_out
 from cmr.reconstruction.result import Reconstruction
 

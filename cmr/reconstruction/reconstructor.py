@@ -11,14 +11,14 @@ from cmr import _checks as check
 from cmr.config import RECONSTRUCTION_METHODS
 from cmr.errors import ConfigError
 from cmr.memory.entry import MemoryEntry
-from cmr.reconstruction.again import run_again
-from cmr.reconstruction.checking import expect_device, expect_mask, expect_states
-from cmr.reconstruction.gathering import Gathered, gather_entries, gather_states
+from cmr.reconstruction.checks import expect_device, expect_mask, expect_states
+from cmr.reconstruction.gathered import Gathered, gather_entries, gather_states
 from cmr.reconstruction.limits import Limits
-from cmr.reconstruction.matching import match
+from cmr.reconstruction.match import match
 from cmr.reconstruction.methods import plan_rows
 from cmr.reconstruction.plan import Plan
 from cmr.reconstruction.readout import cosines
+from cmr.reconstruction.rerun import run_again
 from cmr.reconstruction.result import Reconstruction
 
 

@@ -3,9 +3,9 @@
 from cmr.retrieval.ask import Ask, Scored, Searched, Strategy
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
-from cmr.retrieval.maxsim import MaxSimRetriever
-from cmr.retrieval.query import RollingQuery
 from cmr.retrieval.retriever import Retriever
+from cmr.retrieval.rolling_query import RollingQuery
+from cmr.retrieval.strategies.maxsim import MaxSimRetriever
 
 __all__ = [
     "Ask",

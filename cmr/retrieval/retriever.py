@@ -25,10 +25,10 @@ from cmr.retrieval.ask import (
 from cmr.retrieval.cache import RetrievalCache, key_of, version_of
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
-from cmr.retrieval.covering import CANDIDATES, Best, cover, near, values_of
-from cmr.retrieval.maxsim import MaxSimRetriever
-from cmr.retrieval.query import RollingQuery
+from cmr.retrieval.rolling_query import RollingQuery
 from cmr.retrieval.rules import rule_for
+from cmr.retrieval.selection import CANDIDATES, Best, cover, near, values_of
+from cmr.retrieval.strategies.maxsim import MaxSimRetriever
 
 PER_REQUEST = (
     "strategy",
@@ -79,7 +79,7 @@ class Retriever:
         """That of the settings, made once: some keep what they have learnt of the store."""
         if self.config.strategy == "maxsim":
             return None
-        from cmr.retrieval.registry import Parts, make_strategy
+        from cmr.retrieval.strategies.registry import Parts, make_strategy
 
         config = self.config
         key = config.strategy, config.criteria_weights, config.context_heads

@@ -12,8 +12,8 @@ from torch import nn
 
 import cmr
 from cmr.errors import ConfigError
-from cmr.retrieval import next_token
-from cmr.retrieval.next_token import Successors, interpolate, propose, unit
+from cmr.retrieval import successors as next_token
+from cmr.retrieval.successors import Successors, interpolate, propose, unit
 from tests.integration.canaries import NAMES
 from tests.integration.tiny import VOCABULARY, greedy, stepwise, text
 from tests.kernels.compare import assert_close

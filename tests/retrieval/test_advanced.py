@@ -15,11 +15,11 @@ from cmr.config import RetrievalConfig
 from cmr.errors import ConfigError, ModelMismatchError
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.entry import MemoryEntry
-from cmr.retrieval.advanced import MAKERS, AdvancedMemoryRetriever
 from cmr.retrieval.ask import Ask, Scored, Searched
-from cmr.retrieval.context import RetrievalContext
-from cmr.retrieval.criteria import MultiCriteriaRanker
-from cmr.retrieval.matcher import SemanticMemoryMatcher
+from cmr.retrieval.entries.advanced import MAKERS, AdvancedMemoryRetriever
+from cmr.retrieval.entries.context import RetrievalContext
+from cmr.retrieval.entries.matcher import SemanticMemoryMatcher
+from cmr.retrieval.strategies.criteria import MultiCriteriaRanker
 from tests.kernels.compare import assert_close
 
 HIDDEN, LAYER = 8, 4

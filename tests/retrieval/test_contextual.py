@@ -9,12 +9,17 @@ import torch.nn.functional as F
 from cmr.errors import ConfigError, ModelMismatchError
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.retrieval import Calibration
-from cmr.retrieval.advanced import AdvancedMemoryRetriever
 from cmr.retrieval.ask import visible
-from cmr.retrieval.context import RetrievalContext
-from cmr.retrieval.contextual import HEAD_WEIGHT, Contextual, ContextualRelevanceScorer, _maxima
-from cmr.retrieval.hierarchical import Hierarchical
-from cmr.retrieval.semantic import Semantic
+from cmr.retrieval.entries.advanced import AdvancedMemoryRetriever
+from cmr.retrieval.entries.context import RetrievalContext
+from cmr.retrieval.strategies.contextual import (
+    HEAD_WEIGHT,
+    Contextual,
+    ContextualRelevanceScorer,
+    _maxima,
+)
+from cmr.retrieval.strategies.hierarchical import Hierarchical
+from cmr.retrieval.strategies.semantic import Semantic
 from tests.kernels.compare import assert_close
 from tests.retrieval.stored import BLOCK, GROUPS, HEADS, HIDDEN, LAYER, question, store_of, write
 

@@ -12,8 +12,13 @@ from cmr.errors import ConfigError
 from cmr.kernels.reference import select
 from cmr.memory.sessions import NO_SESSION
 from cmr.retrieval.ask import Ask, columns_of
-from cmr.retrieval.criteria import DEFAULT_WEIGHTS, MultiCriteria, MultiCriteriaRanker, diversify
 from cmr.retrieval.rules import TUNED
+from cmr.retrieval.strategies.criteria import (
+    DEFAULT_WEIGHTS,
+    MultiCriteria,
+    MultiCriteriaRanker,
+    diversify,
+)
 from tests.kernels.compare import assert_close
 from tests.retrieval.test_maxsim import BLOCK, HIDDEN, ring, search, write
 

@@ -10,7 +10,7 @@ import torch
 from cmr.errors import ConfigError
 from cmr.memory.sessions import NO_SESSION
 from cmr.retrieval.ask import Ask, Scored, Searched
-from cmr.retrieval.ensemble import HybridEnsemble
+from cmr.retrieval.strategies.ensemble import HybridEnsemble
 from tests.retrieval.stored import question, store_of, write
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.sessions import NO_SESSION
 from cmr.retrieval.ask import Ask, columns_of, visible
-from cmr.retrieval.entries import BufferEntries, LayerEntries
+from cmr.retrieval.entries.buffer_entries import BufferEntries, LayerEntries
 from tests.kernels.compare import assert_close
 
 HIDDEN, LAYER = 8, 3

@@ -15,7 +15,7 @@ from cmr.kernels.reference.select import Rule
 from cmr.memory.batch import BlockBatch
 from cmr.memory.block_store import RingBuffer
 from cmr.retrieval.ask import columns_of
-from cmr.retrieval.hierarchy import MemoryHierarchy
+from cmr.retrieval.clusters.hierarchy import MemoryHierarchy
 from cmr.retrieval.rules import TUNED
 
 HIDDEN, K = 24, 4

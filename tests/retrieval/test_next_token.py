@@ -10,8 +10,8 @@ import torch
 
 from cmr._knn_config import NextTokenConfig
 from cmr.errors import ConfigError
-from cmr.retrieval import next_token
-from cmr.retrieval.next_token import (
+from cmr.retrieval import successors as next_token
+from cmr.retrieval.successors import (
     Proposal,
     Successors,
     compared_layers,

@@ -17,12 +17,12 @@ from cmr.kernels.reference.select import Columns, may_see
 from cmr.memory.sessions import NO_SESSION
 from cmr.retrieval import Calibration, MaxSimRetriever, Retriever
 from cmr.retrieval.ask import Ask, Scored, Searched, columns_of, visible
-from cmr.retrieval.covering import values_of
-from cmr.retrieval.hierarchical import Hierarchical
-from cmr.retrieval.lexical import LexicalOverlap
-from cmr.retrieval.registry import Parts, make_strategy, register_strategy
 from cmr.retrieval.rules import TUNED, rule_for
-from cmr.retrieval.semantic import Semantic
+from cmr.retrieval.selection import values_of
+from cmr.retrieval.strategies.hierarchical import Hierarchical
+from cmr.retrieval.strategies.lexical import LexicalOverlap
+from cmr.retrieval.strategies.registry import Parts, make_strategy, register_strategy
+from cmr.retrieval.strategies.semantic import Semantic
 from tests.kernels.compare import assert_close
 from tests.retrieval.stored import BLOCK, HIDDEN, LAYER, WORDS, question, store_of, write
 

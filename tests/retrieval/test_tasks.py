@@ -10,11 +10,12 @@ import torch
 from cmr.config import RetrievalConfig
 from cmr.errors import ConfigError
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
-from cmr.retrieval import Retriever, tasks
-from cmr.retrieval.advanced import AdvancedMemoryRetriever
-from cmr.retrieval.context import RetrievalContext
-from cmr.retrieval.registry import Parts, make_strategy
-from cmr.retrieval.tasks import TaskSettings, register_task, settings_of
+from cmr.retrieval import Retriever
+from cmr.retrieval.entries.advanced import AdvancedMemoryRetriever
+from cmr.retrieval.entries.context import RetrievalContext
+from cmr.retrieval.strategies import tasks
+from cmr.retrieval.strategies.registry import Parts, make_strategy
+from cmr.retrieval.strategies.tasks import TaskSettings, register_task, settings_of
 from tests.retrieval.stored import BLOCK, HIDDEN, question, store_of, write
 
 CONFIG = RetrievalConfig(strategy="task_specific")

@@ -10,7 +10,7 @@ from torch import nn
 from cmr.integration.core import Core
 from cmr.integration.hooks.forward import Stepper
 from cmr.integration.hooks.step import Step
-from cmr.retrieval.next_token import RUN, Proposal, interpolate, propose, unit
+from cmr.retrieval.successors import RUN, Proposal, interpolate, propose, unit
 
 
 class NextTokenReader:

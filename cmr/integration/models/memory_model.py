@@ -16,7 +16,7 @@ from cmr.integration.models.outputs import CMROutput
 from cmr.integration.models.passes import checked
 from cmr.integration.requests.scope import Said, call
 from cmr.integration.requests.session import Session
-from cmr.retrieval.tasks import settings_of as task_settings
+from cmr.retrieval.strategies.tasks import settings_of as task_settings
 
 Sessions = str | Sequence[str] | None
 

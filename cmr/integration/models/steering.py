@@ -20,8 +20,8 @@ from cmr.reconstruction.blender import ContextBlender
 from cmr.reconstruction.integrator import ReconstructionIntegrator
 from cmr.reconstruction.reconstructor import LayeredStateReconstructor
 from cmr.reconstruction.result import Reconstruction
-from cmr.retrieval.advanced import AdvancedMemoryRetriever
-from cmr.retrieval.context import RetrievalContext
+from cmr.retrieval.entries.advanced import AdvancedMemoryRetriever
+from cmr.retrieval.entries.context import RetrievalContext
 
 USUAL: dict[str, Any] = {
     "reconstruction_method": "hierarchical",

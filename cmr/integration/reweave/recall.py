@@ -17,7 +17,7 @@ from cmr.memory.block_store import RingBuffer
 from cmr.reconstruction.blend import expected_best
 from cmr.reconstruction.plan import Plan
 from cmr.retrieval.choice import Choice
-from cmr.retrieval.next_token import Successors, unit, what_follows
+from cmr.retrieval.successors import Successors, unit, what_follows
 
 LayerStates = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
 

@@ -8,7 +8,7 @@ from cmr.config import ReweaveConfig
 from cmr.kernels.reference._paging import readable
 from cmr.memory.block_store import RingBuffer
 from cmr.reconstruction.limits import Limits
-from cmr.reconstruction.matching import match
+from cmr.reconstruction.match import match
 from cmr.reconstruction.methods import plan_rows
 from cmr.reconstruction.plan import Plan
 from cmr.retrieval import Ask, Choice

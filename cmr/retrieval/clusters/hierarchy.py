@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from cmr.kernels.reference._topk import topk_lowest_slot
 from cmr.kernels.reference.select import Rule, shares_of
 from cmr.memory.sessions import NO_SESSION
-from cmr.retrieval._codes import Look
-from cmr.retrieval._moments import SAMPLE, Moments, Sample, estimate
-from cmr.retrieval._passages import (
+from cmr.retrieval.ask import Searched
+from cmr.retrieval.clusters.codes import Look
+from cmr.retrieval.clusters.moments import SAMPLE, Moments, Sample, estimate
+from cmr.retrieval.clusters.passages import (
     Candidates,
     Found,
     beside,
@@ -27,8 +28,7 @@ from cmr.retrieval._passages import (
     score,
     standardised,
 )
-from cmr.retrieval._upkeep import ClusterUpkeep, vectors_of
-from cmr.retrieval.ask import Searched
+from cmr.retrieval.clusters.upkeep import ClusterUpkeep, vectors_of
 
 EXACT_BELOW = 16384
 """With fewer blocks of its own a row compares them all: that costs no more."""

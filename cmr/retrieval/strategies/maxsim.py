@@ -12,9 +12,9 @@ from cmr.kernels.reference.select import may_see
 from cmr.retrieval.ask import Ask, Searched, columns_of
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
-from cmr.retrieval.covering import CANDIDATES, Best, cover, near, values_of
-from cmr.retrieval.query import RollingQuery
+from cmr.retrieval.rolling_query import RollingQuery
 from cmr.retrieval.rules import rule_for
+from cmr.retrieval.selection import CANDIDATES, Best, cover, near, values_of
 
 
 @dataclass(frozen=True)

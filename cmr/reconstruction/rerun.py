@@ -11,7 +11,7 @@ import torch
 
 from cmr.errors import ConfigError
 from cmr.memory.entry import MemoryEntry
-from cmr.reconstruction.gathering import Gathered
+from cmr.reconstruction.gathered import Gathered
 
 
 def run_again(model: Any, gathered: Gathered, entries: Sequence[MemoryEntry]) -> Gathered:

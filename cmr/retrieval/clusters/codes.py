@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from cmr.retrieval._clusters import Clusters
+from cmr.retrieval.clusters.clusters import Clusters
 
 SORT_AGAIN = 32
 """The lists are sorted again when more than this part of the slots changed since."""

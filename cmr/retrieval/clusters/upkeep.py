@@ -7,9 +7,9 @@ import threading
 import torch
 
 from cmr.memory.sessions import NO_SESSION
-from cmr.retrieval._clusters import POINTS, clusters_for, load_faiss, train
-from cmr.retrieval._codes import Codes
 from cmr.retrieval.ask import Searched
+from cmr.retrieval.clusters.clusters import POINTS, clusters_for, load_faiss, train
+from cmr.retrieval.clusters.codes import Codes
 
 _ENCODED_AT_ONCE = 1024
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.select import Rule, certainty_of
-from cmr.retrieval._passages import Candidates, measured, places, score
 from cmr.retrieval.ask import Ask, Scored, Searched, visible
 from cmr.retrieval.calibration import Calibration
-from cmr.retrieval.hierarchy import MemoryHierarchy
+from cmr.retrieval.clusters.hierarchy import MemoryHierarchy
+from cmr.retrieval.clusters.passages import Candidates, measured, places, score
 from cmr.retrieval.rules import rule_for
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cmr.retrieval.ask import Ask, Scored, Searched, visible
-from cmr.retrieval.criteria import MultiCriteriaRanker
-from cmr.retrieval.matcher import SemanticMemoryMatcher
+from cmr.retrieval.entries.matcher import SemanticMemoryMatcher
+from cmr.retrieval.strategies.criteria import MultiCriteriaRanker
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from cmr import _checks as check
 from cmr.config import CRITERIA, RetrievalConfig
 from cmr.retrieval.ask import Ask, Scored, Searched, Strategy
-from cmr.retrieval.ensemble import PARTS
+from cmr.retrieval.strategies.ensemble import PARTS
 
 Weights = Mapping[str, float] | tuple[tuple[str, float], ...]
 

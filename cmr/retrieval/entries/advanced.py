@@ -20,13 +20,13 @@ from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.entry import MemoryEntry
 from cmr.retrieval.ask import Ask, Strategy, visible
 from cmr.retrieval.cache import RetrievalCache, key_of
-from cmr.retrieval.context import RetrievalContext
-from cmr.retrieval.criteria import MultiCriteriaRanker, diversify
-from cmr.retrieval.entries import BufferEntries, LayerEntries
-from cmr.retrieval.entry_strategies import MAKERS, EntryParts, EntryStrategyMaker
-from cmr.retrieval.hierarchical import Hierarchical
-from cmr.retrieval.matcher import SemanticMemoryMatcher
-from cmr.retrieval.registry import Parts, make_strategy
+from cmr.retrieval.entries.buffer_entries import BufferEntries, LayerEntries
+from cmr.retrieval.entries.context import RetrievalContext
+from cmr.retrieval.entries.matcher import SemanticMemoryMatcher
+from cmr.retrieval.entries.strategies import MAKERS, EntryParts, EntryStrategyMaker
+from cmr.retrieval.strategies.criteria import MultiCriteriaRanker, diversify
+from cmr.retrieval.strategies.hierarchical import Hierarchical
+from cmr.retrieval.strategies.registry import Parts, make_strategy
 
 
 class AdvancedMemoryRetriever:

@@ -8,14 +8,14 @@ from typing import cast
 
 from cmr.config import RetrievalConfig
 from cmr.retrieval.ask import Strategy
-from cmr.retrieval.contextual import HEADS, ContextualRelevanceScorer
-from cmr.retrieval.criteria import MultiCriteriaRanker
-from cmr.retrieval.ensemble import PARTS, RANK_CONSTANT, ensemble_of
-from cmr.retrieval.entry_criteria import EntryCriteria
-from cmr.retrieval.hierarchical import Hierarchical
-from cmr.retrieval.lexical import LexicalOverlap
-from cmr.retrieval.matcher import SemanticMemoryMatcher
-from cmr.retrieval.tasks import TaskSettings, TaskSpecific
+from cmr.retrieval.entries.criteria import EntryCriteria
+from cmr.retrieval.entries.matcher import SemanticMemoryMatcher
+from cmr.retrieval.strategies.contextual import HEADS, ContextualRelevanceScorer
+from cmr.retrieval.strategies.criteria import MultiCriteriaRanker
+from cmr.retrieval.strategies.ensemble import PARTS, RANK_CONSTANT, ensemble_of
+from cmr.retrieval.strategies.hierarchical import Hierarchical
+from cmr.retrieval.strategies.lexical import LexicalOverlap
+from cmr.retrieval.strategies.tasks import TaskSettings, TaskSpecific
 
 
 @dataclass(frozen=True)

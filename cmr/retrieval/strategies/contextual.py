@@ -17,7 +17,7 @@ from cmr.kernels.reference.select import certainty_of, similarity_line
 from cmr.retrieval.ask import Ask, Scored, Searched, visible
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.rules import rule_for
-from cmr.retrieval.semantic import Semantic
+from cmr.retrieval.strategies.semantic import Semantic
 
 HEADS = 8
 SLICES_WEIGHT, HEAD_WEIGHT = 0.1, 0.05

@@ -16,13 +16,13 @@ from cmr.config import (
 )
 from cmr.retrieval.ask import Strategy
 from cmr.retrieval.calibration import Calibration
-from cmr.retrieval.contextual import HEADS, Contextual
-from cmr.retrieval.criteria import MultiCriteria, MultiCriteriaRanker
-from cmr.retrieval.ensemble import ensemble_of
-from cmr.retrieval.hierarchical import Hierarchical
-from cmr.retrieval.lexical import LexicalOverlap
-from cmr.retrieval.semantic import Semantic
-from cmr.retrieval.tasks import TaskSettings, TaskSpecific
+from cmr.retrieval.strategies.contextual import HEADS, Contextual
+from cmr.retrieval.strategies.criteria import MultiCriteria, MultiCriteriaRanker
+from cmr.retrieval.strategies.ensemble import ensemble_of
+from cmr.retrieval.strategies.hierarchical import Hierarchical
+from cmr.retrieval.strategies.lexical import LexicalOverlap
+from cmr.retrieval.strategies.semantic import Semantic
+from cmr.retrieval.strategies.tasks import TaskSettings, TaskSpecific
 
 
 @dataclass(frozen=True)

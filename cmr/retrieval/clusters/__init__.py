@@ -1,0 +1,1 @@
+"""Passages out of very many blocks, by FAISS clusters."""

@@ -1,0 +1,1 @@
+"""The same searches over the single entries of a buffer."""
