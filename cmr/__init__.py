@@ -62,10 +62,10 @@ if TYPE_CHECKING:
     from cmr.memory.store import SaveReport
     from cmr.monitoring.monitor import CMRPerformanceMonitor
     from cmr.optimization.background import BackgroundOptimizer
-    from cmr.optimization.batching import BatchProcessingOptimizer
+    from cmr.optimization.batches import BatchProcessingOptimizer
     from cmr.optimization.optimizer import CMRPerformanceOptimizer
-    from cmr.optimization.prefetching import MemoryPrefetcher
-    from cmr.optimization.scheduling import ComputationScheduler
+    from cmr.optimization.prefetcher import MemoryPrefetcher
+    from cmr.optimization.scheduler import ComputationScheduler
     from cmr.optimization.thresholds import AdaptiveThresholdManager
     from cmr.reconstruction.blender import ContextBlender
     from cmr.reconstruction.integrator import ReconstructionIntegrator
@@ -133,10 +133,10 @@ _HOMES = {
     "cmr.memory.store": ("SaveReport",),
     "cmr.monitoring.monitor": ("CMRPerformanceMonitor",),
     "cmr.optimization.background": ("BackgroundOptimizer",),
-    "cmr.optimization.batching": ("BatchProcessingOptimizer",),
+    "cmr.optimization.batches": ("BatchProcessingOptimizer",),
     "cmr.optimization.optimizer": ("CMRPerformanceOptimizer",),
-    "cmr.optimization.prefetching": ("MemoryPrefetcher",),
-    "cmr.optimization.scheduling": ("ComputationScheduler",),
+    "cmr.optimization.prefetcher": ("MemoryPrefetcher",),
+    "cmr.optimization.scheduler": ("ComputationScheduler",),
     "cmr.optimization.thresholds": ("AdaptiveThresholdManager",),
     "cmr.reconstruction.blender": ("ContextBlender",),
     "cmr.reconstruction.integrator": ("ReconstructionIntegrator",),

@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from cmr.cli import session as shared
+from cmr.cli import common as shared
 from cmr.cli.display import conditions, console, passages, size
 from cmr.cli.errors import UsageError
-from cmr.cli.opening import opened
+from cmr.cli.opened import opened
 from cmr.cli.settings import Settings
 
 

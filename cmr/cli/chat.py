@@ -11,9 +11,9 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from cmr.cli import session as shared
+from cmr.cli import common as shared
 from cmr.cli.display import console, passages, size
-from cmr.cli.opening import opened
+from cmr.cli.opened import opened
 from cmr.cli.settings import Settings
 from cmr.integration.capture.window import is_windowed
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 import cmr
-from cmr.cli import session as shared
+from cmr.cli import common as shared
 from cmr.cli.display import conditions, console, mark, passages, progress_bar, size, working
 from cmr.demo import Document, Question, demo_document, load_smollm2
 from cmr.demo.smollm2 import is_cached

@@ -55,7 +55,7 @@ def inspect(
     key_file: KeyFileOption = None,
 ) -> None:
     """Show what is stored, as text with scores and positions."""
-    from cmr.cli.inspecting import run
+    from cmr.cli.inspect import run
     from cmr.cli.keys import find_key
 
     run(
@@ -116,7 +116,7 @@ def forget(
 
     Memories that were loaded before, and copies of the folder, still have them.
     """
-    from cmr.cli.forgetting import run
+    from cmr.cli.forget import run
     from cmr.cli.keys import find_key
 
     run(
@@ -153,7 +153,7 @@ def export(
     key_file: KeyFileOption = None,
 ) -> None:
     """Write what is stored to a file that only you may read."""
-    from cmr.cli.exporting import run
+    from cmr.cli.export import run
     from cmr.cli.keys import find_key
 
     run(path, out, sessions=session or [], force=force, model=model, key=find_key(key_file))

@@ -165,7 +165,7 @@ class Texts:
         self._tokenizer = tokenizer
 
     def _find(self, stored: Stored, model: str | None, err: Console) -> Any:
-        from cmr.cli.session import load_vocabulary
+        from cmr.cli.common import load_vocabulary
 
         if model is not None:
             return load_vocabulary(model)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from cmr import _checks as check
 from cmr.config import CMRConfig
+from cmr.config import checks as check
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.core import Core
 from cmr.integration.reweave.reducer import Reducer

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
-from cmr._memory_config import lifetime
 from cmr.config import CMRConfig
+from cmr.config.memory import lifetime
 from cmr.errors import AttachError
 from cmr.integration.capture.absorb import absorb
 from cmr.integration.capture.block_writer import Keep

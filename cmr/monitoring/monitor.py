@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from cmr import _checks as check
+from cmr.config import checks as check
 from cmr.errors import AttachError, ConfigError
 from cmr.integration.memory import ATTACHED, Memory
 from cmr.integration.models.recorder import Recorder

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from cmr import _checks as check
+from cmr.config import checks as check
 
 logger = logging.getLogger("cmr")
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from cmr import _checks as check
 from cmr.config import OptimizationConfig
+from cmr.config import checks as check
 from cmr.errors import AttachError, ConfigError
 from cmr.integration.memory import ATTACHED, Memory
 from cmr.optimization.background import BackgroundOptimizer
-from cmr.optimization.batching import BatchProcessingOptimizer
-from cmr.optimization.prefetching import MemoryPrefetcher
-from cmr.optimization.scheduling import ComputationScheduler
+from cmr.optimization.batches import BatchProcessingOptimizer
+from cmr.optimization.prefetcher import MemoryPrefetcher
+from cmr.optimization.scheduler import ComputationScheduler
 from cmr.optimization.thresholds import AdaptiveThresholdManager
 
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-from cmr import _checks as check
+from cmr.config import checks as check
 from cmr.integration.memory import Memory
 
 

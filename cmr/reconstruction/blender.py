@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from cmr import _checks as check
 from cmr.config import CRITERIA
+from cmr.config import checks as check
 from cmr.errors import ModelMismatchError
 from cmr.reconstruction.checks import expect_device, expect_states
 from cmr.reconstruction.result import Reconstruction

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from cmr import _checks as check
 from cmr.config import METHODS
+from cmr.config import checks as check
 from cmr.errors import ModelMismatchError
 from cmr.reconstruction.blend import blend, even_gate, expected_best, fit
 from cmr.reconstruction.checks import expect_device, expect_mask, expect_states

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from cmr import _checks as check
 from cmr.config import RECONSTRUCTION_METHODS
+from cmr.config import checks as check
 from cmr.reconstruction.limits import Limits
 from cmr.reconstruction.plan import Plan
 

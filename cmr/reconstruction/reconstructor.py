@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from cmr import _checks as check
 from cmr.config import RECONSTRUCTION_METHODS
+from cmr.config import checks as check
 from cmr.errors import ConfigError
 from cmr.memory.entry import MemoryEntry
 from cmr.reconstruction.checks import expect_device, expect_mask, expect_states

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cmr import _checks as check
+from cmr.config import checks as check
 from cmr.retrieval.ask import Ask
 
 Answer = tuple[torch.Tensor, ...]

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from cmr import _checks as check
 from cmr.config import RetrievalConfig
+from cmr.config import checks as check
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.select import candidates, certainty_of
 from cmr.retrieval.ask import (

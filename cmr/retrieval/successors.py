@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from cmr._knn_config import NextTokenConfig
+from cmr.config.next_token import NextTokenConfig
 from cmr.errors import ConfigError
 from cmr.kernels.ring_write import Columns
 

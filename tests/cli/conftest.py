@@ -14,8 +14,8 @@ import torch
 from typer.testing import CliRunner
 
 import cmr
+from cmr.cli import common as shared
 from cmr.cli import main
-from cmr.cli import session as shared
 from tests.cli.saved import build
 
 EOS = 0

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from cmr.cli.forgetting import duration
+from cmr.cli.forget import duration
 from cmr.errors import CMRError
 from cmr.memory.store import Saved
 from tests.cli.saved import CITY, OTHER

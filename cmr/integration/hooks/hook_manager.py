@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmr import _checks as check
+from cmr.config import checks as check
 from cmr.errors import ConfigError
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.detection import adapt

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmr import _checks as check
 from cmr.config import CMRConfig
+from cmr.config import checks as check
 from cmr.errors import AttachError, ConfigError
 from cmr.integration.attaching import attach
 from cmr.integration.capture.leaving_text import LeavingText

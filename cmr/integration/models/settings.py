@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cmr import _checks as check
-from cmr import _config_keys as keys
-from cmr.config import STATE_METHODS, TOPICS, CMRConfig
+from cmr.config import STATE_METHODS, TOPICS, CMRConfig, keys
+from cmr.config import checks as check
 from cmr.errors import ConfigError
 
 ENTRIES, TOTAL = 1000, 5000

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from cmr import _checks as check
 from cmr.config import CMRConfig
+from cmr.config import checks as check
 from cmr.integration.change import RECONSTRUCTION
 from cmr.integration.models.duplicates import drop_duplicates
 from cmr.integration.models.feeder import Scorer

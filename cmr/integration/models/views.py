@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cmr import _checks as check
+from cmr.config import checks as check
 from cmr.integration.models.saved import SavedModel
 from cmr.memory.entry import MemoryEntry
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from cmr import _checks as check
+from cmr.config import checks as check
 from cmr.memory.buffer.layers import Layers, Limits
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cmr import _checks as check
+from cmr.config import checks as check
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

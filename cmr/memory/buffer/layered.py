@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from cmr import _checks as check
 from cmr.config import EVICTION_STRATEGIES
+from cmr.config import checks as check
 from cmr.errors import ModelMismatchError
 from cmr.memory.buffer import checks as given
 from cmr.memory.buffer.changes import Changes

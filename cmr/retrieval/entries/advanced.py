@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from cmr import _checks as check
-from cmr import _config_keys as keys
-from cmr.config import STRATEGY_SYNONYMS, RetrievalConfig, known_strategies
+from cmr.config import STRATEGY_SYNONYMS, RetrievalConfig, keys, known_strategies
+from cmr.config import checks as check
 from cmr.errors import ModelMismatchError
 from cmr.kernels.reference._topk import topk_lowest_slot
 from cmr.kernels.reference.attention import NEG_INF

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cmr import _checks as check
+from cmr.config import checks as check
 from cmr.errors import ModelMismatchError
 from cmr.retrieval.ask import Ask
 

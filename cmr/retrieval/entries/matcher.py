@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from cmr import _checks as check
+from cmr.config import checks as check
 from cmr.errors import ModelMismatchError
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.retrieval.ask import Ask, Scored, Searched, visible

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from cmr import _checks as check
+from cmr.config import checks as check
 from cmr.errors import ModelMismatchError
 from cmr.kernels.maxsim import block_maxima
 from cmr.kernels.reference.attention import NEG_INF

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from cmr import _checks as check
 from cmr.config import CRITERIA
+from cmr.config import checks as check
 from cmr.kernels.reference._topk import topk_lowest_slot
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.select import certainty_of, similarity_line

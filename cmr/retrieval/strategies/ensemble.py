@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
-from cmr import _checks as check
+from cmr.config import checks as check
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.retrieval.ask import Ask, Scored, Searched, Strategy, visible
 

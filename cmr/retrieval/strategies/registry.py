@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
 
-from cmr import _checks as check
 from cmr.config import (
     STRATEGIES,
     STRATEGY_SYNONYMS,
@@ -14,6 +13,7 @@ from cmr.config import (
     accept_strategy,
     known_strategies,
 )
+from cmr.config import checks as check
 from cmr.retrieval.ask import Strategy
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.strategies.contextual import HEADS, Contextual

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
-from cmr import _checks as check
 from cmr.config import CRITERIA, RetrievalConfig
+from cmr.config import checks as check
 from cmr.retrieval.ask import Ask, Scored, Searched, Strategy
 from cmr.retrieval.strategies.ensemble import PARTS
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmr import _checks as check
+from cmr.config import checks as check
 from cmr.errors import ConfigError
 
 SEED = 0

@@ -17,7 +17,7 @@ from rich.text import Text
 from cmr.cli.display import console, size
 from cmr.cli.errors import UsageError
 from cmr.cli.keys import Key
-from cmr.cli.opening import counted
+from cmr.cli.opened import counted
 from cmr.cli.stored import Stored, Texts, open_stored
 from cmr.memory.inspection import Inspection, Question, StoredBlock
 

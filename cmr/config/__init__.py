@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from cmr import _checks as check
-from cmr import _config_keys as keys
-from cmr._knn_config import NextTokenConfig
-from cmr._memory_config import EVICTION_STRATEGIES, SCORING_METHODS, MemoryConfig
+from cmr.config import checks as check
+from cmr.config import keys
+from cmr.config.memory import EVICTION_STRATEGIES, SCORING_METHODS, MemoryConfig
+from cmr.config.next_token import NextTokenConfig
 from cmr.errors import ConfigError
 
 STRATEGIES = (

@@ -15,7 +15,7 @@ from rich.markup import escape
 from cmr.cli.display import console, size
 from cmr.cli.errors import UsageError
 from cmr.cli.keys import Key
-from cmr.cli.opening import counted
+from cmr.cli.opened import counted
 from cmr.cli.stored import Texts, open_stored
 from cmr.memory.inspection import StoredBlock
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cmr import _checks as check
+from cmr.config import checks as check
 
 
 @dataclass(frozen=True)

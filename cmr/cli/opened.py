@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import cmr
-from cmr.cli import session as shared
+from cmr.cli import common as shared
 from cmr.cli.display import progress_bar, size, working
 from cmr.cli.errors import UsageError
 from cmr.cli.settings import Settings

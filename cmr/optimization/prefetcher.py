@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
-from cmr import _checks as check
+from cmr.config import checks as check
 from cmr.errors import UnknownSessionError
 from cmr.integration.memory import Memory
 

@@ -13,9 +13,9 @@ from rich.markup import escape
 
 from cmr.cli.display import console, size
 from cmr.cli.errors import UsageError
-from cmr.cli.inspecting import shown
+from cmr.cli.inspect import shown
 from cmr.cli.keys import Key
-from cmr.cli.opening import counted
+from cmr.cli.opened import counted
 from cmr.cli.stored import Stored, Texts, named, open_stored
 from cmr.errors import CorruptMemoryError
 from cmr.memory import archive

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from cmr import _checks as check
+from cmr.config import checks as check
 
 STORES = ("auto", "kv", "states", "tokens")
 INDEX_DTYPES = ("model", "float32", "bfloat16", "float16")

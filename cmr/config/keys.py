@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from cmr import _checks as check
+from cmr.config import checks as check
 from cmr.errors import ConfigError
 
 SECTIONS = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cmr import _checks as check
+from cmr.config import checks as check
 
 
 @dataclass(frozen=True)

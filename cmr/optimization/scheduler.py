@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cmr import _checks as check
+from cmr.config import checks as check
 
 
 class ComputationScheduler:
