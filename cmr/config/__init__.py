@@ -43,7 +43,7 @@ def known_strategies() -> tuple[str, ...]:
 
 
 def accept_strategy(name: str) -> None:
-    """Let `RetrievalConfig` take a name; see `cmr.retrieval.strategies.registry.register_strategy`."""
+    """Let `RetrievalConfig` take a name; see `cmr.register_strategy`."""
     _PLUGGED_IN.add(name)
 
 
@@ -73,7 +73,7 @@ class RetrievalConfig:
         max_clusters: clusters of the long-term index, 1 or more; None: no clusters.
         criteria_weights: weights of 'relevance', 'similarity', 'recency', 'diversity', each at
             least 0, scaled to sum 1 where used; a dict, kept as its items. None: those of
-            `cmr.retrieval.strategies.criteria.DEFAULT_WEIGHTS` where 'multi_criteria' asks for them.
+            `cmr.retrieval.strategies.criteria.DEFAULT_WEIGHTS` where `multi_criteria` needs them.
         calibration: 'auto' takes what was measured for the model by `cmr.calibrate` or comes with
             the library, if anything does; 'none' takes nothing; else the path of such a file.
 

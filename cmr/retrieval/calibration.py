@@ -28,7 +28,7 @@ class Calibration:
 
     Attributes:
         model: the model's name, for people.
-        identity: which weights it was measured on, see `cmr.integration.decoder.fingerprint.identity`.
+        identity: which weights it was measured on, as `decoder.fingerprint` tells them apart.
         index_layer: hidden state that is indexed and searched.
         mean: `[hidden]` float32, mean state of ordinary text; None: not centred.
         projection: `[hidden, width]` float32 that whitens; None: states are taken as they are.

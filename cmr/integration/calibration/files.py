@@ -35,7 +35,7 @@ def find(adapter: ModelAdapter) -> Calibration | None:
     A file that cannot be read is passed over with a warning: a search works without it, too.
 
     Args:
-        adapter: the model, however it was loaded (see `cmr.integration.decoder.fingerprint.identity`).
+        adapter: the model, however it was loaded (see `decoder.fingerprint.identity`).
     """
     wanted = identity(adapter)
     for place in (folder(), SHIPPED):

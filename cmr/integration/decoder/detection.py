@@ -58,7 +58,8 @@ def adapt(model: Any) -> ModelAdapter:
         said = reason if isinstance(reason, UnsupportedModelError) else repr(reason)
         raise UnsupportedModelError(
             f"model family {config.model_type!r} is not covered and could not be detected: {said}. "
-            f"Covered: {covered()}. A family is a row in cmr/integration/decoder/families.py and a test"
+            f"Covered: {covered()}. A family is a row in "
+            "cmr/integration/decoder/families.py and a test"
         ) from reason
     logger.info(
         "family %r has no row of its own; it was detected and checked on a short text",
