@@ -20,7 +20,7 @@ from tests.docs.running import run, wanted
 
 NOT_RUN = {
     "docs/platforms.md#1": "torchrun starts it in several processes, as "
-    "tests/integration/test_tensor_parallel.py does",
+    "tests/integration/decoder/test_tensor_parallel.py does",
 }
 """Block (file and number) to the reason why it cannot run."""
 READ_ON = {"docs/models.md"}

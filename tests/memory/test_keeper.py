@@ -9,7 +9,7 @@ import torch
 
 from cmr.memory import Policy, SessionTable
 from cmr.memory.copies import fork, merge
-from tests.memory.test_ring import batch, ring
+from tests.memory.test_block_store import batch, ring
 
 
 def marks(store, session: int | None = None) -> list[int]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cmr.errors import ConfigError
 from cmr.retrieval.ask import Ask
 from cmr.retrieval.cache import RetrievalCache, key_of, version_of
-from tests.retrieval.test_maxsim import HIDDEN, retriever, ring, write
+from tests.retrieval.strategies.test_maxsim import HIDDEN, retriever, ring, write
 
 ANSWER = (torch.arange(3), torch.rand(3))
 

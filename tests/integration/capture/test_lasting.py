@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import cmr
-from tests.integration.test_cache_contract import SETTINGS, go_on
+from tests.integration.capture.test_cache_contract import SETTINGS, go_on
 from tests.integration.tiny import text
 from tests.kernels.compare import assert_close
 

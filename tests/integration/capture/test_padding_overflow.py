@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import cmr
-from tests.integration.test_cache_contract import BLOCK, NAMES, SETTINGS, SINKS, WINDOW
-from tests.integration.test_oracles import stored
+from tests.integration.capture.test_cache_contract import BLOCK, NAMES, SETTINGS, SINKS, WINDOW
+from tests.integration.reweave.test_oracles import stored
 from tests.integration.tiny import padded, text
 from tests.kernels.compare import assert_close
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import cmr
-from tests.integration.parallel import STORES, answers
+from tests.integration.decoder.parallel import STORES, answers
 from tests.integration.tiny import READS_ALL, text
 from tests.kernels.compare import assert_close
 
@@ -45,11 +45,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], nn.Mo
             "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": "1",
         }
-        command = [sys.executable, "-m", "tests.integration.parallel", str(folder)]
+        command = [sys.executable, "-m", "tests.integration.decoder.parallel", str(folder)]
         running.append(
             subprocess.Popen(
                 command,
-                cwd=Path(__file__).parents[2],
+                cwd=Path(__file__).parents[3],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

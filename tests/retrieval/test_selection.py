@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.retrieval.test_maxsim import BLOCK, HIDDEN, ring, search, write
+from tests.retrieval.strategies.test_maxsim import BLOCK, HIDDEN, ring, search, write
 
 
 def stored(*facts: torch.Tensor, blocks: int = 40) -> torch.Tensor:

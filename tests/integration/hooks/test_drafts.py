@@ -12,8 +12,8 @@ from torch import nn
 from transformers import GenerationConfig
 
 import cmr
-from tests.integration.test_cache_contract import SETTINGS, remembering, told
-from tests.integration.test_oracles import stored
+from tests.integration.capture.test_cache_contract import SETTINGS, remembering, told
+from tests.integration.reweave.test_oracles import stored
 from tests.integration.tiny import greedy, text
 from tests.kernels.compare import assert_close
 

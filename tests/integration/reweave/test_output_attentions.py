@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import cmr
-from tests.integration.test_cache_contract import remembering
+from tests.integration.capture.test_cache_contract import remembering
 from tests.integration.tiny import LAYERS, READS_ALL, text
 from tests.kernels.compare import assert_close
 

@@ -57,7 +57,7 @@ def test_the_oldest_version() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", CHOSEN]
     run = subprocess.run(
         [*command, *(str(HERE / name) for name in FILES)],
-        cwd=HERE.parents[1],
+        cwd=HERE.parents[2],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

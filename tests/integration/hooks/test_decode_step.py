@@ -24,7 +24,7 @@ from cmr.integration.reweave import weave as weaving
 from cmr.integration.reweave.scratch import Scratch
 from cmr.kernels._ops import REGISTERED
 from cmr.kernels.reference.rotary import rotate
-from tests.integration.operations import Operations, tensors
+from tests.integration.hooks.operations import Operations, tensors
 from tests.integration.tiny import LAYERS, text
 
 pytestmark = pytest.mark.usefixtures("in_place")

@@ -1,6 +1,6 @@
 """One process of a tensor-parallel model: what `test_tensor_parallel.py` starts several of.
 
-Run as `python -m tests.integration.parallel FOLDER`, with the environment that torchrun gives;
+Run as `python -m tests.integration.decoder.parallel FOLDER` in the environment that torchrun gives;
 writes what the process found to `FOLDER/rank<n>.pt`.
 """
 

@@ -20,7 +20,7 @@ from cmr.retrieval.strategies.criteria import (
     diversify,
 )
 from tests.kernels.compare import assert_close
-from tests.retrieval.test_maxsim import BLOCK, HIDDEN, ring, search, write
+from tests.retrieval.strategies.test_maxsim import BLOCK, HIDDEN, ring, search, write
 
 N = 24
 

@@ -113,7 +113,7 @@ def test_a_new_process_says_the_same(llama: nn.Module, tmp_path: Path) -> None:
     script = (
         "import sys, torch, cmr\n"
         "from tests.integration.tiny import build\n"
-        "from tests.integration.test_saving import ask, same\n"
+        "from tests.integration.files.test_saving import ask, same\n"
         "model = build('llama')\n"
         "with torch.no_grad(), cmr.load(sys.argv[1] + '/m', model) as memory:\n"
         "    assert same(ask(model, memory), torch.load(sys.argv[1] + '/logits.pt'))\n"

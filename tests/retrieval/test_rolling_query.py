@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cmr.retrieval import Ask, RollingQuery
 from tests.kernels.compare import assert_close
-from tests.retrieval.test_maxsim import HIDDEN, retriever, ring, write
+from tests.retrieval.strategies.test_maxsim import HIDDEN, retriever, ring, write
 
 TOKENS = 6
 
