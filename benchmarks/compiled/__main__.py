@@ -1,18 +1,22 @@
-"""`python -m benchmarks.compiled` compiles every case for every GPU and writes the table anew."""
+"""Compiles every case for every GPU; of all of them, the table is written anew."""
 
 from __future__ import annotations
 
-import argparse
+from benchmarks.compiled.table import compile_all, known_targets, write
+from benchmarks.shared.command import Parser, run, whole
 
-from benchmarks.compiled.table import compile_all, write
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(words: list[str] | None = None) -> None:
+    """Command line."""
+    parser = Parser(__doc__, appends=False)
     parser.add_argument("--only", default="", help="part of the names of the cases to print")
-    parser.add_argument("--on", nargs="*", help="architectures, such as sm_90")
-    parser.add_argument("--workers", type=int, default=2)
-    options = parser.parse_args()
+    parser.add_argument("--on", nargs="*", metavar="TARGET", help="architectures, such as sm_90")
+    parser.add_argument("--workers", type=whole(), default=2)
+    options = parser.parse_args(words)
+    unknown = sorted(set(options.on or ()) - set(known_targets()))
+    if unknown:
+        known = ", ".join(known_targets())
+        parser.error(f"argument --on: some of {known} expected, got {', '.join(unknown)}")
     rows = compile_all(options.only, options.on, options.workers)
     for row in rows:
         print(" ".join(f"{key}={value}" for key, value in row.items()))
@@ -21,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

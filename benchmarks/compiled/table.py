@@ -19,18 +19,24 @@ def compile_all(
 
     Args:
         only: part of the name of the cases wanted; empty: all.
-        on: architectures; None: all of `TARGETS`.
+        on: architectures; None: all.
         workers: processes that compile.
     """
     from benchmarks.compiled.cases import all_cases
-    from cmr.kernels.gpu._launch import TARGETS
 
     names = [name for name in sorted(all_cases()) if only in name]
-    jobs = [(name, target) for name in names for target in on or TARGETS]
+    jobs = [(name, target) for name in names for target in on or known_targets()]
     if workers < 2:
         return [row for job in jobs for row in _compile(job)]
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         return [row for rows in pool.map(_compile, jobs) for row in rows]
+
+
+def known_targets() -> list[str]:
+    """Names of the architectures."""
+    from cmr.kernels.gpu._launch import TARGETS
+
+    return list(TARGETS)
 
 
 def _compile(job: tuple[str, str]) -> list[dict[str, Any]]:

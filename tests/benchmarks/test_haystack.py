@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import dense, haystack
-from benchmarks.facts import KINDS
-from benchmarks.haystack import (
+from benchmarks.baselines import dense
+from benchmarks.baselines.lexical import Lexical
+from benchmarks.baselines.passages import best_passages, found, passage_texts
+from benchmarks.texts import haystack
+from benchmarks.texts.facts import KINDS
+from benchmarks.texts.haystack import (
     ASKED_KINDS,
     BLOCK,
     Asked,
@@ -25,7 +28,7 @@ from benchmarks.haystack import (
     right,
     straddles,
 )
-from benchmarks.haystack_facts import (
+from benchmarks.texts.haystack_facts import (
     DESCRIBED,
     JOINED,
     PARAPHRASES,
@@ -35,7 +38,6 @@ from benchmarks.haystack_facts import (
     content_words,
     shared_words,
 )
-from benchmarks.textual import Lexical, best_passages, found, passage_texts
 
 TOKENS = 5_000
 TOLD_KINDS = {told.name for told in TOLD}

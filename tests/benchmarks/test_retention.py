@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.retention_relevance import PIECE, calibrated, pair_novelty, state_novelty
-from benchmarks.retention_scores import BLOCK
-from benchmarks.retention_store import NEAREST, main_block, questions, simulate
-from benchmarks.retention_text import Place
+from benchmarks.retention.relevance import PIECE, calibrated, pair_novelty, state_novelty
+from benchmarks.retention.scores import BLOCK
+from benchmarks.retention.store import NEAREST, main_block, questions, simulate
+from benchmarks.texts.stream import Place
 
 TOKENS, SLOTS = PIECE * 40, 96
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import rows
-from benchmarks.documents import Fact
-from benchmarks.recalling import Passage, coverage, overrides, rank_of
-from benchmarks.stats import clustered, wilson
-from benchmarks.textual import BM25, widen
+from benchmarks.baselines.lexical import BM25
+from benchmarks.baselines.passages import widen
+from benchmarks.shared import rows
+from benchmarks.shared.answer import Passage
+from benchmarks.shared.command import overrides
+from benchmarks.shared.stats import clustered, wilson
+from benchmarks.texts.documents import Fact, coverage, rank_of
 
 
 def test_wilson_agrees_with_published_values() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from benchmarks import stress
+from benchmarks.users import stress
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def one_core() -> Iterator[None]:
 
 @pytest.mark.parametrize("mode", stress.MODES)
 def test_everybody_gets_what_they_get_alone(mode: str) -> None:
-    row = stress.run(mode, users=5, operations=12, seed=1)
+    row = stress.compare(mode, users=5, operations=12, seed=1)
     assert (row["operations"], row["foreign"], row["wrong"], row["errors"]) == (60, 0, 0, [])
     assert row["recalls"] > 100 and row["upkeeps"] > 0
 

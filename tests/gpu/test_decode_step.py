@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import decoding
+from benchmarks.shared import decoding
 from cmr.integration.reweave import recall
 from cmr.kernels._ops import NAMESPACE
 from tests.gpu.checks import allocations

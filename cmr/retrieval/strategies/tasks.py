@@ -66,8 +66,8 @@ class TaskSettings:
 USUAL = "question_answering"
 _TASKS: dict[str, TaskSettings] = {
     USUAL: TaskSettings(),
-    # Of two statements that contradict each other the newer one holds (`benchmarks.tasks`: it is
-    # found first in 72 % of the questions instead of 56 %).
+    # Of two statements that contradict each other the newer one holds (it is found first in 72 %
+    # of the questions instead of 56 %: `benchmarks.retrieval.tasks`).
     "dialogue": TaskSettings(
         "multi_criteria", criteria_weights={"similarity": 0.7, "recency": 0.3}
     ),

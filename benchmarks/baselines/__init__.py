@@ -1,0 +1,1 @@
+"""What memory is compared with: text retrievers over passages of the same size."""

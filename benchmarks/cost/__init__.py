@@ -1,0 +1,1 @@
+"""What memory costs: time, bytes, and the loss on ordinary text."""

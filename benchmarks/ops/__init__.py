@@ -1,0 +1,1 @@
+"""Single operations: their times beside plain PyTorch."""

@@ -1,0 +1,113 @@
+"""Recall of planted facts through stock `generate`: memory beside what else could be done.
+
+Systems: `ceiling` (the fact's sentence in plain view), `ceiling_passage` (192 tokens around it),
+`window` (the last tokens of the document fill the window), `full` (document and question in one
+prompt where they fit the model), `bm25` (text passages, as many tokens as memory reads),
+`memory_text` (the passages that memory chose, shown as text) and `memory`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from benchmarks.recall.asker import SYSTEMS, Asker
+from benchmarks.recall.report import report
+from benchmarks.shared import rows
+from benchmarks.shared.command import Parser, run, whole
+from benchmarks.shared.model import described, load_model
+from benchmarks.texts.documents import SHORTEST, Document, chosen, grade, make_documents
+
+
+def ask_everything(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Asks everything, appending a detail row for each answer; returns the detail rows."""
+    model, tokenizer = load_model()
+    systems = [s for s in SYSTEMS if s in args.systems]
+    memory = None
+    if "memory" in systems:
+        import cmr
+
+        memory = cmr.attach(model, tokenizer=tokenizer, **args.settings)
+        memory.pause()
+    conditions = rows.conditions(
+        model,
+        args.seed,
+        systems=systems,
+        batch=args.batch,
+        instructed=args.instructed,
+        memory=described(memory),
+    )
+    details: list[dict[str, Any]] = []
+    try:
+        for tokens in args.tokens:
+            documents = make_documents(tokenizer, tokens, args.seed)
+            asked = chosen(documents, args.questions)
+            for doc in documents:
+                if not any((doc.id, f.id) in asked for f in doc.facts):
+                    continue
+                asker = Asker(model, tokenizer, memory, doc, args)
+                details += _document(asker, doc, asked, systems, conditions["run"], args)
+                right = {s: sum(r["right"] for r in details if r["system"] == s) for s in systems}
+                many = max(1, len({(r["fact"], r["wording"]) for r in details}))
+                print(f"{doc.id}: right of {many} so far: {right}", flush=True)
+    finally:
+        if memory is not None:
+            memory.detach()
+        if details:
+            report(conditions, details, args.with_runs)
+    return details
+
+
+def _document(
+    asker: Asker, doc: Document, asked: Any, systems: list[str], name: str, args: Any
+) -> list[dict[str, Any]]:
+    """Detail rows of one document, appended to the file as each system is done."""
+    wanted = [(f, w) for f in doc.facts for w in sorted(asked.get((doc.id, f.id), ()))]
+    out = []
+    for system in systems:
+        got = asker.ask_all(system, [(f, f.questions[w]) for f, w in wanted])
+        for (fact, wording), reply in zip(wanted if got else [], got, strict=True):
+            question = fact.questions[wording]
+            row = {
+                "run": name, "tokens": len(doc.token_ids), "system": system,
+                "fact": fact.id, "kind": fact.kind, "group": fact.group,
+                "start": fact.start, "end": fact.end, "wording": wording,
+                "question": question.text, "expected": question.answers[0],
+                "right": grade(reply["answer"], question), **reply,
+            }  # fmt: skip
+            out.append(row)
+            if args.verbose:
+                print(f"  {system:16}{row['right']!s:6}{question.text} | {row['answer']!r}")
+        rows.append("recall_details", *out[len(out) - len(got) :])
+    return out
+
+
+def main(words: list[str] | None = None) -> None:
+    """Command line."""
+    parser = Parser(__doc__)
+    parser.add_argument("--tokens", type=whole(SHORTEST), nargs="+", default=[5_000, 16_000])
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--questions", type=whole(), help="only the first N (of 96) of each length")
+    parser.add_argument("--batch", type=whole(), default=8, help="prompts at once (text systems)")
+    parser.add_argument(
+        "--instructed", action="store_true", help="the systems that show text say what it is for"
+    )
+    parser.add_argument(
+        "--with-runs",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="earlier runs whose answers are compared with in the report",
+    )
+    parser.add_argument("--verbose", action="store_true")
+    parser.add_seed()
+    parser.add_threads()
+    parser.add_settings()
+    args = parser.parse_args(words)
+    if "memory_text" in args.systems and "memory" not in args.systems:
+        parser.error("argument --systems: memory_text shows what memory chose: name memory, too")
+    ask_everything(args)
+
+
+if __name__ == "__main__":
+    run(main)

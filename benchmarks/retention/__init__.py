@@ -1,0 +1,1 @@
+"""What a bounded store still holds when it is asked for."""

@@ -1,0 +1,39 @@
+"""Chat prompts as token ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+INSTRUCTION = "Read the text and answer the question.\n\nText: "
+
+
+def chat_parts(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Token ids before and after the content of a single user turn, answer prompt included."""
+    mark = "\u241f"
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
+    )
+    before, after = text.split(mark)
+    return encode(tokenizer, before), encode(tokenizer, after)
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of `text` without special tokens added."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def chat(
+    tokenizer: Any, question: str, context: list[int] | None = None, instructed: bool = False
+) -> list[int]:
+    """A chat prompt: the question in a user turn, `context` (token ids) before it if given.
+
+    `instructed` says above the context what it is for; without context it changes nothing.
+    """
+    before, after = chat_parts(tokenizer)
+    if context is None:
+        return before + encode(tokenizer, question) + after
+    lead, join = [], "\n\n"
+    if instructed:
+        lead = encode(tokenizer, INSTRUCTION)
+        join = "\n\nQuestion: "
+    return before + lead + list(context) + encode(tokenizer, join + question) + after

@@ -1,0 +1,1 @@
+"""What is read: real text with planted facts, and the questions about them."""
