@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.baselines.passages import PASSAGE, passage_starts, widen
-from benchmarks.texts.documents import normalise
+from benchmarks.texts.words import normalise
 
 
 class Lexical:

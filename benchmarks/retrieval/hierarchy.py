@@ -25,7 +25,7 @@ from benchmarks.retrieval.index_states import LAYER, IndexStates, index_states, 
 from benchmarks.shared import rows
 from benchmarks.shared.command import Parser, run, whole
 from benchmarks.texts.facts import KINDS, POOLS, slots
-from benchmarks.texts.stream import documents
+from benchmarks.texts.stream import SENTENCE, documents
 from cmr.demo import load_smollm2
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.kernels.maxsim import Columns, maxsim_select
@@ -40,7 +40,6 @@ RULE: Rule = TUNED._replace(ratio=0.0, threshold=0.0)
 ENTRIES: Rule = RULE._replace(passage=1, clamp=1e9)  # of one query vector: the order of its cosines
 ASKED = ("fact", "about", "changed")
 TEXTS = 80  # documents that questions are taken from: they lie within every size asked for
-_SENTENCE = re.compile(r"[A-Z][^.!?\n]*(?:\n[^.!?\n]+)*[.!?](?=\s)")
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def wordings(kind: str, count: int, rng: random.Random) -> Iterator[str]:
             continue
         sentence = ""
         while not 60 <= len(sentence) <= 260:
-            found = [match[0] for match in _SENTENCE.finditer(rng.choice(prose))]
+            found = [match[0] for match in SENTENCE.finditer(rng.choice(prose))]
             sentence = rng.choice(found) if found else ""
         parts = sentence.split()
         if kind == "about":

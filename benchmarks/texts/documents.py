@@ -6,22 +6,19 @@ Everything follows from the seed, the tokenizer and the length: the same call gi
 from __future__ import annotations
 
 import random
-import re
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.texts.essays import essays
-from benchmarks.texts.facts import KINDS, POOLS, Kind, draw_number, slots
+from benchmarks.texts.facts import KINDS, POOLS, Kind, slots, with_numbers
+from benchmarks.texts.words import normalise
 
 FACTS_A_DOCUMENT = 4
 DOCUMENTS = 6
 LOOK_ALIKES = 2
 SHORTEST = 3_000  # tokens of a document
 TAIL = 640  # tokens at the end that hold no fact, so that no window shows one by chance
-_RANGE = re.compile(r"<(\d+)-(\d+)>")
-_PUNCTUATION = str.maketrans({c: " " for c in string.punctuation})
 
 
 @dataclass(frozen=True)
@@ -57,13 +54,6 @@ class Document:
     look_alikes: tuple[str, ...] = field(default=())
 
 
-def normalise(text: str) -> str:
-    """Casefolded words with single blanks; commas inside numbers go, other punctuation parts."""
-    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text.casefold())
-    text = re.sub(r"(?<=\w)['\u2019](?=\w)", "", text)
-    return " ".join(text.translate(_PUNCTUATION).split())
-
-
 def grade(answer: str, question: Question) -> bool:
     """Whether one of the accepted answers stands in `answer` as whole words."""
     said = f" {normalise(answer)} "
@@ -87,8 +77,7 @@ class _Drawer:
     def value(self, template: str) -> tuple[str, tuple[str, ...]]:
         """The answer and, for a two-part one, its parts."""
         fill = {s: self.take(s) for s in slots(template)}
-        text = template.format(**fill)
-        text = _RANGE.sub(lambda m: draw_number(self.rng, int(m[1]), int(m[2])), text)
+        text = with_numbers(template.format(**fill), self.rng)
         return text, tuple(text.split())
 
 

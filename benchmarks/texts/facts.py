@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 
+from benchmarks.texts.words import listed
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
+_RANGE = re.compile(r"<(\d+)-(\d+)>")
 
 
 POOLS: dict[str, tuple[str, ...]] = {
-    "first": _words(
+    "first": listed(
         "Maria Anton Ingrid Pavel Helena Tobias Renata Kasper Leonie Mirko Dalia Oskar Priya "
         "Gunnar Selma Ruben Tamsin Elif Bruno Noemi Viktor Agnes Hamid Lucia"
     ),
-    "last": _words(
+    "last": listed(
         "Lindgren Okafor Petrov Marchetti Haugen Varga Castellan Brandt Nakamura Osei Delgado "
         "Kowalski Ferreira Thorsen Adeyemi Rossi Zeman Keller Moreau Bakker Novak Aydin"
     ),
-    "city": _words(
+    "city": listed(
         "Oslo Lisbon Krakow Bergen Turin Ghent Malmo Graz Porto Tartu Utrecht Leeds Nantes Izmir "
         "Valencia Dresden"
     ),
-    "town": _words(
+    "town": listed(
         "Brackley Elmsford Wexholm Tarrow Dunmere Ashcombe Corvale Pellham Rookwood Silverton "
         "Marlow Fernhill Oakdale Hartwell"
     ),
-    "month": _words(
+    "month": listed(
         "January February March April May June July August September October November "
         "December"
     ),
@@ -52,8 +53,8 @@ POOLS: dict[str, tuple[str, ...]] = {
         "ginger biscuits", "potato dumplings",
     ),
     "ingredient": ("butter", "flour", "sugar", "honey"),
-    "bridge": _words("Halvard Crane Millbrook Saint-Anne Ferris Ottery Kingsley Dorran"),
-    "lighthouse": _words("Skarven Whitmore Torrey Eastpoint Gullholm Rathlin Carrick Nash"),
+    "bridge": listed("Halvard Crane Millbrook Saint-Anne Ferris Ottery Kingsley Dorran"),
+    "lighthouse": listed("Skarven Whitmore Torrey Eastpoint Gullholm Rathlin Carrick Nash"),
     "museum": (
         "Fenwick Museum", "Harbour Museum", "Castle Museum", "Railway Museum", "Textile Museum",
         "Museum of Toys", "Maritime Museum", "Museum of Clocks",
@@ -63,21 +64,21 @@ POOLS: dict[str, tuple[str, ...]] = {
         "botanical garden", "city archive", "state opera", "weather institute", "youth orchestra",
         "film school", "marine laboratory", "city hospital",
     ),
-    "pet": _words("parrot tortoise donkey goat falcon hamster pony goose"),
-    "petname": _words("Biscuit Pepper Domino Marzipan Waffle Clover Pickle Bramble Noodle"),
+    "pet": listed("parrot tortoise donkey goat falcon hamster pony goose"),
+    "petname": listed("Biscuit Pepper Domino Marzipan Waffle Clover Pickle Bramble Noodle"),
     "house": (
         "lake house", "corner house", "parsonage", "old mill", "post office", "fire station",
         "guest house", "school house",
     ),
-    "colour": _words("turquoise crimson lavender orange purple maroon yellow pink"),
+    "colour": listed("turquoise crimson lavender orange purple maroon yellow pink"),
     "job": (
         "beekeeper", "locksmith", "piano tuner", "glassblower", "carpenter", "translator",
         "tailor", "diver", "baker", "florist",
     ),
-    "server": _words("Juniper Saturn Badger Cobalt Willow Zephyr Granite Heron"),
-    "noun": _words("lantern falcon walnut anchor pebble thistle saddle candle"),
-    "instrument": _words("cello oboe harp trombone clarinet bassoon violin flute"),
-    "material": _words("granite bronze marble copper oak sandstone glass iron"),
+    "server": listed("Juniper Saturn Badger Cobalt Willow Zephyr Granite Heron"),
+    "noun": listed("lantern falcon walnut anchor pebble thistle saddle candle"),
+    "instrument": listed("cello oboe harp trombone clarinet bassoon violin flute"),
+    "material": listed("granite bronze marble copper oak sandstone glass iron"),
     "hero": (
         "Captain Rourke", "Saint Odile", "Queen Ysolde", "General Farrow", "Doctor Amsel",
         "Bishop Tolland", "Mayor Quist", "Admiral Strand",
@@ -90,14 +91,14 @@ POOLS: dict[str, tuple[str, ...]] = {
         "rowing club", "chess club", "cycling club", "hockey club", "sailing club", "archery club",
         "climbing club", "fencing club",
     ),
-    "animal": _words("otter lynx heron badger stork hedgehog walrus beaver"),
-    "street": _words("Candle Weaver Orchard Saddler Mint Lantern Cooper Tanner"),
+    "animal": listed("otter lynx heron badger stork hedgehog walrus beaver"),
+    "street": listed("Candle Weaver Orchard Saddler Mint Lantern Cooper Tanner"),
     "shop": (
         "hat shop", "violin shop", "cheese shop", "map shop", "tea shop", "clock shop",
         "button shop", "lamp shop",
     ),
-    "language": _words("Finnish Turkish Polish Arabic Korean Danish Greek Hungarian"),
-    "ship": _words("Meridian Cormorant Persephone Aurelia Tempest Valkyrie Halcyon Nereid"),
+    "language": listed("Finnish Turkish Polish Arabic Korean Danish Greek Hungarian"),
+    "ship": listed("Meridian Cormorant Persephone Aurelia Tempest Valkyrie Halcyon Nereid"),
 }  # fmt: skip
 
 
@@ -293,3 +294,8 @@ def draw_number(rng: random.Random, low: int, high: int) -> str:
         text = str(rng.randint(low, high))
         if len(text) < 3 or (len(set(text)) > 2 and not text.endswith("0")):
             return text
+
+
+def with_numbers(template: str, rng: random.Random) -> str:
+    """The template with a number drawn for each `<low-high>` in it."""
+    return _RANGE.sub(lambda found: draw_number(rng, int(found[1]), int(found[2])), template)

@@ -15,31 +15,16 @@ text beyond the essays is that of the Python installation (see `texts.stream`).
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.texts.documents import normalise
-from benchmarks.texts.essays import essays
-from benchmarks.texts.facts import KINDS, Kind, draw_number
-from benchmarks.texts.haystack_facts import (
-    DESCRIBED,
-    FAMILIES,
-    JOINED,
-    OF_FAMILIES,
-    OTHERS,
-    PARAPHRASES,
-    PHRASES,
-    POOLS,
-    REPEATED,
-    TOLD,
-    WOMEN,
-    Told,
-    shared_words,
-)
-from benchmarks.texts.stream import Text, documents
+from benchmarks.texts.background import background_ids
+from benchmarks.texts.fact_drawer import FactDrawer, MadeFact
+from benchmarks.texts.facts import KINDS, Kind
+from benchmarks.texts.haystack_facts import JOINED, PARAPHRASES, PHRASES, TOLD, Told
+from benchmarks.texts.words import normalise, shared_words
 
 ASKED_KINDS = ("same words", "paraphrased", "straddling", "two facts")
 BLOCK = 32
@@ -47,10 +32,7 @@ THREES = 36  # kinds of facts a length, 12 of the 24 twice; three facts each: 10
 EACH = 3
 GAP = 64  # tokens of background between two facts, at least
 APART = 0.25  # of the haystack, between the two facts of one question
-RECURRING = 8  # family names that recur over the kinds of a haystack
 SHORTEST = 4_000
-_RANGE = re.compile(r"<(\d+)-(\d+)>")
-_SENTENCE_END = re.compile(r"(?<=[.!?])(?=\s+[\"'(]?[A-Z])")
 
 
 @dataclass(frozen=True)
@@ -105,116 +87,6 @@ def right(reply: str, asked: Asked) -> bool:
     return all(any(f" {normalise(a)} " in said for a in part) for part in asked.accepted)
 
 
-@dataclass(frozen=True)
-class _Made:
-    """A fact before it is planted; `fill` are the values of its template's slots."""
-
-    kind: Kind | Told
-    sentence: str
-    value: str
-    accepted: tuple[str, ...]
-    fill: dict[str, str]
-    number: int  # of its kind in all haystacks of the length: which wording is asked
-
-
-class _Drawer:
-    """Fills templates for one haystack: no entity and no answer twice within a kind."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self.rng = rng
-        self.families = tuple(rng.sample(FAMILIES, RECURRING))
-        self.used: dict[tuple[str, str], list[str]] = {}
-        self.people: set[str] = set()
-
-    def _one(self, kind: str, slot: str) -> str:
-        pool = POOLS[slot]
-        if slot == "last":
-            pool = self.families if kind in OF_FAMILIES else OTHERS
-        used = self.used.setdefault((kind, slot), [])
-        if slot in REPEATED:
-            again = used and self.rng.random() < 0.5
-            value = used[-1] if again else self.rng.choice(pool)
-        else:
-            value = self.rng.choice([v for v in pool if v not in used])
-        return value
-
-    def _filled(self, kind: str, template: str) -> dict[str, str]:
-        """Values for the slots of a template; people with the pronouns that go with them."""
-        names = [slot for slot in POOLS if "{" + slot + "}" in template]
-        while True:
-            fill = {slot: self._one(kind, slot) for slot in names}
-            person = f"{fill['first']} {fill['last']}" if "last" in fill else None
-            if person is None or person not in self.people:
-                break
-        self.people.add(person or "")
-        for slot, value in fill.items():
-            self.used[kind, slot].append(value)
-        if person is not None:
-            woman = fill["first"] in WOMEN
-            she, her = ("she", "her") if woman else ("he", "his")
-            fill.update(she=she, She=she.title(), her=her, Her=her.title())
-        return fill
-
-    def make(self, kind: Kind | Told, number: int) -> _Made:
-        """A fact of the kind."""
-        fill = self._filled(kind.name, kind.sentence)
-        told = self.used.setdefault((kind.name, "answer"), [])
-        while True:
-            value = kind.value.format(**self._filled(f"answer {kind.name}", kind.value))
-            value = _RANGE.sub(lambda m: draw_number(self.rng, int(m[1]), int(m[2])), value)
-            if value not in told:
-                break
-        told.append(value)
-        others = getattr(kind, "accepted", ())
-        accepted = (value, *(a.format(*value.split()) for a in others))
-        sentence = kind.sentence.format(value=value, **fill)
-        for slot, names in DESCRIBED.items():
-            if slot in fill:
-                fill[f"other_{slot}"] = names.get(fill[slot], fill[slot])
-        return _Made(kind, sentence, value, accepted, fill, number)
-
-
-def _sources(seed: int) -> Iterator[list[Text]]:
-    """Texts to take the background from, the smallest and most readable first."""
-    own = [Text(name, "\n\n".join(" ".join(p) for p in ps), True) for name, ps in essays()]
-    random.Random(f"essays {seed}").shuffle(own)
-    yield own
-    everything = documents(seed)
-    yield [text for text in everything if text.prose]
-    yield everything
-
-
-def _pieces(text: Text) -> list[str]:
-    """Sentences of prose, paragraphs of code, with the blanks before them."""
-    parted = _SENTENCE_END.split(text.text) if text.prose else text.text.split("\n\n")
-    if text.prose:
-        return ["\n\n" + parted[0], *parted[1:]]
-    return ["\n\n" + piece for piece in parted]
-
-
-def _background(tokenizer: Any, tokens: int, seed: int) -> tuple[list[int], list[int]]:
-    """At least `tokens` token ids, and the offsets at which a sentence of prose ends.
-
-    Raises:
-        ValueError: when all texts together are not that long.
-    """
-    ids: list[int] = []
-    for texts in _sources(seed):
-        if sum(len(text.text) for text in texts) < 3 * tokens:  # a token has some four letters
-            continue
-        ids, ends = [], []
-        for text in texts:
-            pieces = _pieces(text)
-            encoded = tokenizer(pieces, add_special_tokens=False, verbose=False)
-            for piece, piece_ids in zip(pieces, encoded["input_ids"], strict=True):
-                ids += piece_ids
-                if text.prose and piece.rstrip().endswith((".", "!", "?")):
-                    ends.append(len(ids))
-            if len(ids) >= tokens:
-                return ids, ends
-    raise ValueError(f"at most {len(ids):,} tokens of background are to be had, got {tokens:,}")
-
-
 def straddles(start: int, end: int) -> bool:
     """Whether an edge between blocks leaves a third of the tokens [start, end) on both sides."""
     edge = (start // BLOCK + 1) * BLOCK
@@ -256,7 +128,7 @@ def _weave(
     return out + background[taken : taken + tokens - len(out)], spans
 
 
-def _single(made: _Made, index: int, fact: Planted) -> Iterator[Asked]:
+def _single(made: MadeFact, index: int, fact: Planted) -> Iterator[Asked]:
     """The questions about one fact."""
     kind, number = made.kind, made.number
     wordings: dict[str, tuple[str, ...]]
@@ -274,7 +146,7 @@ def _single(made: _Made, index: int, fact: Planted) -> Iterator[Asked]:
 
 
 def _joined(
-    how: str, pair: tuple[int, int], made: list[_Made], facts: list[Planted], rng: random.Random
+    how: str, pair: tuple[int, int], made: list[MadeFact], facts: list[Planted], rng: random.Random
 ) -> Asked:
     """A question that needs both facts."""
     two = [made[i] for i in pair]
@@ -296,14 +168,14 @@ def _joined(
     )  # fmt: skip
 
 
-def _comparable(a: _Made, b: _Made, how: str) -> bool:
+def _comparable(a: MadeFact, b: MadeFact, how: str) -> bool:
     if how in ("higher", "lower"):
         return a.kind.name == b.kind.name and a.value.isdigit()
     return how != "of one kind" or a.kind.name == b.kind.name
 
 
 def _pairs(
-    made: list[_Made], facts: list[Planted], tokens: int, hows: Iterable[str], rng: random.Random
+    made: list[MadeFact], facts: list[Planted], tokens: int, hows: Iterable[str], rng: random.Random
 ) -> Iterator[Asked]:
     """Questions about two facts, joined as `hows` says, over facts asked for equally often."""
     single = [i for i, m in enumerate(made) if not isinstance(m.kind, Told)]
@@ -336,8 +208,8 @@ def _haystack(
 ) -> Haystack:
     """One haystack; `first` is the number of its first three of facts over all of its length."""
     rng = random.Random(f"haystack {name}")
-    drawer = _Drawer(rng)
-    made: list[_Made] = []
+    drawer = FactDrawer(rng)
+    made: list[MadeFact] = []
     encoded: list[tuple[list[int], bool]] = []
     for kinds in threes:
         for i, kind in enumerate(kinds):
@@ -388,7 +260,7 @@ def make_haystacks(tokenizer: Any, tokens: int, seed: int = 0) -> list[Haystack]
     many = 12 if tokens < 20_000 else 4 if tokens < 60_000 else 2 if tokens < 500_000 else 1
     rng = random.Random(f"haystacks {seed} {tokens}")
     decks: list[list[Kind | Told]] = [_deck(KINDS, rng), _deck(TOLD, rng)]
-    ids, ends = _background(tokenizer, many * tokens, seed)
+    ids, ends = background_ids(tokenizer, many * tokens, seed)
     made = []
     for i in range(many):
         begin = min((e for e in ends if e >= i * tokens), default=0) if i else 0

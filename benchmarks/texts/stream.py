@@ -21,15 +21,14 @@ from pydoc_data.topics import topics
 from typing import Any
 
 from benchmarks.texts.essays import essays
-from benchmarks.texts.facts import KINDS, POOLS, draw_number, slots
+from benchmarks.texts.facts import KINDS, POOLS, slots, with_numbers
 
 KINDS_OF_PLACES = ("planted", "named", "random")
 PLACES = 400  # of each kind, in a stream of a million tokens
 RANDOM_TOKENS = 24  # length of a place drawn blindly: about that of a sentence
 RARE = 3  # times that a name may stand in the stream's prose
 FOLDERS = ("", "asyncio", "email", "json", "logging", "unittest", "xml/etree")
-_RANGE = re.compile(r"<(\d+)-(\d+)>")
-_SENTENCE = re.compile(r"[A-Z][^.!?\n]*(?:\n[^.!?\n]+)*[.!?](?=\s)")
+SENTENCE = re.compile(r"[A-Z][^.!?\n]*(?:\n[^.!?\n]+)*[.!?](?=\s)")
 _NUMBER = re.compile(r"\b\d{2,}\b")
 _NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]{2,}\b")
 
@@ -53,9 +52,14 @@ class Text:
     marks: list[tuple[int, int]] = field(default_factory=list)
 
 
+def essay_texts() -> list[Text]:
+    """The essays, by name."""
+    return [Text(name, "\n\n".join(" ".join(p) for p in ps), True) for name, ps in essays()]
+
+
 def documents(seed: int) -> list[Text]:
     """All documents, shuffled by the seed, without planted facts."""
-    found = [Text(name, "\n\n".join(" ".join(p) for p in ps), True) for name, ps in essays()]
+    found = essay_texts()
     found += [Text(f"topic {name}", text, True) for name, text in sorted(topics.items())]
     library = Path(sysconfig.get_paths()["stdlib"])
     paths = sorted(path for folder in FOLDERS for path in (library / folder).glob("*.py"))
@@ -83,8 +87,7 @@ def _facts(rng: random.Random) -> Iterator[str]:
         for kind in KINDS:
             parts = {slot: rng.choice(POOLS[slot]) for slot in slots(kind.sentence)}
             value = kind.value.format(**{s: rng.choice(POOLS[s]) for s in slots(kind.value)})
-            value = _RANGE.sub(lambda m: draw_number(rng, int(m[1]), int(m[2])), value)
-            sentence = kind.sentence.format(value=value, **parts)
+            sentence = kind.sentence.format(value=with_numbers(value, rng), **parts)
             if sentence not in seen:
                 seen.add(sentence)
                 yield sentence
@@ -92,7 +95,7 @@ def _facts(rng: random.Random) -> Iterator[str]:
 
 def _plant(text: Text, facts: Iterator[str], rng: random.Random, every: int) -> None:
     """Puts a fact behind a sentence of the text about every `every` characters."""
-    ends = [m.end() for m in _SENTENCE.finditer(text.text)]
+    ends = [m.end() for m in SENTENCE.finditer(text.text)]
     out, last, due = [], 0, rng.randrange(every)
     length = 0
     for end in ends:
@@ -110,7 +113,7 @@ def _plant(text: Text, facts: Iterator[str], rng: random.Random, every: int) -> 
 def _named(text: Text, rare: Counter[str]) -> list[tuple[int, int]]:
     """Sentences with a number or a rare name, planted ones left out."""
     found = []
-    for match in _SENTENCE.finditer(text.text):
+    for match in SENTENCE.finditer(text.text):
         start, end = match.span()
         if not 40 <= end - start <= 400 or any(a < end and b > start for a, b in text.marks):
             continue

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.shared import wheel
 from benchmarks.texts import documents, essays
+from benchmarks.texts.words import normalise
 
 
 class Words:
@@ -76,9 +77,9 @@ def test_an_answer_stands_nowhere_else_in_its_document(prose: None) -> None:
 def test_questions_share_words_with_their_fact(prose: None) -> None:
     for d in documents.make_documents(Words(), 3_000):
         for fact in d.facts:
-            said = set(documents.normalise(fact.sentence).split())
+            said = set(normalise(fact.sentence).split())
             for question in fact.questions:
-                assert len(said & set(documents.normalise(question.text).split())) >= 3
+                assert len(said & set(normalise(question.text).split())) >= 3
 
 
 @pytest.mark.parametrize(

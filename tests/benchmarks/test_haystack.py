@@ -16,7 +16,8 @@ import torch
 from benchmarks.baselines import dense
 from benchmarks.baselines.lexical import Lexical
 from benchmarks.baselines.passages import best_passages, found, passage_texts
-from benchmarks.texts import haystack
+from benchmarks.texts import stream
+from benchmarks.texts.entities import DESCRIBED, POOLS
 from benchmarks.texts.facts import KINDS
 from benchmarks.texts.haystack import (
     ASKED_KINDS,
@@ -29,15 +30,12 @@ from benchmarks.texts.haystack import (
     straddles,
 )
 from benchmarks.texts.haystack_facts import (
-    DESCRIBED,
     JOINED,
     PARAPHRASES,
     PHRASES,
-    POOLS,
     TOLD,
-    content_words,
-    shared_words,
 )
+from benchmarks.texts.words import content_words, shared_words
 
 TOKENS = 5_000
 TOLD_KINDS = {told.name for told in TOLD}
@@ -63,7 +61,7 @@ def prose() -> Iterator[None]:
         for i in range(16)
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(haystack, "essays", lambda: made)
+        patch.setattr(stream, "essays", lambda: made)
         yield
 
 

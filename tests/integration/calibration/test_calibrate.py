@@ -331,7 +331,8 @@ def test_facts_lie_where_they_are_said_to(model) -> None:
 
 def test_facts_are_not_those_of_the_benchmarks_and_paraphrases_share_little() -> None:
     from benchmarks.texts.facts import KINDS
-    from benchmarks.texts.haystack_facts import TOLD, shared_words
+    from benchmarks.texts.haystack_facts import TOLD
+    from benchmarks.texts.words import shared_words
 
     theirs = [kind.sentence for kind in (*KINDS, *TOLD)]
     for fact in FACTS:
