@@ -13,7 +13,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--on", nargs="*", metavar="TARGET", help="architectures, such as sm_90")
     parser.add_argument("--workers", type=whole(), default=2)
     options = parser.parse_args(words)
-    unknown = sorted(set(options.on or ()) - set(known_targets()))
+    unknown = sorted(set(options.on) - set(known_targets())) if options.on else []
     if unknown:
         known = ", ".join(known_targets())
         parser.error(f"argument --on: some of {known} expected, got {', '.join(unknown)}")

@@ -54,7 +54,8 @@ class Trace:
         if event != "call" or not file.startswith(PACKAGE):
             return
         self.files.add(file)
-        self.functions.add((file, frame.f_code.co_qualname))
+        name = getattr(frame.f_code, "co_qualname", frame.f_code.co_name)  # from Python 3.11 on
+        self.functions.add((file, name))
         # Frames of torch and transformers lie between two files of ours: they are passed over, so
         # that a hook called by a layer counts as a call from the file that called the model.
         caller = frame.f_back

@@ -36,6 +36,7 @@ def child() -> None:
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     prompt = tokenizer(text, return_tensors="pt", add_special_tokens=False)
 
+    # Not `shared.clock`: the process runs in another checkout, whose benchmarks may be others.
     class Clock(StoppingCriteria):
         def __init__(self) -> None:
             self.times: list[float] = []

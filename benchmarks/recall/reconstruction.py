@@ -20,7 +20,7 @@ from benchmarks.shared.answer import ask
 from benchmarks.shared.chat import chat
 from benchmarks.shared.command import Parser, run, whole
 from benchmarks.shared.model import described, load_model
-from benchmarks.shared.stats import clustered, share, wilson
+from benchmarks.shared.stats import minus, share, wilson
 from benchmarks.texts.documents import SHORTEST, Document, chosen, grade, make_documents
 from cmr.config import RECONSTRUCTION_METHODS
 
@@ -108,13 +108,15 @@ def main(words: list[str] | None = None) -> None:
             details, config = ask_all(model, tokenizer, saved, asked, settings)
             hits = sum(row["right"] for row in details)
             plain = plain or details
-            pairs = [float(a["right"]) - float(b["right"])
-                     for a, b in zip(details, plain, strict=True)]  # fmt: skip
+            less, interval = minus(
+                [r["right"] for r in details],
+                [r["right"] for r in plain],
+                [r["fact"] for r in details],
+            )
             row = {
                 **conditions, "tokens": args.tokens, "method": method, "limit": limit,
                 "n": len(details), "right": hits, "wilson": wilson(hits, len(details)),
-                "minus_all": mean(pairs),
-                "minus_all_interval": clustered(pairs, [r["fact"] for r in details]),
+                "minus_all": less, "minus_all_interval": interval,
                 "kept": mean(r["kept"] for r in details),
                 "recalled": mean(r["recalled"] for r in details),
                 "read": mean(r["read"] for r in details),

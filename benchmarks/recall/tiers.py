@@ -17,7 +17,7 @@ from benchmarks.shared.answer import ask
 from benchmarks.shared.chat import chat
 from benchmarks.shared.command import Parser, run, whole
 from benchmarks.shared.model import described, load_model
-from benchmarks.shared.stats import clustered, share, wilson
+from benchmarks.shared.stats import minus, share, wilson
 from benchmarks.texts.documents import (
     SHORTEST,
     Document,
@@ -96,10 +96,11 @@ def main(words: list[str] | None = None) -> None:
             "bytes_per_token": stats[home]["bytes_per_token"], "memory": stats["settings"],
         }  # fmt: skip
         if tier != "recent" and "recent" in found:
-            pairs = [float(a["right"]) - float(b["right"])
-                     for a, b in zip(mine, found["recent"], strict=True)]  # fmt: skip
-            row["minus_recent"] = mean(pairs)
-            row["minus_recent_interval"] = clustered(pairs, [r["fact"] for r in mine])
+            row["minus_recent"], row["minus_recent_interval"] = minus(
+                [r["right"] for r in mine],
+                [r["right"] for r in found["recent"]],
+                [r["fact"] for r in mine],
+            )
         rows.append("tiers", row)
         rows.append("tiers_details", *({"run": conditions["run"], **r} for r in mine))
         print(

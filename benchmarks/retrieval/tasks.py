@@ -40,15 +40,21 @@ def _ensemble(weight: float) -> StrategyMaker:
     return make
 
 
+ENSEMBLES = {f"semantic + {weight} lexical": weight for weight in LEXICAL_WEIGHTS}
+
+
+def register() -> None:
+    """Makes the strategies known that the library does not come with."""
+    register_strategy("lexical", lambda parts: LexicalOverlap())
+    for name, weight in ENSEMBLES.items():
+        register_strategy(name, _ensemble(weight))
+
+
 def settings_tried() -> dict[str, dict[str, Any]]:
     """What is compared, by a name for it."""
-    tried: dict[str, dict[str, Any]] = {name: {"strategy": name} for name in STRATEGIES}
-    register_strategy("lexical", lambda parts: LexicalOverlap())
-    tried["lexical"] = {"strategy": "lexical"}
-    for weight in LEXICAL_WEIGHTS:
-        name = f"semantic + {weight} lexical"
-        register_strategy(name, _ensemble(weight))
-        tried[name] = {"strategy": name}
+    tried: dict[str, dict[str, Any]] = {
+        name: {"strategy": name} for name in (*STRATEGIES, "lexical", *ENSEMBLES)
+    }
     for criterion in ("recency", "diversity"):
         for weight in (0.05, 0.1, 0.2, 0.3, 0.5):
             weights = {"similarity": 1 - weight, criterion: weight}
@@ -136,6 +142,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--texts", type=whole(), default=4, help="texts of a task")
     parser.add_argument("--searches", nargs="+", choices=settings_tried(), help="only these")
     args, model, tokenizer, conditions = begin(parser, words, target_layers=[8])
+    register()
     for task in args.tasks:
         rows.append(
             "tasks", *({**row, **conditions} for row in measure(task, model, tokenizer, args))

@@ -44,6 +44,14 @@ def clustered(
     return float(low), float(high)
 
 
+def minus(
+    mine: Sequence[float], others: Sequence[float], clusters: Sequence[Hashable]
+) -> tuple[float, tuple[float, float]]:
+    """Mean difference of pairs, and its interval over clusters."""
+    pairs = [float(a) - float(b) for a, b in zip(mine, others, strict=True)]
+    return float(np.mean(pairs)), clustered(pairs, clusters)
+
+
 def quantiles(values: Sequence[float]) -> dict[str, float]:
     """p20, p50 and p80."""
     low, middle, high = np.quantile(np.asarray(values, dtype=float), [0.2, 0.5, 0.8])
