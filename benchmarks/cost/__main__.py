@@ -2,9 +2,10 @@
 
 The two sides alternate within one run; what is reported are the ratios of neighbours (p20, p50,
 p80). `reading`: tokens a second of `memory.read` against the plain windowed forward (512 tokens a
-forward, no cache, logits of the last token only). `decode`: a step of stock `generate` with 4,000
-tokens stored and recall active against the paused memory, same prompt and same length. `peak`:
-the largest resident size of a fresh process that reads 20,000 or 100,000 tokens, budget 16,000.
+forward, no cache, logits of the last token only: the stricter side; `ratio_all_logits` is the
+other). `decode`: a step of stock `generate` with 4,000 tokens stored and recall active against the
+paused memory, same prompt and same length. `peak`: the largest resident size of a fresh process
+that reads 20,000 or 100,000 tokens, budget 16,000.
 """
 
 from __future__ import annotations

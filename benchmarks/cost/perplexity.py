@@ -3,7 +3,9 @@
 Of each essay the first part is read into memory; the rest is scored in windows of 512 tokens, once
 with recall on and once with the memory paused, the same forward both times. With `--chunk` the
 window goes through the model in pieces with a KV cache, so that a piece reads only what could be
-chosen from its own and earlier tokens.
+chosen from its own and earlier tokens; one forward over a whole window lets its early tokens read
+what was chosen for its late ones. Positive differences are harm; their interval is a bootstrap over
+windows. `recalled_share` says in how many windows anything was recalled at all.
 """
 
 from __future__ import annotations

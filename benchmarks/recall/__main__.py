@@ -1,9 +1,21 @@
 """Recall of planted facts through stock `generate`: memory beside what else could be done.
 
-Systems: `ceiling` (the fact's sentence in plain view), `ceiling_passage` (192 tokens around it),
-`window` (the last tokens of the document fill the window), `full` (document and question in one
-prompt where they fit the model), `bm25` (text passages, as many tokens as memory reads),
-`memory_text` (the passages that memory chose, shown as text) and `memory`.
+Each of six documents of a length holds four facts of 24 kinds, with look-alikes; each fact is asked
+about in four wordings: 96 questions. Replies are greedy, 24 tokens, with the model's chat template,
+and right when an accepted answer stands in them as whole words. Memory is asked one by one, without
+any of the text in the prompt.
+
+  ceiling           the fact's sentence, then the question
+  ceiling_passage   192 tokens of the document around the fact, then the question
+  window            as much of the document's end as makes a prompt of 512 tokens
+  full              the whole document, then the question, where both fit the model
+  bm25              passages that BM25 finds: as many and as long as memory read for the question
+  memory_text       the passages that memory chose, as text, then the question
+  memory            the question alone; the document was read into memory once
+
+Intervals are Wilson's and, since four questions share a fact, a bootstrap over facts.
+`found_first_two` is the share of questions whose fact overlaps one of the first two passages that
+the prompt itself recalled.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
 """The public needle in a haystack: its essays, its needle, its question; lengths x depths.
 
 Systems: `window` (the end of the text fills the window), `full` (the whole text in the prompt,
-where it fits the model) and `memory` (the text read once, then only the question).
+where it fits the model) and `memory` (the text read once, then only the question). The needle goes
+in after the last full stop before the depth, as in the original. A cell is `full` when the reply
+names both the sandwich and Dolores Park, `named` for one of them. The store is made large enough
+for the text, because what was evicted cannot be recalled.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 import runpy
 import subprocess
 import sys
@@ -26,6 +28,7 @@ def runnable() -> list[str]:
 
 
 COMMANDS = runnable()
+README = rows.ROOT / "benchmarks" / "README.md"
 
 WRONG = {
     "a value": ("recall", "--tokens", "100"),
@@ -177,3 +180,32 @@ def test_a_whole_number_says_what_it_may_be(capsys: pytest.CaptureFixture[str]) 
             parser.parse_args([f"--number={word}"])
         wanted = f"a whole number of at least 2 and at most 4 expected, got '{word}'"
         assert wanted in capsys.readouterr().err
+
+
+class Parsed(Exception):
+    """Raised in place of the work, once a command line was parsed."""
+
+
+LISTED = re.findall(r"`python -m (benchmarks[^`]*)`", README.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("line", LISTED)
+def test_the_readme_has_command_lines_that_are_taken(
+    line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(self: argparse.ArgumentParser, args=None, namespace=None):
+        parse(self, args, namespace)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    monkeypatch.setattr(sys, "argv", line.split())
+    monkeypatch.setattr(rows, "into", rows.into)
+    with warnings.catch_warnings(), pytest.raises(Parsed):
+        warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning)
+        runpy.run_module(line.split()[0], run_name="__main__", alter_sys=True)
+
+
+def test_the_readme_lists_every_command() -> None:
+    assert {line.split()[0] for line in LISTED} == set(COMMANDS)
