@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 
-from cmr.config import RetrievalConfig
 from cmr.kernels.reference.select import Columns, may_see
 
 
@@ -84,8 +83,10 @@ class Ask:
         """
         if self.known is not None:
             return self.known
+        # Several strategies may look at them in one search. The key says of which store and when:
+        # an ask may live on, and what was forgotten since must not be found by it.
         version = (id(store), store.ledger.changes, store.high_water)
-        if version not in self._found:  # several strategies may look at them in one search
+        if version not in self._found:
             unit = F.normalize(self.states.float(), dim=-1).to(store.index.dtype)
             self._found.clear()
             self._found[version] = store.maxima(unit, self.sessions, 0, store.high_water)
@@ -99,7 +100,6 @@ class Searched(Protocol):
         block_size: tokens in a block.
         device: of the columns and of what `maxima` gives.
         index: unit vectors of the upper tiers; its dtype is that of queries.
-        high_water: slots from 0 on that have to be looked at.
         ledger: the host's account, see `SlotLedger`.
         session, positions, token_ids, successor, predecessor, relevance, created, cursor: see
             `Columns` of `cmr.kernels.ring_write`.
@@ -145,9 +145,6 @@ class Searched(Protocol):
         ...
 
 
-Explained = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-
-
 @dataclass(frozen=True)
 class Scored:
     """What a strategy says of every passage.
@@ -157,12 +154,13 @@ class Scored:
             better ones higher; `-inf` for what is not to be found. A search leaves out what a row
             may not see whatever stands here.
         certainty: `[batch]` float32, how far the best one stands out: about 1 where nothing fits,
-            1.3 and more where a passage answers. None: that of the semantic search holds.
+            1.3 and more where a passage answers. None: told by the scores, or the `line`, as if
+            they were those of the semantic search.
         line: the same shape as `passages`, where candidates are local maxima of something else
             than the scores that they are ranked by. None: of the scores.
         profiles: `[batch, tokens, blocks]` float32, whose cosine says how alike two passages are.
         diversity: weight of 1 less the largest cosine with a passage that was chosen before.
-        explained: gives for passages `[batch, k]` int64 what `covering.values_of` does, where the
+        explained: gives for passages `[batch, k]` int64 what `selection.values_of` does, where the
             strategy knows it without comparing everything. None: everything is compared.
     """
 
@@ -171,41 +169,19 @@ class Scored:
     line: torch.Tensor | None = None
     profiles: torch.Tensor | None = None
     diversity: float = 0.0
-    explained: Explained | None = None
+    explained: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
 
 
 class Strategy(Protocol):
-    """Turns what is asked into a score for every passage."""
+    """Turns what is asked into a score for every passage.
+
+    It may have more methods, which are called where it has them: `follow(store)` after something
+    was forgotten, to drop what it keeps of it; `close()` when the memory is detached; and
+    `settings(ask, config)`, which gives the configuration that holds for what is asked.
+    """
 
     def score(self, ask: Ask, store: Searched) -> Scored:
         """Scores of all passages below `store.high_water`."""
-        ...
-
-
-@runtime_checkable
-class Settled(Protocol):
-    """A strategy that has settings of its own for what is asked."""
-
-    def settings(self, ask: Ask, config: RetrievalConfig) -> RetrievalConfig:
-        """The settings of the search: `blocks`, `neighbours`, `gain`, `ratio`, `threshold`."""
-        ...
-
-
-@runtime_checkable
-class Closing(Protocol):
-    """A strategy that works in the background."""
-
-    def close(self) -> None:
-        """End that."""
-        ...
-
-
-@runtime_checkable
-class Following(Protocol):
-    """A strategy that keeps something of what is stored."""
-
-    def follow(self, store: Searched) -> None:
-        """Drop what it keeps of blocks that the store holds no more."""
         ...
 
 

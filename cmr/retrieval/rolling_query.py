@@ -6,7 +6,7 @@ import copy
 
 import torch
 
-from cmr.kernels.maxsim import Scratch, Selection, new_scratch
+from cmr.kernels.maxsim import Scratch, Selection, new_scratch, new_selection
 from cmr.kernels.ring_write import ring_write_index
 from cmr.memory.block_store import RingBuffer
 from cmr.retrieval.ask import Ask
@@ -32,8 +32,6 @@ class RollingQuery:
         sessions: as given.
         maxima: `[rows, tokens, slots]` float32, see `block_maxima`; tokens in no particular order.
         mask: `[rows, tokens]` bool, True where there is a token that asks.
-        found: the candidates that the last search wrote; None before the first. The next one
-            writes over them.
     """
 
     def __init__(
@@ -52,8 +50,7 @@ class RollingQuery:
         self.maxima = torch.zeros(rows, tokens, ring.slots, device=ring.device)
         self.mask = torch.zeros(rows, tokens, dtype=torch.bool, device=ring.device)
         self._ids = torch.full((rows, tokens), -1, device=ring.device)
-        self.found: Selection | None = None
-        self._scratch: dict[int, Scratch] = {}
+        self._room: dict[tuple[int, int, int], tuple[Selection, Scratch]] = {}
         self._choice: Choice | None = None
         self._next = 0
         self._seen = ring.ledger.changes
@@ -96,6 +93,30 @@ class RollingQuery:
 
     def ask(self) -> Ask:
         """The same as a question on its own; its tensors are views that go on changing."""
+        return self._ask(self._ring.high_water)
+
+    def for_kernels(self, candidates: int, run: int) -> tuple[Ask, Selection, Scratch]:
+        """What `maxsim_select` is given: the question, and tensors that are kept for it.
+
+        The next search writes over what the last one found.
+
+        Args:
+            candidates: passages that are found.
+            run: blocks of each of them.
+        """
+        # Slots ever written, rounded up to a power of two, so that there are few sizes of scratch.
+        # What lies behind those written belongs to no session, and no row may see it.
+        width = min(self._ring.slots, 1 << max(0, self._ring.high_water - 1).bit_length())
+        sizes = width, candidates, run
+        if sizes not in self._room:
+            rows, tokens = self.mask.shape
+            self._room[sizes] = (
+                new_selection(self.maxima, rows, candidates, run),
+                new_scratch(self.maxima, rows, tokens, width),
+            )
+        return self._ask(width), *self._room[sizes]
+
+    def _ask(self, slots: int) -> Ask:
         return Ask(
             states=self._query.transpose(0, 1),
             mask=self.mask,
@@ -103,24 +124,8 @@ class RollingQuery:
             token_ids=self._ids,
             task=self._task,
             located=self._located,
-            known=self.maxima[:, :, : self._ring.high_water],
+            known=self.maxima[:, :, :slots],
         )
-
-    @property
-    def width(self) -> int:
-        """Slots that a search looks at: those ever written, rounded up to a power of two.
-
-        What lies behind them belongs to no session. So there are few sizes of scratch.
-        """
-        return min(self._ring.slots, 1 << max(0, self._ring.high_water - 1).bit_length())
-
-    @property
-    def scratch(self) -> Scratch:
-        """What a search needs while it runs, kept for the next one."""
-        if self.width not in self._scratch:
-            rows, tokens = self.mask.shape
-            self._scratch[self.width] = new_scratch(self.maxima, rows, tokens, self.width)
-        return self._scratch[self.width]
 
     def settle(self, choice: Choice) -> Choice:
         """The choice in the tensors of the one before, where it has the same shape.
@@ -150,8 +155,7 @@ class RollingQuery:
         for name in ("maxima", "mask", "_ids", "sessions"):
             setattr(other, name, getattr(self, name).index_select(0, rows))
         other._places = torch.arange(other.mask.numel(), device=rows.device)
-        other._scratch, other._picks = {}, {}
-        other.found = other._choice = None
+        other._room, other._picks, other._choice = {}, {}, None
         return other
 
     def _write(self, where: slice, states: torch.Tensor, done: int) -> None:

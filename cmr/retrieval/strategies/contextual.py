@@ -58,7 +58,7 @@ class ContextualRelevanceScorer:
             )
         seen = visible(ask, store)
         line = slices_line(ask, store, seen, self.heads)
-        return Scored(line, certainty_of(line, seen.sum(-1), rule_for(ask)))
+        return Scored(line, certainty_of(line, seen.sum(-1), rule_for(ask.located)))
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Contextual:
         line, heads = semantic.passages, 0
         for known, maxima in self._heads(ask, store):
             heads += 1
-            rule = rule_for(ask, calibration=self.calibration)
+            rule = rule_for(ask.located, self.calibration)
             successor = store.successor[: store.high_water]
             found = similarity_line(maxima, ask.mask, successor, seen & known, rule)[0]
             found = torch.where(known & (found > NEG_INF), found, semantic.passages)
@@ -157,10 +157,10 @@ def slices_line(ask: Ask, store: Searched, seen: torch.Tensor, heads: int) -> to
             continue
         everything = torch.ones(1, len(slots), dtype=torch.bool, device=seen.device)
         for maxima in _slice_maxima(ask.states[row], store, slots, heads):
-            z = standardise(maxima[None], everything, rule_for(ask).clamp)
+            z = standardise(maxima[None], everything, rule_for(ask.located).clamp)
             mean[row][:, slots] += z[0] / heads
     successor = store.successor[: store.high_water]
-    return similarity_line(mean, ask.mask, successor, seen, rule_for(ask))[0]
+    return similarity_line(mean, ask.mask, successor, seen, rule_for(ask.located))[0]
 
 
 def _slice_maxima(

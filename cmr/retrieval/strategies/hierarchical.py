@@ -53,7 +53,7 @@ class Hierarchical:
 
     def score(self, ask: Ask, store: Searched) -> Scored:
         """Scores in standard deviations from what is usual; see `Strategy`."""
-        seen, rule = visible(ask, store), rule_for(ask, calibration=self._calibration)
+        seen, rule = visible(ask, store), rule_for(ask.located, self._calibration)
         none = torch.full((len(seen), seen.shape[1] + 1), NEG_INF, device=seen.device)
         if not seen.shape[1]:
             return Scored(none[:, :0], certainty_of(none[:, :0], seen.sum(-1), rule))
@@ -88,7 +88,7 @@ def _explained(
     after: torch.Tensor,
     rule: Rule,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `covering.values_of` says of passages that begin at candidates.
+    """What `selection.values_of` says of passages that begin at candidates.
 
     Args:
         starts: `[batch, k]` int64, -1 for none.

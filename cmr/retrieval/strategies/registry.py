@@ -74,26 +74,13 @@ def make_strategy(name: str, parts: Parts) -> Strategy:
     return _MAKERS[check.choice("strategy", known, known_strategies())](parts)
 
 
-def _semantic(parts: Parts) -> Strategy:
-    return Semantic(parts.calibration)
-
-
-def _contextual(parts: Parts) -> Strategy:
+def _contextual(parts: Parts) -> Contextual:
     return Contextual(parts.calibration, parts.config.context_heads or HEADS)
-
-
-def _criteria(parts: Parts) -> Strategy:
-    ranker = MultiCriteriaRanker(parts.config.criteria_weights)
-    return MultiCriteria(ranker, parts.calibration)
-
-
-def _hierarchical(parts: Parts) -> Strategy:
-    return Hierarchical(parts.config.max_clusters, parts.calibration)
 
 
 def _ensemble(parts: Parts) -> Strategy:
     named = {
-        "semantic": _semantic(parts),
+        "semantic": Semantic(parts.calibration),
         "contextual": _contextual(parts),
         "lexical": LexicalOverlap(),
     }
@@ -103,19 +90,26 @@ def _ensemble(parts: Parts) -> Strategy:
 def _by_task(parts: Parts) -> Strategy:
     def make(settings: TaskSettings) -> Strategy:
         weights = cast("tuple[tuple[str, float], ...] | None", settings.ensemble_weights)
-        config = settings.over(parts.config)
-        return make_strategy(
-            settings.strategy, replace(parts, config=config, ensemble_weights=weights)
-        )
+        made_of = replace(parts, config=settings.over(parts.config), ensemble_weights=weights)
+        return make_strategy(settings.strategy, made_of)
 
     return TaskSpecific(make)
 
 
+# To add a strategy: write one file in this folder with a class that has `score` (see `Strategy` in
+# `cmr/retrieval/ask.py`; docs/retrieval.md shows a whole one), and add a line here that makes it.
+# Its name also goes into `STRATEGIES` of `cmr/config/__init__.py`, so that settings take it.
+# `score` is all it needs: floors, neighbours and how much is read are the search's own business.
 _MAKERS: dict[str, StrategyMaker] = {
-    "maxsim": _semantic,
+    "maxsim": lambda parts: Semantic(parts.calibration),
     "contextual_relevance": _contextual,
-    "multi_criteria": _criteria,
-    "hierarchical": _hierarchical,
+    "multi_criteria": lambda parts: MultiCriteria(
+        MultiCriteriaRanker(parts.config.criteria_weights)
+    ),
+    "hierarchical": lambda parts: Hierarchical(parts.config.max_clusters, parts.calibration),
     "task_specific": _by_task,
     "hybrid_ensemble": _ensemble,
 }
+
+LOOK_AT_HEADS = ("contextual_relevance", "hybrid_ensemble", "task_specific")
+"""Strategies that look at `Ask.heads`. Others are spared the attention queries of those layers."""
