@@ -62,12 +62,7 @@ class Codes:
         self._tokens = torch.cat([self._tokens, more])
 
     def put(self, slots: torch.Tensor, vectors: torch.Tensor) -> None:
-        """Encode slots anew.
-
-        Args:
-            slots: `[n]` int64.
-            vectors: `[n, block, hidden]`, norm 1 each; a token that is none repeats another.
-        """
+        """Encode slots `[n]` int64 anew by their vectors `[n, block, hidden]` of norm 1."""
         if not len(slots):
             return
         numbers, codes, error = self.clusters.encode(vectors.flatten(0, 1))
@@ -75,15 +70,12 @@ class Codes:
         self._numbers[slots] = numbers.view(len(slots), self.block)
         self._codes[self._rows_of(slots)] = codes
         self.known[slots] = self._fresh[slots] = True
+        # A running mean over all that was encoded.
         self.error += (error - self.error) * len(slots) / (self.encoded + len(slots))
         self.encoded += len(slots)
 
     def drop(self, held: torch.Tensor) -> None:
-        """Zero the codes of slots that hold nothing any more: nothing is kept of what is forgotten.
-
-        Args:
-            held: `[slots]` bool.
-        """
+        """Zero the codes of all slots but those of `held`: nothing is kept of what is forgotten."""
         gone = (self.known & ~held.to(self.known.device)).nonzero()[:, 0]
         if len(gone):
             self._codes[self._rows_of(gone)] = 0
@@ -94,6 +86,7 @@ class Codes:
         """Sort the lists again where too much changed since they were."""
         if SORT_AGAIN * int(self._fresh.sum()) <= len(self.known):
             return
+        # Slots without codes go behind the last list, where no offset leads.
         lists = len(self._offsets) - 1
         numbers = torch.where(self.known[:, None], self._numbers, lists).flatten()
         order = numbers.argsort(stable=True)
@@ -108,19 +101,19 @@ class Codes:
         return self._rows.view(-1, self.block)[slots].flatten().long()
 
     def look(self, query: Look, mine: torch.Tensor, probes: int) -> torch.Tensor:
-        """Approximate maxima of what lies in each query token's nearest clusters.
+        """Approximate maxima `[tokens, slots]` float32 of what each query token's lists lead to.
 
         Args:
             query: what is asked.
-            mine: `[slots]` bool, the slots that may be found.
+            mine: `[slots]` bool, the slots that may be found; the others, and what was not found,
+                are `-inf`.
             probes: clusters that each query token looks into.
-
-        Returns:
-            `[tokens, slots]` float32, `-inf` for what was not found, or is not `mine`.
         """
         tokens, slots = len(query.near), len(self.known)
         found = query.near.new_full((tokens, slots), -torch.inf)
         entries, values, edges = self._listed(query, probes)
+        # Token by token: the entries of one are one piece, and a scatter over all of them at once
+        # would need a second index of the same length.
         for row in range(tokens):
             part = slice(edges[row], edges[row + 1])
             places = entries[part].div(self.block, rounding_mode="floor")
@@ -132,13 +125,9 @@ class Codes:
         return found
 
     def nearest(self, query: Look, mine: torch.Tensor, probes: int, count: int) -> torch.Tensor:
-        """The slots that a single query token finds nearest, rising, each once.
+        """The slots of `mine` that a query of one token finds nearest, rising, each once.
 
-        Args:
-            query: what is asked, one token.
-            mine: `[slots]` bool, the slots that may be found.
-            probes: clusters that it looks into.
-            count: tokens that are taken at most.
+        It looks into the nearest `probes` clusters and takes `count` tokens at most.
         """
         entries, values, _ = self._listed(query, probes)
         places = entries.div_(self.block, rounding_mode="floor")
