@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
@@ -183,6 +183,14 @@ class Strategy(Protocol):
     def score(self, ask: Ask, store: Searched) -> Scored:
         """Scores of all passages below `store.high_water`."""
         ...
+
+
+def tell(strategies: Iterable[Strategy], what: str, *given: Any) -> None:
+    """Call a method of those strategies that have it."""
+    for strategy in strategies:
+        method = getattr(strategy, what, None)
+        if method is not None:
+            method(*given)
 
 
 def columns_of(store: Searched, size: int) -> Columns:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cmr.config import RetrievalConfig
 from cmr.config import checks as check
-from cmr.retrieval.ask import Ask, Searched, Strategy
+from cmr.retrieval.ask import Ask, Searched, Strategy, tell
 from cmr.retrieval.cache import RetrievalCache, key_of, version_of
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
@@ -73,17 +73,11 @@ class Retriever:
     def forget(self, store: Searched) -> None:
         """Drop what is kept of blocks that the store holds no more."""
         self.cache.forget()
-        for strategy in self._made.values():
-            follow = getattr(strategy, "follow", None)
-            if follow is not None:
-                follow(store)
+        tell(self._made.values(), "follow", store)
 
     def close(self) -> None:
         """End what strategies do in the background."""
-        for strategy in self._made.values():
-            close = getattr(strategy, "close", None)
-            if close is not None:
-                close()
+        tell(self._made.values(), "close")
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -106,7 +106,7 @@ class Contextual:
                 continue
             queries, keys = ask.heads[layer], stored[layer]
             if queries.shape[-1] != keys.shape[-1] or queries.shape[1] % keys.shape[1]:
-                continue  # the layer stores hidden states
+                continue  # the layer stores hidden states, which no query can be compared with
             shared = queries.shape[1] // keys.shape[1]
             yield _maxima(ask, store, queries[:, head], keys[:, head // shared])
 
@@ -116,18 +116,14 @@ def _maxima(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Which blocks have keys, and the maxima `[batch, tokens, blocks]` of one head.
 
-    All queries of a head point to one side, whatever they ask. Without what the asking tokens have
-    in common, which is that side for the most part, a head finds nothing.
-
-    Args:
-        ask: what is asked.
-        store: where.
-        queries: `[batch, tokens, dim]` without positions.
-        keys: `[slots of the first tier, block, dim]` without positions.
+    Queries `[batch, tokens, dim]` and keys `[slots of the first tier, block, dim]` are without
+    positions.
     """
     size = store.high_water
     count = min(size, len(keys))
     asks = torch.ones_like(queries[..., :1]) if ask.mask is None else ask.mask[..., None]
+    # All queries of a head point to one side, whatever they ask. Without what the asking tokens
+    # have in common, which is that side for the most part, a head finds nothing.
     common = (queries.float() * asks).sum(1, keepdim=True) / asks.sum(1, keepdim=True).clamp(min=1)
     queries = F.normalize(queries.float() - common, dim=-1).to(keys.device, keys.dtype)
     out = torch.full((*queries.shape[:2], size), NEG_INF, device=store.device)
@@ -142,14 +138,7 @@ def _maxima(
 
 
 def slices_line(ask: Ask, store: Searched, seen: torch.Tensor, heads: int) -> torch.Tensor:
-    """The line of `ContextualRelevanceScorer`, `[batch, blocks]` float32.
-
-    Args:
-        ask: what is asked.
-        store: where.
-        seen: `[batch, blocks]` bool, what each row may find.
-        heads: slices, 1 to the width of the vectors.
-    """
+    """The line `[batch, blocks]` of `ContextualRelevanceScorer` over the blocks that are seen."""
     mean = torch.zeros(*ask.states.shape[:2], store.high_water, device=seen.device)
     for row, own in enumerate(seen):
         slots = own.nonzero()[:, 0]
@@ -166,14 +155,11 @@ def slices_line(ask: Ask, store: Searched, seen: torch.Tensor, heads: int) -> to
 def _slice_maxima(
     states: torch.Tensor, store: Searched, slots: torch.Tensor, heads: int
 ) -> torch.Tensor:
-    """Largest cosine `[heads, tokens, n]` of each slice of the states with one of each block.
+    """Largest cosine `[heads, tokens, n]` of each slice of states with one of each of n slots.
 
-    Args:
-        states: `[tokens, width]` that ask.
-        store: where the blocks are.
-        slots: `[n]` int64, 1 or more, of the row's own blocks.
-        heads: slices.
+    The states are `[tokens, width]`; of the slots, the row's own, there is one at least.
     """
+    # The centre of some blocks spread over all stands for that of all.
     some = slots[:: -(-len(slots) // BLOCKS_AT_ONCE)]
     vectors, held = _vectors(store, some)
     centre = (vectors * held[..., None]).sum((0, 1)) / held.sum().clamp(min=1)

@@ -73,12 +73,9 @@ def ensemble_of(
     weights: Iterable[tuple[str, float]] | None,
     rank_constant: float = MEASURED_CONSTANT,
 ) -> HybridEnsemble:
-    """The ensemble of the named parts.
+    """The ensemble of a strategy for each of `PARTS`; one that is not named has no weight.
 
-    Args:
-        parts: a strategy for each of `PARTS`.
-        weights: items of weights; a part that is not named has none. None: `MEASURED_WEIGHTS`.
-        rank_constant: see `HybridEnsemble`.
+    Weights that are None are the `MEASURED_WEIGHTS`.
     """
     given = dict(MEASURED_WEIGHTS if weights is None else weights)
     # The first part says where candidates are, whether or not it has a weight.
