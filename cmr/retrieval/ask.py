@@ -54,10 +54,11 @@ class Ask:
         return replace(self, **moved)
 
     def only_asking(self) -> Ask:
-        """The same without the tokens that ask in no row. Waits for the device."""
+        """The same with as many tokens as the row has that asks most. Waits for the device."""
         if self.mask is None or self.known is not None:
             return self
         most = int(self.mask.sum(-1).max()) if len(self.mask) else 0
+        # Stable: tokens keep their order. Rows that ask less are filled up with masked ones.
         order = (~self.mask).long().argsort(dim=-1, stable=True)[:, :most]
 
         def picked(values: torch.Tensor) -> torch.Tensor:

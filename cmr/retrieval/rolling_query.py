@@ -25,8 +25,7 @@ class RollingQuery:
         tokens: tokens that are kept; older ones give way.
         ring: the store that is searched.
         sessions: `[rows]` int64, whose blocks each row may see.
-        located: whether the tokens are a question and what was answered, without a template.
-        task: what the rows are about; None: not said.
+        located, task: see `Ask`.
 
     Attributes:
         sessions: as given.
@@ -46,7 +45,8 @@ class RollingQuery:
         self._ring, self.sessions = ring, sessions
         self._located, self._task = located, task
         like = ring.index
-        self._query = like.new_zeros(tokens, rows, like.shape[-1])  # tokens of a step lie together
+        # Tokens first: those of one step lie together, and one launch writes them for all rows.
+        self._query = like.new_zeros(tokens, rows, like.shape[-1])
         self.maxima = torch.zeros(rows, tokens, ring.slots, device=ring.device)
         self.mask = torch.zeros(rows, tokens, dtype=torch.bool, device=ring.device)
         self._ids = torch.full((rows, tokens), -1, device=ring.device)
@@ -74,7 +74,10 @@ class RollingQuery:
         tokens = self.mask.shape[1]
         states = states[:, -tokens:]
         new, done = states.shape[1], 0
-        self._compare_written()
+        # Older tokens meet the blocks that were written since; new ones meet all blocks below.
+        for first, last in self._ring.ledger.changed_since(self._seen):
+            self._compare(slice(None), first, last)
+        self._seen = self._ring.ledger.changes
         while done < new:  # twice where the end of the tensors lies between
             count = min(new - done, tokens - self._next)
             where = slice(self._next, self._next + count)
@@ -128,10 +131,8 @@ class RollingQuery:
         )
 
     def settle(self, choice: Choice) -> Choice:
-        """The choice in the tensors of the one before, where it has the same shape.
-
-        So it stays where a decoding step that was captured looks for it.
-        """
+        """The choice in the tensors of the one before, where it has the same shape."""
+        # A decoding step that was captured looks for it where it was.
         kept = self._choice
         if kept is None or kept.table.shape != choice.table.shape:
             self._choice = choice
@@ -150,6 +151,7 @@ class RollingQuery:
     def select(self, rows: torch.Tensor) -> RollingQuery:
         """A query of its own of the given rows, in their order."""
         rows = rows.to(self.mask.device)
+        # What a search writes into is not shared: the twin's searches must not change our choice.
         other = copy.copy(self)
         other._query = self._query.index_select(1, rows)
         for name in ("maxima", "mask", "_ids", "sessions"):
@@ -161,6 +163,8 @@ class RollingQuery:
     def _write(self, where: slice, states: torch.Tensor, done: int) -> None:
         """Unit states of the tokens from `done` on, to the given places."""
         rows, new = states.shape[:2]
+        # The states lie row by row, their places token by token: where each comes from is the same
+        # at every step of as many tokens, and made once.
         if new not in self._picks:
             order = torch.arange(rows * new).view(rows, new).t().flatten()
             self._picks[new] = order.to(self._places.device)
@@ -172,12 +176,6 @@ class RollingQuery:
             self._picks[new][done * rows : (done + count) * rows],
             states,
         )
-
-    def _compare_written(self) -> None:
-        """All tokens with the blocks that were written since the last time."""
-        for first, last in self._ring.ledger.changed_since(self._seen):
-            self._compare(slice(None), first, last)
-        self._seen = self._ring.ledger.changes
 
     def _compare(self, tokens: slice, first: int, last: int) -> None:
         out = self.maxima[:, tokens, first:last]

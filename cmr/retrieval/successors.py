@@ -61,16 +61,14 @@ class Successors:
     def runs(self, asked: torch.Tensor) -> torch.Tensor:
         """How many tokens up to each asked one equal those up to each stored one, at most `RUN`.
 
-        Args:
-            asked: `[batch, tokens]` int64 token ids of a text.
-
-        Returns:
-            `[batch, tokens, stored]` float32.
+        Of the token ids `[batch, tokens]` of a text: `[batch, tokens, stored]` float32.
         """
         asked = asked.to(self.places.device)
         same = (self.places >= 0)[:, None]
         found = torch.zeros(*asked.shape, self.places.shape[1], device=self.places.device)
         for back in range(RUN):
+            # Shifted by `back`: ids outside of the text match none, and a stored run ends where the
+            # places do not follow each other, as chosen blocks lie side by side in any order.
             was = F.pad(asked, (back, 0), value=-1)[:, : asked.shape[1]]
             own, place = (
                 F.pad(x, (back, 0), value=-2)[:, : x.shape[1]] for x in (self.own_ids, self.places)
@@ -126,9 +124,7 @@ def what_follows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens that followed those of some blocks.
 
-    The text goes on inside a block, and behind its last token with the block that the store links
-    to it. A token whose follower was forgotten, never stored or has not come has none. Nor has
-    what a model was given as embeddings: its ids are stored as 0, one after the other.
+    A token whose follower was forgotten, never stored or has not come has none.
 
     Args:
         table: `[batch, blocks]` int64 slots, -1 for none.
@@ -139,6 +135,8 @@ def what_follows(
         `[batch, blocks * block_size]` int64 token ids, 0 where there is none, and bool where there
         is one.
     """
+    # The text goes on inside a block, and behind its last token with the block that the store
+    # links to it.
     at = table.clamp(min=0)
     behind = columns.successor[at]
     linked = (behind >= 0) & (table >= 0)
@@ -147,20 +145,17 @@ def what_follows(
     beyond = columns.positions[behind][..., :1].masked_fill(~linked[..., None], -1)
     place = torch.cat([places[..., 1:], beyond], dim=-1)
     token = torch.cat([ids[..., 1:], columns.token_ids[behind][..., :1]], dim=-1)
+    # What a model was given as embeddings has no ids: they are stored as 0, one after the other.
     named = (ids != 0) | (token != 0)
     known = ((place == places + 1) & named).flatten(1) & mask
     return token.flatten(1).masked_fill(~known, 0), known
 
 
 def unit(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """What is compared of a layer: keys and values side by side, each half as much of the cosine.
+    """What is compared of a layer: `[batch, tokens, width]` float32 of norm 1.
 
-    Args:
-        keys: `[batch, heads, tokens, dim]` before their rotation, any float dtype.
-        values: `[batch, heads, tokens, dim]`, with its own number of dimensions.
-
-    Returns:
-        `[batch, tokens, width]` float32 of norm 1.
+    Keys (before their rotation) and values, `[batch, heads, tokens, dim]` of any float dtype, stand
+    side by side, each of them half of the cosine.
     """
     parts = [F.normalize(x.transpose(1, 2).flatten(2).float(), dim=-1) for x in (keys, values)]
     return torch.cat(parts, dim=-1) * 0.5**0.5
@@ -200,6 +195,7 @@ def propose(
     added = runs * (RUN_WEIGHT / RUN)
     similarity = (similarity + added).masked_fill(~mask, -torch.inf)
     k = min(config.knn_neighbours, similarity.shape[-1])
+    # Sorted and not `topk`, whose choice among equals is nowhere promised.
     best, at = similarity.sort(dim=-1, descending=True, stable=True)
     best, at = best[..., :k], at[..., :k]
     bonus = added.gather(2, at[..., :1])[..., 0]
@@ -226,15 +222,16 @@ def interpolate(logits: torch.Tensor, said: Proposal) -> tuple[torch.Tensor, tor
     gate is multiplied by (p_model(t) / max p_model) ** `DOUBT`.
 
     Args:
-        logits: `[batch, tokens, vocabulary]`, any float dtype.
+        logits: `[batch, tokens, vocabulary]`, any float dtype; they are not changed.
         said: of the same rows and tokens.
 
     Returns:
         The same shape and dtype, bit for bit the logits where g is 0; and g, `[batch, tokens]`
-        float32. The logits given are not changed.
+        float32.
     """
     gate = said.gate.to(logits.device)
-    if logits.device.type != "cpu":  # which tokens to look at would have to come from the device
+    # On a GPU all tokens are mixed: which ones need it would have to come from the device first.
+    if logits.device.type != "cpu":
         mixed, share = _mixed(logits, said.token_ids, said.shares, gate)
         return torch.where(share[..., None] > 0, mixed, logits), share
     fits = (gate > 0).nonzero(as_tuple=True)
