@@ -132,17 +132,17 @@ class Searched(Protocol):
         last: int,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """See `cmr.memory.tier_tensors.TieredStores.maxima`."""
+        """See `cmr.memory.tier_tensors.TieredStores`, as for the other two methods."""
         ...
 
     def maxima_at(
         self, query: torch.Tensor, sessions: torch.Tensor, slots: torch.Tensor
     ) -> torch.Tensor:
-        """See `cmr.memory.tier_tensors.TieredStores.maxima_at`."""
+        """The same of some slots only."""
         ...
 
     def states(self, slots: torch.Tensor) -> torch.Tensor:
-        """See `cmr.memory.tier_tensors.TieredStores.states`."""
+        """Index vectors of slots."""
         ...
 
 

@@ -63,13 +63,9 @@ class RollingQuery:
         mask: torch.Tensor | None,
         token_ids: torch.Tensor | None = None,
     ) -> None:
-        """Take new tokens in and bring everything up to date.
+        """Take new tokens `[rows, new]` in, as of an `Ask`, and bring everything up to date.
 
-        Args:
-            states: `[rows, new, hidden]` at the index layer, any float dtype; of more than
-                `tokens` the last ones count.
-            mask: `[rows, new]` bool, False for tokens that do not ask; None: all do.
-            token_ids: `[rows, new]` int64; None where nobody knows them.
+        Of more than `tokens` the last ones count.
         """
         tokens = self.mask.shape[1]
         states = states[:, -tokens:]
@@ -101,11 +97,8 @@ class RollingQuery:
     def for_kernels(self, candidates: int, run: int) -> tuple[Ask, Selection, Scratch]:
         """What `maxsim_select` is given: the question, and tensors that are kept for it.
 
-        The next search writes over what the last one found.
-
-        Args:
-            candidates: passages that are found.
-            run: blocks of each of them.
+        They are for so many candidates, passages of `run` blocks. The next search writes over what
+        the last one found.
         """
         # Slots ever written, rounded up to a power of two, so that there are few sizes of scratch.
         # What lies behind those written belongs to no session, and no row may see it.

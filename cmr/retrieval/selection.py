@@ -42,7 +42,7 @@ class Best(NamedTuple):
     certainty: torch.Tensor
 
     def only(self, keep: torch.Tensor) -> Best:
-        """Those of `keep` `[batch, k]` bool; the others give way to none, where they stand."""
+        """Those of `keep` `[batch, k]` bool; where the others stand there is none then."""
         keep = keep & (self.starts >= 0)
         return self._replace(
             starts=self.starts.masked_fill(~keep, -1),
@@ -51,12 +51,9 @@ class Best(NamedTuple):
 
 
 class Ranked(NamedTuple):
-    """What a ranking chose.
+    """What a ranking chose: `scores` `[batch, k]`, -inf for none, and `slots` int64, -1 for none.
 
-    Attributes:
-        scores: `[batch, k]` float32, `-inf` where there is nothing. Without a weight on diversity
-            they fall.
-        slots: `[batch, k]` int64, -1 where there is nothing.
+    Without a weight on diversity the scores fall.
     """
 
     scores: torch.Tensor
@@ -98,25 +95,12 @@ class Selector:
         the larger of its two blocks' values, and its score is the mean over the query's tokens,
         weighted by their best value where the question was located and by its square elsewhere.
 
-        Args:
-            ask: what the rows look for.
-            store: where.
-            out: tensors that the kernels write the candidates into; None: new ones.
-            scratch: what they need meanwhile; None: new.
+        The kernels write into `out` and `scratch` where these are given.
         """
         maxima, rule = ask.maxima(store), self._rules[ask.located]
         columns = columns_of(store, maxima.shape[2])
-        found = maxsim_select(
-            maxima,
-            ask.mask,
-            columns,
-            ask.sessions,
-            ask.before,
-            rule,
-            self.candidates,
-            out=out,
-            scratch=scratch,
-        )
+        who, k = (ask.sessions, ask.before), self.candidates
+        found = maxsim_select(maxima, ask.mask, columns, *who, rule, k, out=out, scratch=scratch)
         if self._takes_first:
             return Choice(found.table, found.stamps, found.scores, found.certainty)
         best = Best(found.scores, found.starts, found.certainty)
@@ -173,15 +157,10 @@ class Selector:
         """Places `[batch, taken]` of the best passage and of those that add enough to it, or -1.
 
         What passages explain together is the mean of each query token's best value among them,
-        weighted as in the score of one. A look-alike of the first passage matches the tokens that
-        are matched already and adds little; a second fact that the question needs adds much.
-
-        Args:
-            values: `[batch, tokens, candidates]`, how well each candidate matches each token.
-            shares: `[batch, tokens]`, each token's share of a score.
-            there: `[batch, candidates]` bool, where there is a candidate.
-            close: the same shape, which ones are taken whatever they add: it is not certain enough
-                that the first one, and not one of them, was meant.
+        weighted as in the score of one (see `values_of`). A look-alike of the first passage matches
+        the tokens that are matched already and adds little; a second fact that the question needs
+        adds much. Those that are `close` are taken whatever they add: it is not certain enough that
+        the first one, and not one of them, was meant.
 
         Source: Carbonell and Goldstein (1998) for leaving out what says the same again.
         """
@@ -217,12 +196,8 @@ def standing_out(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores and first slots of the `k` best passages among the local maxima of a line.
 
-    Args:
-        line: `[batch, blocks]` float32 along the text, `-inf` where there is nothing to find.
-        passages: the same shape, what they are ranked by.
-        columns: of the blocks.
-        found: says what passages have in common, if that counts.
-        k: passages at most.
+    The line runs along the text; `passages` is what they are ranked by. Both are `[batch, blocks]`
+    float32, `-inf` where there is nothing to find.
     """
     if found.profiles is None:
         return candidates(line, passages, columns, k)
@@ -233,10 +208,13 @@ def standing_out(
 def diversify(base: torch.Tensor, profiles: torch.Tensor, weight: float, k: int) -> Ranked:
     """One after the other, each the best given those before: `base + weight * diversity`.
 
+    Diversity is 1 less the largest cosine with a profile that was chosen before; the cosine with
+    one that is all 0 is 0.
+
     Args:
         base: `[batch, entries]` float32, `-inf` for what is not to be chosen.
-        profiles: `[batch or 1, features, entries]` float32; the cosine with one that is all 0 is 0.
-        weight: of the diversity, 1 less the largest cosine with what was chosen before.
+        profiles: `[batch or 1, features, entries]` float32.
+        weight: of the diversity.
         k: how many at most, 1 or more.
 
     Source: Carbonell and Goldstein (1998), maximal marginal relevance.
@@ -269,12 +247,7 @@ def near(
 ) -> Best:
     """The passages of which a token has a cosine of `least` with a token that asks, at least.
 
-    Args:
-        maxima: `[batch, tokens, blocks]` float32 cosines.
-        query_mask: `[batch, tokens]` bool, None: all ask.
-        successor: `[blocks]` int64.
-        best: the passages.
-        least: in [-1, 1].
+    Maxima are cosines `[batch, tokens, blocks]`; those of passages that are left out move behind.
     """
     if not maxima.shape[2]:
         return best
@@ -285,7 +258,8 @@ def near(
     after = successor[at]
     beside = largest.gather(1, after.clamp(min=0)).masked_fill(after < 0, NEG_INF)
     fits = (torch.maximum(largest.gather(1, at), beside) >= least) & (best.starts >= 0)
-    order = (~fits).long().argsort(dim=1, stable=True)  # those that fit, in the order they had
+    # Those that fit come first, in the order they had: the first one decides what the others add.
+    order = (~fits).long().argsort(dim=1, stable=True)
     moved = Best(best.scores.gather(1, order), best.starts.gather(1, order), best.certainty)
     return moved.only(fits.gather(1, order))
 
@@ -300,16 +274,8 @@ def values_of(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How well passages match each query token, and each token's share of a score.
 
-    Args:
-        maxima: `[batch, tokens, blocks]` float32.
-        query_mask: `[batch, tokens]` bool, None: all ask.
-        successor: `[blocks]` int64.
-        visible: `[batch, blocks]` bool, the blocks that each row sees.
-        rule: of the scores.
-        starts: `[batch, k]` int64, where the passages begin, -1 for none.
-
-    Returns:
-        `[batch, tokens, k]` and `[batch, tokens]` float32.
+    Of `maxima` `[batch, tokens, blocks]` and passages that begin at `starts` `[batch, k]`, -1 for
+    none: `[batch, tokens, k]` in deviations from what is usual, and `[batch, tokens]`.
     """
     batch, tokens, size = maxima.shape
     if not size:

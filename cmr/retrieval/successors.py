@@ -59,9 +59,9 @@ class Successors:
         return Successors(tuple(key[rows.to(key.device)] for key in self.keys), *others)
 
     def runs(self, asked: torch.Tensor) -> torch.Tensor:
-        """How many tokens up to each asked one equal those up to each stored one, at most `RUN`.
+        """How many tokens up to each of a text's `[batch, tokens]` equal those up to a stored one.
 
-        Of the token ids `[batch, tokens]` of a text: `[batch, tokens, stored]` float32.
+        `[batch, tokens, stored]` float32, at most `RUN`.
         """
         asked = asked.to(self.places.device)
         same = (self.places >= 0)[:, None]
@@ -97,13 +97,10 @@ class Proposal:
 def compared_layers(config: NextTokenConfig, targets: Sequence[int], depth: int) -> tuple[int, ...]:
     """The layers at which tokens are compared, rising; none where next-token memory is off.
 
-    Args:
-        config: the settings.
-        targets: layers whose keys and values memory has.
-        depth: blocks of the decoder.
+    They are among the `targets`, whose keys and values memory has, of a decoder of `depth` blocks.
 
     Raises:
-        ConfigError: for a layer that memory has nothing of.
+        ConfigError: the settings name a layer that memory has nothing of.
     """
     if not config.on:
         return ()
@@ -122,18 +119,11 @@ def compared_layers(config: NextTokenConfig, targets: Sequence[int], depth: int)
 def what_follows(
     table: torch.Tensor, columns: Columns, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens that followed those of some blocks.
+    """The tokens that followed those of some blocks, and where one did.
 
-    A token whose follower was forgotten, never stored or has not come has none.
-
-    Args:
-        table: `[batch, blocks]` int64 slots, -1 for none.
-        columns: of the store.
-        mask: `[batch, blocks * block_size]` bool, tokens that may be looked at.
-
-    Returns:
-        `[batch, blocks * block_size]` int64 token ids, 0 where there is none, and bool where there
-        is one.
+    Of blocks in the slots `table` `[batch, blocks]`, -1 for none, whose tokens may be looked at
+    where `mask` `[batch, blocks * block_size]` is True: two tensors of the mask's shape, int64 ids
+    and bool. A token whose follower was forgotten, never stored or has not come has none.
     """
     # The text goes on inside a block, and behind its last token with the block that the store
     # links to it.
@@ -174,17 +164,14 @@ def propose(
     tokens up to them adds, r = `RUN_WEIGHT` · run / `RUN`. With s the cosine of the best one and m
     the mean cosine over all that is stored, the fit is (s - m) / (1 - m) + r, and the gate rises
     from 0 to `knn_weight` over `RAMP` from the fit on that is asked for: `knn_threshold` where the
-    search was certain, `UNSURE_FIT` where it was not.
+    search was certain, `UNSURE_FIT` where it was not. Ties: the earlier stored token wins.
 
     Args:
         queries: for each layer `[batch, tokens, width]`, see `unit`.
-        stored: to compare with.
-        config: `knn_weight`, `knn_threshold`, `knn_neighbours` and `knn_temperature` are used.
+        stored: to compare with; the proposal is on its mask's device.
+        config: the `knn_` settings.
         runs: `[batch, tokens, stored]`, see `Successors.runs`.
         reads: `[batch, tokens]` bool, False for tokens that must not read memory; None: all may.
-
-    Returns:
-        The proposal, on the device of `stored.mask`. Ties: the earlier stored token wins.
     """
     device, mask = stored.mask.device, stored.mask[:, None]
     similarity = torch.stack(
@@ -216,18 +203,12 @@ def _gate(fit: torch.Tensor, certainty: torch.Tensor, config: NextTokenConfig) -
 
 
 def interpolate(logits: torch.Tensor, said: Proposal) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities of (1 - g) p_model + g p_memory where g is above 0.
+    """Log-probabilities of (1 - g) p_model + g p_memory where g is above 0, and that g.
 
     What the model holds for impossible counts less: with t the token that memory says most, the
-    gate is multiplied by (p_model(t) / max p_model) ** `DOUBT`.
-
-    Args:
-        logits: `[batch, tokens, vocabulary]`, any float dtype; they are not changed.
-        said: of the same rows and tokens.
-
-    Returns:
-        The same shape and dtype, bit for bit the logits where g is 0; and g, `[batch, tokens]`
-        float32.
+    gate is multiplied by (p_model(t) / max p_model) ** `DOUBT`. Of logits `[batch, tokens,
+    vocabulary]`, which are not changed, come the same shape and dtype, bit for bit the same where g
+    is 0; g is `[batch, tokens]` float32.
     """
     gate = said.gate.to(logits.device)
     # On a GPU all tokens are mixed: which ones need it would have to come from the device first.

@@ -57,32 +57,26 @@ class Clusters:
         centroids: `[clusters, hidden]` float32.
         basis: `[hidden, directions]` float32, the steps of a code along each direction.
         reader: `[hidden, directions]` float32, gives the codes of a remainder.
-        error: mean squared distance of the training vectors from their cluster.
     """
 
     centroids: torch.Tensor
     basis: torch.Tensor
     reader: torch.Tensor
-    error: float
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors."""
-        parts = (self.centroids, self.basis, self.reader)
-        return sum(part.numel() * part.element_size() for part in parts)
+        return self.centroids.nbytes + self.basis.nbytes + self.reader.nbytes
 
-    def encode(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+    def encode(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What is kept of vectors `[n, hidden]` of norm 1, any float dtype.
 
-        Returns:
-            `[n]` int16 numbers of the nearest clusters, `[n, directions]` int8 codes, and the
-            mean squared distance from the clusters.
+        The numbers of the nearest clusters, `[n]` int16, and codes `[n, directions]` int8.
         """
         numbers = _nearest(vectors, self.centroids)
         rest = vectors.float() - self.centroids[numbers]
         codes = (rest @ self.reader).round_().clamp_(-_LEVELS, _LEVELS).to(torch.int8)
-        error = float(rest.square().sum(-1).mean()) if len(rest) else 0.0
-        return numbers.to(torch.int16), codes, error
+        return numbers.to(torch.int16), codes
 
 
 def train(vectors: torch.Tensor, clusters: int, seed: int, device: torch.device) -> Clusters:
@@ -113,7 +107,6 @@ def train(vectors: torch.Tensor, clusters: int, seed: int, device: torch.device)
         centroids.to(device),
         (directions * steps).to(device),
         (directions / steps).to(device),
-        float(rest.square().sum(-1).mean()),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
@@ -9,6 +11,23 @@ from cmr.retrieval.clusters.clusters import Clusters
 
 SORT_AGAIN = 32
 """The lists are sorted again when more than this part of the slots changed since."""
+
+
+class Look(NamedTuple):
+    """Query tokens as the codes see them.
+
+    Attributes:
+        near: `[tokens, clusters]` float32, products with the centroids.
+        rest: `[tokens, directions]` float32, to multiply the codes with.
+    """
+
+    near: torch.Tensor
+    rest: torch.Tensor
+
+    @classmethod
+    def of(cls, query: torch.Tensor, clusters: Clusters) -> Look:
+        """That of query tokens `[tokens, hidden]` of norm 1."""
+        return cls(query.float() @ clusters.centroids.t(), query.float() @ clusters.basis)
 
 
 class Codes:
@@ -25,7 +44,6 @@ class Codes:
         clusters: as given.
         known: `[slots]` bool, which slots have codes.
         encoded: slots encoded since the clusters were found.
-        error: mean squared distance of their tokens from the clusters.
     """
 
     def __init__(self, clusters: Clusters, slots: int, block: int) -> None:
@@ -40,13 +58,13 @@ class Codes:
         self.known = torch.zeros(slots, dtype=torch.bool, device=device)
         self._fresh = torch.zeros(slots, dtype=torch.bool, device=device)
         self._offsets = torch.zeros(len(clusters.centroids) + 1, dtype=torch.int64, device=device)
-        self.encoded, self.error = 0, 0.0
+        self.encoded = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of all that is kept."""
         own = (self._numbers, self._codes, self._rows, self._tokens, self._offsets)
-        return self.clusters.nbytes + sum(part.numel() * part.element_size() for part in own)
+        return self.clusters.nbytes + sum(part.nbytes for part in own)
 
     def grow(self, slots: int) -> None:
         """Make room for as many slots."""
@@ -65,13 +83,11 @@ class Codes:
         """Encode slots `[n]` int64 anew by their vectors `[n, block, hidden]` of norm 1."""
         if not len(slots):
             return
-        numbers, codes, error = self.clusters.encode(vectors.flatten(0, 1))
+        numbers, codes = self.clusters.encode(vectors.flatten(0, 1))
         slots = slots.to(numbers.device)
         self._numbers[slots] = numbers.view(len(slots), self.block)
         self._codes[self._rows_of(slots)] = codes
         self.known[slots] = self._fresh[slots] = True
-        # A running mean over all that was encoded.
-        self.error += (error - self.error) * len(slots) / (self.encoded + len(slots))
         self.encoded += len(slots)
 
     def drop(self, held: torch.Tensor) -> None:
@@ -174,20 +190,3 @@ class Codes:
             piece = similar.view(-1, self.block, near.shape[1]).amax(1)
             out[start // self.block :][: len(piece)] = piece
         return out.t()
-
-
-class Look:
-    """Query tokens as the codes see them.
-
-    Args:
-        clusters: what the codes refer to.
-        query: `[tokens, hidden]`, norm 1 each.
-
-    Attributes:
-        near: `[tokens, clusters]` float32, products with the centroids.
-        rest: `[tokens, directions]` float32, to multiply the codes with.
-    """
-
-    def __init__(self, clusters: Clusters, query: torch.Tensor) -> None:
-        self.near = query.float() @ clusters.centroids.t()
-        self.rest = query.float() @ clusters.basis

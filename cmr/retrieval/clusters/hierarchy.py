@@ -38,26 +38,16 @@ SESSIONS = 4
 
 
 class Found(NamedTuple):
-    """The best passages.
-
-    Attributes:
-        starts: `[batch, k]` int64, first slot of each passage, -1 where there is none.
-        scores: `[batch, k]` float32 in falling order, `-inf` where there is none.
-    """
+    """The best passages: `starts` `[batch, k]` int64, their first slots, -1 for none; `scores`."""
 
     starts: torch.Tensor
     scores: torch.Tensor
 
 
 class Row(NamedTuple):
-    """One row of a search.
+    """One row of a search: its tokens, which of them ask (None: all), and what it may see.
 
-    Attributes:
-        query: `[tokens, hidden]`, norm 1 each, in the index's dtype.
-        asks: `[tokens]` bool; None: all ask.
-        session: its number.
-        mine: `[all slots]` bool, which slots it may see.
-        slots: `[n]` int64, the same as numbers.
+    `mine` `[all slots]` is a bool for each slot; `slots` `[n]` are the same as numbers.
     """
 
     query: torch.Tensor
@@ -131,7 +121,7 @@ class MemoryHierarchy(ClusterUpkeep):
     def sync(self, store: Searched) -> None:
         """Take over what changed in the store since the last time; called by every search.
 
-        Raises what went wrong while clusters were found in the background.
+        What went wrong while clusters were found in the background is raised here.
         """
         changed = self._seen != store.ledger.changes
         super().sync(store)
@@ -197,16 +187,9 @@ class MemoryHierarchy(ClusterUpkeep):
         k: int,
         visible: torch.Tensor | None = None,
     ) -> Found:
-        """The best passages by their similarity alone, as `maxsim_select` scores them.
+        """The `k` best passages by their similarity alone, as `maxsim_select` scores them.
 
-        Args:
-            store: the store.
-            query: `[batch, tokens, hidden]`, any float dtype and length.
-            query_mask: `[batch, tokens]` bool, False for padding; None for none.
-            sessions: `[batch]` int64.
-            rule: of the scores.
-            k: passages at most.
-            visible: `[batch, slots]` bool; None: everything.
+        The arguments are those of `shortlist`, with a query of any float dtype and length.
         """
         query = F.normalize(query.float(), dim=-1).to(store.index.dtype)
         near = self.shortlist(store, query, query_mask, sessions, rule, visible)
@@ -240,7 +223,7 @@ class MemoryHierarchy(ClusterUpkeep):
         """The most promising blocks of a row with many, and estimates of its moments."""
         codes = self._codes
         assert codes is not None
-        look = Look(codes.clusters, row.query.to(self.device))
+        look = Look.of(row.query.to(self.device), codes.clusters)
         sample = self._sampled(store, row)
         exact = sample.maxima(row.query).to(self.device)
         mine, slots = row.mine.to(self.device), row.slots.to(self.device)

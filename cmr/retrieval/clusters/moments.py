@@ -45,13 +45,7 @@ class Moments(NamedTuple):
 class Sample:
     """Vectors of some blocks side by side, kept up to date: maxima of them cost no gathering.
 
-    Args:
-        block: tokens in a block.
-        like: any tensor of the dtype and device wanted, `[..., hidden]`.
-
-    Attributes:
-        slots: `[n]` int64, the blocks that it has.
-        of: what the sample was last taken from; None before.
+    `slots` are the blocks that it has, `of` what it was last taken from.
     """
 
     def __init__(self, block: int, like: torch.Tensor) -> None:
@@ -64,7 +58,7 @@ class Sample:
     @property
     def nbytes(self) -> int:
         """Bytes of the vectors."""
-        return self._vectors.numel() * self._vectors.element_size()
+        return self._vectors.nbytes
 
     def update(
         self,
@@ -72,13 +66,11 @@ class Sample:
         stamps: torch.Tensor,
         read: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
-        """Have these blocks and no others; only those that are new are read.
+        """Have these blocks and no others; `read` gives the vectors of those that are new.
 
-        Args:
-            slots: `[n]` int64 on the CPU.
-            stamps: `[n]` int64, the blocks' numbers: a slot may hold another block by now.
-            read: gives the vectors `[m, block, hidden]` of slots.
+        Slots are on the CPU, stamps the numbers of their blocks.
         """
+        # A block is known by both: its slot may hold another one by now.
         keys = stamps * _SLOTS + slots
         kept, new = torch.isin(self._keys, keys), ~torch.isin(keys, self._keys)
         if bool(kept.all()) and not bool(new.any()):
@@ -125,9 +117,9 @@ def estimate(exact: torch.Tensor, at: torch.Tensor, found: torch.Tensor, count: 
     sample stands only for the rest (post-stratification; Cochran, Sampling Techniques, 5A.9).
 
     Args:
-        exact: `[tokens, n]` float32, maxima of the sample.
+        exact: `[tokens, n]` maxima of the sample.
         at: `[n]` int64, its slots.
-        found: `[tokens, slots]` float32 approximate maxima, `-inf` for what was not found.
+        found: `[tokens, slots]` approximate maxima, `-inf` for what was not found.
         count: blocks in all.
     """
     # About the centre: squares of small numbers keep their digits.

@@ -54,11 +54,7 @@ class Shortlist:
         return z, shares_of(top, self.counts, self.query_mask, rule.peak_power)[0]
 
     def explained(self, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `selection.values_of` says of passages, without a comparison of all blocks.
-
-        Args:
-            starts: `[batch, k]` int64, of blocks that are here, -1 for none.
-        """
+        """What `selection.values_of` says of passages that begin here, of what is here alone."""
         z, shares = self.measured()
         if not z.shape[-1]:
             return z.new_zeros(*z.shape[:2], starts.shape[1]), shares
@@ -86,7 +82,7 @@ def standardised(
 def line_of(z: torch.Tensor, shares: torch.Tensor, after: torch.Tensor | None) -> torch.Tensor:
     """Similarities `[n]` of passages.
 
-    `after` `[n]` is where each one's successor is, or -1; None where a passage is a single block.
+    `after` says where each one's successor is, or -1; it is None where a passage is one block.
     """
     if after is not None and z.shape[1]:
         following = z.index_select(1, after.clamp(min=0)).masked_fill(after < 0, -torch.inf)
@@ -96,12 +92,7 @@ def line_of(z: torch.Tensor, shares: torch.Tensor, after: torch.Tensor | None) -
 
 
 def places(links: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """Where in each row of `slots`, rising and then -1, the slot is that each one links to; or -1.
-
-    Args:
-        links: `[stored]` int64.
-        slots: `[batch, n]` int64.
-    """
+    """Where in each row of slots `[batch, n]`, rising and then -1, what each links to is; or -1."""
     if not slots.shape[1] or not len(links):
         return torch.full_like(slots, -1)
     to = torch.where(slots >= 0, links[slots.clamp(min=0)], -1)
