@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,8 @@ import torch.nn.functional as F
 from cmr.errors import ConfigError
 
 FORMAT = "cmr-calibration-1"
-WRITTEN = (
-    "model",
-    "identity",
-    "index_layer",
-    "heads",
-    "target_layers",
-    "question_null",
-    "text_null",
-    "measured",
-)
-"""Fields that a file holds as JSON; the others are its tensors."""
+TENSORS = ("mean", "projection")
+"""Fields that a file holds as tensors; the others are JSON in its header."""
 Null = tuple[float, float]
 
 
@@ -109,9 +100,9 @@ class Calibration:
 
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {"mean": self.mean, "projection": self.projection}
+        about = {"format": FORMAT, **{name: getattr(self, name) for name in _written()}}
+        tensors = {name: getattr(self, name) for name in TENSORS}
         held = {n: t.to(torch.float16).contiguous() for n, t in tensors.items() if t is not None}
-        about = {"format": FORMAT, **{name: getattr(self, name) for name in WRITTEN}}
         # Under another name first: a file that is there is whole.
         draft = path.with_name(path.name + ".part")
         save_file(held, str(draft), {"calibration": json.dumps(about)})
@@ -139,7 +130,7 @@ class Calibration:
             raise ConfigError(
                 f"calibration: format {FORMAT!r} expected, got {about.get('format')!r} in {path}"
             )
-        given = {name: about[name] for name in WRITTEN}
+        given = {name: about[name] for name in _written()}
         # JSON knows lists only; `heads` and layers are compared with tuples, and hashed.
         given["heads"] = tuple((int(layer), int(head)) for layer, head in given["heads"])
         if given["target_layers"] is not None:
@@ -147,3 +138,7 @@ class Calibration:
         for name in ("question_null", "text_null"):
             given[name] = tuple(float(number) for number in given[name])
         return cls(mean=tensors.get("mean"), projection=tensors.get("projection"), **given)
+
+
+def _written() -> list[str]:
+    return [field.name for field in fields(Calibration) if field.name not in TENSORS]

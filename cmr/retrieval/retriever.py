@@ -122,7 +122,7 @@ class Retriever:
         if known is not None:
             return Choice(*known)
         found = self._search(ask, store)
-        self.cache.put(key, version, (found.table, found.stamps, found.scores, found.certainty))
+        self.cache.put(key, version, found)
         return found
 
     def search_again(self, query: RollingQuery, store: Searched) -> Choice:

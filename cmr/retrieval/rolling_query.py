@@ -18,18 +18,11 @@ class RollingQuery:
 
     A search after some decoding steps compares the tokens that came since the last one with all
     blocks, and all tokens with the blocks that were written since; nothing else. All tensors are
-    allocated once.
-
-    Args:
-        rows: rows of the batch.
-        tokens: tokens that are kept; older ones give way.
-        ring: the store that is searched.
-        sessions: `[rows]` int64, whose blocks each row may see.
-        located, task: see `Ask`.
+    allocated once. Sessions, `located` and `task` are those of an `Ask`.
 
     Attributes:
-        sessions: as given.
-        maxima: `[rows, tokens, slots]` float32, see `block_maxima`; tokens in no particular order.
+        maxima: `[rows, tokens, slots]` float32, see `block_maxima`; tokens in no particular order,
+            as new ones take the places of the oldest.
         mask: `[rows, tokens]` bool, True where there is a token that asks.
     """
 
@@ -130,8 +123,8 @@ class RollingQuery:
         if kept is None or kept.table.shape != choice.table.shape:
             self._choice = choice
             return choice
-        for name in ("table", "stamps", "scores", "certainty"):
-            getattr(kept, name).copy_(getattr(choice, name))
+        for old, new in zip(kept, choice, strict=True):
+            old.copy_(new)
         return kept
 
     def reorder(self, rows: torch.Tensor) -> None:

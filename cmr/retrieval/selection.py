@@ -29,13 +29,7 @@ CANDIDATES = 8
 
 
 class Best(NamedTuple):
-    """The best passages of each row, best first.
-
-    Attributes:
-        scores: `[batch, k]` float32, `-inf` where there is none.
-        starts: `[batch, k]` int64, first slot of each, -1 where there is none.
-        certainty: `[batch]` float32, how far the best one stands out.
-    """
+    """The best passages of each row, best first, by score; their first slots; see `Choice`."""
 
     scores: torch.Tensor
     starts: torch.Tensor

@@ -16,9 +16,8 @@ SORT_AGAIN = 32
 class Look(NamedTuple):
     """Query tokens as the codes see them.
 
-    Attributes:
-        near: `[tokens, clusters]` float32, products with the centroids.
-        rest: `[tokens, directions]` float32, to multiply the codes with.
+    `near` `[tokens, clusters]` are products with the centroids, `rest` `[tokens, directions]` is
+    what codes are multiplied with; both are float32.
     """
 
     near: torch.Tensor
@@ -41,7 +40,6 @@ class Codes:
         block: tokens in a slot.
 
     Attributes:
-        clusters: as given.
         known: `[slots]` bool, which slots have codes.
         encoded: slots encoded since the clusters were found.
     """

@@ -66,13 +66,9 @@ class Contextual:
     """The semantic search and several heads beside it.
 
     The heads are the model's own where a calibration names some, `Ask.heads` has their queries and
-    their layers' keys are stored; elsewhere they are slices, see `ContextualRelevanceScorer`. A
+    their layers' keys are stored; elsewhere they are `slices`, see `ContextualRelevanceScorer`. A
     passage whose keys are not stored (only the first tier keeps them where they are compared) gets
-    of a head what the semantic line says of it, so that it can be found all the same.
-
-    Attributes:
-        calibration: of the model; None: none is known.
-        slices: how many, where there are no heads.
+    of a head what the semantic line says of it.
     """
 
     calibration: Calibration | None = None
@@ -82,18 +78,16 @@ class Contextual:
         """Scores in standard deviations from what is usual; see `Strategy`."""
         semantic = Semantic(self.calibration).score(ask, store)
         seen = visible(ask, store)
-        line, heads = semantic.passages, 0
+        rule, successor = rule_for(ask.located), store.successor[: seen.shape[1]]
+        line = semantic.passages
         for known, maxima in self._heads(ask, store):
-            heads += 1
-            rule = rule_for(ask.located, self.calibration)
-            successor = store.successor[: store.high_water]
             found = similarity_line(maxima, ask.mask, successor, seen & known, rule)[0]
+            # A head says nothing of a block without keys, which must be found all the same.
             found = torch.where(known & (found > NEG_INF), found, semantic.passages)
             line = line + HEAD_WEIGHT * found
-        if not heads:
+        if line is semantic.passages:  # there was no head
             slices = min(self.slices, ask.states.shape[-1])
-            found = slices_line(ask, store, seen, slices)
-            line = line + SLICES_WEIGHT * found
+            line = line + SLICES_WEIGHT * slices_line(ask, store, seen, slices)
         return Scored(line.masked_fill(~seen, NEG_INF), semantic.certainty)
 
     def _heads(self, ask: Ask, store: Searched) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -70,7 +70,7 @@ class HybridEnsemble:
 
 def ensemble_of(
     parts: Mapping[str, Strategy],
-    weights: Iterable[tuple[str, float]] | None,
+    weights: Mapping[str, float] | Iterable[tuple[str, float]] | None,
     rank_constant: float = MEASURED_CONSTANT,
 ) -> HybridEnsemble:
     """The ensemble of a strategy for each of `PARTS`; one that is not named has no weight.

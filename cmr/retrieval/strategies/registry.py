@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
 
 from cmr.config import (
     STRATEGIES,
@@ -22,7 +21,7 @@ from cmr.retrieval.strategies.ensemble import ensemble_of
 from cmr.retrieval.strategies.hierarchical import Hierarchical
 from cmr.retrieval.strategies.lexical import LexicalOverlap
 from cmr.retrieval.strategies.semantic import Semantic
-from cmr.retrieval.strategies.tasks import TaskSettings, TaskSpecific
+from cmr.retrieval.strategies.tasks import TaskSettings, TaskSpecific, Weights
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,12 @@ class Parts:
     Attributes:
         config: the settings.
         calibration: what was measured for the model; None: nothing was.
-        ensemble_weights: items of weights of 'hybrid_ensemble'; None: those that suit most.
+        ensemble_weights: of 'hybrid_ensemble'; None: those that suit most.
     """
 
     config: RetrievalConfig
     calibration: Calibration | None = None
-    ensemble_weights: tuple[tuple[str, float], ...] | None = None
+    ensemble_weights: Weights | None = None
 
 
 StrategyMaker = Callable[[Parts], Strategy]
@@ -79,7 +78,7 @@ def _contextual(parts: Parts) -> Contextual:
 
 
 def _ensemble(parts: Parts) -> Strategy:
-    named = {
+    named: dict[str, Strategy] = {
         "semantic": Semantic(parts.calibration),
         "contextual": _contextual(parts),
         "lexical": LexicalOverlap(),
@@ -89,8 +88,8 @@ def _ensemble(parts: Parts) -> Strategy:
 
 def _by_task(parts: Parts) -> Strategy:
     def make(settings: TaskSettings) -> Strategy:
-        weights = cast("tuple[tuple[str, float], ...] | None", settings.ensemble_weights)
-        made_of = replace(parts, config=settings.over(parts.config), ensemble_weights=weights)
+        config, weights = settings.over(parts.config), settings.ensemble_weights
+        made_of = replace(parts, config=config, ensemble_weights=weights)
         return make_strategy(settings.strategy, made_of)
 
     return TaskSpecific(make)
