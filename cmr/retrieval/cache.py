@@ -63,6 +63,7 @@ class RetrievalCache:
             return
         with self._lock:
             self.hold(version)
+            # Copies on both sides: whoever has an answer may write into it.
             self._answers[key] = tuple(part.clone() for part in answer)
             self._answers.move_to_end(key)
             if len(self._answers) > self.size:

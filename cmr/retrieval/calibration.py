@@ -102,6 +102,7 @@ class Calibration:
         path.parent.mkdir(parents=True, exist_ok=True)
         about = {"format": FORMAT, **{name: getattr(self, name) for name in _written()}}
         tensors = {name: getattr(self, name) for name in TENSORS}
+        # In half precision, which halves a file that may come with the package.
         held = {n: t.to(torch.float16).contiguous() for n, t in tensors.items() if t is not None}
         # Under another name first: a file that is there is whole.
         draft = path.with_name(path.name + ".part")

@@ -104,19 +104,16 @@ class Retriever:
     def search(self, ask: Ask, store: Searched) -> Choice:
         """Choose passages for each row from its own session's blocks.
 
-        Args:
-            ask: what the rows look for.
-            store: where.
-
-        Returns:
-            The choice. Its certainty is the best score over what is expected of the best passage
-            when nothing fits (about 1 then, 1.3 to 2 for a question that a passage answers), and 0
-            where the row has no passage. Rows below `threshold` read nothing.
+        The certainty of the choice is the best score over what is expected of the best passage when
+        nothing fits (about 1 then, 1.3 to 2 for a question that a passage answers), and 0 where the
+        row has no passage. Rows below `threshold` read nothing.
         """
         if not self.config.blocks:
             return Choice.nothing(len(ask.sessions), store.device)
         if not self.cache.size:
             return self._search(ask, store)
+        # The version is that before the search: an answer of a store that changed meanwhile is
+        # dropped at its next use. `located` changes the rule, though no tensor of the question.
         key, version = key_of(ask, self.config, ask.located), version_of(store)
         known = self.cache.get(key, version)
         if known is not None:

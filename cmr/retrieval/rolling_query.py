@@ -122,6 +122,7 @@ class RollingQuery:
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Rows follow their beams, in place."""
+        # Sessions go with their rows: each row searches its own text wherever it stands.
         rows = rows.to(self.mask.device)
         self._query.copy_(self._query.index_select(1, rows))
         for tensor in (self.maxima, self.mask, self._ids, self.sessions):

@@ -92,6 +92,7 @@ class Selector:
         The kernels write into `out` and `scratch` where these are given.
         """
         maxima, rule = ask.maxima(store), self._rules[ask.located]
+        # As many columns as there are maxima: a growing query has them for padded slots.
         columns = columns_of(store, maxima.shape[2])
         who, k = (ask.sessions, ask.before), self.candidates
         found = maxsim_select(maxima, ask.mask, columns, *who, rule, k, out=out, scratch=scratch)
@@ -138,6 +139,7 @@ class Selector:
             )
         else:
             values, shares = found.explained(best.starts)
+        # Below 0 a look-alike fits less than usual, however close it comes to the first one.
         own = _similarity(best, None if found is None else found.line)
         close = (own >= self._config.ratio * own[:, :1]) & (own > 0)
         where = self._cover(values, shares, best.starts >= 0, close)

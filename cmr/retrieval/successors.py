@@ -220,6 +220,7 @@ def interpolate(logits: torch.Tensor, said: Proposal) -> tuple[torch.Tensor, tor
         return logits, gate
     mixed, share = _mixed(logits[fits], said.token_ids[fits], said.shares[fits], gate[fits])
     mixed = torch.where(share[..., None] > 0, mixed, logits[fits])
+    # Not in place: the logits may be the model's own, or have a gradient.
     return logits.index_put(fits, mixed), gate.index_put(fits, share)
 
 
@@ -230,6 +231,7 @@ def _mixed(
     own = logits.float().log_softmax(-1)
     memory = torch.zeros_like(own).scatter_add_(-1, token_ids.to(own.device), shares.to(own))
     most = memory.argmax(-1, keepdim=True)
+    # Detached: the gate says whom to believe, and a loss must not train the model to close it.
     doubt = own.detach().gather(-1, most) - own.detach().amax(-1, keepdim=True)
     share = gate[..., None] * (DOUBT * doubt).exp()
     mixed = torch.logaddexp(own + torch.log1p(-share), (share * memory).log())

@@ -47,6 +47,7 @@ class Codes:
     def __init__(self, clusters: Clusters, slots: int, block: int) -> None:
         self.clusters, self.block = clusters, block
         device, width = clusters.centroids.device, clusters.basis.shape[1]
+        # Less than `MAX_CLUSTERS`, which two bytes hold.
         self._numbers = torch.zeros(slots, block, dtype=torch.int16, device=device)
         # In the order of the lists, so that one list is read in one go: token t is in _rows[t], and
         # row r has token _tokens[r].
@@ -92,6 +93,7 @@ class Codes:
         """Zero the codes of all slots but those of `held`: nothing is kept of what is forgotten."""
         gone = (self.known & ~held.to(self.known.device)).nonzero()[:, 0]
         if len(gone):
+            # Fresh, as the lists still lead to them: what they say is left out until then.
             self._codes[self._rows_of(gone)] = 0
             self._numbers[gone] = 0
             self.known[gone], self._fresh[gone] = False, True
@@ -115,13 +117,9 @@ class Codes:
         return self._rows.view(-1, self.block)[slots].flatten().long()
 
     def look(self, query: Look, mine: torch.Tensor, probes: int) -> torch.Tensor:
-        """Approximate maxima `[tokens, slots]` float32 of what each query token's lists lead to.
+        """Approximate maxima `[tokens, slots]` float32 of what each token's `probes` lists lead to.
 
-        Args:
-            query: what is asked.
-            mine: `[slots]` bool, the slots that may be found; the others, and what was not found,
-                are `-inf`.
-            probes: clusters that each query token looks into.
+        What is not among `mine` `[slots]`, or was not found, is `-inf`.
         """
         tokens, slots = len(query.near), len(self.known)
         found = query.near.new_full((tokens, slots), -torch.inf)
@@ -177,6 +175,7 @@ class Codes:
 
     def maxima(self, query: Look, slots: torch.Tensor) -> torch.Tensor:
         """Approximate maxima `[tokens, n]` float32 of some slots, `[n]` int64."""
+        # Some slots at a time: codes take four times their bytes as float32.
         numbers = self._numbers[slots].flatten().long()
         codes = self._codes[self._rows_of(slots)]
         near, rest = query.near.t().contiguous(), query.rest.t().contiguous()

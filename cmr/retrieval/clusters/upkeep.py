@@ -61,10 +61,7 @@ class ClusterUpkeep:
     def rebuild(self, store: Searched, wait: bool = True) -> None:
         """Find the clusters again over all that the store holds.
 
-        Args:
-            store: the store.
-            wait: return when the new clusters are in use; else they are as soon as a search finds
-                them done.
+        They are in use on return, or without `wait` as soon as a search finds them done.
         """
         self._join()
         self._take_over()
@@ -73,6 +70,7 @@ class ClusterUpkeep:
         if not len(held):
             return
         if not wait:
+            # A daemon: a process that ends must not wait for clusters that nobody will use.
             self._thread = threading.Thread(
                 target=self._run, args=(store, held, seen), name="cmr-clusters", daemon=True
             )
@@ -128,6 +126,7 @@ class ClusterUpkeep:
             if self._stop.is_set():
                 break
             codes.put(slots, vectors_of(store, slots).to(self.device))
+        # From here on counts what the clusters were not found over.
         codes.encoded, self._trained = 0, len(held)
         codes.settle()
         return codes

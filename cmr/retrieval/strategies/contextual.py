@@ -113,6 +113,7 @@ def _maxima(
     Queries `[batch, tokens, dim]` and keys `[slots of the first tier, block, dim]` are without
     positions.
     """
+    # Only the first tier keeps keys where they are compared, and its slots come first.
     size = store.high_water
     count = min(size, len(keys))
     asks = torch.ones_like(queries[..., :1]) if ask.mask is None else ask.mask[..., None]

@@ -89,7 +89,9 @@ def _reciprocal(scores: torch.Tensor, constant: float) -> torch.Tensor:
         return scores
     says = scores.isfinite()
     falling = (-scores.masked_fill(~says, NEG_INF)).contiguous()
+    # How many are better, and one: equal scores share the better rank.
     rank = 1 + torch.searchsorted(falling.sort(-1).values, falling)
+    # A part that scores all alike says nothing, and must not lift them all by the best rank.
     least = scores.masked_fill(~says, -NEG_INF).amin(-1, keepdim=True)
     says &= (scores > least) | (scores.masked_fill(~says, NEG_INF).amax(-1, keepdim=True) > least)
     return torch.where(says, 1 / (constant + rank), 0.0)

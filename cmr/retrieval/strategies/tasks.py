@@ -51,6 +51,7 @@ class TaskSettings:
 
     def over(self, config: RetrievalConfig) -> RetrievalConfig:
         """A configuration with what is set here in the place of what it says."""
+        # The one field that a configuration has not; it reaches the strategy by its parts.
         names = (f.name for f in fields(self) if f.name != "ensemble_weights")
         said = {name: getattr(self, name) for name in names}
         return replace(config, **{name: x for name, x in said.items() if x is not None})
@@ -114,8 +115,13 @@ class TaskSpecific:
         self._made: dict[TaskSettings, Strategy] = {}
 
     def strategy(self, task: str | None) -> Strategy:
-        """The strategy for a task, made when it is needed first."""
+        """The strategy for a task, made when it is needed first.
+
+        Raises:
+            ConfigError: no task has that name, or its strategy is unknown.
+        """
         settings = settings_of(task)
+        # By settings and not by name: a task that is registered anew is followed at once.
         if settings not in self._made:
             self._made[settings] = self._make(settings)
         return self._made[settings]
@@ -133,9 +139,5 @@ class TaskSpecific:
         tell(self._made.values(), "close")
 
     def score(self, ask: Ask, store: Searched) -> Scored:
-        """Scores of the task's strategy; see `Strategy`.
-
-        Raises:
-            ConfigError: no task has the name that the request gives, or its strategy is unknown.
-        """
+        """Scores of the task's strategy; see `Strategy`."""
         return self.strategy(ask.task).score(ask, store)
