@@ -5,13 +5,11 @@ from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
 from cmr.retrieval.retriever import Retriever
 from cmr.retrieval.rolling_query import RollingQuery
-from cmr.retrieval.strategies.maxsim import MaxSimRetriever
 
 __all__ = [
     "Ask",
     "Calibration",
     "Choice",
-    "MaxSimRetriever",
     "Retriever",
     "RollingQuery",
     "Scored",

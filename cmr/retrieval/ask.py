@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 
-from cmr.config import RetrievalConfig
 from cmr.kernels.reference.select import Columns, may_see
 
 
@@ -55,10 +54,11 @@ class Ask:
         return replace(self, **moved)
 
     def only_asking(self) -> Ask:
-        """The same without the tokens that ask in no row. Waits for the device."""
+        """The same with as many tokens as the row has that asks most. Waits for the device."""
         if self.mask is None or self.known is not None:
             return self
         most = int(self.mask.sum(-1).max()) if len(self.mask) else 0
+        # Stable: tokens keep their order. Rows that ask less are filled up with masked ones.
         order = (~self.mask).long().argsort(dim=-1, stable=True)[:, :most]
 
         def picked(values: torch.Tensor) -> torch.Tensor:
@@ -84,8 +84,10 @@ class Ask:
         """
         if self.known is not None:
             return self.known
+        # Several strategies may look at them in one search. The key says of which store and when:
+        # an ask may live on, and what was forgotten since must not be found by it.
         version = (id(store), store.ledger.changes, store.high_water)
-        if version not in self._found:  # several strategies may look at them in one search
+        if version not in self._found:
             unit = F.normalize(self.states.float(), dim=-1).to(store.index.dtype)
             self._found.clear()
             self._found[version] = store.maxima(unit, self.sessions, 0, store.high_water)
@@ -99,7 +101,6 @@ class Searched(Protocol):
         block_size: tokens in a block.
         device: of the columns and of what `maxima` gives.
         index: unit vectors of the upper tiers; its dtype is that of queries.
-        high_water: slots from 0 on that have to be looked at.
         ledger: the host's account, see `SlotLedger`.
         session, positions, token_ids, successor, predecessor, relevance, created, cursor: see
             `Columns` of `cmr.kernels.ring_write`.
@@ -131,21 +132,18 @@ class Searched(Protocol):
         last: int,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """See `cmr.memory.tier_tensors.TieredStores.maxima`."""
+        """See `cmr.memory.tier_tensors.TieredStores`, as for the other two methods."""
         ...
 
     def maxima_at(
         self, query: torch.Tensor, sessions: torch.Tensor, slots: torch.Tensor
     ) -> torch.Tensor:
-        """See `cmr.memory.tier_tensors.TieredStores.maxima_at`."""
+        """The same of some slots only."""
         ...
 
     def states(self, slots: torch.Tensor) -> torch.Tensor:
-        """See `cmr.memory.tier_tensors.TieredStores.states`."""
+        """Index vectors of slots."""
         ...
-
-
-Explained = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -157,12 +155,13 @@ class Scored:
             better ones higher; `-inf` for what is not to be found. A search leaves out what a row
             may not see whatever stands here.
         certainty: `[batch]` float32, how far the best one stands out: about 1 where nothing fits,
-            1.3 and more where a passage answers. None: that of the semantic search holds.
+            1.3 and more where a passage answers. None: told by the scores, or the `line`, as if
+            they were those of the semantic search.
         line: the same shape as `passages`, where candidates are local maxima of something else
             than the scores that they are ranked by. None: of the scores.
         profiles: `[batch, tokens, blocks]` float32, whose cosine says how alike two passages are.
         diversity: weight of 1 less the largest cosine with a passage that was chosen before.
-        explained: gives for passages `[batch, k]` int64 what `covering.values_of` does, where the
+        explained: gives for passages `[batch, k]` int64 what `selection.values_of` does, where the
             strategy knows it without comparing everything. None: everything is compared.
     """
 
@@ -171,42 +170,28 @@ class Scored:
     line: torch.Tensor | None = None
     profiles: torch.Tensor | None = None
     diversity: float = 0.0
-    explained: Explained | None = None
+    explained: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
 
 
 class Strategy(Protocol):
-    """Turns what is asked into a score for every passage."""
+    """Turns what is asked into a score for every passage.
+
+    It may have more methods, which are called where it has them: `follow(store)` after something
+    was forgotten, to drop what it keeps of it; `close()` when the memory is detached; and
+    `settings(ask, config)`, which gives the configuration that holds for what is asked.
+    """
 
     def score(self, ask: Ask, store: Searched) -> Scored:
         """Scores of all passages below `store.high_water`."""
         ...
 
 
-@runtime_checkable
-class Settled(Protocol):
-    """A strategy that has settings of its own for what is asked."""
-
-    def settings(self, ask: Ask, config: RetrievalConfig) -> RetrievalConfig:
-        """The settings of the search: `blocks`, `neighbours`, `gain`, `ratio`, `threshold`."""
-        ...
-
-
-@runtime_checkable
-class Closing(Protocol):
-    """A strategy that works in the background."""
-
-    def close(self) -> None:
-        """End that."""
-        ...
-
-
-@runtime_checkable
-class Following(Protocol):
-    """A strategy that keeps something of what is stored."""
-
-    def follow(self, store: Searched) -> None:
-        """Drop what it keeps of blocks that the store holds no more."""
-        ...
+def tell(strategies: Iterable[Strategy], what: str, *given: Any) -> None:
+    """Call a method of those strategies that have it."""
+    for strategy in strategies:
+        method = getattr(strategy, what, None)
+        if method is not None:
+            method(*given)
 
 
 def columns_of(store: Searched, size: int) -> Columns:

@@ -39,22 +39,17 @@ class RetrievalCache:
         self._answers: OrderedDict[bytes, Answer] = OrderedDict()
         self._version: Hashable = None
         self._counted = Counter(dict.fromkeys(_COUNTED, 0))
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         return len(self._answers)
 
     def get(self, key: bytes, version: Hashable) -> Answer | None:
-        """The answer to a question, or None.
-
-        Args:
-            key: what is asked, see `key_of`.
-            version: of the store as it is now, see `version_of`.
-        """
+        """The answer to a question (see `key_of`) for a store as it is now (see `version_of`)."""
         if not self.size:
             return None
         with self._lock:
-            self._hold(version)
+            self.hold(version)
             answer = self._answers.get(key)
             self._counted["misses" if answer is None else "hits"] += 1
             if answer is None:
@@ -63,17 +58,12 @@ class RetrievalCache:
             return tuple(part.clone() for part in answer)
 
     def put(self, key: bytes, version: Hashable, answer: Answer) -> None:
-        """Keep an answer.
-
-        Args:
-            key: what was asked.
-            version: of the store when the search began.
-            answer: what was found.
-        """
+        """Keep an answer that was found for a store as it was when the search began."""
         if not self.size:
             return
         with self._lock:
-            self._hold(version)
+            self.hold(version)
+            # Copies on both sides: whoever has an answer may write into it.
             self._answers[key] = tuple(part.clone() for part in answer)
             self._answers.move_to_end(key)
             if len(self._answers) > self.size:
@@ -83,21 +73,24 @@ class RetrievalCache:
     def hold(self, version: Hashable) -> None:
         """Drop all answers to another version of the store."""
         with self._lock:
-            self._hold(version)
+            if version != self._version:
+                self.forget()
+                self._version = version
 
     def forget(self) -> int:
         """Drop all answers; returns how many there were."""
         with self._lock:
-            return self._drop()
+            dropped = len(self._answers)
+            self._answers.clear()
+            self._counted["invalidations"] += dropped
+            return dropped
 
     def stats(self) -> dict[str, Any]:
         """What happened so far, as plain data.
 
-        Returns:
-            `entries` and `size`; counted since the cache was made: `hits`, `misses`, `hit_rate`
-            (None before the first question), `invalidations` (answers that were dropped because
-            the store changed or by `forget`) and `evictions` (answers that made room). All of them
-            are 0 where the size is 0.
+        `entries` and `size`; counted since the cache was made: `hits`, `misses`, `hit_rate` (None
+        before the first question), `invalidations` (answers that were dropped because the store
+        changed or by `forget`) and `evictions` (answers that made room). All are 0 at size 0.
         """
         with self._lock:
             asked = self._counted["hits"] + self._counted["misses"]
@@ -108,30 +101,19 @@ class RetrievalCache:
                 "hit_rate": self._counted["hits"] / asked if asked else None,
             }
 
-    def _hold(self, version: Hashable) -> None:
-        if version != self._version:
-            self._drop()
-            self._version = version
-
-    def _drop(self) -> int:
-        dropped = len(self._answers)
-        self._answers.clear()
-        self._counted["invalidations"] += dropped
-        return dropped
-
 
 def key_of(ask: Ask, *settings: object) -> bytes:
     """A digest of everything that decides an answer, but for the store.
 
-    Args:
-        ask: what is asked; `known` is left out, as it follows from the rest and the store.
-        settings: whatever else decides, by their `repr`: the strategy, how many are wanted.
+    What else decides, such as the strategy or how many are wanted, is given as `settings` and
+    counts by its `repr`. `Ask.known` is left out, as it follows from the rest and the store.
     """
     digest = hashlib.blake2b(digest_size=32)
     for part in (ask.states, ask.mask, ask.sessions, ask.token_ids, ask.before):
         if part is None:
             digest.update(b"none;")
             continue
+        # Dtype and shape are part of it: without them two questions could have the same bytes.
         digest.update(f"{part.dtype}{list(part.shape)};".encode())
         flat = part.detach().cpu().contiguous().view(-1)
         if len(flat):
@@ -143,7 +125,6 @@ def key_of(ask: Ask, *settings: object) -> bytes:
 def version_of(store: Any) -> tuple[int, int]:
     """What differs whenever a store was written to, moved within, emptied or let go on.
 
-    Args:
-        store: has a `ledger`, which counts its changes, and a `clock`.
+    The store has a `ledger`, which counts its changes, and a `clock`.
     """
     return store.ledger.changes, store.clock

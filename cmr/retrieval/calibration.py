@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from cmr.errors import ConfigError
 
 FORMAT = "cmr-calibration-1"
+TENSORS = ("mean", "projection")
+"""Fields that a file holds as tensors; the others are JSON in its header."""
 Null = tuple[float, float]
 
 
@@ -66,6 +68,7 @@ class Calibration:
         """
         if self.projection is None:
             return states
+        # In float32 whatever the states' dtype: a few directions rule, and the rest is small.
         unit = F.normalize(states.float(), dim=-1)
         held = (unit != 0).any(-1, keepdim=True)
         if self.mean is not None:
@@ -97,19 +100,11 @@ class Calibration:
 
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {"mean": self.mean, "projection": self.projection}
+        about = {"format": FORMAT, **{name: getattr(self, name) for name in _written()}}
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        # In half precision, which halves a file that may come with the package.
         held = {n: t.to(torch.float16).contiguous() for n, t in tensors.items() if t is not None}
-        about = {
-            "format": FORMAT,
-            "model": self.model,
-            "identity": self.identity,
-            "index_layer": self.index_layer,
-            "heads": self.heads,
-            "target_layers": self.target_layers,
-            "question_null": self.question_null,
-            "text_null": self.text_null,
-            "measured": self.measured,
-        }
+        # Under another name first: a file that is there is whole.
         draft = path.with_name(path.name + ".part")
         save_file(held, str(draft), {"calibration": json.dumps(about)})
         os.replace(draft, path)
@@ -132,24 +127,19 @@ class Calibration:
             raise ConfigError(
                 f"calibration: a file of cmr.calibrate expected, got {path}: {error}"
             ) from None
-        return cls._of(about, tensors, path)
-
-    @classmethod
-    def _of(cls, about: dict[str, Any], tensors: dict[str, torch.Tensor], path: Any) -> Calibration:
         if about.get("format") != FORMAT:
             raise ConfigError(
                 f"calibration: format {FORMAT!r} expected, got {about.get('format')!r} in {path}"
             )
-        layers = about["target_layers"]
-        return cls(
-            model=about["model"],
-            identity=about["identity"],
-            index_layer=int(about["index_layer"]),
-            mean=tensors.get("mean"),
-            projection=tensors.get("projection"),
-            heads=tuple((int(layer), int(head)) for layer, head in about["heads"]),
-            target_layers=None if layers is None else tuple(int(n) for n in layers),
-            question_null=(float(about["question_null"][0]), float(about["question_null"][1])),
-            text_null=(float(about["text_null"][0]), float(about["text_null"][1])),
-            measured=about["measured"],
-        )
+        given = {name: about[name] for name in _written()}
+        # JSON knows lists only; `heads` and layers are compared with tuples, and hashed.
+        given["heads"] = tuple((int(layer), int(head)) for layer, head in given["heads"])
+        if given["target_layers"] is not None:
+            given["target_layers"] = tuple(int(layer) for layer in given["target_layers"])
+        for name in ("question_null", "text_null"):
+            given[name] = tuple(float(number) for number in given[name])
+        return cls(mean=tensors.get("mean"), projection=tensors.get("projection"), **given)
+
+
+def _written() -> list[str]:
+    return [field.name for field in fields(Calibration) if field.name not in TENSORS]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """The passages chosen for each row of a batch. One choice serves all layers.
 
     Attributes:
@@ -33,5 +32,4 @@ class Choice:
 
     def select(self, rows: torch.Tensor) -> Choice:
         """The choice of the given rows, in their order."""
-        parts = (self.table, self.stamps, self.scores, self.certainty)
-        return Choice(*(part.index_select(0, rows) for part in parts))
+        return Choice(*(part.index_select(0, rows) for part in self))

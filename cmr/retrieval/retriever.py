@@ -6,29 +6,14 @@ from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from cmr.config import RetrievalConfig
 from cmr.config import checks as check
-from cmr.kernels.reference.attention import NEG_INF
-from cmr.kernels.reference.select import candidates, certainty_of
-from cmr.retrieval.ask import (
-    Ask,
-    Closing,
-    Following,
-    Searched,
-    Settled,
-    Strategy,
-    columns_of,
-    visible,
-)
+from cmr.retrieval.ask import Ask, Searched, Strategy, tell
 from cmr.retrieval.cache import RetrievalCache, key_of, version_of
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
 from cmr.retrieval.rolling_query import RollingQuery
-from cmr.retrieval.rules import rule_for
-from cmr.retrieval.selection import CANDIDATES, Best, cover, near, values_of
-from cmr.retrieval.strategies.maxsim import MaxSimRetriever
+from cmr.retrieval.selection import Selector
 
 PER_REQUEST = (
     "strategy",
@@ -43,9 +28,6 @@ PER_REQUEST = (
 )
 """Settings that may differ from one request to the next; the others shape the store."""
 
-LOOK_AT_HEADS = ("contextual_relevance", "hybrid_ensemble", "task_specific")
-"""Strategies that look at attention queries, where the calibration names heads."""
-
 
 class Retriever:
     """Chooses passages by the strategy of the settings.
@@ -58,7 +40,7 @@ class Retriever:
 
     Attributes:
         config: as given.
-        strategy: scores passages; None where the fused search does it all.
+        strategy: scores passages; None where the kernels do it all.
         cache: keeps answers to questions that are asked again.
     """
 
@@ -71,17 +53,18 @@ class Retriever:
     ) -> None:
         self.config, self._calibration = config, calibration
         self.cache = RetrievalCache(config.cache_size or 0) if cache is None else cache
-        self._fused = MaxSimRetriever(config, calibration)
+        self._selector = Selector(config, calibration)
+        # Shared by all that come of one memory, as some keep what they have learnt of the store.
         self._made: dict[Hashable, Strategy] = {} if made is None else made
         self.strategy = self._strategy()
 
     def _strategy(self) -> Strategy | None:
-        """That of the settings, made once: some keep what they have learnt of the store."""
-        if self.config.strategy == "maxsim":
+        config = self.config
+        if config.strategy == "maxsim":
             return None
+        # Here, so that the default search does not load the other strategies.
         from cmr.retrieval.strategies.registry import Parts, make_strategy
 
-        config = self.config
         key = config.strategy, config.criteria_weights, config.context_heads
         if key not in self._made:
             self._made[key] = make_strategy(config.strategy, Parts(config, self._calibration))
@@ -90,20 +73,20 @@ class Retriever:
     def forget(self, store: Searched) -> None:
         """Drop what is kept of blocks that the store holds no more."""
         self.cache.forget()
-        for strategy in self._made.values():
-            if isinstance(strategy, Following):
-                strategy.follow(store)
+        tell(self._made.values(), "follow", store)
 
     def close(self) -> None:
         """End what strategies do in the background."""
-        for strategy in self._made.values():
-            if isinstance(strategy, Closing):
-                strategy.close()
+        tell(self._made.values(), "close")
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Layers whose attention queries the strategy looks at; none of them behind the index's."""
-        if self._calibration is None or self.config.strategy not in LOOK_AT_HEADS:
+        if self._calibration is None or self.strategy is None:
+            return ()
+        from cmr.retrieval.strategies.registry import LOOK_AT_HEADS
+
+        if self.config.strategy not in LOOK_AT_HEADS:
             return ()
         return tuple(sorted({layer for layer, _ in self._calibration.heads}))
 
@@ -121,75 +104,43 @@ class Retriever:
     def search(self, ask: Ask, store: Searched) -> Choice:
         """Choose passages for each row from its own session's blocks.
 
-        Args:
-            ask: what the rows look for.
-            store: where.
-
-        Returns:
-            The choice; see `MaxSimRetriever.search`.
+        The certainty of the choice is the best score over what is expected of the best passage when
+        nothing fits (about 1 then, 1.3 to 2 for a question that a passage answers), and 0 where the
+        row has no passage. Rows below `threshold` read nothing.
         """
         if not self.config.blocks:
             return Choice.nothing(len(ask.sessions), store.device)
         if not self.cache.size:
             return self._search(ask, store)
+        # The version is that before the search: an answer of a store that changed meanwhile is
+        # dropped at its next use. `located` changes the rule, though no tensor of the question.
         key, version = key_of(ask, self.config, ask.located), version_of(store)
         known = self.cache.get(key, version)
         if known is not None:
             return Choice(*known)
         found = self._search(ask, store)
-        self.cache.put(key, version, (found.table, found.stamps, found.scores, found.certainty))
+        self.cache.put(key, version, found)
         return found
 
     def search_again(self, query: RollingQuery, store: Searched) -> Choice:
         """Choose passages for a query that goes on; the next search may write over the choice."""
         if self.strategy is None:
-            return self._fused.search_again(query, store)
-        return query.settle(self._chosen(self.strategy, query.ask(), store))
+            ask, out, scratch = query.for_kernels(self._selector.candidates, self._selector.run)
+            return query.settle(self._selector.fused(ask, store, out, scratch))
+        return query.settle(self._search(query.ask(), store))
 
     def _search(self, ask: Ask, store: Searched) -> Choice:
-        if self.strategy is None:
-            return self._fused.search(ask, store)
-        return self._chosen(self.strategy, ask, store)
-
-    def _chosen(self, strategy: Strategy, ask: Ask, store: Searched) -> Choice:
-        """Passages by a strategy's scores; what a row may not see is left out whatever they are."""
-        config = self.config
-        if isinstance(strategy, Settled):
-            config = strategy.settings(ask, config)
+        strategy, selector = self.strategy, self._selector
+        if strategy is None:
+            return selector.fused(ask, store)
+        settings = getattr(strategy, "settings", None)
+        if settings is not None:
+            selector = Selector(settings(ask, self.config), self._calibration)
         found = strategy.score(ask, store)
-        seen, columns = visible(ask, store), columns_of(store, store.high_water)
-        if found.passages.shape != seen.shape:
+        wanted = [len(ask.sessions), store.high_water]
+        if list(found.passages.shape) != wanted:
             raise ValueError(
-                f"{type(strategy).__name__}: scores of shape {list(seen.shape)} expected, "
+                f"{type(strategy).__name__}: scores of shape {wanted} expected, "
                 f"got {list(found.passages.shape)}"
             )
-        passages = found.passages.float().masked_fill(~seen, NEG_INF)
-        line = passages if found.line is None else found.line.masked_fill(~seen, NEG_INF)
-        rule, certainty = rule_for(ask, config, self._calibration), found.certainty
-        if certainty is None:
-            certainty = certainty_of(line, seen.sum(-1), rule)
-        k = max(CANDIDATES, config.blocks)
-        scores, starts = candidates(line, passages, columns, k, found.profiles, found.diversity)
-
-        def similarity(best: Best) -> torch.Tensor:
-            """Theirs by the line, where they are ranked by something else."""
-            if found.line is None or not line.shape[1]:
-                return best.scores
-            return line.gather(1, best.starts.clamp(min=0))
-
-        best = Best(scores, starts, certainty)
-        fits = similarity(best) >= 0
-        if found.line is not None:
-            fits[:, 0] = True
-        best = best.only(fits & (certainty >= rule.threshold)[:, None])
-        least = config.similarity_threshold
-        if least is not None:
-            best = near(ask.maxima(store), ask.mask, columns.successor, best, least)
-        if found.explained is None:
-            maxima = ask.maxima(store)
-            values = values_of(maxima, ask.mask, columns.successor, seen, rule, best.starts)
-        else:
-            values = found.explained(best.starts)
-        own = similarity(best)
-        close = (own >= config.ratio * own[:, :1]) & (own > 0)
-        return cover(*values, columns, rule, best, close, config.blocks, config.gain)
+        return selector.by_scores(ask, store, found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from cmr.config import RetrievalConfig
 from cmr.kernels.reference.select import Rule
-from cmr.retrieval.ask import Ask
 from cmr.retrieval.calibration import Calibration
 
 TUNED = Rule(
@@ -31,21 +30,19 @@ TUNED = Rule(
 
 
 def rule_for(
-    ask: Ask, config: RetrievalConfig | None = None, calibration: Calibration | None = None
+    located: bool, calibration: Calibration | None = None, config: RetrievalConfig | None = None
 ) -> Rule:
-    """The rule by which one question is searched.
-
-    Where the question was located, all its words were meant: they weigh by their best match itself,
-    not by its square.
+    """The rule by which questions are searched.
 
     Args:
-        ask: what is asked.
-        config: sets ratio, threshold and neighbours; None: as `TUNED`.
+        located: whether a question was told from the text around it.
         calibration: of the model, for what is expected when nothing fits; None: as `TUNED`.
+        config: sets threshold and neighbours; None: as `TUNED`.
     """
-    rule = TUNED._replace(peak_power=1 if ask.located else 2)
+    # All words of a located question were meant: they weigh by their best match, not its square.
+    rule = TUNED._replace(peak_power=1 if located else 2)
     if calibration is not None:
-        base, slope = calibration.question_null if ask.located else calibration.text_null
+        base, slope = calibration.question_null if located else calibration.text_null
         rule = rule._replace(null_base=base, null_slope=slope)
     if config is not None:
         rule = rule._replace(threshold=config.threshold, neighbours=config.neighbours)

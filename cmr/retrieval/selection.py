@@ -1,4 +1,4 @@
-"""How many passages to take: as long as another one explains much that none explains yet."""
+"""From scores to the choice: the best passages, the floor under them, and how many are taken."""
 
 from __future__ import annotations
 
@@ -6,30 +6,37 @@ from typing import NamedTuple
 
 import torch
 
+from cmr.config import RetrievalConfig
+from cmr.kernels.maxsim import Columns, Rule, Scratch, Selection, maxsim_select
+from cmr.kernels.reference._topk import topk_lowest_slot
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.maxsim import spread
-from cmr.kernels.reference.select import Columns, Rule, shares_of, stamped_table
+from cmr.kernels.reference.select import (
+    candidates,
+    certainty_of,
+    local_maxima,
+    may_see,
+    shares_of,
+    stamped_table,
+)
+from cmr.retrieval.ask import Ask, Scored, Searched, columns_of
+from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
+from cmr.retrieval.rules import rule_for
 
 CANDIDATES = 8
 """Best passages among which those to read are chosen."""
 
 
 class Best(NamedTuple):
-    """The best passages of each row, best first.
-
-    Attributes:
-        scores: `[batch, k]` float32, `-inf` where there is none.
-        starts: `[batch, k]` int64, first slot of each, -1 where there is none.
-        certainty: `[batch]` float32, how far the best one stands out.
-    """
+    """The best passages of each row, best first, by score; their first slots; see `Choice`."""
 
     scores: torch.Tensor
     starts: torch.Tensor
     certainty: torch.Tensor
 
     def only(self, keep: torch.Tensor) -> Best:
-        """Those of `keep` `[batch, k]` bool; the others give way to none, where they stand."""
+        """Those of `keep` `[batch, k]` bool; where the others stand there is none then."""
         keep = keep & (self.starts >= 0)
         return self._replace(
             starts=self.starts.masked_fill(~keep, -1),
@@ -37,89 +44,219 @@ class Best(NamedTuple):
         )
 
 
-def cover(
-    values: torch.Tensor,
-    shares: torch.Tensor,
-    columns: Columns,
-    rule: Rule,
-    found: Best,
-    close: torch.Tensor,
-    blocks: int,
-    gain: float,
-) -> Choice:
-    """Take the best passage, then those down the list that add enough, or may be meant instead.
+class Ranked(NamedTuple):
+    """What a ranking chose: `scores` `[batch, k]`, -inf for none, and `slots` int64, -1 for none.
 
-    What passages explain together is the mean of each query token's best value among them,
-    weighted as in the score of one. A look-alike of the first passage matches the tokens that
-    are matched already and adds little; a second fact that the question needs adds much.
+    Without a weight on diversity the scores fall.
+    """
+
+    scores: torch.Tensor
+    slots: torch.Tensor
+
+
+class Selector:
+    """Chooses passages by the settings; a strategy only says how well each of them fits.
 
     Args:
-        values: `[batch, tokens, candidates]` float32, how well each candidate matches each token.
-        shares: `[batch, tokens]` float32, each token's share of a score.
-        columns: of the blocks.
-        rule: as for the search that found the candidates.
-        found: the candidates, best first.
-        close: `[batch, candidates]` bool, which are taken whatever they add, as it is not certain
-            enough that the first one is the one that was meant.
-        blocks: passages taken at most, 1 or more.
-        gain: a further passage is taken when it raises what is explained by at least so much of
-            what the first one explains.
+        config: `blocks`, `gain`, `neighbours`, `ratio`, `threshold` and `similarity_threshold` are
+            used.
+        calibration: what was measured for the model; None: nothing was.
 
-    Returns:
-        The choice.
-
-    Source: Carbonell and Goldstein (1998) for leaving out what says the same again.
+    Attributes:
+        candidates: passages among which those to read are chosen.
+        run: blocks of a passage with its neighbours.
     """
-    there = found.starts >= 0
-    order = torch.arange(there.shape[1], device=there.device)
-    explained = values[..., 0]
-    total = (shares * explained).sum(1)
-    first, free = total, there & (order > 0)
-    taken = [torch.where(there[:, 0], 0, -1)]
-    for _ in range(min(blocks, there.shape[1]) - 1):
-        together = (shares[..., None] * torch.maximum(values, explained[..., None])).sum(1)
-        more = together - total[:, None]
-        enough = free & ((more >= gain * first[:, None]) | close)
-        best = enough.int().argmax(-1)  # the first of them
-        some = enough.any(-1)
-        taken.append(torch.where(some, best, -1))
-        picked = values.gather(2, best[:, None, None].expand(-1, values.shape[1], 1))[..., 0]
-        explained = torch.where(some[:, None], torch.maximum(explained, picked), explained)
+
+    def __init__(self, config: RetrievalConfig, calibration: Calibration | None = None) -> None:
+        self._config = config
+        # Decided here and not in every search, which only picks one of the two.
+        self._rules = {located: rule_for(located, calibration, config) for located in (False, True)}
+        self.run = self._rules[False].passage + 2 * self._rules[False].neighbours
+        # Of a single passage without a floor, the kernels' first one is all that is wanted.
+        self._takes_first = config.blocks == 1 and config.similarity_threshold is None
+        self.candidates = 1 if self._takes_first else max(CANDIDATES, config.blocks)
+
+    def fused(
+        self,
+        ask: Ask,
+        store: Searched,
+        out: Selection | None = None,
+        scratch: Scratch | None = None,
+    ) -> Choice:
+        """By late interaction (Khattab and Zaharia 2020, ColBERT), all of it in the kernels.
+
+        Each query token's block maxima are standardised over the session's blocks, a passage takes
+        the larger of its two blocks' values, and its score is the mean over the query's tokens,
+        weighted by their best value where the question was located and by its square elsewhere.
+
+        The kernels write into `out` and `scratch` where these are given.
+        """
+        maxima, rule = ask.maxima(store), self._rules[ask.located]
+        # As many columns as there are maxima: a growing query has them for padded slots.
+        columns = columns_of(store, maxima.shape[2])
+        who, k = (ask.sessions, ask.before), self.candidates
+        found = maxsim_select(maxima, ask.mask, columns, *who, rule, k, out=out, scratch=scratch)
+        if self._takes_first:
+            return Choice(found.table, found.stamps, found.scores, found.certainty)
+        best = Best(found.scores, found.starts, found.certainty)
+        return self._taken(ask, store, columns, rule, best)
+
+    def by_scores(self, ask: Ask, store: Searched, found: Scored) -> Choice:
+        """By a strategy's scores; what a row may not see is left out whatever they are."""
+        columns, rule = columns_of(store, store.high_water), self._rules[ask.located]
+        seen = may_see(columns, ask.sessions, ask.before)
+        passages = found.passages.float().masked_fill(~seen, NEG_INF)
+        line = passages if found.line is None else found.line.masked_fill(~seen, NEG_INF)
+        certainty = found.certainty
+        if certainty is None:
+            certainty = certainty_of(line, seen.sum(-1), rule)
+        best = Best(*standing_out(line, passages, columns, found, self.candidates), certainty)
+        # What fits less than usual is left out, as the kernels do it. Where passages are ranked by
+        # something else than their similarity, the first one is wanted however well it fits.
+        fits = _similarity(best, found.line) >= 0
+        if found.line is not None:
+            fits[:, 0] = True
+        best = best.only(fits & (certainty >= rule.threshold)[:, None])
+        return self._taken(ask, store, columns, rule, best, found)
+
+    def _taken(
+        self,
+        ask: Ask,
+        store: Searched,
+        columns: Columns,
+        rule: Rule,
+        best: Best,
+        found: Scored | None = None,
+    ) -> Choice:
+        """Those of the best passages that are read; the end of every search."""
+        least = self._config.similarity_threshold
+        if least is not None:
+            best = near(ask.maxima(store), ask.mask, columns.successor, best, least)
+        if found is None or found.explained is None:
+            seen = may_see(columns, ask.sessions, ask.before)
+            values, shares = values_of(
+                ask.maxima(store), ask.mask, columns.successor, seen, rule, best.starts
+            )
+        else:
+            values, shares = found.explained(best.starts)
+        # Below 0 a look-alike fits less than usual, however close it comes to the first one.
+        own = _similarity(best, None if found is None else found.line)
+        close = (own >= self._config.ratio * own[:, :1]) & (own > 0)
+        where = self._cover(values, shares, best.starts >= 0, close)
+        starts = best.starts.gather(1, where.clamp(min=0)).masked_fill(where < 0, -1)
+        scores = best.scores.gather(1, where.clamp(min=0)).masked_fill(where < 0, NEG_INF)
+        return Choice(*stamped_table(starts, columns, rule), scores, best.certainty)
+
+    def _cover(
+        self, values: torch.Tensor, shares: torch.Tensor, there: torch.Tensor, close: torch.Tensor
+    ) -> torch.Tensor:
+        """Places `[batch, taken]` of the best passage and of those that add enough to it, or -1.
+
+        What passages explain together is the mean of each query token's best value among them,
+        weighted as in the score of one (see `values_of`). A look-alike of the first passage matches
+        the tokens that are matched already and adds little; a second fact that the question needs
+        adds much. Those that are `close` are taken whatever they add: it is not certain enough that
+        the first one, and not one of them, was meant.
+
+        Source: Carbonell and Goldstein (1998) for leaving out what says the same again.
+        """
+        order = torch.arange(there.shape[1], device=there.device)
+        explained = values[..., 0]
         total = (shares * explained).sum(1)
-        free = free & (order > best[:, None]) & some[:, None]
-    where = torch.stack(taken, 1)
-    starts = found.starts.gather(1, where.clamp(min=0)).masked_fill(where < 0, -1)
-    scores = found.scores.gather(1, where.clamp(min=0)).masked_fill(where < 0, NEG_INF)
-    return Choice(*stamped_table(starts, columns, rule), scores, found.certainty)
+        first, free = total, there & (order > 0)
+        taken = [torch.where(there[:, 0], 0, -1)]
+        # How many rounds there are does not depend on what is found: the host never waits.
+        for _ in range(min(self._config.blocks, there.shape[1]) - 1):
+            together = (shares[..., None] * torch.maximum(values, explained[..., None])).sum(1)
+            more = together - total[:, None]
+            enough = free & ((more >= self._config.gain * first[:, None]) | close)
+            best = enough.int().argmax(-1)  # the first of them
+            some = enough.any(-1)
+            taken.append(torch.where(some, best, -1))
+            picked = values.gather(2, best[:, None, None].expand(-1, values.shape[1], 1))[..., 0]
+            explained = torch.where(some[:, None], torch.maximum(explained, picked), explained)
+            total = (shares * explained).sum(1)
+            free = free & (order > best[:, None]) & some[:, None]
+        return torch.stack(taken, 1)
+
+
+def _similarity(best: Best, line: torch.Tensor | None) -> torch.Tensor:
+    """How well passages fit `[batch, k]`: by the line, where they are ranked by something else."""
+    if line is None or not line.shape[1]:
+        return best.scores
+    return line.gather(1, best.starts.clamp(min=0))
+
+
+def standing_out(
+    line: torch.Tensor, passages: torch.Tensor, columns: Columns, found: Scored, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and first slots of the `k` best passages among the local maxima of a line.
+
+    The line runs along the text; `passages` is what they are ranked by. Both are `[batch, blocks]`
+    float32, `-inf` where there is nothing to find.
+    """
+    if found.profiles is None:
+        return candidates(line, passages, columns, k)
+    peaks = (line > NEG_INF) & local_maxima(line, columns.successor, columns.predecessor)
+    return diversify(passages.masked_fill(~peaks, NEG_INF), found.profiles, found.diversity, k)
+
+
+def diversify(base: torch.Tensor, profiles: torch.Tensor, weight: float, k: int) -> Ranked:
+    """One after the other, each the best given those before: `base + weight * diversity`.
+
+    Diversity is 1 less the largest cosine with a profile that was chosen before; the cosine with
+    one that is all 0 is 0.
+
+    Args:
+        base: `[batch, entries]` float32, `-inf` for what is not to be chosen.
+        profiles: `[batch or 1, features, entries]` float32.
+        weight: of the diversity.
+        k: how many at most, 1 or more.
+
+    Source: Carbonell and Goldstein (1998), maximal marginal relevance.
+    """
+    norms = profiles.norm(dim=1)
+    inverse = torch.where(norms > 0, 1.0 / norms, 0.0).expand_as(base)
+    profiles = profiles.expand(len(base), -1, -1)
+    alike, left = torch.zeros_like(base), base
+    scores, slots = [], []
+    for _ in range(k):
+        score, slot = topk_lowest_slot(left + weight * (1.0 - alike), 1)
+        scores.append(score)
+        slots.append(slot)
+        if not base.shape[1]:
+            continue
+        at = slot.clamp(min=0)
+        last = profiles.gather(2, at[:, None].expand(-1, profiles.shape[1], -1))
+        cosine = torch.bmm(last.mT, profiles)[:, 0] * inverse * inverse.gather(1, at)
+        alike = torch.maximum(alike, cosine)
+        left = left.scatter(1, at, NEG_INF)
+    return Ranked(torch.cat(scores, 1), torch.cat(slots, 1))
 
 
 def near(
     maxima: torch.Tensor,
     query_mask: torch.Tensor | None,
     successor: torch.Tensor,
-    found: Best,
+    best: Best,
     least: float,
 ) -> Best:
-    """The candidates of which a token has at least that cosine with a token that asks.
+    """The passages of which a token has a cosine of `least` with a token that asks, at least.
 
-    Args:
-        maxima: `[batch, tokens, blocks]` float32 cosines.
-        query_mask: `[batch, tokens]` bool, None: all ask.
-        successor: `[blocks]` int64.
-        found: the candidates.
-        least: in [-1, 1].
+    Maxima are cosines `[batch, tokens, blocks]`; those of passages that are left out move behind.
     """
     if not maxima.shape[2]:
-        return found
+        return best
     if query_mask is not None:
         maxima = maxima.masked_fill(~query_mask[..., None], NEG_INF)
-    best = maxima.amax(1)
-    at = found.starts.clamp(min=0)
+    largest = maxima.amax(1)
+    at = best.starts.clamp(min=0)
     after = successor[at]
-    beside = best.gather(1, after.clamp(min=0)).masked_fill(after < 0, NEG_INF)
-    fits = (torch.maximum(best.gather(1, at), beside) >= least) & (found.starts >= 0)
-    order = (~fits).long().argsort(dim=1, stable=True)  # those that fit, in the order they had
-    moved = Best(found.scores.gather(1, order), found.starts.gather(1, order), found.certainty)
+    beside = largest.gather(1, after.clamp(min=0)).masked_fill(after < 0, NEG_INF)
+    fits = (torch.maximum(largest.gather(1, at), beside) >= least) & (best.starts >= 0)
+    # Those that fit come first, in the order they had: the first one decides what the others add.
+    order = (~fits).long().argsort(dim=1, stable=True)
+    moved = Best(best.scores.gather(1, order), best.starts.gather(1, order), best.certainty)
     return moved.only(fits.gather(1, order))
 
 
@@ -131,18 +268,10 @@ def values_of(
     rule: Rule,
     starts: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """How well candidates match each token, and each token's share of a score, for `cover`.
+    """How well passages match each query token, and each token's share of a score.
 
-    Args:
-        maxima: `[batch, tokens, blocks]` float32.
-        query_mask: `[batch, tokens]` bool, None: all ask.
-        successor: `[blocks]` int64.
-        visible: `[batch, blocks]` bool, the blocks that each row sees.
-        rule: as for the search that found the candidates.
-        starts: `[batch, candidates]` int64, -1 for none.
-
-    Returns:
-        `[batch, tokens, candidates]` and `[batch, tokens]` float32.
+    Of `maxima` `[batch, tokens, blocks]` and passages that begin at `starts` `[batch, k]`, -1 for
+    none: `[batch, tokens, k]` in deviations from what is usual, and `[batch, tokens]`.
     """
     batch, tokens, size = maxima.shape
     if not size:
@@ -153,6 +282,7 @@ def values_of(
         z = torch.where(deviation > 0, (values - mean) / deviation, 0.0)
         return torch.where(values.isfinite(), z.clamp(-rule.clamp, rule.clamp), -rule.clamp)
 
+    # Only what the passages hold is standardised: writing all blocks' values costs a search more.
     at = starts.clamp(min=0)
     after = successor[at]
     values = standard(maxima.gather(2, at[:, None].expand(-1, tokens, -1)))

@@ -59,18 +59,16 @@ class Successors:
         return Successors(tuple(key[rows.to(key.device)] for key in self.keys), *others)
 
     def runs(self, asked: torch.Tensor) -> torch.Tensor:
-        """How many tokens up to each asked one equal those up to each stored one, at most `RUN`.
+        """How many tokens up to each of a text's `[batch, tokens]` equal those up to a stored one.
 
-        Args:
-            asked: `[batch, tokens]` int64 token ids of a text.
-
-        Returns:
-            `[batch, tokens, stored]` float32.
+        `[batch, tokens, stored]` float32, at most `RUN`.
         """
         asked = asked.to(self.places.device)
         same = (self.places >= 0)[:, None]
         found = torch.zeros(*asked.shape, self.places.shape[1], device=self.places.device)
         for back in range(RUN):
+            # Shifted by `back`: ids outside of the text match none, and a stored run ends where the
+            # places do not follow each other, as chosen blocks lie side by side in any order.
             was = F.pad(asked, (back, 0), value=-1)[:, : asked.shape[1]]
             own, place = (
                 F.pad(x, (back, 0), value=-2)[:, : x.shape[1]] for x in (self.own_ids, self.places)
@@ -99,13 +97,10 @@ class Proposal:
 def compared_layers(config: NextTokenConfig, targets: Sequence[int], depth: int) -> tuple[int, ...]:
     """The layers at which tokens are compared, rising; none where next-token memory is off.
 
-    Args:
-        config: the settings.
-        targets: layers whose keys and values memory has.
-        depth: blocks of the decoder.
+    They are among the `targets`, whose keys and values memory has, of a decoder of `depth` blocks.
 
     Raises:
-        ConfigError: for a layer that memory has nothing of.
+        ConfigError: the settings name a layer that memory has nothing of.
     """
     if not config.on:
         return ()
@@ -124,21 +119,14 @@ def compared_layers(config: NextTokenConfig, targets: Sequence[int], depth: int)
 def what_follows(
     table: torch.Tensor, columns: Columns, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens that followed those of some blocks.
+    """The tokens that followed those of some blocks, and where one did.
 
-    The text goes on inside a block, and behind its last token with the block that the store links
-    to it. A token whose follower was forgotten, never stored or has not come has none. Nor has
-    what a model was given as embeddings: its ids are stored as 0, one after the other.
-
-    Args:
-        table: `[batch, blocks]` int64 slots, -1 for none.
-        columns: of the store.
-        mask: `[batch, blocks * block_size]` bool, tokens that may be looked at.
-
-    Returns:
-        `[batch, blocks * block_size]` int64 token ids, 0 where there is none, and bool where there
-        is one.
+    Of blocks in the slots `table` `[batch, blocks]`, -1 for none, whose tokens may be looked at
+    where `mask` `[batch, blocks * block_size]` is True: two tensors of the mask's shape, int64 ids
+    and bool. A token whose follower was forgotten, never stored or has not come has none.
     """
+    # The text goes on inside a block, and behind its last token with the block that the store
+    # links to it.
     at = table.clamp(min=0)
     behind = columns.successor[at]
     linked = (behind >= 0) & (table >= 0)
@@ -147,20 +135,17 @@ def what_follows(
     beyond = columns.positions[behind][..., :1].masked_fill(~linked[..., None], -1)
     place = torch.cat([places[..., 1:], beyond], dim=-1)
     token = torch.cat([ids[..., 1:], columns.token_ids[behind][..., :1]], dim=-1)
+    # What a model was given as embeddings has no ids: they are stored as 0, one after the other.
     named = (ids != 0) | (token != 0)
     known = ((place == places + 1) & named).flatten(1) & mask
     return token.flatten(1).masked_fill(~known, 0), known
 
 
 def unit(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """What is compared of a layer: keys and values side by side, each half as much of the cosine.
+    """What is compared of a layer: `[batch, tokens, width]` float32 of norm 1.
 
-    Args:
-        keys: `[batch, heads, tokens, dim]` before their rotation, any float dtype.
-        values: `[batch, heads, tokens, dim]`, with its own number of dimensions.
-
-    Returns:
-        `[batch, tokens, width]` float32 of norm 1.
+    Keys (before their rotation) and values, `[batch, heads, tokens, dim]` of any float dtype, stand
+    side by side, each of them half of the cosine.
     """
     parts = [F.normalize(x.transpose(1, 2).flatten(2).float(), dim=-1) for x in (keys, values)]
     return torch.cat(parts, dim=-1) * 0.5**0.5
@@ -179,17 +164,14 @@ def propose(
     tokens up to them adds, r = `RUN_WEIGHT` · run / `RUN`. With s the cosine of the best one and m
     the mean cosine over all that is stored, the fit is (s - m) / (1 - m) + r, and the gate rises
     from 0 to `knn_weight` over `RAMP` from the fit on that is asked for: `knn_threshold` where the
-    search was certain, `UNSURE_FIT` where it was not.
+    search was certain, `UNSURE_FIT` where it was not. Ties: the earlier stored token wins.
 
     Args:
         queries: for each layer `[batch, tokens, width]`, see `unit`.
-        stored: to compare with.
-        config: `knn_weight`, `knn_threshold`, `knn_neighbours` and `knn_temperature` are used.
+        stored: to compare with; the proposal is on its mask's device.
+        config: the `knn_` settings.
         runs: `[batch, tokens, stored]`, see `Successors.runs`.
         reads: `[batch, tokens]` bool, False for tokens that must not read memory; None: all may.
-
-    Returns:
-        The proposal, on the device of `stored.mask`. Ties: the earlier stored token wins.
     """
     device, mask = stored.mask.device, stored.mask[:, None]
     similarity = torch.stack(
@@ -200,6 +182,7 @@ def propose(
     added = runs * (RUN_WEIGHT / RUN)
     similarity = (similarity + added).masked_fill(~mask, -torch.inf)
     k = min(config.knn_neighbours, similarity.shape[-1])
+    # Sorted and not `topk`, whose choice among equals is nowhere promised.
     best, at = similarity.sort(dim=-1, descending=True, stable=True)
     best, at = best[..., :k], at[..., :k]
     bonus = added.gather(2, at[..., :1])[..., 0]
@@ -220,21 +203,16 @@ def _gate(fit: torch.Tensor, certainty: torch.Tensor, config: NextTokenConfig) -
 
 
 def interpolate(logits: torch.Tensor, said: Proposal) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities of (1 - g) p_model + g p_memory where g is above 0.
+    """Log-probabilities of (1 - g) p_model + g p_memory where g is above 0, and that g.
 
     What the model holds for impossible counts less: with t the token that memory says most, the
-    gate is multiplied by (p_model(t) / max p_model) ** `DOUBT`.
-
-    Args:
-        logits: `[batch, tokens, vocabulary]`, any float dtype.
-        said: of the same rows and tokens.
-
-    Returns:
-        The same shape and dtype, bit for bit the logits where g is 0; and g, `[batch, tokens]`
-        float32. The logits given are not changed.
+    gate is multiplied by (p_model(t) / max p_model) ** `DOUBT`. Of logits `[batch, tokens,
+    vocabulary]`, which are not changed, come the same shape and dtype, bit for bit the same where g
+    is 0; g is `[batch, tokens]` float32.
     """
     gate = said.gate.to(logits.device)
-    if logits.device.type != "cpu":  # which tokens to look at would have to come from the device
+    # On a GPU all tokens are mixed: which ones need it would have to come from the device first.
+    if logits.device.type != "cpu":
         mixed, share = _mixed(logits, said.token_ids, said.shares, gate)
         return torch.where(share[..., None] > 0, mixed, logits), share
     fits = (gate > 0).nonzero(as_tuple=True)
@@ -242,6 +220,7 @@ def interpolate(logits: torch.Tensor, said: Proposal) -> tuple[torch.Tensor, tor
         return logits, gate
     mixed, share = _mixed(logits[fits], said.token_ids[fits], said.shares[fits], gate[fits])
     mixed = torch.where(share[..., None] > 0, mixed, logits[fits])
+    # Not in place: the logits may be the model's own, or have a gradient.
     return logits.index_put(fits, mixed), gate.index_put(fits, share)
 
 
@@ -252,6 +231,7 @@ def _mixed(
     own = logits.float().log_softmax(-1)
     memory = torch.zeros_like(own).scatter_add_(-1, token_ids.to(own.device), shares.to(own))
     most = memory.argmax(-1, keepdim=True)
+    # Detached: the gate says whom to believe, and a loss must not train the model to close it.
     doubt = own.detach().gather(-1, most) - own.detach().amax(-1, keepdim=True)
     share = gate[..., None] * (DOUBT * doubt).exp()
     mixed = torch.logaddexp(own + torch.log1p(-share), (share * memory).log())

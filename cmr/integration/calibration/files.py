@@ -12,7 +12,7 @@ from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.fingerprint import identity
 from cmr.retrieval.calibration import Calibration
 
-SHIPPED = Path(__file__).parent.parent / "calibrations"
+SHIPPED = Path(__file__).parents[2] / "calibrations"
 """The calibrations that come with the package."""
 _TOLD = 12
 _log = logging.getLogger(__name__)

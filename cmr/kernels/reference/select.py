@@ -169,7 +169,7 @@ def candidates(
     Returns:
         Scores [B, k] float32 and first slots [B, k] int64, -inf and -1 where there is none.
     """
-    peaks = (line > NEG_INF) & _local_maxima(line, columns.successor, columns.predecessor)
+    peaks = (line > NEG_INF) & local_maxima(line, columns.successor, columns.predecessor)
     base = base.masked_fill(~peaks, NEG_INF)
     if profiles is not None:
         return _greedy(base, profiles, diversity, k)
@@ -196,7 +196,7 @@ def stamped_table(
     return table, torch.where(table >= 0, _at(columns.created, table), -1)
 
 
-def _local_maxima(
+def local_maxima(
     line: torch.Tensor, successor: torch.Tensor, predecessor: torch.Tensor
 ) -> torch.Tensor:
     """Where `[batch, slots]` scores are not below their neighbours' in the text."""

@@ -18,7 +18,8 @@ DIRECTIONS = 64
 POINTS, ROUNDS = 20, 6
 """Vectors a cluster, and rounds, of the training."""
 _CHUNK = 4096
-_LEVELS, _SPREAD = 127, 16.0  # far enough for tokens unlike any other
+# Sixteen deviations fit into a byte: far enough for tokens unlike any other.
+_LEVELS, _SPREAD = 127, 16.0
 
 
 def load_faiss(device: torch.device) -> ModuleType:
@@ -56,48 +57,32 @@ class Clusters:
         centroids: `[clusters, hidden]` float32.
         basis: `[hidden, directions]` float32, the steps of a code along each direction.
         reader: `[hidden, directions]` float32, gives the codes of a remainder.
-        error: mean squared distance of the training vectors from their cluster.
     """
 
     centroids: torch.Tensor
     basis: torch.Tensor
     reader: torch.Tensor
-    error: float
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors."""
-        parts = (self.centroids, self.basis, self.reader)
-        return sum(part.numel() * part.element_size() for part in parts)
+        return self.centroids.nbytes + self.basis.nbytes + self.reader.nbytes
 
-    def encode(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """What is kept of some vectors.
+    def encode(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is kept of vectors `[n, hidden]` of norm 1, any float dtype.
 
-        Args:
-            vectors: `[n, hidden]`, norm 1 each, any float dtype.
-
-        Returns:
-            `[n]` int16 numbers of the nearest clusters, `[n, directions]` int8 codes, and the
-            mean squared distance from the clusters.
+        The numbers of the nearest clusters, `[n]` int16, and codes `[n, directions]` int8.
         """
         numbers = _nearest(vectors, self.centroids)
         rest = vectors.float() - self.centroids[numbers]
         codes = (rest @ self.reader).round_().clamp_(-_LEVELS, _LEVELS).to(torch.int8)
-        error = float(rest.square().sum(-1).mean()) if len(rest) else 0.0
-        return numbers.to(torch.int16), codes, error
+        return numbers.to(torch.int16), codes
 
 
 def train(vectors: torch.Tensor, clusters: int, seed: int, device: torch.device) -> Clusters:
-    """Find clusters and the main directions of what they leave.
+    """Find clusters of vectors `[n, hidden]`, and the main directions of what they leave.
 
-    Args:
-        vectors: `[n, hidden]`, any float dtype, at least one a cluster.
-        clusters: how many.
-        seed: of the first centroids: the same vectors give the same clusters.
-        device: where FAISS works.
-
-    Raises:
-        ImportError, RuntimeError: see `load_faiss`.
+    The same vectors and seed give the same clusters. There are at least as many vectors.
     """
     faiss = load_faiss(device)
     points, hidden = vectors.float().cpu(), vectors.shape[1]
@@ -113,6 +98,7 @@ def train(vectors: torch.Tensor, clusters: int, seed: int, device: torch.device)
     means.train(points.numpy())
     centroids = torch.from_numpy(means.centroids.copy()).view(clusters, hidden)
     rest = points - centroids[_nearest(points, centroids)]
+    # Of all directions those in which the remainders vary most; `eigh` gives them last.
     _, directions = torch.linalg.eigh(rest.t() @ rest)
     directions = directions.flip(1)[:, :DIRECTIONS].contiguous()
     steps = (rest @ directions).square().mean(0).sqrt() * (_SPREAD / _LEVELS)
@@ -121,7 +107,6 @@ def train(vectors: torch.Tensor, clusters: int, seed: int, device: torch.device)
         centroids.to(device),
         (directions * steps).to(device),
         (directions / steps).to(device),
-        float(rest.square().sum(-1).mean()),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
@@ -9,6 +11,22 @@ from cmr.retrieval.clusters.clusters import Clusters
 
 SORT_AGAIN = 32
 """The lists are sorted again when more than this part of the slots changed since."""
+
+
+class Look(NamedTuple):
+    """Query tokens as the codes see them.
+
+    `near` `[tokens, clusters]` are products with the centroids, `rest` `[tokens, directions]` is
+    what codes are multiplied with; both are float32.
+    """
+
+    near: torch.Tensor
+    rest: torch.Tensor
+
+    @classmethod
+    def of(cls, query: torch.Tensor, clusters: Clusters) -> Look:
+        """That of query tokens `[tokens, hidden]` of norm 1."""
+        return cls(query.float() @ clusters.centroids.t(), query.float() @ clusters.basis)
 
 
 class Codes:
@@ -22,15 +40,14 @@ class Codes:
         block: tokens in a slot.
 
     Attributes:
-        clusters: as given.
         known: `[slots]` bool, which slots have codes.
         encoded: slots encoded since the clusters were found.
-        error: mean squared distance of their tokens from the clusters.
     """
 
     def __init__(self, clusters: Clusters, slots: int, block: int) -> None:
         self.clusters, self.block = clusters, block
         device, width = clusters.centroids.device, clusters.basis.shape[1]
+        # Less than `MAX_CLUSTERS`, which two bytes hold.
         self._numbers = torch.zeros(slots, block, dtype=torch.int16, device=device)
         # In the order of the lists, so that one list is read in one go: token t is in _rows[t], and
         # row r has token _tokens[r].
@@ -40,13 +57,13 @@ class Codes:
         self.known = torch.zeros(slots, dtype=torch.bool, device=device)
         self._fresh = torch.zeros(slots, dtype=torch.bool, device=device)
         self._offsets = torch.zeros(len(clusters.centroids) + 1, dtype=torch.int64, device=device)
-        self.encoded, self.error = 0, 0.0
+        self.encoded = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of all that is kept."""
         own = (self._numbers, self._codes, self._rows, self._tokens, self._offsets)
-        return self.clusters.nbytes + sum(part.numel() * part.element_size() for part in own)
+        return self.clusters.nbytes + sum(part.nbytes for part in own)
 
     def grow(self, slots: int) -> None:
         """Make room for as many slots."""
@@ -62,30 +79,21 @@ class Codes:
         self._tokens = torch.cat([self._tokens, more])
 
     def put(self, slots: torch.Tensor, vectors: torch.Tensor) -> None:
-        """Encode slots anew.
-
-        Args:
-            slots: `[n]` int64.
-            vectors: `[n, block, hidden]`, norm 1 each; a token that is none repeats another.
-        """
+        """Encode slots `[n]` int64 anew by their vectors `[n, block, hidden]` of norm 1."""
         if not len(slots):
             return
-        numbers, codes, error = self.clusters.encode(vectors.flatten(0, 1))
+        numbers, codes = self.clusters.encode(vectors.flatten(0, 1))
         slots = slots.to(numbers.device)
         self._numbers[slots] = numbers.view(len(slots), self.block)
         self._codes[self._rows_of(slots)] = codes
         self.known[slots] = self._fresh[slots] = True
-        self.error += (error - self.error) * len(slots) / (self.encoded + len(slots))
         self.encoded += len(slots)
 
     def drop(self, held: torch.Tensor) -> None:
-        """Zero the codes of slots that hold nothing any more: nothing is kept of what is forgotten.
-
-        Args:
-            held: `[slots]` bool.
-        """
+        """Zero the codes of all slots but those of `held`: nothing is kept of what is forgotten."""
         gone = (self.known & ~held.to(self.known.device)).nonzero()[:, 0]
         if len(gone):
+            # Fresh, as the lists still lead to them: what they say is left out until then.
             self._codes[self._rows_of(gone)] = 0
             self._numbers[gone] = 0
             self.known[gone], self._fresh[gone] = False, True
@@ -94,6 +102,7 @@ class Codes:
         """Sort the lists again where too much changed since they were."""
         if SORT_AGAIN * int(self._fresh.sum()) <= len(self.known):
             return
+        # Slots without codes go behind the last list, where no offset leads.
         lists = len(self._offsets) - 1
         numbers = torch.where(self.known[:, None], self._numbers, lists).flatten()
         order = numbers.argsort(stable=True)
@@ -108,19 +117,15 @@ class Codes:
         return self._rows.view(-1, self.block)[slots].flatten().long()
 
     def look(self, query: Look, mine: torch.Tensor, probes: int) -> torch.Tensor:
-        """Approximate maxima of what lies in each query token's nearest clusters.
+        """Approximate maxima `[tokens, slots]` float32 of what each token's `probes` lists lead to.
 
-        Args:
-            query: what is asked.
-            mine: `[slots]` bool, the slots that may be found.
-            probes: clusters that each query token looks into.
-
-        Returns:
-            `[tokens, slots]` float32, `-inf` for what was not found, or is not `mine`.
+        What is not among `mine` `[slots]`, or was not found, is `-inf`.
         """
         tokens, slots = len(query.near), len(self.known)
         found = query.near.new_full((tokens, slots), -torch.inf)
         entries, values, edges = self._listed(query, probes)
+        # Token by token: the entries of one are one piece, and a scatter over all of them at once
+        # would need a second index of the same length.
         for row in range(tokens):
             part = slice(edges[row], edges[row + 1])
             places = entries[part].div(self.block, rounding_mode="floor")
@@ -132,13 +137,9 @@ class Codes:
         return found
 
     def nearest(self, query: Look, mine: torch.Tensor, probes: int, count: int) -> torch.Tensor:
-        """The slots that a single query token finds nearest, rising, each once.
+        """The slots of `mine` that a query of one token finds nearest, rising, each once.
 
-        Args:
-            query: what is asked, one token.
-            mine: `[slots]` bool, the slots that may be found.
-            probes: clusters that it looks into.
-            count: tokens that are taken at most.
+        It looks into the nearest `probes` clusters and takes `count` tokens at most.
         """
         entries, values, _ = self._listed(query, probes)
         places = entries.div_(self.block, rounding_mode="floor")
@@ -174,6 +175,7 @@ class Codes:
 
     def maxima(self, query: Look, slots: torch.Tensor) -> torch.Tensor:
         """Approximate maxima `[tokens, n]` float32 of some slots, `[n]` int64."""
+        # Some slots at a time: codes take four times their bytes as float32.
         numbers = self._numbers[slots].flatten().long()
         codes = self._codes[self._rows_of(slots)]
         near, rest = query.near.t().contiguous(), query.rest.t().contiguous()
@@ -185,20 +187,3 @@ class Codes:
             piece = similar.view(-1, self.block, near.shape[1]).amax(1)
             out[start // self.block :][: len(piece)] = piece
         return out.t()
-
-
-class Look:
-    """Query tokens as the codes see them.
-
-    Args:
-        clusters: what the codes refer to.
-        query: `[tokens, hidden]`, norm 1 each.
-
-    Attributes:
-        near: `[tokens, clusters]` float32, products with the centroids.
-        rest: `[tokens, directions]` float32, to multiply the codes with.
-    """
-
-    def __init__(self, clusters: Clusters, query: torch.Tensor) -> None:
-        self.near = query.float() @ clusters.centroids.t()
-        self.rest = query.float() @ clusters.basis

@@ -8,26 +8,19 @@ is looked at by its codes, and the best are compared exactly through the store's
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from cmr.kernels.reference._shapes import expect_shape
 from cmr.kernels.reference._topk import topk_lowest_slot
 from cmr.kernels.reference.select import Rule, shares_of
 from cmr.memory.sessions import NO_SESSION
 from cmr.retrieval.ask import Searched
 from cmr.retrieval.clusters.codes import Look
 from cmr.retrieval.clusters.moments import SAMPLE, Moments, Sample, estimate
-from cmr.retrieval.clusters.passages import (
-    Candidates,
-    Found,
-    beside,
-    joined,
-    line_of,
-    places,
-    score,
-    standardised,
-)
+from cmr.retrieval.clusters.shortlist import Shortlist, joined, line_of, places, standardised
 from cmr.retrieval.clusters.upkeep import ClusterUpkeep, vectors_of
 
 EXACT_BELOW = 16384
@@ -40,8 +33,28 @@ LISTED = 4
 """A session with less than this part of the blocks is looked at block by block, not by lists."""
 PEAKS = 3
 """Blocks that are compared for the sake of one query token."""
-SAMPLES = 4
-"""Sessions whose samples are kept."""
+SESSIONS = 4
+"""Sessions of which samples and slots are kept."""
+
+
+class Found(NamedTuple):
+    """The best passages: `starts` `[batch, k]` int64, their first slots, -1 for none; `scores`."""
+
+    starts: torch.Tensor
+    scores: torch.Tensor
+
+
+class Row(NamedTuple):
+    """One row of a search: its tokens, which of them ask (None: all), and what it may see.
+
+    `mine` `[all slots]` is a bool for each slot; `slots` `[n]` are the same as numbers.
+    """
+
+    query: torch.Tensor
+    asks: torch.Tensor | None
+    session: int
+    mine: torch.Tensor
+    slots: torch.Tensor
 
 
 class MemoryHierarchy(ClusterUpkeep):
@@ -64,6 +77,9 @@ class MemoryHierarchy(ClusterUpkeep):
         second: passages that are looked at by their codes.
         third: passages that are compared exactly.
 
+    Attributes:
+        rebuilds: how often clusters were found.
+
     Raises:
         ImportError: FAISS is not installed; the message says how to get it.
         RuntimeError: a GPU is asked for and the installed FAISS knows none.
@@ -84,25 +100,16 @@ class MemoryHierarchy(ClusterUpkeep):
         second: int = SECOND,
         third: int = THIRD,
     ) -> None:
-        numbers = {"exact_below": exact_below, "sample": sample, "probes": probes}
-        numbers |= {"second": second, "third": third}
-        if max_clusters is not None:
-            numbers["max_clusters"] = max_clusters
+        numbers = {"max_clusters": max_clusters, "exact_below": exact_below, "sample": sample}
+        numbers |= {"probes": probes, "second": second, "third": third}
         for name, number in numbers.items():
-            if number < 1:
+            if number is not None and number < 1:
                 raise ValueError(f"{name}: 1 or more expected, got {number}")
-        super().__init__(
-            max_clusters=max_clusters,
-            drift=drift,
-            seed=seed,
-            device=device,
-            exact_below=exact_below,
-            background=background,
-        )
+        super().__init__(max_clusters, drift, seed, torch.device(device), exact_below, background)
         self.sample, self.probes, self.second, self.third = sample, probes, second, third
         self._samples: OrderedDict[int, Sample] = OrderedDict()
         self._order = torch.empty(0)
-        self._owned: OrderedDict[int, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._owned: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._owned_at = -1
 
     @property
@@ -114,14 +121,14 @@ class MemoryHierarchy(ClusterUpkeep):
     def sync(self, store: Searched) -> None:
         """Take over what changed in the store since the last time; called by every search.
 
-        Raises what went wrong while clusters were found in the background.
+        What went wrong while clusters were found in the background is raised here.
         """
         changed = self._seen != store.ledger.changes
         super().sync(store)
         for sample in self._samples.values() if changed else ():
             sample.drop(store.ledger.number)
 
-    def candidates(
+    def shortlist(
         self,
         store: Searched,
         query: torch.Tensor,
@@ -129,7 +136,7 @@ class MemoryHierarchy(ClusterUpkeep):
         sessions: torch.Tensor,
         rule: Rule,
         visible: torch.Tensor | None = None,
-    ) -> Candidates:
+    ) -> Shortlist:
         """Blocks that may belong to the best passages, of each row's own session only.
 
         Args:
@@ -143,42 +150,32 @@ class MemoryHierarchy(ClusterUpkeep):
         Raises:
             ValueError: the shapes do not fit the store's.
         """
-        _check(store, query, query_mask, sessions)
+        hidden = ("hidden", store.index.shape[-1])
+        expect_shape("query", query, ("batch", None), ("tokens", None), hidden)
+        batch, tokens, _ = query.shape
+        if query_mask is not None:
+            expect_shape("query_mask", query_mask, ("batch", batch), ("tokens", tokens))
+        expect_shape("sessions", sessions, ("batch", batch))
         self.sync(store)
-        found, counts = [], []
-        for row, session in enumerate(sessions.tolist()):
-            mine, slots = self._own(store, session)
-            if visible is not None:
-                seen = visible[row].to(mine.device)
-                mine = mine & F.pad(seen, (0, len(mine) - len(seen)))
-                slots = mine.nonzero()[:, 0]
-            asks = None if query_mask is None else query_mask[row]
-            counts.append(len(slots))
-            own = sessions[row : row + 1]
-            if self._codes is None or len(slots) < self.exact_below:
-                maxima = store.maxima(query[row : row + 1], own, 0, store.high_water)[0]
-                maxima = maxima[:, slots.to(maxima.device)]
-                moments = _moments(maxima)
-            else:
-                slots, moments = self._some(store, query[row], asks, mine, slots, session, rule)
-                at = slots.to(query.device)[None]
-                maxima = store.maxima_at(query[row : row + 1], own, at)[0]
-            found.append((slots, maxima, moments))
+        counts, found = [], []
+        for number, session in enumerate(sessions.tolist()):
+            asks = None if query_mask is None else query_mask[number]
+            seen = None if visible is None else visible[number]
+            row = Row(query[number], asks, session, *self._own(store, session, seen))
+            counts.append(len(row.slots))
+            found.append(self._compared(store, row, sessions[number : number + 1], rule))
         width = max((len(slots) for slots, _, _ in found), default=0)
-        table = torch.full((len(found), width), -1, device=query.device)
-        exact = torch.full((*query.shape[:2], width), -torch.inf, device=query.device)
-        for row, (slots, maxima, _) in enumerate(found):
-            table[row, : len(slots)] = slots.to(table.device)
-            exact[row, :, : len(slots)] = maxima
-        every = [moments for _, _, moments in found]
-        return Candidates(
-            table,
-            exact,
-            _stacked([moments.mean for moments in every], query),
-            _stacked([moments.deviation for moments in every], query),
-            _stacked([moments.peak for moments in every], query),
-            torch.tensor(counts, dtype=torch.int64, device=query.device),
-        )
+        table = torch.full((batch, width), -1, device=query.device)
+        exact = torch.full((batch, tokens, width), -torch.inf, device=query.device)
+        mean, deviation, peaks = torch.zeros(3, batch, tokens, device=query.device)
+        for number, (slots, maxima, moments) in enumerate(found):
+            table[number, : len(slots)] = slots
+            exact[number, :, : len(slots)] = maxima
+            mean[number], deviation[number] = moments.mean, moments.deviation
+            peaks[number] = moments.peak
+        own = torch.tensor(counts, dtype=torch.int64, device=query.device)
+        after = places(store.successor, table)
+        return Shortlist(table, exact, mean, deviation, peaks, own, after, query_mask, rule)
 
     def search(
         self,
@@ -190,97 +187,104 @@ class MemoryHierarchy(ClusterUpkeep):
         k: int,
         visible: torch.Tensor | None = None,
     ) -> Found:
-        """The best passages by their similarity alone, as `maxsim_select` scores them.
+        """The `k` best passages by their similarity alone, as `maxsim_select` scores them.
 
-        Args:
-            store: the store.
-            query: `[batch, tokens, hidden]`, any float dtype and length.
-            query_mask: `[batch, tokens]` bool, False for padding; None for none.
-            sessions: `[batch]` int64.
-            rule: of the scores.
-            k: passages at most.
-            visible: `[batch, slots]` bool; None: everything.
+        The arguments are those of `shortlist`, with a query of any float dtype and length.
         """
         query = F.normalize(query.float(), dim=-1).to(store.index.dtype)
-        near = self.candidates(store, query, query_mask, sessions, rule, visible)
-        after = places(store.successor, near.slots)
-        line = score(near, query_mask, after, rule)
+        near = self.shortlist(store, query, query_mask, sessions, rule, visible)
+        line, peaks = near.line(), near.slots >= 0
+        if not line.shape[1]:
+            none = topk_lowest_slot(line, k)
+            return Found(none[1], none[0])
         before = places(store.predecessor, near.slots)
-        peaks = (line >= beside(line, after)) & (line > beside(line, before)) & (near.slots >= 0)
+        beside = [
+            line.gather(1, at.clamp(min=0)).masked_fill(at < 0, -torch.inf)
+            for at in (near.after, before)
+        ]
+        peaks &= (line >= beside[0]) & (line > beside[1])
         best, at = topk_lowest_slot(line.masked_fill(~peaks, -torch.inf), k)
-        slots = near.slots.gather(1, at.clamp(min=0)) if near.slots.shape[1] else at
-        return Found(torch.where(at >= 0, slots, -1), best)
+        return Found(near.slots.gather(1, at.clamp(min=0)).masked_fill(at < 0, -1), best)
 
-    def _some(
-        self,
-        store: Searched,
-        query: torch.Tensor,
-        asks: torch.Tensor | None,
-        mine: torch.Tensor,
-        slots: torch.Tensor,
-        session: int,
-        rule: Rule,
-    ) -> tuple[torch.Tensor, Moments]:
-        """The most promising blocks of a row, and estimates of the moments."""
+    def _compared(
+        self, store: Searched, row: Row, session: torch.Tensor, rule: Rule
+    ) -> tuple[torch.Tensor, torch.Tensor, Moments]:
+        """The blocks of a row that are worth it, their exact maxima, and the row's moments."""
+        query, slots = row.query[None], row.slots
+        if self._codes is None or len(slots) < self.exact_below:
+            maxima = store.maxima(query, session, 0, store.high_water)[0]
+            maxima = maxima[:, slots.to(maxima.device)]
+            return slots, maxima, Moments.of(maxima)
+        slots, moments = self._worth(store, row, rule)
+        at = slots.to(query.device)[None]
+        return slots, store.maxima_at(query, session, at)[0], moments
+
+    def _worth(self, store: Searched, row: Row, rule: Rule) -> tuple[torch.Tensor, Moments]:
+        """The most promising blocks of a row with many, and estimates of its moments."""
         codes = self._codes
         assert codes is not None
-        look = Look(codes.clusters, query.to(self.device))
-        sample = self._sampled(store, slots, session)
-        exact = sample.maxima(query).to(self.device)
-        mine = mine.to(self.device)
-        if len(query) == 1 and rule.passage == 1:  # nothing to weigh: the nearest are the best
+        look = Look.of(row.query.to(self.device), codes.clusters)
+        sample = self._sampled(store, row)
+        exact = sample.maxima(row.query).to(self.device)
+        mine, slots = row.mine.to(self.device), row.slots.to(self.device)
+        if len(row.query) == 1 and rule.passage == 1:
+            # There is nothing to weigh: the nearest are the best.
             best = codes.nearest(look, mine, ALONE * self.probes, self.second)
-            return best.cpu(), _moments(exact)
+            return best.cpu(), Moments.of(exact)
         if LISTED * len(slots) < int(codes.known.sum()):
-            found = look.near.new_full((len(query), len(mine)), -torch.inf)
-            found[:, slots.to(self.device)] = codes.maxima(look, slots.to(self.device))
+            # Lists would lead to other sessions' tokens for the most part.
+            found = look.near.new_full((len(row.query), len(mine)), -torch.inf)
+            found[:, slots] = codes.maxima(look, slots)
         else:
             found = codes.look(look, mine, self.probes)
         moments = estimate(exact, sample.slots.to(self.device), found, len(slots))
-        best = self._promising(store, look, found, mine, moments, asks, rule)
+        best = self._promising(store, row._replace(mine=mine), look, found, moments, rule)
         return best.cpu(), moments
 
     def _promising(
         self,
         store: Searched,
+        row: Row,
         look: Look,
         found: torch.Tensor,
-        mine: torch.Tensor,
         moments: Moments,
-        asks: torch.Tensor | None,
         rule: Rule,
     ) -> torch.Tensor:
-        """Slots `[n]`, rising, of the passages that approximate scores put first."""
-        codes = self._codes
+        """Slots `[n]`, rising, of the passages that approximate scores put first.
+
+        First all slots are scored by what the lists led to, `found`; then the best `second` of them
+        once more by all their codes, which leaves `third`.
+        """
+        codes, mine = self._codes, row.mine
         assert codes is not None
-        after = before = mine  # unused but for passages of two
+        after = before = None
         if rule.passage == 2:
             after, before = (
                 F.pad(links, (0, len(mine) - len(links)), value=-1).to(self.device)
                 for links in (store.successor, store.predecessor)
             )
-        measure = moments.mean, moments.deviation, rule.clamp
         counts = mine.sum()[None]
+        asks = None if row.asks is None else row.asks[None].to(self.device)
 
-        def shares_among(top: torch.Tensor) -> torch.Tensor:
-            asking = None if asks is None else asks[None].to(top.device)
-            return shares_of(top[None], counts, asking, rule.peak_power)[0][0]
+        def standard(maxima: torch.Tensor) -> torch.Tensor:
+            return standardised(maxima, moments.mean, moments.deviation, rule.clamp)
 
-        known = standardised(moments.peak[:, None], *measure)[:, 0]
+        def shares_among(z: torch.Tensor) -> torch.Tensor:
+            top = torch.maximum(z.amax(-1), standard(moments.peak[:, None])[:, 0])
+            return shares_of(top[None], counts, asks, rule.peak_power)[0][0]
+
+        # What the lists did not lead to counts as the mean of the sample's blocks that they missed.
         rough = torch.where(
             found > -torch.inf,
             found * moments.slope + moments.shift[:, None],
             moments.rest[:, None],
         ).masked_fill_(~mine, -torch.inf)
-        z = standardised(rough, *measure)
-        shares = shares_among(torch.maximum(z.amax(-1), known))
-        line = line_of(z, shares, after, rule).masked_fill_(~mine, -torch.inf)
+        z = standard(rough)
+        line = line_of(z, shares_among(z), after).masked_fill_(~mine, -torch.inf)
         starts = line.topk(min(self.second, int(counts))).indices
-        near = joined(starts, after) if rule.passage == 2 else starts.sort().values
-        closer = codes.maxima(look, near) * moments.slope + moments.shift[:, None]
-        z[:, near] = standardised(closer, *measure)
-        shares = shares_among(torch.maximum(z[:, near].amax(-1), known))
-        line = line_of(z, shares, after, rule)[starts]
+        near = joined(starts, after)
+        z[:, near] = standard(codes.maxima(look, near) * moments.slope + moments.shift[:, None])
+        line = line_of(z, shares_among(z[:, near]), after)[starts]
         chosen = starts[line.topk(min(self.third, len(starts))).indices]
         if rule.passage == 2:
             # What stands beside the best ones: whether they are local maxima is decided exactly.
@@ -291,63 +295,36 @@ class MemoryHierarchy(ClusterUpkeep):
         chosen = torch.cat([chosen, best]).unique()
         return chosen[mine[chosen]]
 
-    def _own(self, store: Searched, session: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """A session's slots, as a bool for each of all and as numbers; none for `NO_SESSION`."""
-        if self._owned_at != store.ledger.changes:
-            self._owned.clear()
-            self._owned_at = store.ledger.changes
+    def _own(
+        self, store: Searched, session: int, visible: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A session's visible slots, as a bool for each of all and as numbers."""
+        if self._owned_at != store.ledger.changes or len(self._owned) > SESSIONS:
+            self._owned, self._owned_at = {}, store.ledger.changes
         if session not in self._owned:
-            mine = store.ledger.owner == session
-            if session == NO_SESSION:
-                mine = torch.zeros_like(mine)
+            # Empty slots are owned by NO_SESSION, which must find nothing.
+            mine = (store.ledger.owner == session) & (session != NO_SESSION)
             self._owned[session] = mine, mine.nonzero()[:, 0]
-            while len(self._owned) > SAMPLES:
-                self._owned.popitem(last=False)
-        return self._owned[session]
+        mine, slots = self._owned[session]
+        if visible is None:
+            return mine, slots
+        mine = mine & F.pad(visible.to(mine.device), (0, len(mine) - len(visible)))
+        return mine, mine.nonzero()[:, 0]
 
-    def _sampled(self, store: Searched, slots: torch.Tensor, session: int) -> Sample:
+    def _sampled(self, store: Searched, row: Row) -> Sample:
         """The session's sample, up to date: its blocks that come first in one shuffled order."""
         owner, number = store.ledger.owner, store.ledger.number
         if len(self._order) != len(owner):
             generator = torch.Generator().manual_seed(self.seed)
             self._order = torch.randperm(len(owner), generator=generator)
-        sample = self._samples.pop(session, None) or Sample(store.block_size, store.index)
-        if sample.of is not slots:  # the same tensor while nothing changes
-            first = self._order[slots].topk(min(self.sample, len(slots)), largest=False).indices
-            wanted = slots[first]
+        sample = self._samples.pop(row.session, None) or Sample(store.block_size, store.index)
+        if sample.of is not row.slots:  # the same tensor while nothing changes
+            order = self._order[row.slots]
+            first = order.topk(min(self.sample, len(order)), largest=False).indices
+            wanted = row.slots[first]
             sample.update(wanted, number[wanted], lambda new: vectors_of(store, new))
-            sample.of = slots
-        self._samples[session] = sample
-        while len(self._samples) > SAMPLES:
+            sample.of = row.slots
+        self._samples[row.session] = sample
+        if len(self._samples) > SESSIONS:
             self._samples.popitem(last=False)
         return sample
-
-
-def _moments(maxima: torch.Tensor) -> Moments:
-    """The true moments of maxima `[tokens, n]`."""
-    if not maxima.shape[1]:
-        none = maxima.new_zeros(len(maxima))
-        return Moments(none, none, none - torch.inf, none, 1.0, none)
-    deviation, mean = torch.std_mean(maxima, -1, correction=0)
-    return Moments(mean, deviation, maxima.amax(-1), mean, 1.0, mean * 0)
-
-
-def _stacked(rows: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-    """Rows `[tokens]` as `[batch, tokens]` float32 beside the query."""
-    return torch.stack(rows).to(like.device) if rows else like.new_empty(0, like.shape[1]).float()
-
-
-def _check(
-    store: Searched, query: torch.Tensor, query_mask: torch.Tensor | None, sessions: torch.Tensor
-) -> None:
-    hidden = store.index.shape[-1]
-    if query.ndim != 3 or query.shape[-1] != hidden:
-        raise ValueError(
-            f"query: [batch, tokens, hidden={hidden}] expected, got {list(query.shape)}"
-        )
-    if query_mask is not None and query_mask.shape != query.shape[:2]:
-        raise ValueError(
-            f"query_mask: {list(query.shape[:2])} expected, got {list(query_mask.shape)}"
-        )
-    if sessions.shape != query.shape[:1]:
-        raise ValueError(f"sessions: [{len(query)}] expected, got {list(sessions.shape)}")

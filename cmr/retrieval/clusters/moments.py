@@ -32,17 +32,20 @@ class Moments(NamedTuple):
     slope: float
     shift: torch.Tensor
 
+    @classmethod
+    def of(cls, maxima: torch.Tensor) -> Moments:
+        """The true ones of all maxima `[tokens, n]`."""
+        if not maxima.shape[1]:
+            none = maxima.new_zeros(len(maxima))
+            return cls(none, none, none - torch.inf, none, 1.0, none)
+        deviation, mean = torch.std_mean(maxima, -1, correction=0)
+        return cls(mean, deviation, maxima.amax(-1), mean, 1.0, torch.zeros_like(mean))
+
 
 class Sample:
     """Vectors of some blocks side by side, kept up to date: maxima of them cost no gathering.
 
-    Args:
-        block: tokens in a block.
-        like: any tensor of the dtype and device wanted, `[..., hidden]`.
-
-    Attributes:
-        slots: `[n]` int64, the blocks that it has.
-        of: what the sample was last taken from; None before.
+    `slots` are the blocks that it has, `of` what it was last taken from.
     """
 
     def __init__(self, block: int, like: torch.Tensor) -> None:
@@ -55,7 +58,7 @@ class Sample:
     @property
     def nbytes(self) -> int:
         """Bytes of the vectors."""
-        return self._vectors.numel() * self._vectors.element_size()
+        return self._vectors.nbytes
 
     def update(
         self,
@@ -63,13 +66,11 @@ class Sample:
         stamps: torch.Tensor,
         read: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
-        """Have these blocks and no others; only those that are new are read.
+        """Have these blocks and no others; `read` gives the vectors of those that are new.
 
-        Args:
-            slots: `[n]` int64 on the CPU.
-            stamps: `[n]` int64, the blocks' numbers.
-            read: gives the vectors `[m, block, hidden]` of slots.
+        Slots are on the CPU, stamps the numbers of their blocks.
         """
+        # A block is known by both: its slot may hold another one by now.
         keys = stamps * _SLOTS + slots
         kept, new = torch.isin(self._keys, keys), ~torch.isin(keys, self._keys)
         if bool(kept.all()) and not bool(new.any()):
@@ -80,11 +81,7 @@ class Sample:
         self.slots = torch.cat([self.slots[kept], slots[new]])
 
     def drop(self, numbers: torch.Tensor) -> None:
-        """Let go of blocks that are not where they were.
-
-        Args:
-            numbers: `[slots]` int64, the number of the block in each slot.
-        """
+        """Let go of blocks that are not where they were, by the number of each slot's block."""
         kept = self._keys == numbers[self.slots] * _SLOTS + self.slots
         if not bool(kept.all()):
             self._vectors = self._vectors[kept.to(self._vectors.device)]
@@ -98,7 +95,9 @@ class Sample:
         for part in self._vectors.split(_AT_ONCE):
             similar = (part.flatten(0, 1) @ aims).view(len(part), self._block * width)
             tokens = self._block
-            while tokens > 1:  # halves side by side: vector instructions, in any dtype
+            # The maximum over tokens by halves side by side: vector instructions in any dtype,
+            # where `amax` over an inner dimension goes number by number.
+            while tokens > 1:
                 half = tokens // 2
                 rest = similar[:, 2 * half * width : tokens * width]
                 low, high = similar[:, : half * width], similar[:, half * width : 2 * half * width]
@@ -118,17 +117,19 @@ def estimate(exact: torch.Tensor, at: torch.Tensor, found: torch.Tensor, count: 
     sample stands only for the rest (post-stratification; Cochran, Sampling Techniques, 5A.9).
 
     Args:
-        exact: `[tokens, n]` float32, maxima of the sample.
+        exact: `[tokens, n]` maxima of the sample.
         at: `[n]` int64, its slots.
-        found: `[tokens, slots]` float32 approximate maxima, `-inf` for what was not found.
+        found: `[tokens, slots]` approximate maxima, `-inf` for what was not found.
         count: blocks in all.
     """
-    centre = exact.mean(-1, keepdim=True)  # squares of small numbers keep their digits
+    # About the centre: squares of small numbers keep their digits.
+    centre = exact.mean(-1, keepdim=True)
     hit = found > -torch.inf
     value = torch.where(hit, found - centre, 0.0)
     hits = hit.sum(-1, keepdim=True).float()
     total, squares = value.sum(-1, keepdim=True), value.square().sum(-1, keepdim=True)
     seen, guess, true = hit[:, at], value[:, at], exact - centre
+    # Least squares over the sample's blocks that the first look found too.
     # Exact ones follow approximate ones along one line for all query tokens, but for a shift.
     many = seen.sum(-1, keepdim=True)
     middle = (guess * seen).sum(-1, keepdim=True) / many.clamp(min=1)
@@ -138,8 +139,10 @@ def estimate(exact: torch.Tensor, at: torch.Tensor, found: torch.Tensor, count: 
     slope = torch.where(spread > 0, (off * up).sum() / spread.clamp(min=1e-12), 1.0)
     left = (up - slope * off).square().sum() / (many.sum() - len(exact)).clamp(min=1)
     shift = torch.where(many > 0, level - slope * middle, 0.0)
+    # Sums over what was found, corrected; `left` is the variance about the line.
     first = shift * hits + slope * total
     second = (shift**2 + left) * hits + 2 * shift * slope * total + slope**2 * squares
+    # The sample's blocks that were not found stand for all that were not.
     others, few = (count - hits).clamp(min=0), (~seen).sum(-1, keepdim=True).clamp(min=1)
     rest = (true * ~seen).sum(-1, keepdim=True) / few
     around = ((true - rest) * ~seen).square().sum(-1, keepdim=True) / few

@@ -17,47 +17,28 @@ _ENCODED_AT_ONCE = 1024
 class ClusterUpkeep:
     """The codes of what a store holds, kept up to date by the store's own account.
 
-    Args:
-        max_clusters: most clusters; None: the rule of `clusters_for` alone.
-        drift: share of the blocks that may be new since the clusters were found; beyond it they
-            are found again.
-        seed: of the clusters.
-        device: where FAISS works and the codes lie.
-        exact_below: with fewer blocks there are no clusters.
-        background: find clusters again in a thread, while the old ones are used; False: `sync`
-            waits for them.
-
-    Attributes:
-        rebuilds: how often clusters were found.
-
-    Raises:
-        ImportError: FAISS is not installed; the message says how to get it.
-        RuntimeError: a GPU is asked for and the installed FAISS knows none.
-        ValueError: the drift is not above 0.
+    The arguments are those of `MemoryHierarchy`.
     """
 
     def __init__(
         self,
-        *,
         max_clusters: int | None,
         drift: float,
         seed: int,
-        device: torch.device | str,
+        device: torch.device,
         exact_below: int,
         background: bool,
     ) -> None:
         if not drift > 0:
             raise ValueError(f"drift: a number above 0 expected, got {drift}")
-        self.device = torch.device(device)
-        load_faiss(self.device)
+        load_faiss(device)  # refused here where it is missing, not in the middle of a search
         self.max_clusters, self.drift, self.seed = max_clusters, drift, seed
-        self.exact_below, self.background = exact_below, background
+        self.device, self.exact_below, self.background = device, exact_below, background
         self.rebuilds = 0
         self._codes: Codes | None = None
-        self._seen = 0
+        self._seen = self._trained = 0
         self._thread: threading.Thread | None = None
         self._made: tuple[Codes, int] | BaseException | None = None
-        self._trained = 0
         self._stop = threading.Event()
 
     @property
@@ -66,10 +47,7 @@ class ClusterUpkeep:
         return len(self._codes.clusters.centroids) if self._codes else 0
 
     def sync(self, store: Searched) -> None:
-        """Take over what changed in the store since the last time; called by every search.
-
-        Raises what went wrong while clusters were found in the background.
-        """
+        """Take over what changed in the store since the last time."""
         self._take_over()
         if self._codes is not None:
             if self._seen != store.ledger.changes:
@@ -83,10 +61,7 @@ class ClusterUpkeep:
     def rebuild(self, store: Searched, wait: bool = True) -> None:
         """Find the clusters again over all that the store holds.
 
-        Args:
-            store: the store.
-            wait: return when the new clusters are in use; else they are as soon as a search finds
-                them done.
+        They are in use on return, or without `wait` as soon as a search finds them done.
         """
         self._join()
         self._take_over()
@@ -94,14 +69,14 @@ class ClusterUpkeep:
         held = (store.ledger.owner != NO_SESSION).nonzero()[:, 0]
         if not len(held):
             return
-        if wait:
-            self._made = self._build(store, held), seen
-        else:
+        if not wait:
+            # A daemon: a process that ends must not wait for clusters that nobody will use.
             self._thread = threading.Thread(
                 target=self._run, args=(store, held, seen), name="cmr-clusters", daemon=True
             )
             self._thread.start()
             return
+        self._made = self._build(store, held), seen
         self._take_over()
         self.sync(store)
 
@@ -121,7 +96,11 @@ class ClusterUpkeep:
             self._made = error
 
     def _take_over(self) -> None:
-        """Use what the thread made, if it is done."""
+        """Use what the thread made, if it is done.
+
+        What was written or forgotten meanwhile is not in it: `_seen` is where it began, so that
+        `sync` takes over all that changed since.
+        """
         if self._thread is not None:
             if self._thread.is_alive():
                 return
@@ -141,15 +120,13 @@ class ClusterUpkeep:
         part = held[torch.randperm(len(held), generator=generator)]
         part = part[: max(1, -(-clusters * POINTS // block))].sort().values
         vectors = vectors_of(store, part).flatten(0, 1)
-        codes = Codes(
-            train(vectors, min(clusters, len(vectors)), self.seed, self.device),
-            len(store.ledger.owner),
-            block,
-        )
+        found = train(vectors, min(clusters, len(vectors)), self.seed, self.device)
+        codes = Codes(found, len(store.ledger.owner), block)
         for slots in held.split(_ENCODED_AT_ONCE):
             if self._stop.is_set():
                 break
             codes.put(slots, vectors_of(store, slots).to(self.device))
+        # From here on counts what the clusters were not found over.
         codes.encoded, self._trained = 0, len(held)
         codes.settle()
         return codes
@@ -177,6 +154,7 @@ def vectors_of(store: Searched, slots: torch.Tensor) -> torch.Tensor:
     held = store.positions[slots.to(store.positions.device)].to(vectors.device) >= 0
     if bool(held.all()):
         return vectors
+    # A repeated vector changes no block's maximum; padding as it lies there might.
     first = held.to(torch.int8).argmax(-1)
     stand_in = vectors[torch.arange(len(vectors), device=vectors.device), first]
     return torch.where(held[..., None], vectors, stand_in[:, None])

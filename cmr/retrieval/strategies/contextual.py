@@ -58,7 +58,7 @@ class ContextualRelevanceScorer:
             )
         seen = visible(ask, store)
         line = slices_line(ask, store, seen, self.heads)
-        return Scored(line, certainty_of(line, seen.sum(-1), rule_for(ask)))
+        return Scored(line, certainty_of(line, seen.sum(-1), rule_for(ask.located)))
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,9 @@ class Contextual:
     """The semantic search and several heads beside it.
 
     The heads are the model's own where a calibration names some, `Ask.heads` has their queries and
-    their layers' keys are stored; elsewhere they are slices, see `ContextualRelevanceScorer`. A
+    their layers' keys are stored; elsewhere they are `slices`, see `ContextualRelevanceScorer`. A
     passage whose keys are not stored (only the first tier keeps them where they are compared) gets
-    of a head what the semantic line says of it, so that it can be found all the same.
-
-    Attributes:
-        calibration: of the model; None: none is known.
-        slices: how many, where there are no heads.
+    of a head what the semantic line says of it.
     """
 
     calibration: Calibration | None = None
@@ -82,18 +78,16 @@ class Contextual:
         """Scores in standard deviations from what is usual; see `Strategy`."""
         semantic = Semantic(self.calibration).score(ask, store)
         seen = visible(ask, store)
-        line, heads = semantic.passages, 0
+        rule, successor = rule_for(ask.located), store.successor[: seen.shape[1]]
+        line = semantic.passages
         for known, maxima in self._heads(ask, store):
-            heads += 1
-            rule = rule_for(ask, calibration=self.calibration)
-            successor = store.successor[: store.high_water]
             found = similarity_line(maxima, ask.mask, successor, seen & known, rule)[0]
+            # A head says nothing of a block without keys, which must be found all the same.
             found = torch.where(known & (found > NEG_INF), found, semantic.passages)
             line = line + HEAD_WEIGHT * found
-        if not heads:
+        if line is semantic.passages:  # there was no head
             slices = min(self.slices, ask.states.shape[-1])
-            found = slices_line(ask, store, seen, slices)
-            line = line + SLICES_WEIGHT * found
+            line = line + SLICES_WEIGHT * slices_line(ask, store, seen, slices)
         return Scored(line.masked_fill(~seen, NEG_INF), semantic.certainty)
 
     def _heads(self, ask: Ask, store: Searched) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -106,7 +100,7 @@ class Contextual:
                 continue
             queries, keys = ask.heads[layer], stored[layer]
             if queries.shape[-1] != keys.shape[-1] or queries.shape[1] % keys.shape[1]:
-                continue  # the layer stores hidden states
+                continue  # the layer stores hidden states, which no query can be compared with
             shared = queries.shape[1] // keys.shape[1]
             yield _maxima(ask, store, queries[:, head], keys[:, head // shared])
 
@@ -116,18 +110,15 @@ def _maxima(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Which blocks have keys, and the maxima `[batch, tokens, blocks]` of one head.
 
-    All queries of a head point to one side, whatever they ask. Without what the asking tokens have
-    in common, which is that side for the most part, a head finds nothing.
-
-    Args:
-        ask: what is asked.
-        store: where.
-        queries: `[batch, tokens, dim]` without positions.
-        keys: `[slots of the first tier, block, dim]` without positions.
+    Queries `[batch, tokens, dim]` and keys `[slots of the first tier, block, dim]` are without
+    positions.
     """
+    # Only the first tier keeps keys where they are compared, and its slots come first.
     size = store.high_water
     count = min(size, len(keys))
     asks = torch.ones_like(queries[..., :1]) if ask.mask is None else ask.mask[..., None]
+    # All queries of a head point to one side, whatever they ask. Without what the asking tokens
+    # have in common, which is that side for the most part, a head finds nothing.
     common = (queries.float() * asks).sum(1, keepdim=True) / asks.sum(1, keepdim=True).clamp(min=1)
     queries = F.normalize(queries.float() - common, dim=-1).to(keys.device, keys.dtype)
     out = torch.full((*queries.shape[:2], size), NEG_INF, device=store.device)
@@ -142,14 +133,7 @@ def _maxima(
 
 
 def slices_line(ask: Ask, store: Searched, seen: torch.Tensor, heads: int) -> torch.Tensor:
-    """The line of `ContextualRelevanceScorer`, `[batch, blocks]` float32.
-
-    Args:
-        ask: what is asked.
-        store: where.
-        seen: `[batch, blocks]` bool, what each row may find.
-        heads: slices, 1 to the width of the vectors.
-    """
+    """The line `[batch, blocks]` of `ContextualRelevanceScorer` over the blocks that are seen."""
     mean = torch.zeros(*ask.states.shape[:2], store.high_water, device=seen.device)
     for row, own in enumerate(seen):
         slots = own.nonzero()[:, 0]
@@ -157,23 +141,20 @@ def slices_line(ask: Ask, store: Searched, seen: torch.Tensor, heads: int) -> to
             continue
         everything = torch.ones(1, len(slots), dtype=torch.bool, device=seen.device)
         for maxima in _slice_maxima(ask.states[row], store, slots, heads):
-            z = standardise(maxima[None], everything, rule_for(ask).clamp)
+            z = standardise(maxima[None], everything, rule_for(ask.located).clamp)
             mean[row][:, slots] += z[0] / heads
     successor = store.successor[: store.high_water]
-    return similarity_line(mean, ask.mask, successor, seen, rule_for(ask))[0]
+    return similarity_line(mean, ask.mask, successor, seen, rule_for(ask.located))[0]
 
 
 def _slice_maxima(
     states: torch.Tensor, store: Searched, slots: torch.Tensor, heads: int
 ) -> torch.Tensor:
-    """Largest cosine `[heads, tokens, n]` of each slice of the states with one of each block.
+    """Largest cosine `[heads, tokens, n]` of each slice of states with one of each of n slots.
 
-    Args:
-        states: `[tokens, width]` that ask.
-        store: where the blocks are.
-        slots: `[n]` int64, 1 or more, of the row's own blocks.
-        heads: slices.
+    The states are `[tokens, width]`; of the slots, the row's own, there is one at least.
     """
+    # The centre of some blocks spread over all stands for that of all.
     some = slots[:: -(-len(slots) // BLOCKS_AT_ONCE)]
     vectors, held = _vectors(store, some)
     centre = (vectors * held[..., None]).sum((0, 1)) / held.sum().clamp(min=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 
@@ -12,27 +11,14 @@ from cmr.config import CRITERIA
 from cmr.config import checks as check
 from cmr.kernels.reference._topk import topk_lowest_slot
 from cmr.kernels.reference.attention import NEG_INF
-from cmr.kernels.reference.select import certainty_of, similarity_line
+from cmr.kernels.reference.select import similarity_line
 from cmr.retrieval.ask import Ask, Scored, Searched, columns_of, visible
-from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.rules import rule_for
+from cmr.retrieval.selection import Ranked, diversify
 
 DEFAULT_WEIGHTS = {"relevance": 0.4, "similarity": 0.3, "recency": 0.2, "diversity": 0.1}
 NEWER_PER_HALF = 0.25
 """Share of what a row may see that is newer than an entry whose recency is one half."""
-
-
-class Ranked(NamedTuple):
-    """What a ranking chose.
-
-    Attributes:
-        scores: `[batch, k]` float32 in `[0, 1]`, `-inf` where there is nothing. Without a weight
-            on diversity they fall.
-        slots: `[batch, k]` int64, -1 where there is nothing.
-    """
-
-    scores: torch.Tensor
-    slots: torch.Tensor
 
 
 class MultiCriteriaRanker:
@@ -72,7 +58,8 @@ class MultiCriteriaRanker:
         if weights is None:
             weights = DEFAULT_WEIGHTS
         given = dict(check.weights("criteria_weights", weights, CRITERIA))
-        largest = max(given.values())  # divided by first: a sum of large numbers overflows
+        # Divided by the largest one first: a sum of large numbers overflows.
+        largest = max(given.values())
         total = sum(weight / largest for weight in given.values())
         self.weights = {name: given.get(name, 0.0) / largest / total for name in CRITERIA}
         if half_life is not None:
@@ -116,19 +103,10 @@ class MultiCriteriaRanker:
         k: int,
         profiles: torch.Tensor | None = None,
     ) -> Ranked:
-        """The k best of each row.
+        """The k best of each row; similarity, relevance, created and seen as for `base`.
 
-        Args:
-            similarity: see `base`.
-            relevance: see `base`.
-            created: see `base`.
-            seen: see `base`.
-            k: how many at most, 1 or more.
-            profiles: `[batch or 1, features, entries]` float32, whose cosine says how alike two
-                are; needed where diversity has a weight.
-
-        Raises:
-            ValueError: diversity has a weight, and there are no profiles.
+        `profiles`, `[batch or 1, features, entries]` float32, say by their cosine how alike two
+        entries are. They are needed where diversity has a weight: else a ValueError says so.
         """
         base = self.base(similarity, relevance, created, seen)
         weight = self.weights["diversity"]
@@ -139,6 +117,8 @@ class MultiCriteriaRanker:
         return diversify(base, profiles, weight, k)
 
     def _recency(self, created: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        # Ages are counted in what the row may see, not in blocks written: what other sessions write
+        # must neither age a memory nor show in its scores.
         order = created.masked_fill(~seen, -1).argsort(dim=-1, descending=True)
         places = torch.arange(seen.shape[1], device=seen.device).expand_as(order)
         newer = torch.empty_like(order).scatter_(1, order, places)
@@ -146,34 +126,6 @@ class MultiCriteriaRanker:
             return torch.exp2(-newer / self.half_life)
         half = (NEWER_PER_HALF * seen.sum(-1, keepdim=True)).clamp(min=1.0)
         return torch.exp2(-newer / half)
-
-
-def diversify(base: torch.Tensor, profiles: torch.Tensor, weight: float, k: int) -> Ranked:
-    """One after the other, each the best given those before: `base + weight * diversity`.
-
-    Args:
-        base: `[batch, entries]` float32, `-inf` for what is not to be chosen.
-        profiles: `[batch or 1, features, entries]` float32; the cosine with one that is all 0 is 0.
-        weight: of the diversity, at least 0.
-        k: how many at most, 1 or more.
-    """
-    norms = profiles.norm(dim=1)
-    inverse = torch.where(norms > 0, 1.0 / norms, 0.0).expand_as(base)
-    profiles = profiles.expand(len(base), -1, -1)
-    alike, left = torch.zeros_like(base), base
-    scores, slots = [], []
-    for _ in range(k):
-        score, slot = topk_lowest_slot(left + weight * (1.0 - alike), 1)
-        scores.append(score)
-        slots.append(slot)
-        if not base.shape[1]:
-            continue
-        at = slot.clamp(min=0)
-        last = profiles.gather(2, at[:, None].expand(-1, profiles.shape[1], -1))
-        cosine = torch.bmm(last.mT, profiles)[:, 0] * inverse * inverse.gather(1, at)
-        alike = torch.maximum(alike, cosine)
-        left = left.scatter(1, at, NEG_INF)
-    return Ranked(torch.cat(scores, 1), torch.cat(slots, 1))
 
 
 @dataclass(frozen=True)
@@ -186,22 +138,19 @@ class MultiCriteria:
 
     Attributes:
         ranker: weighs the criteria.
-        calibration: of the model, for what is expected when nothing fits; None: see `TUNED`.
     """
 
     ranker: MultiCriteriaRanker = field(default_factory=MultiCriteriaRanker)
-    calibration: Calibration | None = None
 
     def score(self, ask: Ask, store: Searched) -> Scored:
         """Scores in [0, 1] of all but diversity, and what diversity needs; see `Strategy`."""
         columns, seen = columns_of(store, store.high_water), visible(ask, store)
-        rule = rule_for(ask, calibration=self.calibration)
+        rule = rule_for(ask.located)
         maxima = ask.maxima(store)
         line, shares, z = similarity_line(maxima, ask.mask, columns.successor, seen, rule)
         diversity = self.ranker.weights["diversity"]
         return Scored(
             self.ranker.base(line, columns.relevance, columns.created, seen),
-            certainty_of(line, seen.sum(-1), rule),
             line=line,
             profiles=shares.sqrt()[:, :, None] * z.clamp(min=0) if diversity else None,
             diversity=diversity,

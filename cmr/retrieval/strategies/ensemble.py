@@ -70,15 +70,12 @@ class HybridEnsemble:
 
 def ensemble_of(
     parts: Mapping[str, Strategy],
-    weights: Iterable[tuple[str, float]] | None,
+    weights: Mapping[str, float] | Iterable[tuple[str, float]] | None,
     rank_constant: float = MEASURED_CONSTANT,
 ) -> HybridEnsemble:
-    """The ensemble of the named parts.
+    """The ensemble of a strategy for each of `PARTS`; one that is not named has no weight.
 
-    Args:
-        parts: a strategy for each of `PARTS`.
-        weights: items of weights; a part that is not named has none. None: `MEASURED_WEIGHTS`.
-        rank_constant: see `HybridEnsemble`.
+    Weights that are None are the `MEASURED_WEIGHTS`.
     """
     given = dict(MEASURED_WEIGHTS if weights is None else weights)
     # The first part says where candidates are, whether or not it has a weight.
@@ -92,7 +89,9 @@ def _reciprocal(scores: torch.Tensor, constant: float) -> torch.Tensor:
         return scores
     says = scores.isfinite()
     falling = (-scores.masked_fill(~says, NEG_INF)).contiguous()
+    # How many are better, and one: equal scores share the better rank.
     rank = 1 + torch.searchsorted(falling.sort(-1).values, falling)
+    # A part that scores all alike says nothing, and must not lift them all by the best rank.
     least = scores.masked_fill(~says, -NEG_INF).amin(-1, keepdim=True)
     says &= (scores > least) | (scores.masked_fill(~says, NEG_INF).amax(-1, keepdim=True) > least)
     return torch.where(says, 1 / (constant + rank), 0.0)

@@ -43,10 +43,13 @@ def _row(
     wanted: torch.Tensor, stored: torch.Tensor, successor: torch.Tensor, seen: torch.Tensor
 ) -> torch.Tensor:
     """Scores `[blocks]` of one row for `wanted` `[distinct]` tokens, rising."""
+    # Where each stored token would be among the wanted ones, which are few and rise: no table of
+    # the vocabulary is needed, and no comparison of all with all.
     at = torch.searchsorted(wanted, stored).clamp(max=len(wanted) - 1)
     same = (wanted[at] == stored) & seen[:, None]
     counts = torch.zeros(len(stored), len(wanted), device=stored.device)
     counts.scatter_add_(1, at, same.float())
+    # A passage is a block and its successor, if the row sees it (its counts are 0 if not).
     follows = (successor >= 0).float()
     counts = counts + counts[successor.clamp(min=0)] * follows[:, None]
     total = seen.sum()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
 
 from cmr.config import (
     STRATEGIES,
@@ -22,7 +21,7 @@ from cmr.retrieval.strategies.ensemble import ensemble_of
 from cmr.retrieval.strategies.hierarchical import Hierarchical
 from cmr.retrieval.strategies.lexical import LexicalOverlap
 from cmr.retrieval.strategies.semantic import Semantic
-from cmr.retrieval.strategies.tasks import TaskSettings, TaskSpecific
+from cmr.retrieval.strategies.tasks import TaskSettings, TaskSpecific, Weights
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,12 @@ class Parts:
     Attributes:
         config: the settings.
         calibration: what was measured for the model; None: nothing was.
-        ensemble_weights: items of weights of 'hybrid_ensemble'; None: those that suit most.
+        ensemble_weights: of 'hybrid_ensemble'; None: those that suit most.
     """
 
     config: RetrievalConfig
     calibration: Calibration | None = None
-    ensemble_weights: tuple[tuple[str, float], ...] | None = None
+    ensemble_weights: Weights | None = None
 
 
 StrategyMaker = Callable[[Parts], Strategy]
@@ -74,26 +73,13 @@ def make_strategy(name: str, parts: Parts) -> Strategy:
     return _MAKERS[check.choice("strategy", known, known_strategies())](parts)
 
 
-def _semantic(parts: Parts) -> Strategy:
-    return Semantic(parts.calibration)
-
-
-def _contextual(parts: Parts) -> Strategy:
+def _contextual(parts: Parts) -> Contextual:
     return Contextual(parts.calibration, parts.config.context_heads or HEADS)
 
 
-def _criteria(parts: Parts) -> Strategy:
-    ranker = MultiCriteriaRanker(parts.config.criteria_weights)
-    return MultiCriteria(ranker, parts.calibration)
-
-
-def _hierarchical(parts: Parts) -> Strategy:
-    return Hierarchical(parts.config.max_clusters, parts.calibration)
-
-
 def _ensemble(parts: Parts) -> Strategy:
-    named = {
-        "semantic": _semantic(parts),
+    named: dict[str, Strategy] = {
+        "semantic": Semantic(parts.calibration),
         "contextual": _contextual(parts),
         "lexical": LexicalOverlap(),
     }
@@ -102,20 +88,27 @@ def _ensemble(parts: Parts) -> Strategy:
 
 def _by_task(parts: Parts) -> Strategy:
     def make(settings: TaskSettings) -> Strategy:
-        weights = cast("tuple[tuple[str, float], ...] | None", settings.ensemble_weights)
-        config = settings.over(parts.config)
-        return make_strategy(
-            settings.strategy, replace(parts, config=config, ensemble_weights=weights)
-        )
+        config, weights = settings.over(parts.config), settings.ensemble_weights
+        made_of = replace(parts, config=config, ensemble_weights=weights)
+        return make_strategy(settings.strategy, made_of)
 
     return TaskSpecific(make)
 
 
+# To add a strategy: write one file in this folder with a class that has `score` (see `Strategy` in
+# `cmr/retrieval/ask.py`; docs/retrieval.md shows a whole one), and add a line here that makes it.
+# Its name also goes into `STRATEGIES` of `cmr/config/__init__.py`, so that settings take it.
+# `score` is all it needs: floors, neighbours and how much is read are the search's own business.
 _MAKERS: dict[str, StrategyMaker] = {
-    "maxsim": _semantic,
+    "maxsim": lambda parts: Semantic(parts.calibration),
     "contextual_relevance": _contextual,
-    "multi_criteria": _criteria,
-    "hierarchical": _hierarchical,
+    "multi_criteria": lambda parts: MultiCriteria(
+        MultiCriteriaRanker(parts.config.criteria_weights)
+    ),
+    "hierarchical": lambda parts: Hierarchical(parts.config.max_clusters, parts.calibration),
     "task_specific": _by_task,
     "hybrid_ensemble": _ensemble,
 }
+
+LOOK_AT_HEADS = ("contextual_relevance", "hybrid_ensemble", "task_specific")
+"""Strategies that look at `Ask.heads`. Others are spared the attention queries of those layers."""

@@ -12,7 +12,7 @@ from cmr.retrieval.rules import rule_for
 
 @dataclass(frozen=True)
 class Semantic:
-    """The similarity that `MaxSimRetriever` ranks by, as a score of every passage.
+    """The similarity that the default search ranks by (`Selector.fused`), of every passage.
 
     Attributes:
         calibration: of the model, for what is expected when nothing fits; None: see `TUNED`.
@@ -25,7 +25,7 @@ class Semantic:
     def score(self, ask: Ask, store: Searched) -> Scored:
         """Scores in standard deviations from what is usual; see `Strategy`."""
         seen = visible(ask, store)
-        rule = rule_for(ask, calibration=self.calibration)
+        rule = rule_for(ask.located, self.calibration)
         successor = store.successor[: store.high_water]
         line = similarity_line(ask.maxima(store), ask.mask, successor, seen, rule)[0]
         return Scored(line, certainty_of(line, seen.sum(-1), rule))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 from cmr.config import CRITERIA, RetrievalConfig
 from cmr.config import checks as check
-from cmr.retrieval.ask import Ask, Scored, Searched, Strategy
+from cmr.retrieval.ask import Ask, Scored, Searched, Strategy, tell
 from cmr.retrieval.strategies.ensemble import PARTS
 
 Weights = Mapping[str, float] | tuple[tuple[str, float], ...]
@@ -19,11 +19,8 @@ class TaskSettings:
 
     Attributes:
         strategy: name of a strategy other than 'task_specific'.
-        blocks: None: as the configuration says.
-        neighbours: None: as the configuration says.
-        gain: None: as the configuration says.
+        blocks, neighbours, gain: None: as the configuration says.
         criteria_weights: a dict, kept as its items. None: as the configuration says.
-
         ensemble_weights: for 'hybrid_ensemble', of 'semantic', 'contextual' and 'lexical'; a dict,
             kept as its items. None: those that suit most questions.
 
@@ -53,11 +50,8 @@ class TaskSettings:
                 check.put(self, name, check.weights(name, getattr(self, name), known))
 
     def over(self, config: RetrievalConfig) -> RetrievalConfig:
-        """A configuration with what is set here in the place of what it says.
-
-        Raises:
-            ConfigError: there is no strategy of that name.
-        """
+        """A configuration with what is set here in the place of what it says."""
+        # The one field that a configuration has not; it reaches the strategy by its parts.
         names = (f.name for f in fields(self) if f.name != "ensemble_weights")
         said = {name: getattr(self, name) for name in names}
         return replace(config, **{name: x for name, x in said.items() if x is not None})
@@ -80,11 +74,6 @@ _TASKS: dict[str, TaskSettings] = {
     # what is called is found first in 73 % of the questions instead of 42 %.
     "code": TaskSettings("hybrid_ensemble", ensemble_weights={"semantic": 1.0, "lexical": 1.0}),
 }
-
-
-def tasks() -> tuple[str, ...]:
-    """Names of all tasks that are known."""
-    return tuple(_TASKS)
 
 
 def register_task(name: str, settings: TaskSettings) -> None:
@@ -126,28 +115,29 @@ class TaskSpecific:
         self._made: dict[TaskSettings, Strategy] = {}
 
     def strategy(self, task: str | None) -> Strategy:
-        """The strategy for a task.
+        """The strategy for a task, made when it is needed first.
 
         Raises:
             ConfigError: no task has that name, or its strategy is unknown.
         """
         settings = settings_of(task)
+        # By settings and not by name: a task that is registered anew is followed at once.
         if settings not in self._made:
             self._made[settings] = self._make(settings)
         return self._made[settings]
 
     def settings(self, ask: Ask, config: RetrievalConfig) -> RetrievalConfig:
-        """The settings of the search for what is asked; see `Settled`.
-
-        Raises:
-            ConfigError: no task has the name that the request gives, or its strategy is unknown.
-        """
+        """The settings of the search for what is asked; see `Strategy`."""
         return settings_of(ask.task).over(config)
 
-    def score(self, ask: Ask, store: Searched) -> Scored:
-        """Scores of the task's strategy; see `Strategy`.
+    def follow(self, store: Searched) -> None:
+        """Have the strategies that were made drop what is stored no more; see `Strategy`."""
+        tell(self._made.values(), "follow", store)
 
-        Raises:
-            ConfigError: no task has the name that the request gives.
-        """
+    def close(self) -> None:
+        """End what they do in the background."""
+        tell(self._made.values(), "close")
+
+    def score(self, ask: Ask, store: Searched) -> Scored:
+        """Scores of the task's strategy; see `Strategy`."""
         return self.strategy(ask.task).score(ask, store)

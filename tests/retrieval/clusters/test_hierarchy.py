@@ -91,7 +91,7 @@ def test_clusters_find_what_the_exact_search_finds():
     near = hierarchy(probes=8, second=300, third=96)
     assert overlap(ring, near) >= 0.85
     assert near.clusters > 1
-    assert near.candidates(ring, ring.index[:1], None, torch.tensor([0]), RULE).slots.shape[1] < 500
+    assert near.shortlist(ring, ring.index[:1], None, torch.tensor([0]), RULE).slots.shape[1] < 500
 
 
 def test_after_half_was_replaced_it_finds_the_new_and_rebuilds_by_itself():
@@ -139,7 +139,7 @@ def test_the_same_seed_gives_the_same_clusters_and_candidates():
     ring = ring_of(600)
     write(ring, [0] * 600, themes(600))
     query, sessions = torch.randn(1, 6, HIDDEN), torch.tensor([0])
-    one, two = (hierarchy().candidates(ring, query, None, sessions, RULE) for _ in range(2))
+    one, two = (hierarchy().shortlist(ring, query, None, sessions, RULE) for _ in range(2))
     assert torch.equal(one.slots, two.slots)
     assert torch.equal(one.deviation, two.deviation)
 
@@ -148,7 +148,7 @@ def test_moments_are_close_to_those_over_all_blocks():
     ring = ring_of(1200)
     write(ring, [0] * 1200, themes(1200))
     query, sessions = F.normalize(themes(1)[:, :4], dim=-1), torch.tensor([0])
-    found = hierarchy(sample=400).candidates(ring, query, None, sessions, RULE)
+    found = hierarchy(sample=400).shortlist(ring, query, None, sessions, RULE)
     deviation, mean = torch.std_mean(ring.maxima(query, sessions, 0, 1200), -1, correction=0)
     assert int(found.counts) == 1200
     assert ((found.mean - mean) / deviation).abs().max() < 0.15
@@ -160,7 +160,7 @@ def test_what_may_not_be_seen_is_no_candidate():
     write(ring, [0] * 600, themes(600))
     visible = torch.zeros(1, 600, dtype=torch.bool)
     visible[:, :300] = True
-    found = hierarchy().candidates(
+    found = hierarchy().shortlist(
         ring, torch.randn(1, 5, HIDDEN), None, torch.tensor([0]), RULE, visible
     )
     assert found.slots.max() < 300
@@ -232,7 +232,7 @@ def test_no_slot_of_another_session_is_ever_a_candidate(steps, tokens):
         sessions = torch.tensor([0, 1, 2, 3, -1])
         query = F.normalize(torch.randn(5, tokens, HIDDEN), dim=-1)
         rule = RULE._replace(passage=1 if tokens == 1 else 2)
-        found = near.candidates(ring, query, None, sessions, rule)
+        found = near.shortlist(ring, query, None, sessions, rule)
         for row, session in enumerate(sessions.tolist()):
             slots = found.slots[row][found.slots[row] >= 0]
             assert (ring.session[slots] == session).all()
@@ -249,7 +249,7 @@ def test_nothing_is_kept_of_what_is_forgotten():
     near = hierarchy()
     query = torch.randn(1, 5, HIDDEN)
     for session in (0, 1):
-        near.candidates(ring, query, None, torch.tensor([session]), RULE)
+        near.shortlist(ring, query, None, torch.tensor([session]), RULE)
     assert near._samples[0].nbytes
     ring.clear(0)
     near.sync(ring)
@@ -275,7 +275,7 @@ def test_a_number_out_of_range_is_refused(name):
 def test_a_query_of_another_width_is_refused_before_any_work():
     ring = ring_of(10)
     with pytest.raises(ValueError, match=rf"hidden={HIDDEN}\] expected, got \[1, 3, 8\]"):
-        hierarchy().candidates(ring, torch.randn(1, 3, 8), None, torch.tensor([0]), RULE)
+        hierarchy().shortlist(ring, torch.randn(1, 3, 8), None, torch.tensor([0]), RULE)
 
 
 def test_without_faiss_the_error_says_what_to_install(monkeypatch):

@@ -11,13 +11,13 @@ from cmr.config import CRITERIA
 from cmr.errors import ConfigError
 from cmr.kernels.reference import select
 from cmr.memory.sessions import NO_SESSION
-from cmr.retrieval.ask import Ask, columns_of
+from cmr.retrieval.ask import Ask, columns_of, visible
 from cmr.retrieval.rules import TUNED
+from cmr.retrieval.selection import diversify, standing_out
 from cmr.retrieval.strategies.criteria import (
     DEFAULT_WEIGHTS,
     MultiCriteria,
     MultiCriteriaRanker,
-    diversify,
 )
 from tests.kernels.compare import assert_close
 from tests.retrieval.strategies.test_maxsim import BLOCK, HIDDEN, ring, search, write
@@ -205,13 +205,22 @@ def test_weights_sum_to_one_in_their_proportions(given_weights: dict[str, float]
         assert weights[name] == pytest.approx(share * weights[largest])
 
 
-def test_it_chooses_as_the_kernel_does() -> None:
+def test_each_is_the_best_given_those_before() -> None:
     base, profiles = torch.rand(3, N), torch.rand(3, 6, N)
     base[1, 4:] = -torch.inf
     have = diversify(base, profiles, 0.4, 6)
-    scores, slots = select._greedy(base, profiles, 0.4, 6)
-    assert torch.equal(have.slots, slots)
-    assert_close("scores", have.scores, scores, 1e-6, 1e-6)
+    for row in range(3):
+        units = torch.nn.functional.normalize(profiles[row].double(), dim=0)
+        alike, left = torch.zeros(N).double(), base[row].double()
+        for number in range(6):
+            score, slot = (left + 0.4 * (1 - alike)).max(0)
+            if score == -torch.inf:
+                assert have.slots[row, number] == -1
+                continue
+            assert have.slots[row, number] == slot
+            assert_close("score", have.scores[row, number], score.float(), 1e-6, 1e-6)
+            alike = torch.maximum(alike, units.T @ units[:, slot])
+            left[slot] = -torch.inf
 
 
 # -- as a strategy over a store of blocks ---------------------------------------------------------
@@ -221,11 +230,11 @@ def choose(store, query, sessions, weights, k=3):
     ask = Ask(query, None, torch.tensor(sessions))
     found = MultiCriteria(MultiCriteriaRanker(weights)).score(ask, store)
     columns = columns_of(store, store.high_water)
-    scores, starts = select.candidates(
-        found.line, found.passages, columns, k, found.profiles, found.diversity
+    scores, starts = standing_out(found.line, found.passages, columns, found, k)
+    certainty = select.certainty_of(found.line, visible(ask, store).sum(-1), TUNED)
+    return select.Selection(
+        scores, starts, certainty, *select.stamped_table(starts, columns, TUNED)
     )
-    table = select.stamped_table(starts, columns, TUNED)
-    return select.Selection(scores, starts, found.certainty, *table)
 
 
 def test_similarity_alone_chooses_what_the_default_search_does() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cmr.config import RetrievalConfig
 from cmr.memory import BlockBatch, RingBuffer
 from cmr.memory.sessions import NO_SESSION
-from cmr.retrieval import Ask, Choice, MaxSimRetriever
+from cmr.retrieval import Ask, Choice, Retriever
 
 BLOCK, HIDDEN = 4, 32
 
@@ -35,8 +35,8 @@ def write(store: RingBuffer, sessions: list[int], states: torch.Tensor | None = 
     store.write(BlockBatch(sessions, places, places, states, {}))
 
 
-def retriever(**settings: object) -> MaxSimRetriever:
-    return MaxSimRetriever(RetrievalConfig(**{"threshold": 0.0, "gain": 0.0, **settings}))
+def retriever(**settings: object) -> Retriever:
+    return Retriever(RetrievalConfig(**{"threshold": 0.0, "gain": 0.0, **settings}))
 
 
 def search(

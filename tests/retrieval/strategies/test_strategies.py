@@ -15,7 +15,7 @@ from cmr.config import STRATEGIES, RetrievalConfig
 from cmr.errors import ConfigError
 from cmr.kernels.reference.select import Columns, may_see
 from cmr.memory.sessions import NO_SESSION
-from cmr.retrieval import Calibration, MaxSimRetriever, Retriever
+from cmr.retrieval import Calibration, Retriever
 from cmr.retrieval.ask import Ask, Scored, Searched, columns_of, visible
 from cmr.retrieval.rules import TUNED, rule_for
 from cmr.retrieval.selection import values_of
@@ -44,7 +44,7 @@ def test_semantic_ranks_as_the_fused_search_does(located: bool) -> None:
     ask = question([0, 1], states=asked, located=located)
     have = Semantic(MODEL).score(ask, store)
     config = RetrievalConfig(blocks=1, neighbours=0, threshold=0.0, gain=0.0)
-    want = MaxSimRetriever(config, MODEL).search(ask, store)
+    want = Retriever(config, MODEL).search(ask, store)
     assert torch.equal(have.passages.argmax(-1), want.table[:, 0, 0])
     assert_close("scores", have.passages.amax(-1), want.scores[:, 0], 1e-5, 1e-5)
     assert have.certainty is not None
@@ -52,14 +52,12 @@ def test_semantic_ranks_as_the_fused_search_does(located: bool) -> None:
 
 
 def test_a_located_question_weighs_its_words_otherwise() -> None:
-    ask = question([0])
-    located = question([0], located=True)
-    assert rule_for(ask) == TUNED and rule_for(located).peak_power == 1
+    assert rule_for(False) == TUNED and rule_for(True).peak_power == 1
     config = RetrievalConfig(threshold=0.4, neighbours=3)
-    rule = rule_for(located, config, MODEL)
+    rule = rule_for(True, MODEL, config)
     assert (rule.threshold, rule.neighbours) == (0.4, 3)
     assert (rule.null_base, rule.null_slope) == (2.0, 0)
-    assert rule_for(ask, config, MODEL).null_base == MODEL.text_null[0]
+    assert rule_for(False, MODEL, config).null_base == MODEL.text_null[0]
 
 
 # -- lexical --------------------------------------------------------------------------------------
@@ -142,7 +140,7 @@ def test_hierarchical_knows_what_its_passages_explain() -> None:
     starts = torch.tensor([[3, 24, -1], [39, 26, -1], [-1, -1, -1]])
     assert found.explained is not None
     have, shares = found.explained(starts)
-    successor, rule = store.successor[:40], rule_for(ask, calibration=MODEL)
+    successor, rule = store.successor[:40], rule_for(ask.located, MODEL)
     want, want_shares = values_of(
         ask.maxima(store), ask.mask, successor, visible(ask, store), rule, starts
     )

@@ -14,7 +14,8 @@ from cmr.retrieval import Retriever
 from cmr.retrieval.entries.advanced import AdvancedMemoryRetriever
 from cmr.retrieval.entries.context import RetrievalContext
 from cmr.retrieval.strategies import tasks
-from cmr.retrieval.strategies.registry import Parts, make_strategy
+from cmr.retrieval.strategies.registry import Parts, make_strategy, register_strategy
+from cmr.retrieval.strategies.semantic import Semantic
 from cmr.retrieval.strategies.tasks import TaskSettings, register_task, settings_of
 from tests.retrieval.stored import BLOCK, HIDDEN, question, store_of, write
 
@@ -69,7 +70,7 @@ def test_a_task_of_ones_own() -> None:
     store, asked = contradicting()
     weights = {"similarity": 0.01, "recency": 0.99}
     register_task("diary", TaskSettings("multi_criteria", criteria_weights=weights))
-    assert "diary" in tasks.tasks()
+    assert "diary" in tasks._TASKS
     assert best("diary", store, asked) == 59
     register_task("diary", TaskSettings())
     assert best("diary", store, asked) in (19, 20)
@@ -99,6 +100,26 @@ def test_a_summary_takes_all_that_is_said_of_something() -> None:
         return len(set(said) & set(table.flatten().tolist()))
 
     assert found("summarising") == 8 and found(None) <= 2
+
+
+def test_what_is_forgotten_is_forgotten_by_the_strategy_of_a_task() -> None:
+    told = []
+
+    class Keeping(Semantic):
+        def follow(self, store) -> None:
+            told.append(store)
+
+        def close(self) -> None:
+            told.append("closed")
+
+    register_strategy("keeping", lambda parts: Keeping())
+    register_task("kept", TaskSettings("keeping"))
+    store, _ = contradicting()
+    search = Retriever(CONFIG)
+    search.search(question([0], task="kept"), store)
+    search.forget(store)
+    search.close()
+    assert told == [store, "closed"]
 
 
 def test_an_unknown_task_is_refused() -> None:
