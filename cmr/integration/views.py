@@ -144,9 +144,9 @@ class Looking:
             "written_blocks": core.ring.written,
             "searches": core.searches,
             "recalls": core.recalls_made,
-            "evicted_blocks": ring.keeper.evicted,
-            "sunk_blocks": ring.keeper.sunk,
-            "expired_blocks": ring.keeper.expired,
+            "evicted_blocks": core.keeper.evicted,
+            "sunk_blocks": core.keeper.sunk,
+            "expired_blocks": core.keeper.expired,
             "scoring": core.scorer.stats(),
             "tiers": ring.tier_stats(),
             "bytes": self.nbytes,
@@ -166,7 +166,7 @@ class Looking:
     def _stored_blocks(self) -> list[StoredBlock]:
         """What is stored, for people, in the order of the blocks' numbers."""
         ring, table = self._core.ring, self._core.table
-        ring.keeper.expire()
+        self._core.keeper.expire()
         ledger = ring.ledger
         slots = ledger.slots_of(None)
         at = slots.to(ring.device)

@@ -165,18 +165,32 @@ class SlotLedger:
         slots: torch.Tensor,
         sessions: Sequence[int],
         numbers: torch.Tensor,
-        born: torch.Tensor,
-        deadline: torch.Tensor,
+        born: float | torch.Tensor,
+        lifetimes: Sequence[float] | None = None,
     ) -> None:
-        """Note new blocks in slots that were taken, in the order of their text."""
+        """Note new blocks in slots that were taken, in the order of their text.
+
+        Args:
+            slots: `[n]` int64.
+            sessions: number of the session of each.
+            numbers: `[n]` int64.
+            born: seconds since the epoch; one number, or `[n]`.
+            lifetimes: seconds from then on until each is to be forgotten; None: for ever.
+        """
         self.owner[slots] = torch.tensor(sessions, dtype=torch.int64)
         self.number[slots], self.born[slots] = numbers, born
-        self.deadline[slots], self.pinned[slots] = deadline, False
-        self._expires |= bool((deadline < math.inf).any())
+        self.deadline[slots], self.pinned[slots] = math.inf, False
+        if lifetimes is not None:
+            self.let_expire(slots, self.born[slots] + torch.tensor(lifetimes, dtype=torch.float64))
         self._note(slots)
         for slot, session in zip(slots.tolist(), sessions, strict=True):
             self._held[session] += 1
             self._newest[session] = slot
+
+    def let_expire(self, slots: torch.Tensor, deadline: torch.Tensor) -> None:
+        """Note when blocks are to be forgotten, `[n]` float64 seconds since the epoch."""
+        self.deadline[slots] = deadline
+        self._expires |= bool((deadline < math.inf).any())
 
     def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Note that blocks went from one slot to another, which was taken."""

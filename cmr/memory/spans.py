@@ -8,17 +8,17 @@ from typing import Any
 import torch
 
 from cmr.errors import CorruptMemoryError
-from cmr.memory.block_store import RingBuffer
+from cmr.memory.block_store import BlockStore
 from cmr.memory.store import Saved
 
 GAP = 8
 """Tokens that one stretch of white space may be, where its length does not matter."""
 
 
-def runs(ring: RingBuffer, session: int | None) -> Iterator[list[int]]:
+def runs(blocks: BlockStore, session: int | None) -> Iterator[list[int]]:
     """Slots of consecutive blocks of a session, or of each, in the order of the text."""
-    slots = ring.ledger.slots_of(session).tolist()
-    successor, predecessor = ring.successor.cpu(), ring.predecessor.cpu()
+    slots = blocks.ledger.slots_of(session).tolist()
+    successor, predecessor = blocks.successor.cpu(), blocks.predecessor.cpu()
     for slot in slots:
         if predecessor[slot] < 0:
             run = [slot]
@@ -27,29 +27,29 @@ def runs(ring: RingBuffer, session: int | None) -> Iterator[list[int]]:
             yield run
 
 
-def tokens_of(ring: RingBuffer, slots: Sequence[int]) -> list[int]:
+def tokens_of(blocks: BlockStore, slots: Sequence[int]) -> list[int]:
     """Token ids of blocks, without padding, joined."""
-    at = torch.tensor(slots, device=ring.device)
-    held = ring.positions[at] >= 0
-    ids: list[int] = ring.token_ids[at][held].tolist()
+    at = torch.tensor(slots, device=blocks.device)
+    held = blocks.positions[at] >= 0
+    ids: list[int] = blocks.token_ids[at][held].tolist()
     return ids
 
 
 def holding(
-    ring: RingBuffer, session: int | None, span: str | Sequence[int], tokenizer: Any
+    blocks: BlockStore, session: int | None, span: str | Sequence[int], tokenizer: Any
 ) -> torch.Tensor:
     """Slots `[n]` of the blocks that a span of text lies in, wherever it occurs.
 
     Args:
-        ring: the store.
+        blocks: the store.
         session: whose blocks; None: everybody's.
         span: text, or token ids.
         tokenizer: decodes, for a text.
     """
     holds, longest = _exactly(span, tokenizer)
     found: set[int] = set()
-    for run in runs(ring, session):
-        texts = [tokens_of(ring, [slot]) for slot in run]
+    for run in runs(blocks, session):
+        texts = [tokens_of(blocks, [slot]) for slot in run]
         found.update(run[i] for i in _within(texts, holds, longest))
     return torch.tensor(sorted(found), dtype=torch.int64)
 

@@ -131,17 +131,17 @@ class Searched(Protocol):
         last: int,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """See `cmr.memory.tier_tensors.TieredStores.maxima`."""
+        """See `cmr.memory.tier_tensors.TierTensors.maxima`."""
         ...
 
     def maxima_at(
         self, query: torch.Tensor, sessions: torch.Tensor, slots: torch.Tensor
     ) -> torch.Tensor:
-        """See `cmr.memory.tier_tensors.TieredStores.maxima_at`."""
+        """See `cmr.memory.tier_tensors.TierTensors.maxima_at`."""
         ...
 
     def states(self, slots: torch.Tensor) -> torch.Tensor:
-        """See `cmr.memory.tier_tensors.TieredStores.states`."""
+        """See `cmr.memory.tier_tensors.TierTensors.states`."""
         ...
 
 

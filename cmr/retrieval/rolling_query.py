@@ -8,7 +8,7 @@ import torch
 
 from cmr.kernels.maxsim import Scratch, Selection, new_scratch
 from cmr.kernels.ring_write import ring_write_index
-from cmr.memory.block_store import RingBuffer
+from cmr.memory.block_store import BlockStore
 from cmr.retrieval.ask import Ask
 from cmr.retrieval.choice import Choice
 
@@ -40,7 +40,7 @@ class RollingQuery:
         self,
         rows: int,
         tokens: int,
-        ring: RingBuffer,
+        ring: BlockStore,
         sessions: torch.Tensor,
         located: bool = False,
         task: str | None = None,

@@ -46,7 +46,7 @@ class MemoryContent:
         self.kinds = kinds_of(self._ring)
         self.kind = torch.zeros(len(self.slots), dtype=torch.int64)
         for number, tier in enumerate(ledger.tiers):
-            if "codes" in self._ring.parts(number):
+            if "codes" in self._ring.parts[number]:
                 self.kind[tier.holds(self.slots)] = CODES
         self.numbers = ledger.number[self.slots]
         self.session = ledger.owner[self.slots]
@@ -127,7 +127,7 @@ class MemoryContent:
             for number, tier in enumerate(self._ring.ledger.tiers):
                 here = tier.holds(slots) & there
                 if here.any():
-                    held = self._ring.parts(number)[part]
+                    held = self._ring.parts[number][part]
                     out[here] = held[(slots[here] - tier.first).to(held.device)].cpu()
             self._given[part][at] = True
         for i in (~there).nonzero()[:, 0].tolist():
@@ -144,7 +144,7 @@ class MemoryContent:
         at = at[~self.due()[at]]
         for number, tier in enumerate(self._ring.ledger.tiers):
             here = at[tier.holds(self.slots[at])]
-            for part, held in self._ring.parts(number).items() if len(here) else ():
+            for part, held in self._ring.parts[number].items() if len(here) else ():
                 left = here[~self._given[part][here]]
                 rows = held[(self.slots[left] - tier.first).to(held.device)].cpu()
                 self._aside.update(zip(((part, n) for n in left.tolist()), rows, strict=True))
@@ -154,7 +154,7 @@ def kinds_of(ring: Any) -> Sequence[Kind]:
     """The forms in which a store keeps blocks."""
     forms = [Kind("full", {})] * 2
     for number in range(len(ring.ledger.tiers)):
-        parts = {n: Part(t.dtype, tuple(t.shape[1:])) for n, t in ring.parts(number).items()}
+        parts = {n: Part(t.dtype, tuple(t.shape[1:])) for n, t in ring.parts[number].items()}
         if "codes" in parts:
             forms[CODES] = Kind("codes", parts)
         elif number == 0:

@@ -113,7 +113,7 @@ class Files:
             }
             known = self._known.get(where)
             with core.lock:
-                core.ring.keeper.expire()
+                core.keeper.expire()
                 content = stack.enter_context(MemoryContent(core, wanted, about))
                 forgotten = core.forgotten
             report = save(

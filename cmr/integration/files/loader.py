@@ -218,7 +218,7 @@ class Loader:
         wanted = [newest[tiers[newest] == tier] for tier in range(count)]
         if self.exact:
             return wanted
-        plan, left = self._ring.keeper.plan(wanted)
+        plan, left = self._core.keeper.plan(wanted)
         if left:
             raise ConfigError(
                 f"budget: room for {len(newest)} blocks of {self._saved.path} expected, "
@@ -251,20 +251,20 @@ class Loader:
                 if not len(mine):
                     continue
                 owners = Counter(numbers[n] for n in saved.session[mine].tolist())
-                ring.keeper.room_in(tier, owners)
+                core.keeper.room_in(tier, owners)
                 slots[mine] = ledger.take(tier, len(mine))
             rank = torch.empty_like(born)
             rank[born.argsort()] = torch.arange(len(born))
             born = ring.new_numbers(len(born))[rank]
         for batch in saved.batches([info.number for info in self._chosen]):
             at = slots[batch.positions]
-            for tier, held in enumerate(ledger.tiers):
-                here = held.holds(at)
+            for tier in ledger.tiers:
+                here = tier.holds(at)
                 if here.all():
-                    ring.put(tier, at - held.first, batch.parts)
+                    ring.put(at, batch.parts)
                 elif here.any():
                     parts = {name: part[here] for name, part in batch.parts.items()}
-                    ring.put(tier, at[here] - held.first, parts)
+                    ring.put(at[here], parts)
         self._columns(slots, born, numbers)
         if self.exact:
             ledger.extend(saved.header["limit"])
@@ -301,8 +301,8 @@ class Loader:
             [owners[i] for i in order.tolist()],
             born[order],
             saved.columns["time"][at][order],
-            saved.columns["deadline"][at][order],
         )
+        ring.ledger.let_expire(slots[at], saved.columns["deadline"][at])
         ring.ledger.pinned[slots[at]] = saved.columns["flags"][at] > 0
 
 

@@ -197,14 +197,14 @@ def test_what_expires_meanwhile_is_not_in_the_folder(
             if call == 4:
                 monkeypatch.setattr(time, "time", lambda: clock() + 7200)
                 if beside:
-                    aside(memory._core.ring.keeper.expire)
+                    aside(memory._core.keeper.expire)
 
         between(pass_time)
         report = memory.save(tmp_path / "m")
         assert not traces.in_folder(tmp_path)
         saved = Saved.open(tmp_path / "m")
         assert (saved.id, len(saved)) == (report.id, report.blocks) == (report.id, 7)
-        memory._core.ring.keeper.expire()
+        memory._core.keeper.expire()
         assert memory.save(tmp_path / "m").blocks == 7, "it goes on from there"
         assert not traces.in_folder(tmp_path)
 

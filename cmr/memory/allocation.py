@@ -1,4 +1,4 @@
-"""The tensors of one tier: on a device, in pinned host memory, or in a nameless file."""
+"""What a store is laid out as, and tensors for it: on a device, in pinned memory, in a file."""
 
 from __future__ import annotations
 
@@ -37,35 +37,35 @@ class LayerShape:
         return self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
 
 
-class LayerStores:
-    """Keys and values of the layers, slot by slot.
-
-    Args:
-        slots: blocks that fit.
-        block_size: tokens in a block.
-        layers: layer number (index into `hidden_states`) to what it stores.
-        allocate: makes the tensors.
+@dataclass(frozen=True)
+class Lower:
+    """The tiers under the first one.
 
     Attributes:
-        keys: layer number to `[slots, heads, block_size, key_dim]`.
-        values: the same of values; no entry where hidden states are stored.
+        working: blocks kept in host memory as they are.
+        long_term: blocks kept in a file: index vectors in 8 bits with a scale each, token ids.
+        long_term_states: whether keys and values (or states) are kept in the file, too.
+        folder: where the file is; None: the system's place for temporary files.
     """
 
-    def __init__(
-        self, slots: int, block_size: int, layers: Mapping[int, LayerShape], allocate: Allocate
-    ) -> None:
-        self.keys: dict[int, torch.Tensor] = {}
-        self.values: dict[int, torch.Tensor] = {}
-        for number, shape in layers.items():
-            for stores, width in ((self.keys, shape.key_dim), (self.values, shape.value_dim)):
-                if width:
-                    size = (slots, shape.heads, block_size, width)
-                    stores[number] = allocate(size, shape.dtype, shape.device)
+    working: int = 0
+    long_term: int = 0
+    long_term_states: bool = False
+    folder: str | None = None
 
-    def parts(self) -> dict[str, torch.Tensor]:
-        """All tensors by name, `keys.4`, `values.4` and so on."""
-        named = {f"keys.{n}": tensor for n, tensor in self.keys.items()}
-        return named | {f"values.{n}": tensor for n, tensor in self.values.items()}
+
+def allocated(
+    layers: Mapping[int, LayerShape], slots: int, block_size: int, allocate: Allocate
+) -> dict[str, torch.Tensor]:
+    """Tensors `[slots, heads, block_size, dim]` of the layers, `keys.4`, `values.4` and so on."""
+    named = {}
+    for kind, width_of in (("keys", "key_dim"), ("values", "value_dim")):
+        for number, shape in layers.items():
+            width = getattr(shape, width_of)
+            if width:
+                size = (slots, shape.heads, block_size, width)
+                named[f"{kind}.{number}"] = allocate(size, shape.dtype, shape.device)
+    return named
 
 
 def on_device(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
