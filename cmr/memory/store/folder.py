@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cmr.errors import MemoryNotFoundError, StoreBusyError, StoreError
-from cmr.memory.store.text import corrupt
+from cmr.memory.store.form import corrupt
 
 try:
     import fcntl

@@ -12,29 +12,39 @@ from typing import Any, NamedTuple
 import torch
 
 from cmr.errors import CorruptMemoryError, MemoryKeyError, NewerFormatError
-from cmr.memory.store.datafile import HASH
 from cmr.memory.store.folder import MANIFEST, Folder, read_whole
 from cmr.memory.store.form import (
     DTYPE_NAMES,
     DTYPES,
+    HASH,
     MAX_BYTES,
     MAX_DIMS,
     NAME,
     Kind,
     Part,
     check_plain,
+    corrupt,
+    dump,
+    parse,
+    take,
+    take_size,
 )
-from cmr.memory.store.migrations import VERSION, migrate
-from cmr.memory.store.text import corrupt, dump, parse, take, take_size
 from cmr.memory.store.vault import Key, Vault, decode
 
-FORMAT = "cmr-memory"
+FORMAT, VERSION = "cmr-memory", 2
 # About 8 bytes a block: 30 million blocks.
 MAX_MANIFEST = 256 << 20
 # The row of a block that is no longer part of the memory.
 DEAD = -1
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(r"[0-9a-f]{32}")
+# Columns that version 1 did not have, with the value that its blocks get.
+ADDED_IN_2: dict[str, tuple[str, int | float]] = {
+    "kind": ("I64", 0),
+    "column.time": ("F64", 0.0),
+    "column.flags": ("I64", 0),
+    "column.tier": ("I64", 0),
+}
 
 
 class Shard(NamedTuple):
@@ -55,7 +65,7 @@ class Shard(NamedTuple):
     numbers: list[int]
 
 
-class Columns(NamedTuple):
+class ColumnFile(NamedTuple):
     """The data file of columns.
 
     Attributes:
@@ -95,7 +105,7 @@ class Manifest:
     library: str
     kinds: list[Kind]
     shards: list[Shard]
-    columns: Columns
+    columns: ColumnFile
     header: dict[str, Any]
     vault: Vault | None = field(default=None, repr=False)
     version: int = VERSION
@@ -168,8 +178,9 @@ def load(folder: Folder, key: Key | Vault | None, either: bool = False) -> Manif
     elif key is not None and not either:
         raise MemoryKeyError(f"{where}: the memory is not encrypted, but a key was given")
     version = table["format_version"]
-    table = migrate(table, where)
-    if version == VERSION:
+    if version == 1:
+        table = _from_1(table, where)
+    else:
         digest = take(table, HASH, str, where)
         del table[HASH]
         if digest != _digest(table):
@@ -192,6 +203,30 @@ def _version(table: Any, where: object) -> None:
         )
     if version < 1:
         corrupt(where, f"a format version from 1 on expected, got {str(version)[:20]}")
+
+
+def _from_1(table: dict[str, Any], where: object) -> dict[str, Any]:
+    """What a manifest of version 1 says, as version 2 says it, in memory only.
+
+    Version 1 had one kind, whose parts stood at the top, and fewer columns. A folder keeps the
+    version that it was saved with until it is saved again.
+    """
+    if "kinds" in table:
+        corrupt(where, "'kinds' in a manifest of version 1")
+    table["kinds"] = [{"name": "full", "parts": take(table, "parts", dict, where)}]
+    del table["parts"]
+    for shard in take(table, "shards", list, where):
+        if not isinstance(shard, dict):
+            corrupt(where, f"an object expected in 'shards', got {type(shard).__name__}")
+        shard["kind"] = 0
+    columns = take(table, "columns", dict, where)
+    present = take(columns, "parts", dict, where)
+    columns["fill"] = {
+        name: {"dtype": dtype, "value": value}
+        for name, (dtype, value) in ADDED_IN_2.items()
+        if name not in present
+    }
+    return table
 
 
 def fingerprint(raw: bytes) -> str:
@@ -226,7 +261,7 @@ def _read(table: Any, folder: Folder) -> Manifest:
         corrupt(where, "two kinds have the same name")
     shards = [_read_shard(e, len(kinds), where) for e in take(table, "shards", list, where)]
     entry = take(table, "columns", dict, where)
-    columns = Columns(
+    columns = ColumnFile(
         *_read_file(entry, where),
         take_size(entry, "rows", MAX_BYTES, where),
         _read_parts(entry, where),

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import torch
 
 from cmr.errors import CorruptMemoryError, StoreBusyError, StoreError
-from cmr.memory.store import layout, manifest
-from cmr.memory.store.datafile import DataFile, checksum
+from cmr.memory.store import manifest
+from cmr.memory.store.datafile import DataFile, check_sum
 from cmr.memory.store.folder import Folder, read_whole
-from cmr.memory.store.form import Kind, check_content
-from cmr.memory.store.manifest import DEAD, Manifest, Shard
-from cmr.memory.store.saving import SaveReport, write
-from cmr.memory.store.text import corrupt
+from cmr.memory.store.form import Kind, check_content, corrupt
+from cmr.memory.store.manifest import DEAD, ColumnFile, Manifest, Shard
+from cmr.memory.store.saver import Saver, SaveReport
 from cmr.memory.store.vault import Key
 
 _COLUMN = "column."
@@ -94,9 +93,7 @@ class Saved:
         for shard in found.shards:
             with self._open(found, shard) as file:
                 parts = found.kinds[shard.kind].parts
-                self._spans.append(
-                    layout.spans(file.read, file.size, parts, len(shard.numbers), file.path)
-                )
+                self._spans.append(file.spans(parts, len(shard.numbers)))
         self._places = _places(found, columns, self._folder)
         self._manifest = found
         self.id, self.format_version, self.library = found.id, found.version, found.library
@@ -124,20 +121,18 @@ class Saved:
             CorruptMemoryError: one differs; the message names the file.
         """
         self._check_present()
-        chosen = [
-            (shard.file, shard.bytes, shard.sha256)
+        chosen: list[Shard | ColumnFile] = [
+            shard
             for shard, place in zip(self._manifest.shards, self._places, strict=True)
-            if len(self._rows_of(place, sessions)) or sessions is None
+            if sessions is None or len(self._rows_of(place, sessions))
         ]
-        columns = self._manifest.columns
-        chosen.append((columns.file, columns.bytes, columns.sha256))
-
-        def check(file: tuple[str, int, str]) -> None:
-            _check_sum(self._folder, *file)
-
+        # The hash lets other threads run: a few files at once are read about as fast as the disk.
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            for _ in pool.map(check, chosen):
+            for _ in pool.map(self._check_sum, [*chosen, self._manifest.columns]):
                 pass
+
+    def _check_sum(self, file: Shard | ColumnFile) -> None:
+        check_sum(self._folder.file(file.file), file.bytes, file.sha256)
 
     def batches(self, sessions: Sequence[int] | None = None) -> Iterator[Batch]:
         """The blocks, file by file; while one is used, the next is read, never more at a time.
@@ -215,7 +210,7 @@ class Saved:
                     if span.row_bytes
                 ]
             )
-        whole = {n: layout.view(buffer, s, first, last + 1 - first) for n, s in spans.items()}
+        whole = {n: span.view(buffer, first, last + 1 - first) for n, span in spans.items()}
         if len(runs) == 1:
             return whole
         return {name: tensor.index_select(0, rows - first) for name, tensor in whole.items()}
@@ -256,7 +251,8 @@ class Saved:
             self._check_present()
             self._check_rewritten(at)
             found = self._manifest
-            report = write(self._folder, rest, found, found, found.vault, shard_bytes, clean=True)
+            saver = Saver(self._folder, rest, found.vault, shard_bytes, clean=True)
+            report = saver.save(found, found)
             self._take(manifest.load(self._folder, found.vault))
         return report
 
@@ -267,7 +263,7 @@ class Saved:
         gone[DEAD] = True  # the last: rows that are not used
         for shard, place in zip(self._manifest.shards, self._places, strict=True):
             if bool(gone[place].any()):
-                _check_sum(self._folder, shard.file, shard.bytes, shard.sha256)
+                self._check_sum(shard)
 
 
 class _Rest:
@@ -293,12 +289,6 @@ def _unchanged(folder: Folder, found: Manifest) -> bool:
     return manifest.fingerprint(raw) == found.fingerprint
 
 
-def _check_sum(folder: Folder, name: str, size: int, wanted: str) -> None:
-    path = folder.file(name)
-    if (found := checksum(path, size)) != wanted:
-        corrupt(path, f"checksum {wanted[:12]}... expected, got {found[:12]}...")
-
-
 def _runs(rows: torch.Tensor) -> list[tuple[int, int]]:
     """Half-open ranges of rows that lie side by side; `rows` is ascending."""
     breaks = (rows.diff() != 1).nonzero().view(-1) + 1
@@ -310,17 +300,18 @@ def _read_columns(folder: Folder, found: Manifest) -> dict[str, torch.Tensor]:
     """All columns, checked for checksum and form, in memory of their own."""
     about = found.columns
     path = folder.file(about.file)
-    _check_sum(folder, about.file, about.bytes, about.sha256)
+    check_sum(path, about.bytes, about.sha256)
     out = {}
     with DataFile(path, about.bytes, found.vault) as file:
-        spans = layout.spans(file.read, file.size, about.parts, about.rows, path)
+        spans = file.spans(about.parts, about.rows)
         buffer = file.buffer([(0, file.size)])
         for name, span in spans.items():
             if span.dtype == torch.bool:
-                given = layout.view(buffer, span._replace(dtype=torch.uint8), 0, about.rows)
+                # Looked at as numbers first: what torch makes of another byte is undefined.
+                given = span._replace(dtype=torch.uint8).view(buffer, 0, about.rows)
                 if given.numel() and int(given.max()) > 1:
                     corrupt(f"{path}, tensor {name!r}", "booleans of 0 or 1 expected")
-            out[name] = layout.view(buffer, span, 0, about.rows).clone()
+            out[name] = span.view(buffer, 0, about.rows).clone()
     for name, (dtype, value) in about.fill.items():
         if name in out:
             corrupt(folder.manifest, f"column {name!r} is both in a file and filled")
