@@ -60,6 +60,7 @@ class Core:
         state_layers: layers whose hidden states are stored.
         kv_layers: layers whose keys and values are stored.
         calibration: what was measured for the model; None: nothing was, or other settings hold.
+        index_digest: tells one index from another; None where states are indexed as they are.
         index_layer: layer whose states are searched.
         template: of the tokenizer's chats, where one is known.
         ring: the store.
@@ -117,6 +118,8 @@ class Core:
         width = measured.width(adapter.hidden) if measured else adapter.hidden
         device = adapter.device(self.index_layer)
         self.calibration = measured and measured.to(device)
+        projected = self.calibration is not None and self.calibration.projection is not None
+        self.index_digest = self.calibration.digest if projected else None
         index_dtype = (
             adapter.dtype if memory.index_dtype == "model" else getattr(torch, memory.index_dtype)
         )
@@ -320,13 +323,6 @@ class Core:
     def numbers(self, sessions: Sequence[int]) -> torch.Tensor:
         """Session numbers as `[rows]` int64 beside the index."""
         return torch.tensor(list(sessions), device=self.ring.device)
-
-    @property
-    def index_digest(self) -> str | None:
-        """Tells one index from another; None where states are indexed as they are."""
-        if self.calibration is None or self.calibration.projection is None:
-            return None
-        return self.calibration.digest
 
     def indexed(self, states: torch.Tensor) -> torch.Tensor:
         """What is indexed and searched of states `[..., hidden]` at the index layer."""

@@ -11,9 +11,8 @@ from cmr.integration.hooks.next_token import NextTokenReader
 from cmr.integration.hooks.step import Step
 from cmr.integration.requests.scope import said_here
 from cmr.integration.reweave.recalled_passage import RecalledPassage, recalled_passages
-from cmr.memory.archive import stored_block
 from cmr.memory.entry import MemoryEntry
-from cmr.memory.inspection import Inspection, Question, StoredBlock
+from cmr.memory.inspection import Inspection, Question, StoredBlock, blocks_from
 
 
 class Looking:
@@ -169,24 +168,6 @@ class Looking:
         self._core.keeper.expire()
         ledger = ring.ledger
         slots = ledger.slots_of(None)
-        at = slots.to(ring.device)
-        positions, ids = ring.positions[at].cpu(), ring.token_ids[at].cpu()
-        relevance, counts = ring.relevance[at].tolist(), ring.access_count[at].tolist()
-        last = ring.last_access[at].tolist()
-        return [
-            stored_block(
-                int(ledger.number[slot]),
-                table.name_of(int(ledger.owner[slot])),
-                ledger.tiers[ledger.tier_of(slot)].name,
-                positions[i],
-                ids[i],
-                relevance[i],
-                counts[i],
-                last[i],
-                float(ledger.born[slot]),
-                float(ledger.deadline[slot]),
-                bool(ledger.pinned[slot]),
-                None,
-            )
-            for i, slot in enumerate(slots.tolist())
-        ]
+        owners = [table.name_of(number) for number in ledger.owner[slots].tolist()]
+        tiers = [tier.name for tier in ledger.tiers]
+        return blocks_from(ring.about(slots), ledger.number[slots], owners, tiers, None)

@@ -127,6 +127,28 @@ class BlockStore(TierTensors):
         own = self.session != NO_SESSION if session is None else self.session == session
         return int(((self.positions >= 0) & own[:, None]).sum())
 
+    def about(self, slots: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What is known of the blocks in some slots `[n]`, as it is saved: columns on the CPU."""
+        ledger, at = self.ledger, slots.to(self.device)
+        before = self.predecessor[at].cpu()
+        tier = torch.zeros(len(slots), dtype=torch.int64)
+        for number, held in enumerate(ledger.tiers):
+            tier[held.holds(slots)] = number
+        return {
+            "slot": slots,
+            "tier": tier,
+            # By number: slots are those of this store alone.
+            "before": torch.where(before >= 0, ledger.number[before.clamp(min=0)], -1),
+            "token_ids": self.token_ids[at].to(torch.int32).cpu(),
+            "positions": self.positions[at].cpu(),
+            "last_access": self.last_access[at].cpu(),
+            "access_count": self.access_count[at].cpu(),
+            "relevance": self.relevance[at].cpu(),
+            "time": ledger.born[slots],
+            "deadline": ledger.deadline[slots],
+            "flags": ledger.pinned[slots].to(torch.int64),
+        }
+
     # -- writing ---------------------------------------------------------------------------------
 
     def add(self, batch: BlockBatch, lifetimes: Sequence[float] | None = None) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class MemoryContent:
                 self.kind[tier.holds(self.slots)] = CODES
         self.numbers = ledger.number[self.slots]
         self.session = ledger.owner[self.slots]
-        self.columns = self._columns()
+        self.columns = self._ring.about(self.slots)
         weights = adapters(core.adapter.model, {n for i in infos for n in i.adapters or ()})
         self._deadline = ledger.deadline[self.slots]
         # The position of the block that each slot still holds of these, -1 for none.
@@ -95,27 +95,6 @@ class MemoryContent:
     def due(self) -> torch.Tensor:
         """Which blocks' time is over by now, `[n]` bool."""
         return self._deadline <= time.time()
-
-    def _columns(self) -> Mapping[str, torch.Tensor]:
-        ring, ledger, slots = self._ring, self._ring.ledger, self.slots
-        at = slots.to(ring.device)
-        before = ring.predecessor[at].cpu()
-        tier = torch.zeros(len(slots), dtype=torch.int64)
-        for number, held in enumerate(ledger.tiers):
-            tier[held.holds(slots)] = number
-        return {
-            "slot": slots,
-            "tier": tier,
-            "before": torch.where(before >= 0, ledger.number[before.clamp(min=0)], -1),
-            "token_ids": ring.token_ids[at].to(torch.int32).cpu(),
-            "positions": ring.positions[at].cpu(),
-            "last_access": ring.last_access[at].cpu(),
-            "access_count": ring.access_count[at].cpu(),
-            "relevance": ring.relevance[at].cpu(),
-            "time": ledger.born[slots],
-            "deadline": ledger.deadline[slots],
-            "flags": ledger.pinned[slots].to(torch.int64),
-        }
 
     def rows(self, kind: int, part: str, at: torch.Tensor) -> torch.Tensor:
         """One part of blocks at positions `at`, `[k, ...]` on the CPU; asked for once."""
