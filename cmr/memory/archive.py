@@ -31,12 +31,9 @@ def names_of(saved: Saved, numbers: torch.Tensor) -> list[str]:
 
 
 def forget(saved: Saved, gone: torch.Tensor, sessions: Sequence[str] = ()) -> SaveReport:
-    """Write a saved memory anew without some blocks; what was there is overwritten with zeros.
+    """Write a saved memory anew without blocks (`[n]` bool) and names of sessions.
 
-    Args:
-        saved: the opened memory.
-        gone: `[n]` bool, the blocks to forget.
-        sessions: names to forget with them.
+    What was there is overwritten with zeros.
     """
     kept = [entry for entry in saved.header["sessions"] if entry["name"] not in sessions]
     return saved.forget(gone.nonzero()[:, 0], {**saved.header, "sessions": kept})

@@ -93,21 +93,17 @@ class BlockStore(TierTensors):
     @property
     def nbytes(self) -> int:
         """Bytes of all preallocated tensors, those in files included."""
-        return sum(self.tier_bytes(i) for i in range(len(self.ledger.tiers)))
+        return sum(int(tier["bytes"]) for tier in self.tier_stats().values())
 
-    def tier_bytes(self, tier: int) -> int:
-        """Bytes of one tier's tensors, its part of the shared columns included."""
-        at = self.ledger.tiers[tier]
-        columns = [column[at.first : at.end] for column in self._slot_columns()]
-        return sum(t.numel() * t.element_size() for t in [*self.parts[tier].values(), *columns])
-
-    def tier_stats(self) -> dict[str, dict[str, float]]:
+    def tier_stats(self) -> dict[str, dict[str, int | float]]:
         """Tier name to its blocks, capacity in blocks, bytes, and bytes of a token that it fits."""
-        found = {}
+        found: dict[str, dict[str, int | float]] = {}
         for number, tier in enumerate(self.ledger.tiers):
-            held, size = len(self.ledger.held(number)), self.tier_bytes(number)
+            columns = [column[tier.first : tier.end] for column in self._slot_columns()]
+            tensors = [*self.parts[number].values(), *columns]
+            size = sum(t.numel() * t.element_size() for t in tensors)
             found[tier.name] = {
-                "blocks": held,
+                "blocks": len(self.ledger.held(number)),
                 "capacity_blocks": tier.slots,
                 "bytes": size,
                 "bytes_per_token": size / (tier.slots * self.block_size),
@@ -154,10 +150,8 @@ class BlockStore(TierTensors):
     def add(self, batch: BlockBatch, lifetimes: Sequence[float] | None = None) -> torch.Tensor:
         """Store blocks in the first tier; returns the slots, `[n]` int64, that they went into.
 
-        Args:
-            batch: of layers that were checked, no more blocks than have room.
-            lifetimes: seconds after which each block is to be forgotten, `inf` for never; None:
-                never.
+        The batch was checked, and there is room. `lifetimes`: seconds after which each block is to
+        be forgotten, `inf` for never.
         """
         n, born = len(batch.sessions), time.time()
         device, ledger = self.device, self.ledger
@@ -221,12 +215,9 @@ class BlockStore(TierTensors):
         target: torch.Tensor,
         states: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """Take blocks into other slots, which the ledger gave; the old ones are zeroed.
+        """Take blocks from slots of one tier into those of another; the old ones are zeroed.
 
-        Args:
-            source: `[n]` int64 slots of one tier, on the CPU.
-            target: `[n]` int64 slots of one tier, on the CPU.
-            states: parts that the target's tier has and the source's has not, `[n, ...]` each.
+        The ledger gave the target. `states`: parts that its tier has and the source's has not.
         """
         if not len(source):
             return
@@ -240,13 +231,9 @@ class BlockStore(TierTensors):
         self._zero(source)
 
     def swap(self, slot: int, other: int, states: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Let the blocks of two slots change places.
+        """Let the blocks of two slots in different tiers change places.
 
-        Args:
-            slot: holds a block.
-            other: holds another one, in another tier.
-            states: parts of the first block that the other's tier has and its own has not,
-                `[1, ...]` each.
+        `states`: parts `[1, ...]` of the first block that the other's tier has and its own has not.
         """
         pair = torch.tensor([slot, other])
         self._tell(pair)
@@ -285,14 +272,8 @@ class BlockStore(TierTensors):
     ) -> None:
         """Copy blocks into slots that the ledger gave, of one tier, for another session.
 
-        The copies are new blocks of the same age, in no chain. A tier keeps of them what it keeps.
-
-        Args:
-            source: `[n]` int64 slots on the CPU.
-            target: `[n]` int64 slots on the CPU.
-            session: number of the session that gets them.
-            numbers: `[n]` int64, from `new_numbers`.
-            lifetime: seconds from their originals' birth on after which they are forgotten.
+        The copies are new blocks of the same age, in no chain. They live `lifetime` seconds from
+        their originals' birth on.
         """
         n, ledger = len(source), self.ledger
         for tier in ledger.tiers:
@@ -325,10 +306,9 @@ class BlockStore(TierTensors):
         self.last_access.scatter_reduce_(0, flat, read * self.clock, "amax")
 
     def tick(self) -> int:
-        """Let the clock go on by a number that no block gets: what is recalled from now on shows.
+        """Let the clock go on by a number that no block gets, and return it.
 
-        Returns:
-            What `last_access` is at least for a block that is recalled from now on.
+        Whatever is recalled from now on has at least that as its `last_access`.
         """
         self._start += 1
         return int(self.new_numbers(1))
@@ -344,15 +324,11 @@ class BlockStore(TierTensors):
             # find another one in its slot.
             self._start = self.clock
             self.cursor.fill_(self.clock)
-            self.ledger.restart()
+            self.ledger.limit = 0
         return len(slots)
 
     def empty(self, slots: torch.Tensor) -> None:
-        """Zero some blocks, wherever they are; chains that lead to them are cut.
-
-        Args:
-            slots: `[n]` int64 on the CPU, each holding a block.
-        """
+        """Zero the blocks in some slots (on the CPU); chains that lead to them are cut."""
         if not len(slots):
             return
         self._tell(slots)

@@ -18,16 +18,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Candidates(NamedTuple):
-    """`n` stored blocks as eviction sees them; columns `[n]` on the CPU.
+    """`n` stored blocks as eviction sees them: columns `[n]` of a store on the CPU.
 
-    Attributes:
-        owner: int64 number of the session that owns the block.
-        created: int64 number of the block, in the clock of blocks ever written; none twice.
-        last_access: int64, by the same clock: the newest block when this one was last recalled; 0
-            for never.
-        access_count: int64, how often it was recalled.
-        relevance: float32, calibrated to [0, 1]; NaN counts as 0.
-        pinned: bool, True: never to be chosen.
+    NaN as relevance counts as 0; what is pinned is never chosen.
     """
 
     owner: torch.Tensor

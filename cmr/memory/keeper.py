@@ -105,16 +105,13 @@ class Keeper:
         return min(count, self._ledger.free(0))
 
     def room_in(self, tier: int, incoming: Mapping[int, int]) -> None:
-        """Room in a tier for blocks of the given sessions, by sending others down or away.
+        """Room in a tier, by sending blocks down or away; ValueError where nothing may leave.
 
-        There may be room for fewer than all of them, but for one at least.
+        There may be room for fewer than all incoming blocks, but for one at least.
 
         Args:
             tier: position in the ledger's `tiers`.
             incoming: session number to how many blocks it is about to bring.
-
-        Raises:
-            ValueError: nothing may leave.
         """
         victims = self._victims(tier, incoming)
         if len(victims):
@@ -132,12 +129,12 @@ class Keeper:
         """Where blocks of new sessions can go: into the tier wanted, or a lower one.
 
         Nothing is changed. Room in the tiers is to be made from the last one up: what sinks must
-        not take what was made already.
+        not take what was made already. Ephemeral blocks may be in the first tier only.
 
         Args:
             wanted: for each tier the blocks `[n]` that are wanted there, whatever the numbers mean;
                 the first ones have the first claim.
-            ephemeral: whether they may be in the first tier only.
+            ephemeral: whether they are.
 
         Returns:
             For each tier the blocks that can go there, and how many can go nowhere.
@@ -250,15 +247,20 @@ class Keeper:
     def _candidates(self, slots: torch.Tensor) -> Candidates:
         """What eviction looks at; the device is asked only where the strategy wants to know."""
         ledger, columns = self._ledger, self.blocks.columns
-        created, zeros = ledger.number[slots], torch.zeros(len(slots), dtype=torch.int64)
         if self.policy.strategy == "oldest" and self.policy.threshold is None:
-            used = counts = zeros
+            used = counts = torch.zeros(len(slots), dtype=torch.int64)
             relevance = torch.zeros(len(slots))
         else:
             at = slots.to(columns.session.device)
-            used = columns.last_access[at].cpu()
-            counts = columns.access_count[at].cpu()
-            relevance = columns.relevance[at].cpu()
+            used, counts, relevance = (
+                column[at].cpu()
+                for column in (columns.last_access, columns.access_count, columns.relevance)
+            )
         return Candidates(
-            ledger.owner[slots], created, used, counts, relevance, ledger.pinned[slots]
+            owner=ledger.owner[slots],
+            created=ledger.number[slots],
+            last_access=used,
+            access_count=counts,
+            relevance=relevance,
+            pinned=ledger.pinned[slots],
         )

@@ -17,13 +17,7 @@ TIERS = ("recent", "working", "long_term")
 
 
 class Tier(NamedTuple):
-    """A range of slots.
-
-    Attributes:
-        name: one of `TIERS`.
-        first: its first slot.
-        slots: how many it has.
-    """
+    """A range of slots: its name (one of `TIERS`), first slot and number of slots."""
 
     name: str
     first: int
@@ -55,6 +49,7 @@ class SlotLedger:
         deadline: `[slots]` float64, when it is to be forgotten; `inf` for never.
         pinned: `[slots]` bool, whether it may not be evicted.
         changes: counts the writes, moves and removals.
+        limit: the slot behind the last one that was ever taken: what a search has to look at.
 
     Raises:
         ValueError: for a first tier without a slot.
@@ -80,15 +75,10 @@ class SlotLedger:
         self._free = [list(range(tier.first, tier.end)) for tier in tiers]
         self._held: Counter[int] = Counter()
         self._newest: dict[int, int] = {}
-        self._limit = 0
+        self.limit = 0
         self._expires = False
 
     # -- looking ---------------------------------------------------------------------------------
-
-    @property
-    def limit(self) -> int:
-        """The slot behind the last one that was ever taken: what a search has to look at."""
-        return self._limit
 
     def tier_of(self, slot: int) -> int:
         """Position in `tiers` of the tier that a slot belongs to."""
@@ -131,7 +121,7 @@ class SlotLedger:
         """Half-open ranges of slots that came to hold something since `changes` was this."""
         if changes == self.changes:
             return []
-        return ranges_of(self._stamp[: self._limit] > changes)
+        return ranges_of(self._stamp[: self.limit] > changes)
 
     def check_pins(self, slots: torch.Tensor) -> None:
         """Raises ValueError where pinning these would pin more than half of a tier."""
@@ -155,10 +145,6 @@ class SlotLedger:
         """Take the given empty slots."""
         taken = set(slots.tolist())
         self._free = [[slot for slot in free if slot not in taken] for free in self._free]
-
-    def extend(self, limit: int) -> None:
-        """Let searches look at all slots below `limit`."""
-        self._limit = max(self._limit, limit)
 
     def fill(
         self,
@@ -238,10 +224,6 @@ class SlotLedger:
         self._reset(slots)
         self.changes += 1
 
-    def restart(self) -> None:
-        """Begin at slot 0 again; everything must have been emptied."""
-        self._limit = 0
-
     # -- inside ----------------------------------------------------------------------------------
 
     def _columns(self) -> tuple[torch.Tensor, ...]:
@@ -250,7 +232,7 @@ class SlotLedger:
     def _note(self, slots: torch.Tensor) -> None:
         self.changes += 1
         self._stamp[slots] = self.changes
-        self._limit = max(self._limit, int(slots.max()) + 1 if len(slots) else 0)
+        self.limit = max(self.limit, int(slots.max()) + 1 if len(slots) else 0)
 
     def _leave(self, session: int, slot: int) -> None:
         self._held[session] -= 1

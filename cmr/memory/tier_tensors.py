@@ -10,6 +10,7 @@ from cmr.kernels.maxsim import block_maxima
 from cmr.kernels.reference.quantise import quantise_rows
 from cmr.memory.allocation import LayerShape, Lower, allocated, on_device, on_disk, on_host
 from cmr.memory.slot_ledger import SlotLedger
+from cmr.memory.store.form import Kind, Part
 
 
 class TierTensors:
@@ -72,6 +73,18 @@ class TierTensors:
         recent = self.parts[0]
         self.keys = {n: recent[f"keys.{n}"] for n in layers}
         self.values = {n: recent[f"values.{n}"] for n in layers if f"values.{n}" in recent}
+
+    def kinds(self) -> tuple[list[Kind], list[int]]:
+        """The forms in which blocks are kept, and which of them each tier has."""
+        kinds: list[Kind] = []
+        of_tier = []
+        for parts in self.parts:
+            name = "codes" if "codes" in parts else "full"
+            if name not in [kind.name for kind in kinds]:
+                forms = {n: Part(t.dtype, tuple(t.shape[1:])) for n, t in parts.items()}
+                kinds.append(Kind(name, forms))
+            of_tier.append(len(kinds) - 1)
+        return kinds, of_tier
 
     def rows(self, slots: torch.Tensor) -> dict[str, torch.Tensor]:
         """Copies of the parts of some blocks of one tier, `[n, ...]`; slots on the CPU."""
@@ -143,24 +156,8 @@ class TierTensors:
                 out=out[..., : edge - first],
             )
         if edge < last:
-            out[..., edge - first :] = self._code_maxima(query, sessions, edge, last)
+            out[..., edge - first :] = self._code_maxima(query, sessions, slice(edge, last))
         return out
-
-    def _code_maxima(
-        self, query: torch.Tensor, sessions: torch.Tensor, first: int, last: int
-    ) -> torch.Tensor:
-        """The same of the long-term tier, where its codes are: on the CPU."""
-        assert self.codes is not None and self.scale is not None
-        at, local = slice(first, last), slice(first - self._floats, last - self._floats)
-        found = block_maxima(
-            query.to(self.codes.device, torch.float32),
-            self.codes[local],
-            self.positions[at].to(self.codes.device),
-            scale=self.scale[local],
-            session=self.session[at].to(self.codes.device),
-            sessions=sessions.to(self.codes.device),
-        )
-        return found.to(self.device)
 
     def maxima_at(
         self, query: torch.Tensor, sessions: torch.Tensor, slots: torch.Tensor
@@ -168,9 +165,8 @@ class TierTensors:
         """The same of some blocks only, wherever they lie.
 
         Args:
-            query: `[batch, tokens, hidden]` in the index's dtype; unit states, or what stands for
-                them.
-            sessions: `[batch]` int64; blocks of others are `-inf`.
+            query: as above, or what stands for unit states.
+            sessions: as above.
             slots: `[batch, some]` int64 slots, -1 for none.
 
         Returns:
@@ -186,20 +182,32 @@ class TierTensors:
             sessions=sessions,
             slots=upper,
         )
-        if self.codes is not None and self.scale is not None and bool((slots > upper).any()):
+        if self.codes is not None and bool((slots > upper).any()):
             lower = torch.where(slots >= self._floats, slots - self._floats, -1)
-            where = self.codes.device
-            coded = block_maxima(
-                query.to(where, torch.float32),
-                self.codes,
-                self.positions[self._floats :].to(where),
-                scale=self.scale,
-                session=self.session[self._floats :].to(where),
-                sessions=sessions.to(where),
-                slots=lower.to(where),
-            )
-            found = torch.maximum(found, coded.to(found.device))
+            at = slice(self._floats, self.slots)
+            found = torch.maximum(found, self._code_maxima(query, sessions, at, lower))
         return found
+
+    def _code_maxima(
+        self,
+        query: torch.Tensor,
+        sessions: torch.Tensor,
+        at: slice,
+        slots: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The same of slots of the long-term tier, where its codes are: on the CPU."""
+        assert self.codes is not None and self.scale is not None
+        local, where = slice(at.start - self._floats, at.stop - self._floats), self.codes.device
+        found = block_maxima(
+            query.to(where, torch.float32),
+            self.codes[local],
+            self.positions[at].to(where),
+            scale=self.scale[local],
+            session=self.session[at].to(where),
+            sessions=sessions.to(where),
+            slots=None if slots is None else slots.to(where),
+        )
+        return found.to(self.device)
 
     def gather(self, layer: int, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Keys and values of a block table of the first tier.
@@ -236,11 +244,7 @@ class TierTensors:
         return found[0], found[1]
 
     def states(self, slots: torch.Tensor) -> torch.Tensor:
-        """Unit states at the index layer of some blocks of any tier, `[n, block_size, hidden]`.
-
-        Args:
-            slots: `[n]` int64 on the CPU.
-        """
+        """Unit states at the index layer, `[n, block_size, hidden]`; slots `[n]` on the CPU."""
         out = self.index.new_empty(len(slots), *self.index.shape[1:])
         for tier, parts in zip(self.ledger.tiers, self.parts, strict=True):
             here = tier.holds(slots)
@@ -254,27 +258,18 @@ class TierTensors:
         return out
 
     def blank(self, slots: torch.Tensor) -> torch.Tensor:
-        """Which tokens of some blocks are indexed as zeros, so that no search ever matches them.
+        """Which tokens of some blocks no search ever matches, `[*slots, block_size]` bool.
 
-        The first token of a text is: its state says nothing of the text. Where all that is stored
-        lies in the first tier nothing waits for the device.
-
-        Args:
-            slots: int64 of any shape on the index's device, none below 0.
-
-        Returns:
-            `[*slots, block_size]` bool.
+        The first token of a text is indexed as zeros: as an attention sink its state says nothing
+        of the text. The slots are on the index's device, of any shape, none below 0.
         """
         flat = slots.flatten()
+        # Where all that is stored lies in the first tier nothing waits for the device.
         states = self.states(flat.cpu()) if self.ledger.below(0) else self.index[flat]
         return (states == 0).all(-1).view(*slots.shape, self.block_size)
 
     def far(self, slots: torch.Tensor) -> bool:
-        """Whether states of any of these blocks are on a disk, or beside another device.
-
-        Args:
-            slots: int64 of any shape on the CPU, -1 for none.
-        """
+        """Whether states of any of these slots (on the CPU) are on a disk, or in host memory."""
         return any(
             (tier.name == "long_term" or self.device.type != "cpu")
             and self._keeps(number)

@@ -12,7 +12,6 @@ from cmr.errors import ConfigError, CorruptMemoryError, UnknownSessionError
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.core import Core
 from cmr.integration.decoder import fingerprint
-from cmr.integration.files.content import kinds_of
 from cmr.memory.sessions import SessionInfo
 from cmr.memory.store import Saved
 from cmr.memory.store.form import DTYPES
@@ -74,13 +73,13 @@ class Loader:
     def __init__(self, core: Core, saved: Saved, sessions: Sequence[str] | None) -> None:
         self._core, self._ring, self._saved = core, core.ring, saved
         self._infos = _sessions(saved)
-        chosen = list(self._infos) if sessions is None else list(sessions)
-        for name in chosen:
+        self._names = list(self._infos) if sessions is None else list(sessions)
+        self._whole = sessions is None
+        for name in self._names:
             if name not in self._infos:
                 known = ", ".join(repr(n) for n in list(self._infos)[:8]) or "none"
                 raise UnknownSessionError(f"no session {name!r} in {saved.path}; it has {known}")
-        self._names, self._whole = chosen, sessions is None
-        self._chosen = [self._infos[name] for name in chosen]
+        self._chosen = [self._infos[name] for name in self._names]
         self._check_names()
         self._check_adapters()
         self._check_forms()
@@ -88,10 +87,8 @@ class Loader:
         numbers = torch.tensor([info.number for info in self._chosen], dtype=torch.int64)
         self.numbers = None if sessions is None else numbers.tolist()
         self._at = torch.isin(saved.session, numbers).nonzero()[:, 0]
-        self._tiers = self._targets()
         self._find_room()
-        self._learnt = _tensors(saved)
-        self._check_learnt()
+        self._learnt = self._check_learnt()
 
     # -- checks ----------------------------------------------------------------------------------
 
@@ -109,12 +106,26 @@ class Loader:
             fingerprint.require_same_adapters(info.name, read[info.name], here)
 
     def _find_room(self) -> None:
-        """Where the blocks go; see `exact`."""
-        ring = self._ring
+        """Decides where the blocks go: for each tier, their positions in what is saved."""
+        ring, saved = self._ring, self._saved
+        here = [tier.name for tier in ring.ledger.tiers]
+        sizes = [[tier.name, tier.slots] for tier in ring.ledger.tiers]
+        there = saved.header["tiers"]
         empty = ring.high_water == 0 and ring.clock == 0
-        tiers = [[tier.name, tier.slots] for tier in ring.ledger.tiers]
-        self.exact = empty and self._saved.header.get("tiers") == tiers and self._whole
-        self._plan = self._placed()
+        self.exact = empty and there == sizes and self._whole
+        where = [here.index(name) if name in here else 0 for name, _ in there]
+        into = torch.tensor(where, dtype=torch.int64)
+        # The newest have the first claim to a tier, as they would have had if read just now.
+        newest = self._at[saved.numbers[self._at].argsort(descending=True)]
+        tiers = into[saved.columns["tier"][newest]]
+        self._plan = [newest[tiers == tier] for tier in range(len(here))]
+        if not self.exact:
+            self._plan, left = self._core.keeper.plan(self._plan)
+            if left:
+                raise ConfigError(
+                    f"budget: room for {len(newest)} blocks of {saved.path} expected, "
+                    f"for {len(newest) - left} it could be made"
+                )
 
     def _check_columns(self) -> None:
         saved, size = self._saved, self._ring.block_size
@@ -167,12 +178,21 @@ class Loader:
             )
         )
 
-    def _check_learnt(self) -> None:
-        core = self._core
+    def _check_learnt(self) -> dict[str, torch.Tensor]:
+        """What the scorer had learnt, tried on one that is thrown away."""
+        core, path = self._core, self._saved.path
         try:
-            BlockScorer(core.adapter, core.config, core.index_layer).load_state(self._learnt)
+            learnt = {
+                name: torch.tensor(values, dtype=DTYPES[dtype]).view(shape)
+                for name, (dtype, shape, values) in self._saved.header["scorer"].items()
+            }
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+            raise CorruptMemoryError(f"{path}: the scorer's state expected in the header") from None
+        try:
+            BlockScorer(core.adapter, core.config, core.index_layer).load_state(learnt)
         except ValueError as error:
-            raise CorruptMemoryError(f"{self._saved.path}: scorer: {error}") from None
+            raise CorruptMemoryError(f"{path}: scorer: {error}") from None
+        return learnt
 
     def _check_forms(self) -> None:
         if self._saved.header.get("index") != self._core.index_digest:
@@ -186,7 +206,7 @@ class Loader:
                 f"index_layer: {indexed} expected, whose states {self._saved.path} indexes, "
                 f"got {searched}"
             )
-        here = {kind.name: kind.parts for kind in kinds_of(self._ring)}
+        here = {kind.name: kind.parts for kind in self._ring.kinds()[0]}
         used = set(self._saved.kind.tolist())
         for number, kind in enumerate(self._saved.kinds):
             if number not in used:
@@ -202,39 +222,11 @@ class Loader:
                     f"{_described(here[kind.name])}: settings as saved expected"
                 )
 
-    def _targets(self) -> torch.Tensor:
-        """Tier here of each chosen block."""
-        names = [tier.name for tier in self._ring.ledger.tiers]
-        there = [name for name, _ in self._saved.header["tiers"]]
-        where = [names.index(name) if name in names else 0 for name in there]
-        return torch.tensor(where, dtype=torch.int64)[self._saved.columns["tier"][self._at]]
-
-    def _placed(self) -> list[torch.Tensor]:
-        """For each tier the blocks, as positions in what is saved, that go there."""
-        newest = self._at[self._saved.numbers[self._at].argsort(descending=True)]
-        tiers = torch.zeros(len(self._saved), dtype=torch.int64)
-        tiers[self._at] = self._tiers
-        count = len(self._ring.ledger.tiers)
-        wanted = [newest[tiers[newest] == tier] for tier in range(count)]
-        if self.exact:
-            return wanted
-        plan, left = self._core.keeper.plan(wanted)
-        if left:
-            raise ConfigError(
-                f"budget: room for {len(newest)} blocks of {self._saved.path} expected, "
-                f"for {len(newest) - left} it could be made"
-            )
-        return plan
-
     # -- taking in -------------------------------------------------------------------------------
 
     def load(self) -> Loaded:
-        """Take the blocks in.
-
-        Raises:
-            ConfigError, ValueError: since the checks the room was taken, or a name; nothing is
-                taken in then.
-        """
+        """Take the blocks in, or raise as the checks do where room or a name was taken since."""
+        # The lock was free while the checksums were counted.
         self._check_names()
         self._find_room()
         saved, ring, ledger, core = self._saved, self._ring, self._ring.ledger, self._core
@@ -267,7 +259,7 @@ class Loader:
                     ring.put(at[here], parts)
         self._columns(slots, born, numbers)
         if self.exact:
-            ledger.extend(saved.header["limit"])
+            ledger.limit = max(ledger.limit, saved.header["limit"])
             core.scorer.load_state(self._learnt)
         there = saved.numbers[self._at].tolist()
         return Loaded(
@@ -326,19 +318,6 @@ def _sessions(saved: Saved) -> dict[str, SessionInfo]:
             None
         )
     return found
-
-
-def _tensors(saved: Saved) -> dict[str, torch.Tensor]:
-    """What the scorer had learnt."""
-    try:
-        return {
-            name: torch.tensor(values, dtype=DTYPES[dtype]).view(shape)
-            for name, (dtype, shape, values) in saved.header["scorer"].items()
-        }
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
-        raise CorruptMemoryError(f"{saved.path}: the scorer's state expected in the header") from (
-            None
-        )
 
 
 def _within(column: torch.Tensor, low: int, high: int) -> bool:

@@ -48,12 +48,9 @@ ADDED_IN_2: dict[str, tuple[str, int | float]] = {
 
 
 class Shard(NamedTuple):
-    """A data file of blocks of one kind.
+    """A data file of blocks of one kind: its name, size and checksum as it is on the disk.
 
     Attributes:
-        file: its name.
-        bytes: its size.
-        sha256: checksum of the file as it is on the disk.
         kind: index into the manifest's kinds.
         numbers: the block's number of each row, `DEAD` for rows that are no longer used.
     """
@@ -66,12 +63,9 @@ class Shard(NamedTuple):
 
 
 class ColumnFile(NamedTuple):
-    """The data file of columns.
+    """The data file of columns: its name, size and checksum.
 
     Attributes:
-        file: its name.
-        bytes: its size.
-        sha256: its checksum.
         rows: number of blocks.
         parts: the tensors in it.
         fill: columns that are not in it and have one value for all blocks.
@@ -98,7 +92,7 @@ class Manifest:
         header: the memory's own.
         vault: opens the data files, None where they are in the clear.
         version: the format version that the file had before it was migrated.
-        fingerprint: checksum of the file that it was read from, empty for a new one.
+        checksum: of the file that it was read from, empty for a new one.
     """
 
     id: str
@@ -109,7 +103,7 @@ class Manifest:
     header: dict[str, Any]
     vault: Vault | None = field(default=None, repr=False)
     version: int = VERSION
-    fingerprint: str = ""
+    checksum: str = ""
 
     @property
     def files(self) -> list[str]:
@@ -187,7 +181,7 @@ def load(folder: Folder, key: Key | Vault | None, either: bool = False) -> Manif
             corrupt(where, "its text does not have the checksum that it names")
     found = _read(table, folder)
     found.vault, found.version = vault, version
-    found.fingerprint = fingerprint(raw)
+    found.checksum = checksum(raw)
     return found
 
 
@@ -229,7 +223,7 @@ def _from_1(table: dict[str, Any], where: object) -> dict[str, Any]:
     return table
 
 
-def fingerprint(raw: bytes) -> str:
+def checksum(raw: bytes) -> str:
     """The checksum by which a manifest file is known again."""
     return hashlib.new(HASH, raw).hexdigest()
 

@@ -115,11 +115,7 @@ class Saved:
     # -- reading ---------------------------------------------------------------------------------
 
     def verify(self, sessions: Sequence[int] | None = None) -> None:
-        """Compares the checksum of every data file, or of those with blocks of some sessions.
-
-        Raises:
-            CorruptMemoryError: one differs; the message names the file.
-        """
+        """Holds every data file, or those with blocks of some sessions, to its checksum."""
         self._check_present()
         chosen: list[Shard | ColumnFile] = [
             shard
@@ -137,11 +133,8 @@ class Saved:
     def batches(self, sessions: Sequence[int] | None = None) -> Iterator[Batch]:
         """The blocks, file by file; while one is used, the next is read, never more at a time.
 
-        As long as a tensor of an unencrypted batch is alive, nobody can erase the file it is in.
-
-        Args:
-            sessions: numbers of the sessions whose blocks are wanted; None: all. Of files without
-                them nothing is read, of others what they need.
+        As long as a tensor of an unencrypted batch is alive, nobody can erase the file it is in. Of
+        files without blocks of the sessions wanted nothing is read.
 
         Raises:
             StoreError: the folder was saved to since it was opened.
@@ -286,7 +279,7 @@ def _unchanged(folder: Folder, found: Manifest) -> bool:
     if not folder.exists():
         return False
     raw = read_whole(folder.manifest, manifest.MAX_MANIFEST)
-    return manifest.fingerprint(raw) == found.fingerprint
+    return manifest.checksum(raw) == found.checksum
 
 
 def _runs(rows: torch.Tensor) -> list[tuple[int, int]]:
@@ -332,8 +325,7 @@ def _places(
 ) -> list[torch.Tensor]:
     """For each data file the position of each row's block, -1 for rows that are not used.
 
-    Raises:
-        CorruptMemoryError: unless each block has exactly one row, in a file of its kind.
+    Each block must have exactly one row, in a file of its kind.
     """
     numbers, kind = columns["numbers"], columns["kind"]
     order = numbers.argsort()

@@ -14,7 +14,7 @@ from torch import nn
 
 import cmr
 from cmr.errors import StoreBusyError, UnknownSessionError
-from cmr.integration.files.content import MemoryContent
+from cmr.integration.files.folders import MemoryContent
 from cmr.integration.requests.lock import FairLock
 from cmr.memory.store import Saved, datawriter
 from tests.integration.canaries import Traces, canary
