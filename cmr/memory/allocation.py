@@ -69,13 +69,11 @@ def allocated(
 
 
 def on_device(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A tensor of zeros beside its layer.
-
-    On a CPU it is memory of its own, straight from the operating system: pages that are never
-    written take none, it cannot hold what somebody else left, and what it held is gone with it.
-    """
+    """A tensor of zeros beside its layer."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
+    # Memory of its own, straight from the operating system: pages that are never written take
+    # none, it cannot hold what somebody else left, and what it held is gone with it.
     size = math.prod(shape) * dtype.itemsize
     if not size:
         return torch.zeros(shape, dtype=dtype)
@@ -90,17 +88,12 @@ def on_host(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
 
 
 def on_disk(folder: str | None) -> Allocate:
-    """Tensors in memory-mapped files of their own.
-
-    The files have no name: nothing else can open them, and whatever ends the process takes them
-    away. What is to last is saved.
-
-    Args:
-        folder: a folder on the disk to use; None: the system's place for temporary files.
-    """
+    """Tensors in memory-mapped files of their own, in a folder (None: the system's own)."""
 
     def allocate(shape: tuple[int, ...], dtype: torch.dtype, _: torch.device) -> torch.Tensor:
         size = math.prod(shape) * dtype.itemsize
+        # The files have no name: nothing else can open them, and whatever ends the process takes
+        # them away. What is to last is saved.
         with tempfile.TemporaryFile(dir=folder) as file:
             file.truncate(size)  # pages that are never written take no room
             mapped = numpy.memmap(file, dtype=numpy.uint8, mode="r+", shape=(size,))

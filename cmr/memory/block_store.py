@@ -163,6 +163,7 @@ class BlockStore(TierTensors):
         for slot, session in zip(slots.tolist(), batch.sessions, strict=True):
             chain.append(before.get(session, ledger.newest(session)))
             before[session] = slot
+        # One copy to the device each, however many layers there are.
         reserved = Reserved(*(x.to(device) for x in (slots, torch.tensor(chain), numbers)))
         pick = (torch.arange(n) if batch.pick is None else batch.pick).to(device)
         for number, source in batch.layers.items():
@@ -221,6 +222,7 @@ class BlockStore(TierTensors):
         """
         if not len(source):
             return
+        # Whoever saves copies what it still needs before it is gone from there.
         self._tell(source)
         self.put(target, self.rows(source) | dict(states or {}))
         old, new = source.to(self.device), target.to(self.device)
@@ -248,6 +250,7 @@ class BlockStore(TierTensors):
 
     def _relink(self, old: torch.Tensor, new: torch.Tensor) -> None:
         """Let every link that leads to an old slot lead to the new one."""
+        # A table over all slots instead of a search for each link: no question to the device.
         remap = torch.arange(self.slots, device=self.device)
         remap[old] = new
         for links in (self.successor, self.predecessor):
@@ -299,6 +302,7 @@ class BlockStore(TierTensors):
 
     def touch(self, slots: torch.Tensor) -> None:
         """Count a recall of the given slots (any shape; entries below 0 count for nothing)."""
+        # Entries below 0 add nothing, at slot 0: to leave them out would ask the device.
         flat = slots.reshape(-1)
         read = (flat >= 0).to(self.access_count.dtype)
         flat = flat.clamp(min=0)
@@ -332,6 +336,7 @@ class BlockStore(TierTensors):
         if not len(slots):
             return
         self._tell(slots)
+        # A neighbour's link must not lead to a slot that somebody else's block comes into.
         at = slots.to(self.device)
         for ahead, back in (
             (self.successor, self.predecessor),
@@ -349,6 +354,7 @@ class BlockStore(TierTensors):
     def _zero(self, slots: torch.Tensor) -> None:
         self.zero(slots)
         at = slots.to(self.device)
+        # 0 is a session, a slot and a position: there "nothing" is -1.
         nowhere = (self.positions, self.session, self.successor, self.predecessor)
         for column in self._slot_columns():
             empty = -1 if any(column is other for other in nowhere) else 0

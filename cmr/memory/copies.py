@@ -29,6 +29,7 @@ def fork(keeper: Keeper, table: SessionTable, name: str, to: str) -> int:
     blocks = keeper.blocks
     ledger = blocks.ledger
     slots = ledger.slots_of(source.number)
+    # Making room must not take the very blocks that are about to be copied.
     was_pinned, ledger.pinned[slots] = ledger.pinned[slots].clone(), True
     try:
         newest = slots.flip(0)
@@ -59,6 +60,7 @@ def fork(keeper: Keeper, table: SessionTable, name: str, to: str) -> int:
 
 def _chain(blocks: BlockStore, slots: torch.Tensor, session: int) -> None:
     """Chain a session's blocks, which are copies, as their originals are."""
+    # Original and copy end at the same position of the text: by that they find each other.
     last = blocks.positions.amax(dim=1).tolist()
     copies = {last[slot]: slot for slot in blocks.ledger.slots_of(session).tolist()}
     after = blocks.successor.tolist()

@@ -28,13 +28,13 @@ import torch
 
 from cmr.memory.sessions import NO_SESSION
 
+# Default threshold, below what any text reached that was repeated word for word.
 SAME_TEXT = 0.85
-"""Default threshold, below what any text reached that was repeated word for word."""
 NO_TOKEN = -1
+# Blocks that are hashed, and pairs whose states are compared, at once.
 _HASHED, _COMPARED = 4096, 64
-"""Blocks that are hashed, and pairs whose states are compared, at once."""
+# Odd, of 61 bits: what the hash of a text is a polynomial in, modulo 2^64.
 _BASE = 0x1E3779B97F4A7C15
-"""Odd, of 61 bits: what the hash of a text is a polynomial in, modulo 2^64."""
 
 
 class Duplicates(NamedTuple):

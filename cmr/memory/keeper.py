@@ -15,8 +15,8 @@ from cmr.memory.block_store import BlockStore
 from cmr.memory.eviction import Candidates, choose_victims
 from cmr.memory.sessions import SessionTable
 
+# A number that no session has, to ask what one more session would get.
 NEW = -2
-"""A number that no session has, to ask what one more session would get."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Keeper:
         n, blocks = len(batch.sessions), self.blocks
         if n > blocks.slots:
             raise ValueError(f"at most {blocks.slots} blocks fit into the buffer, got {n} at once")
+        # Before room is made: a batch that is refused must not have cost anything.
         blocks.check(batch.layers)
         pick = torch.arange(n) if batch.pick is None else batch.pick
         written, done = [torch.empty(0, dtype=torch.int64)], 0
@@ -96,18 +97,18 @@ class Keeper:
 
         Returns how many of them, at least one, can be written; the rest wants room again.
         """
+        # What is over anyway must not cost another block its place.
         self.expire()
         count = min(len(sessions), self._ledger.tiers[0].slots)
         if self.policy.session_blocks is not None:
             count = min(count, self.policy.session_blocks)
             self._hold_to_limit(Counter(sessions[:count]), self.policy.session_blocks)
-        self.room_in(0, Counter(sessions[:count]))
-        return min(count, self._ledger.free(0))
+        return min(count, self.room_in(0, Counter(sessions[:count])))
 
-    def room_in(self, tier: int, incoming: Mapping[int, int]) -> None:
+    def room_in(self, tier: int, incoming: Mapping[int, int]) -> int:
         """Room in a tier, by sending blocks down or away; ValueError where nothing may leave.
 
-        There may be room for fewer than all incoming blocks, but for one at least.
+        Returns for how many there is room: it may be fewer than all incoming, but one at least.
 
         Args:
             tier: position in the ledger's `tiers`.
@@ -116,12 +117,14 @@ class Keeper:
         victims = self._victims(tier, incoming)
         if len(victims):
             self._send_down(tier, victims)
-        if not self._ledger.free(tier):
+        free = self._ledger.free(tier)
+        if not free:
             name = self._ledger.tiers[tier].name
             raise ValueError(
                 f"no room for new blocks in the tier {name!r}: what is in it is pinned, or belongs "
                 "to sessions that hold no more than their share"
             )
+        return free
 
     def plan(
         self, wanted: Sequence[torch.Tensor], ephemeral: bool = False
@@ -139,6 +142,7 @@ class Keeper:
         Returns:
             For each tier the blocks that can go there, and how many can go nowhere.
         """
+        # As a session that has nothing yet: it may take what others hold above their share.
         plan, left = [], wanted[0][:0]
         for tier, here in enumerate(wanted):
             left = torch.cat([here, left])
@@ -202,11 +206,14 @@ class Keeper:
         """Slots `[n]` that have to give way in a tier; none where there is room."""
         count, at = sum(incoming.values()), self._ledger.tiers[tier]
         need = count - self._ledger.free(tier)
+        # The usual case of a store that is not full: nothing is sorted, nothing is looked at.
         if need <= 0:
             return torch.empty(0, dtype=torch.int64)
         held = self._ledger.held(tier)
         most = max(1, int(at.slots * self.policy.keep_share))
         need = max(need, len(held) + count - most) if most < at.slots else need
+        # Only out of the last tier a block is lost, so only there relevance decides; above it what
+        # was used last stays near.
         last = tier + 1 == len(self._ledger.tiers)
         strategy = self.policy.strategy
         found = choose_victims(
@@ -231,6 +238,8 @@ class Keeper:
         self.blocks.empty(slots[stays])
         self.evicted += int(stays.sum())
         slots = slots[~stays]
+        # Piece by piece: more may sink at once than the tier below holds, and each piece makes
+        # room for itself further down before it moves.
         while len(slots):
             part = slots[: self._ledger.tiers[below].slots]
             coming = Counter(self._ledger.owner[part].tolist())
@@ -245,8 +254,9 @@ class Keeper:
             slots = slots[len(part) :]
 
     def _candidates(self, slots: torch.Tensor) -> Candidates:
-        """What eviction looks at; the device is asked only where the strategy wants to know."""
+        """What eviction looks at."""
         ledger, columns = self._ledger, self.blocks.columns
+        # The ledger knows ages. For anything else the device is asked, which waits for it.
         if self.policy.strategy == "oldest" and self.policy.threshold is None:
             used = counts = torch.zeros(len(slots), dtype=torch.int64)
             relevance = torch.zeros(len(slots))

@@ -13,8 +13,8 @@ from cmr.kernels.score import hybrid_blocks
 from cmr.memory.running_quantiles import SAMPLE, RunningQuantiles
 from cmr.memory.token_scores import token_mask, token_scores
 
+# What `hybrid` combines, as far as it is to be had.
 HYBRID = ("attention_based", "variance_based", "surprise")
-"""What `hybrid` combines, as far as it is to be had."""
 MIXED = "mean of "
 
 
@@ -126,10 +126,13 @@ class RelevanceScorer:
         if len(names) == 1:
             weights = [1.0]
         expect_weights(weights, len(names))
+        # Noted before they are compared: the order of a call's rows then makes no difference.
         sample = self._sample(layer_idx, "+".join(names), len(names))
         if learn:
             sample.add(scores[:, mask])
         found = hybrid_blocks(scores, sample.sample().to(scores.device), weights, 1).tokens
+        # A mean of shares is no share: those around the middle are the most. So it is calibrated
+        # again.
         if len(names) > 1:
             mixed = self._sample(layer_idx, f"{MIXED}{'+'.join(names)}", 1)
             if learn:
@@ -215,6 +218,7 @@ class RelevanceScorer:
             if not layer.isdigit() or not names or key not in ("sample", "seen"):
                 raise ValueError(f"'<layer>/<method>/sample' or '.../seen' expected, got {name!r}")
             groups.setdefault((int(layer), names), {})[key] = tensor
+        # All of it is read before anything is kept.
         loaded = {}
         for at, group in groups.items():
             sample = RunningQuantiles.from_state(group, self.sample_size)

@@ -10,8 +10,8 @@ from torch import nn
 
 from cmr.kernels.reference.score import calibrate
 
+# Scores of the newest text that a quantile is taken of, where nothing else is asked for.
 SAMPLE = 16_384
-"""Scores of the newest text that a quantile is taken of, where nothing else is asked for."""
 _GOLDEN = 0.6180339887498949
 _LEAST = 1e-4  # of a score whose logarithm is taken
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from cmr.errors import UnknownSessionError
 
+# The number that owns nothing: empty slots carry it and rows without a memory look for it.
 NO_SESSION = -1
-"""The number that owns nothing: empty slots carry it and rows without a memory look for it."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,6 @@ class SessionInfo:
 
 class SessionTable:
     """Names of sessions and the numbers that the store's session column holds.
-
-    A number is never given twice, so a slot of an ended session can never be read by a later one
-    of the same name.
 
     Args:
         limit: sessions that there may be at once; None: any number.
@@ -102,6 +99,7 @@ class SessionTable:
         self.check(name)
         if name not in self._numbers:
             self.check_room([name])
+            # Never a number again, so a slot of an ended session is never read by a later one.
             self._numbers[name] = self._next
             info = SessionInfo(name, self._next, 0, bool(ephemeral), ttl or self._ttl)
             self._infos[self._next] = info

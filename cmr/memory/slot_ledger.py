@@ -12,8 +12,8 @@ import torch
 
 from cmr.memory.sessions import NO_SESSION
 
+# Names of the tiers from the top down: where new blocks go, and where they sink.
 TIERS = ("recent", "working", "long_term")
-"""Names of the tiers from the top down: where new blocks go, and where they sink."""
 
 
 class Tier(NamedTuple):
@@ -71,7 +71,9 @@ class SlotLedger:
         self.deadline = torch.full((first,), math.inf, dtype=torch.float64)
         self.pinned = torch.zeros(first, dtype=torch.bool)
         self.changes = 0
+        # At which change each slot last came to hold something: what copies have to look at.
         self._stamp = torch.zeros(first, dtype=torch.int64)
+        # Heaps: the lowest slot comes first, so what is held stays together and searches short.
         self._free = [list(range(tier.first, tier.end)) for tier in tiers]
         self._held: Counter[int] = Counter()
         self._newest: dict[int, int] = {}
@@ -113,6 +115,7 @@ class SlotLedger:
 
     def due(self, now: float) -> torch.Tensor:
         """Slots `[n]` whose deadline has passed."""
+        # Asked before every write: without any deadline it costs nothing.
         if not self._expires:
             return torch.empty(0, dtype=torch.int64)
         return (self.deadline <= now).nonzero()[:, 0]
@@ -143,6 +146,7 @@ class SlotLedger:
 
     def claim(self, slots: torch.Tensor) -> None:
         """Take the given empty slots."""
+        # Nothing was ever written: the lists are sorted, and heaps still without some entries.
         taken = set(slots.tolist())
         self._free = [[slot for slot in free if slot not in taken] for free in self._free]
 

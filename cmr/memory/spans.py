@@ -11,8 +11,8 @@ from cmr.errors import CorruptMemoryError
 from cmr.memory.block_store import BlockStore
 from cmr.memory.store import Saved
 
+# Tokens that one stretch of white space may be, where its length does not matter.
 GAP = 8
-"""Tokens that one stretch of white space may be, where its length does not matter."""
 
 
 def holding(

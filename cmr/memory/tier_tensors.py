@@ -16,14 +16,7 @@ from cmr.memory.store.form import Kind, Part
 class TierTensors:
     """Blocks by slot, over one space of slots: floats in the upper tiers, codes in the last one.
 
-    Args:
-        slots: number of blocks that fit into the first tier.
-        block_size: tokens in a block.
-        hidden: width of the states at the index layer.
-        layers: layer number (index into `hidden_states`) to what it stores.
-        index_dtype: data type of the index vectors.
-        device: device of the index.
-        lower: the tiers under the first one.
+    Its arguments are those of `BlockStore`.
 
     Attributes:
         ledger: who has which slot, on the host.
@@ -56,6 +49,7 @@ class TierTensors:
         self._layers = tuple(layers)
         disk = on_disk(lower.folder)
         how = {"recent": on_device, "working": on_host, "long_term": disk}
+        # Upper tiers share one index beside the model: a search looks at both in one go.
         self._floats = slots + lower.working
         self.index = on_device((self._floats, block_size, hidden), index_dtype, device)
         self.codes = self.scale = None
@@ -102,6 +96,7 @@ class TierTensors:
         """
         number = self.ledger.tier_of(int(slots[0]))
         tier, parts = self.ledger.tiers[number], self.parts[number]
+        # Whatever comes from or goes to a disk is made smaller or larger here and nowhere else.
         rows = dict(rows)
         if "codes" in parts and "codes" not in rows:
             rows["codes"], rows["scale"] = quantise_rows(rows["index"], torch.int8)
@@ -231,6 +226,7 @@ class TierTensors:
         device = self.keys[layer].device
         for tier, parts in zip(self.ledger.tiers, self.parts, strict=True):
             here = tier.holds(table)
+            # The first tier is always looked at: it gives the shape, and zeros where nothing is.
             if f"keys.{layer}" not in parts or (found[0] is not None and not here.any()):
                 continue
             local = torch.where(here, table - tier.first, 0)

@@ -12,8 +12,8 @@ from cmr.memory.batch import Angles, BlockBatch, LayerSource
 from cmr.memory.keeper import Keeper
 from cmr.memory.sessions import SessionTable
 
+# Says of token ids `[batch, tokens]` which may be stored: bool of the same shape.
 Keep = Callable[[torch.Tensor], torch.Tensor]
-"""Says of token ids `[batch, tokens]` which may be stored: bool of the same shape."""
 KeysValues = tuple[torch.Tensor, torch.Tensor | None]
 
 

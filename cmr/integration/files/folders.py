@@ -106,6 +106,7 @@ class MemoryContent:
         wanted = self.kinds[kind].parts[part]
         out = torch.zeros((len(at), *wanted.shape), dtype=wanted.dtype)
         with self._core.lock:
+            # A slot may have another block by now: then the rows were set aside.
             there = self._place[slots] == at
             for number, tier in enumerate(self._ring.ledger.tiers):
                 here = tier.holds(slots) & there
@@ -124,6 +125,7 @@ class MemoryContent:
         at = self._place[slots]
         at = at[at >= 0]
         self._place[self.slots[at]] = -1
+        # What expires is not copied: it must not come back by the save.
         at = at[~self.due()[at]]
         for number, tier in enumerate(self._ring.ledger.tiers):
             here = at[tier.holds(self.slots[at])]
@@ -233,6 +235,7 @@ class Files:
                 key=key,
                 clean=known is not None and known.forgotten != forgotten,
             )
+            # Counted when the content was taken: what was forgotten since is still in the folder.
             self._known[where] = _Known(report.id, key, forgotten)
             return self._without(report, where, key, content.numbers[content.due()])
 
@@ -272,6 +275,7 @@ class Files:
         with self.still():
             with self._core.lock:
                 loader = Loader(self._core, saved, sessions)
+            # Takes longest, and looks at files alone: forwards go on meanwhile.
             saved.verify(loader.numbers)
             with self._core.lock:
                 loaded = loader.load()

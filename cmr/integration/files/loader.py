@@ -234,10 +234,12 @@ class Loader:
         slots = torch.full((len(saved),), -1, dtype=torch.int64)
         born = saved.numbers[self._at]
         if self.exact:
+            # Slot by slot as it was: all that follows is bit for bit what it would have been.
             slots[self._at] = saved.columns["slot"][self._at]
             ledger.claim(slots[self._at])
             ring.clock = saved.header["clock"]
         else:
+            # From the last tier up: what sinks must not take the room that was just made.
             for tier in reversed(range(len(self._plan))):
                 mine = self._plan[tier].sort().values
                 if not len(mine):
@@ -275,6 +277,7 @@ class Loader:
         for name in ("token_ids", "positions", "access_count", "relevance"):
             column = getattr(ring, name)
             column[here] = saved.columns[name][at].to(column)
+        # The clock there is not the clock here: a block under a new number was never recalled.
         last = saved.columns["last_access"][at]
         ring.last_access[here] = (last if self.exact else last.clamp(max=0)).to(ring.device)
         ring.session[here] = torch.tensor(owners, dtype=torch.int64, device=ring.device)
@@ -287,6 +290,7 @@ class Loader:
         linked = ahead >= 0
         ring.successor[here] = -1
         ring.successor[ahead[linked].to(ring.device)] = here[linked.to(ring.device)]
+        # In the order of the text: the last one filled is what the session's next block follows.
         order = born.argsort()
         ring.ledger.fill(
             slots[at][order],

@@ -180,6 +180,7 @@ class Folder:
         try:
             if not flock(fd, exclusive=True):
                 raise StoreBusyError(f"{self.path} cannot be locked: another save to it is running")
+            # What a save that was killed left there may be text that is to be forgotten.
             self._unstage()
             self.staging.mkdir(mode=0o700)
             try:
@@ -203,6 +204,7 @@ class Folder:
 
     def commit(self, names: Iterable[str], manifest: bytes) -> None:
         """Moves finished files out of the staging folder, then makes `manifest` the valid one."""
+        # Under their last names they still count for nothing: no manifest names them.
         for name in names:
             os.rename(self.staging / name, self.path / name)
         staged = self.staging / MANIFEST

@@ -267,6 +267,7 @@ def _read(table: Any, folder: Folder) -> Manifest:
     except ValueError as error:
         corrupt(where, str(error))
     found = Manifest(identity, take(table, "library", str, where), kinds, shards, columns, header)
+    # A name with a slash or a dot in it could lead out of the folder.
     for name in found.files:
         folder.file(name)
     if len(set(found.files)) != len(found.files):

@@ -203,6 +203,7 @@ class Saved:
                     if span.row_bytes
                 ]
             )
+        # One view over all rows from the first to the last: in the clear only what is used is read.
         whole = {n: span.view(buffer, first, last + 1 - first) for n, span in spans.items()}
         if len(runs) == 1:
             return whole
@@ -238,6 +239,7 @@ class Saved:
             raise ValueError(f"[k] int64 positions expected, got {list(at.shape)} {at.dtype}")
         if len(at) and not 0 <= int(at.min()) <= int(at.max()) < len(self):
             raise ValueError(f"positions 0..{len(self) - 1} expected, got others among them")
+        # Checked before the folder is touched, as any content.
         rest = _Rest(self, at, self.header if header is None else header)
         check_content(rest)
         with self._folder.writing():

@@ -61,7 +61,7 @@ def save(
 
     Args:
         path: the folder: new, empty, or of a saved memory, which is replaced.
-        content: what is saved; it must not change meanwhile.
+        content: what is saved.
         base: id of the save that `content` goes on from. Where that is what the folder holds,
             blocks that are in it (same kind and number) are not written again. Otherwise all are.
         key: encrypts what is saved: 32 bytes or a passphrase (needs the package cryptography).
@@ -144,6 +144,7 @@ class Saver:
         reused = {shard.file for shard in shards}
         manifest = self._written(shards)
         fresh = [name for name in manifest.files if name not in reused]
+        # Before anything is moved: what cannot be written down must fail here.
         encoded = manifest.encode()
         replaced = set(old.files if old else []) - set(manifest.files)
         orphans = set(folder.unnamed([*manifest.files, *(old.files if old else [])]))
