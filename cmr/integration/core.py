@@ -118,8 +118,9 @@ class Core:
         width = measured.width(adapter.hidden) if measured else adapter.hidden
         device = adapter.device(self.index_layer)
         self.calibration = measured and measured.to(device)
-        projected = self.calibration is not None and self.calibration.projection is not None
-        self.index_digest = self.calibration.digest if projected else None
+        self.index_digest: str | None = None
+        if self.calibration is not None and self.calibration.projection is not None:
+            self.index_digest = self.calibration.digest
         index_dtype = (
             adapter.dtype if memory.index_dtype == "model" else getattr(torch, memory.index_dtype)
         )

@@ -169,11 +169,16 @@ class BlockStore(TierTensors):
         for number, source in batch.layers.items():
             # Each layer's tensors stay on its own device: a model may be spread over several.
             keys = self.keys[number]
-            given = (reserved.slots, pick, *source[:2], *(source.turned or ()))
+            cos, sin = source.turned or (None, None)
             ring_write_heads(
                 keys,
                 self.values.get(number),
-                *(None if x is None else x.to(keys.device) for x in given),
+                reserved.slots.to(keys.device),
+                pick.to(keys.device),
+                source.keys.to(keys.device),
+                _beside(keys, source.values),
+                _beside(keys, cos),
+                _beside(keys, sin),
             )
         ring_write_index(self.index, None, reserved.slots, pick, batch.index.to(device))
         ring_link(
@@ -182,7 +187,7 @@ class BlockStore(TierTensors):
             torch.tensor(list(batch.sessions), device=device),
             batch.token_ids.to(device),
             batch.positions.to(device),
-            None if batch.relevance is None else batch.relevance.to(device),
+            _beside(self.index, batch.relevance),
             pick,
         )
         ledger.fill(slots, batch.sessions, numbers, born, lifetimes)
@@ -359,6 +364,10 @@ class BlockStore(TierTensors):
         for column in self._slot_columns():
             empty = -1 if any(column is other for other in nowhere) else 0
             column.index_fill_(0, at, empty)
+
+
+def _beside(there: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor | None:
+    return None if given is None else given.to(there.device)
 
 
 def _columns(slots: int, block_size: int, device: torch.device) -> Columns:

@@ -252,8 +252,8 @@ class Loader:
             born = ring.new_numbers(len(born))[rank]
         for batch in saved.batches([info.number for info in self._chosen]):
             at = slots[batch.positions]
-            for tier in ledger.tiers:
-                here = tier.holds(at)
+            for held in ledger.tiers:
+                here = held.holds(at)
                 if here.all():
                     ring.put(at, batch.parts)
                 elif here.any():

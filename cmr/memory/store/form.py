@@ -78,12 +78,19 @@ class Content(Protocol):
         columns: name to `[n, ...]`: small tensors that may change and are written at every save.
     """
 
-    header: dict[str, Any]
-    kinds: Sequence[Kind]
-    kind: torch.Tensor
-    numbers: torch.Tensor
-    session: torch.Tensor
-    columns: Mapping[str, torch.Tensor]
+    # Properties, not attributes: they are only read, so a list is a sequence here.
+    @property
+    def header(self) -> dict[str, Any]: ...  # noqa: D102
+    @property
+    def kinds(self) -> Sequence[Kind]: ...  # noqa: D102
+    @property
+    def kind(self) -> torch.Tensor: ...  # noqa: D102
+    @property
+    def numbers(self) -> torch.Tensor: ...  # noqa: D102
+    @property
+    def session(self) -> torch.Tensor: ...  # noqa: D102
+    @property
+    def columns(self) -> Mapping[str, torch.Tensor]: ...  # noqa: D102
 
     def rows(self, kind: int, part: str, at: torch.Tensor) -> torch.Tensor:
         """One part of the blocks of a kind at positions `at` (0 to n - 1): `[k, *shape]`, CPU."""
