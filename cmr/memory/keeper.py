@@ -45,7 +45,7 @@ class Keeper:
 
     Args:
         blocks: the store.
-        policy: how room is made; None: as `Policy` is by itself.
+        policy: how room is made.
         sessions: which sessions are ephemeral and how long they live; None: none has such terms.
 
     Attributes:

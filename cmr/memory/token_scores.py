@@ -46,7 +46,7 @@ def token_scores(
     """Scores of one method before calibration; see `RelevanceScorer` for what each one is.
 
     Args:
-        method: `attention_based`, `variance_based`, `surprise` or `gradient_based`.
+        method: any but `hybrid`.
         hidden_states: `[B, T, H]`.
         mask: `[B, T]` bool, True for real tokens.
         attention_weights: `[B, heads, T, T]` of a causal layer, as transformers gives them.

@@ -39,18 +39,18 @@ class MemoryContent:
     """
 
     def __init__(self, core: Core, sessions: Sequence[int] | None, about: dict[str, Any]) -> None:
-        self._core, self._ring = core, core.ring
+        self._core, self._blocks = core, core.ring
         infos = [
             info
             for info in core.table.infos()
             if not info.ephemeral and (sessions is None or info.number in sessions)
         ]
-        ledger = self._ring.ledger
+        ledger = self._blocks.ledger
         wanted = torch.tensor([info.number for info in infos], dtype=torch.int64)
         slots = ledger.slots_of(None)
         self.slots = slots[torch.isin(ledger.owner[slots], wanted)]
-        self.kinds, kind_of_tier = self._ring.kinds()
-        self.columns = self._ring.about(self.slots)
+        self.kinds, kind_of_tier = self._blocks.kinds()
+        self.columns = self._blocks.about(self.slots)
         self.kind = torch.tensor(kind_of_tier)[self.columns["tier"]]
         self.numbers = ledger.number[self.slots]
         self.session = ledger.owner[self.slots]
@@ -73,7 +73,7 @@ class MemoryContent:
             "index_layer": core.index_layer,
             "index": core.index_digest,
             "calibrated": core.calibration is not None,
-            "clock": self._ring.clock,
+            "clock": self._blocks.clock,
             "limit": ledger.limit,
             "tiers": [[tier.name, tier.slots] for tier in ledger.tiers],
             "sessions": [
@@ -88,12 +88,12 @@ class MemoryContent:
         }
 
     def __enter__(self) -> MemoryContent:
-        self._ring.on_change = self._set_aside
+        self._blocks.on_change = self._set_aside
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._core.lock:
-            self._ring.on_change = None
+            self._blocks.on_change = None
             self._aside.clear()
 
     def due(self) -> torch.Tensor:
@@ -108,10 +108,10 @@ class MemoryContent:
         with self._core.lock:
             # A slot may have another block by now: then the rows were set aside.
             there = self._place[slots] == at
-            for number, tier in enumerate(self._ring.ledger.tiers):
+            for number, tier in enumerate(self._blocks.ledger.tiers):
                 here = tier.holds(slots) & there
                 if here.any():
-                    held = self._ring.parts[number][part]
+                    held = self._blocks.parts[number][part]
                     out[here] = held[(slots[here] - tier.first).to(held.device)].cpu()
             self._given[part][at] = True
         for i in (~there).nonzero()[:, 0].tolist():
@@ -127,9 +127,9 @@ class MemoryContent:
         self._place[self.slots[at]] = -1
         # What expires is not copied: it must not come back by the save.
         at = at[~self.due()[at]]
-        for number, tier in enumerate(self._ring.ledger.tiers):
+        for number, tier in enumerate(self._blocks.ledger.tiers):
             here = at[tier.holds(self.slots[at])]
-            for part, held in self._ring.parts[number].items() if len(here) else ():
+            for part, held in self._blocks.parts[number].items() if len(here) else ():
                 left = here[~self._given[part][here]]
                 rows = held[(self.slots[left] - tier.first).to(held.device)].cpu()
                 self._aside.update(zip(((part, n) for n in left.tolist()), rows, strict=True))

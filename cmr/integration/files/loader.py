@@ -71,7 +71,7 @@ class Loader:
     """
 
     def __init__(self, core: Core, saved: Saved, sessions: Sequence[str] | None) -> None:
-        self._core, self._ring, self._saved = core, core.ring, saved
+        self._core, self._blocks, self._saved = core, core.ring, saved
         self._infos = _sessions(saved)
         self._names = list(self._infos) if sessions is None else list(sessions)
         self._whole = sessions is None
@@ -107,11 +107,11 @@ class Loader:
 
     def _find_room(self) -> None:
         """Decides where the blocks go: for each tier, their positions in what is saved."""
-        ring, saved = self._ring, self._saved
-        here = [tier.name for tier in ring.ledger.tiers]
-        sizes = [[tier.name, tier.slots] for tier in ring.ledger.tiers]
+        blocks, saved = self._blocks, self._saved
+        here = [tier.name for tier in blocks.ledger.tiers]
+        sizes = [[tier.name, tier.slots] for tier in blocks.ledger.tiers]
         there = saved.header["tiers"]
-        empty = ring.high_water == 0 and ring.clock == 0
+        empty = blocks.high_water == 0 and blocks.clock == 0
         self.exact = empty and there == sizes and self._whole
         where = [here.index(name) if name in here else 0 for name, _ in there]
         into = torch.tensor(where, dtype=torch.int64)
@@ -128,7 +128,7 @@ class Loader:
                 )
 
     def _check_columns(self) -> None:
-        saved, size = self._saved, self._ring.block_size
+        saved, size = self._saved, self._blocks.block_size
         for name, dtype in COLUMNS.items():
             column = saved.columns.get(name)
             shape = (len(saved), *([size] if name in ("token_ids", "positions") else []))
@@ -206,7 +206,7 @@ class Loader:
                 f"index_layer: {indexed} expected, whose states {self._saved.path} indexes, "
                 f"got {searched}"
             )
-        here = {kind.name: kind.parts for kind in self._ring.kinds()[0]}
+        here = {kind.name: kind.parts for kind in self._blocks.kinds()[0]}
         used = set(self._saved.kind.tolist())
         for number, kind in enumerate(self._saved.kinds):
             if number not in used:
@@ -229,7 +229,7 @@ class Loader:
         # The lock was free while the checksums were counted.
         self._check_names()
         self._find_room()
-        saved, ring, ledger, core = self._saved, self._ring, self._ring.ledger, self._core
+        saved, blocks, ledger, core = self._saved, self._blocks, self._blocks.ledger, self._core
         numbers = {info.number: core.table.restore(info) for info in self._chosen}
         slots = torch.full((len(saved),), -1, dtype=torch.int64)
         born = saved.numbers[self._at]
@@ -237,7 +237,7 @@ class Loader:
             # Slot by slot as it was: all that follows is bit for bit what it would have been.
             slots[self._at] = saved.columns["slot"][self._at]
             ledger.claim(slots[self._at])
-            ring.clock = saved.header["clock"]
+            blocks.clock = saved.header["clock"]
         else:
             # From the last tier up: what sinks must not take the room that was just made.
             for tier in reversed(range(len(self._plan))):
@@ -249,16 +249,16 @@ class Loader:
                 slots[mine] = ledger.take(tier, len(mine))
             rank = torch.empty_like(born)
             rank[born.argsort()] = torch.arange(len(born))
-            born = ring.new_numbers(len(born))[rank]
+            born = blocks.new_numbers(len(born))[rank]
         for batch in saved.batches([info.number for info in self._chosen]):
             at = slots[batch.positions]
             for held in ledger.tiers:
                 here = held.holds(at)
                 if here.all():
-                    ring.put(at, batch.parts)
+                    blocks.put(at, batch.parts)
                 elif here.any():
                     parts = {name: part[here] for name, part in batch.parts.items()}
-                    ring.put(at[here], parts)
+                    blocks.put(at[here], parts)
         self._columns(slots, born, numbers)
         if self.exact:
             ledger.limit = max(ledger.limit, saved.header["limit"])
@@ -271,35 +271,35 @@ class Loader:
         )
 
     def _columns(self, slots: torch.Tensor, born: torch.Tensor, numbers: dict[int, int]) -> None:
-        saved, ring, at = self._saved, self._ring, self._at
-        here = slots[at].to(ring.device)
+        saved, blocks, at = self._saved, self._blocks, self._at
+        here = slots[at].to(blocks.device)
         owners = [numbers[number] for number in saved.session[at].tolist()]
         for name in ("token_ids", "positions", "access_count", "relevance"):
-            column = getattr(ring, name)
+            column = getattr(blocks, name)
             column[here] = saved.columns[name][at].to(column)
         # The clock there is not the clock here: a block under a new number was never recalled.
         last = saved.columns["last_access"][at]
-        ring.last_access[here] = (last if self.exact else last.clamp(max=0)).to(ring.device)
-        ring.session[here] = torch.tensor(owners, dtype=torch.int64, device=ring.device)
-        ring.created[here] = born.to(ring.device)
-        ring.cursor.fill_(ring.clock)
+        blocks.last_access[here] = (last if self.exact else last.clamp(max=0)).to(blocks.device)
+        blocks.session[here] = torch.tensor(owners, dtype=torch.int64, device=blocks.device)
+        blocks.created[here] = born.to(blocks.device)
+        blocks.cursor.fill_(blocks.clock)
         of_number = dict(zip(saved.numbers[at].tolist(), slots[at].tolist(), strict=True))
         before = [of_number.get(number, -1) for number in saved.columns["before"][at].tolist()]
         ahead = torch.tensor(before, dtype=torch.int64)
-        ring.predecessor[here] = ahead.to(ring.device)
+        blocks.predecessor[here] = ahead.to(blocks.device)
         linked = ahead >= 0
-        ring.successor[here] = -1
-        ring.successor[ahead[linked].to(ring.device)] = here[linked.to(ring.device)]
+        blocks.successor[here] = -1
+        blocks.successor[ahead[linked].to(blocks.device)] = here[linked.to(blocks.device)]
         # In the order of the text: the last one filled is what the session's next block follows.
         order = born.argsort()
-        ring.ledger.fill(
+        blocks.ledger.fill(
             slots[at][order],
             [owners[i] for i in order.tolist()],
             born[order],
             saved.columns["time"][at][order],
         )
-        ring.ledger.let_expire(slots[at], saved.columns["deadline"][at])
-        ring.ledger.pinned[slots[at]] = saved.columns["flags"][at] > 0
+        blocks.ledger.let_expire(slots[at], saved.columns["deadline"][at])
+        blocks.ledger.pinned[slots[at]] = saved.columns["flags"][at] > 0
 
 
 def _sessions(saved: Saved) -> dict[str, SessionInfo]:

@@ -74,17 +74,10 @@ def check_sum(path: Path, size: int, wanted: str) -> None:
 
 
 class DataFile:
-    """An open data file; use it in a `with` statement.
+    """An open data file, which must have `size` bytes; use it in a `with` statement.
 
-    While it is open, or a buffer of it is in use, nobody can erase the file.
-
-    Args:
-        path: where it is.
-        size: the bytes that it must have.
-        vault: opens it where it is encrypted.
-
-    Attributes:
-        size: bytes of the file as it was before encryption.
+    While it is open, or a buffer of it is in use, nobody can erase the file. Its `size` from then
+    on is that of the file as it was before encryption.
 
     Raises:
         CorruptMemoryError: it is missing, no regular file or of another size.
@@ -136,11 +129,7 @@ class DataFile:
         return data
 
     def buffer(self, ranges: Sequence[tuple[int, int]]) -> Any:
-        """A buffer of the whole file in which at least the `ranges` hold its bytes.
-
-        In the clear: the mapped file, private to the process, read from the disk when touched.
-        Encrypted: memory of the file's size of which only what is asked for is taken.
-        """
+        """A buffer of the whole file in which at least the `ranges` hold its bytes."""
         if self._unsealer is None:
             # Mapped private and writable, because torch warns of memory that it must not write.
             mapped = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_COPY)
@@ -149,6 +138,7 @@ class DataFile:
                 for begin, end in near:
                     os.posix_fadvise(self._fd, begin, end - begin, os.POSIX_FADV_WILLNEED)
             return mapped
+        # Memory of the file's size, of which the system gives only what is written to.
         plain = bytearray(self.size)
         for at, chunk in self._chunks(ranges):
             plain[at : at + len(chunk)] = chunk

@@ -41,11 +41,7 @@ def new_name(role: str, sealed: bool) -> str:
 
 
 def open_file(path: Path, flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a regular file, never of what a link points to.
-
-    Raises:
-        CorruptMemoryError: it is missing or not a regular file.
-    """
+    """A descriptor of a regular file (else CorruptMemoryError), never of what a link points to."""
     try:
         fd = os.open(path, flags | SAFELY)
     except OSError as error:
@@ -105,14 +101,7 @@ def erase(fd: int) -> None:
 
 
 class Folder:
-    """The folder of one saved memory.
-
-    Args:
-        path: where it is.
-
-    Raises:
-        StoreError: the system has no POSIX files and locks.
-    """
+    """The folder of one saved memory; StoreError where the system has no POSIX locks."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         if fcntl is None:
@@ -224,15 +213,13 @@ class Folder:
         return [n for n in os.listdir(self.path) if OUR_NAME.fullmatch(n) and n not in keep]
 
     def remove(self, path: Path, overwrite: bool) -> None:
-        """Removes a file, overwritten with zeros before if asked; a link is only unlinked.
-
-        A file to overwrite that somebody still reads stays until the next save.
-        """
+        """Removes a file, overwritten with zeros before if asked; a link is only unlinked."""
         if not os.path.lexists(path):
             return
         if overwrite and stat.S_ISREG(os.lstat(path).st_mode):
             fd = os.open(path, os.O_WRONLY | SAFELY)
             try:
+                # Somebody still reads it: it stays until the next save.
                 if not flock(fd, exclusive=True):
                     return
                 erase(fd)

@@ -215,12 +215,12 @@ def parse(raw: bytes, where: object) -> Any:
 def take(table: Any, key: str, type_: type[T], where: object) -> T:
     """`table[key]`, if `table` is an object that has it and it is a `type_` (a bool is no int)."""
     if not isinstance(table, dict):
-        corrupt(where, f"an object with {key!r} expected, got {_named(table)}")
+        corrupt(where, f"an object with {key!r} expected, got {type(table).__name__}")
     if key not in table:
         corrupt(where, f"{key!r} is missing")
     value = table[key]
     if not isinstance(value, type_) or (isinstance(value, bool) and type_ is not bool):
-        corrupt(where, f"{key!r}: {type_.__name__} expected, got {_named(value)}")
+        corrupt(where, f"{key!r}: {type_.__name__} expected, got {type(value).__name__}")
     return value
 
 
@@ -230,7 +230,3 @@ def take_size(table: Any, key: str, limit: int, where: object) -> int:
     if not 0 <= value <= limit:
         corrupt(where, f"{key!r}: an integer in 0..{limit} expected, got {str(value)[:40]}")
     return value
-
-
-def _named(value: Any) -> str:
-    return type(value).__name__

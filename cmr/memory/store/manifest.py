@@ -144,10 +144,8 @@ class Manifest:
 def load(folder: Folder, key: Key | Vault | None, either: bool = False) -> Manifest:
     """Reads and checks the manifest of a folder.
 
-    Args:
-        folder: where it is.
-        key: opens an encrypted one; a vault does so without asking for the user's key again.
-        either: a key may be given for a memory in the clear, too.
+    A vault as `key` opens it without the user's key; `either`: a key may be given for a memory in
+    the clear, too.
 
     Raises:
         MemoryNotFoundError: there is none.

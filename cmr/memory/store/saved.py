@@ -25,11 +25,9 @@ _COLUMN = "column."
 class Batch(NamedTuple):
     """Blocks of one kind from one data file.
 
-    Attributes:
-        kind: index into the kinds.
-        positions: `[k]` int64: which of the memory's blocks (0 to n - 1) these are.
-        parts: name to `[k, *shape]` CPU tensor. In the clear and side by side in the file, they
-            are the mapped file itself: read from the disk when touched, private when written to.
+    `positions` `[k]` says which of the memory's blocks these are, `parts` has a CPU tensor
+    `[k, *shape]` by name. In the clear and side by side in the file, these are the mapped file
+    itself: read from the disk when touched, private when written to.
     """
 
     kind: int
@@ -38,19 +36,13 @@ class Batch(NamedTuple):
 
 
 class Saved:
-    """A saved memory, opened by `Saved.open`. It is content itself and can be saved elsewhere.
+    """A saved memory, opened by `Saved.open`. It is `Content` itself and can be saved elsewhere.
 
     Attributes:
         path: the folder.
         id: of the save.
         format_version: of the manifest on the disk; an older one was migrated while it was read.
         library: version of the package that wrote it.
-        header: the memory's own.
-        kinds: the forms of blocks.
-        kind: `[n]` int64, the kind of each block.
-        numbers: `[n]` int64, the block's number.
-        session: `[n]` int64, number of the session that owns it.
-        columns: name to `[n, ...]`.
     """
 
     def __init__(self, folder: Folder, found: Manifest) -> None:
@@ -226,9 +218,9 @@ class Saved:
         erases the rest. Copies that a file system or a disk keeps by itself are out of its reach.
 
         Args:
-            at: `[k]` int64 positions of the blocks; none is allowed, too.
+            at: `[k]` int64 positions of the blocks, maybe none.
             header: takes the place of the header (names of sessions are in it).
-            shard_bytes: the most bytes in a data file.
+            shard_bytes: as for `save`.
 
         Raises:
             StoreBusyError: another save is running, or somebody reads a file that is to be erased.

@@ -115,15 +115,7 @@ def _present(folder: Folder, base: str | None, key: Key | None) -> Manifest | No
 
 @dataclass
 class Saver:
-    """One save, by the only writer of the folder.
-
-    Attributes:
-        folder: its lock is held.
-        content: checked.
-        vault: encrypts what is written.
-        shard_bytes: the most bytes in a data file, one block excepted.
-        clean: leave no byte of blocks that `content` does not hold.
-    """
+    """One save of content that was checked, by whoever holds the folder's lock; see `save`."""
 
     folder: Folder
     content: Content
@@ -134,9 +126,8 @@ class Saver:
     def save(self, old: Manifest | None, kept: Manifest | None) -> SaveReport:
         """Writes what is new and makes it valid.
 
-        Args:
-            old: the manifest in the folder, as far as it can be read.
-            kept: the same, where `content` goes on from it, so that its files may stay.
+        `old` is the manifest in the folder, as far as it can be read, and `kept` the same where
+        `content` goes on from it, so that its files may stay.
         """
         started = time.perf_counter()
         folder = self.folder
@@ -173,11 +164,7 @@ class Saver:
         )
 
     def _doomed(self, names: Iterable[str], stack: contextlib.ExitStack) -> list[int]:
-        """Descriptors of the files to erase, and of the old manifest.
-
-        Raises:
-            StoreBusyError: somebody reads one of them.
-        """
+        """Descriptors of the files to erase, and of the old manifest."""
         found = []
         for path in [*(self.folder.path / name for name in names), self.folder.manifest]:
             try:
@@ -228,12 +215,10 @@ class Saver:
     def _large(
         self, candidates: list[tuple[Shard, torch.Tensor]], blocks: int, each: int
     ) -> list[tuple[Shard, torch.Tensor]]:
-        """The candidates that stay files of their own.
-
-        Many small saves must not leave many small files: one of less than half of `shard_bytes` is
-        written again together with at least as many new bytes. A block is so written again at most
-        as often as its file's size doubles, and the number of small files stays logarithmic.
-        """
+        """The candidates that stay files of their own."""
+        # Many small saves must not leave many small files: one of less than half of `shard_bytes`
+        # is written again together with at least as many new bytes. A block is so written again at
+        # most as often as its file's size doubles, and the small files stay logarithmically few.
         fresh = blocks - sum(int(live.sum()) for _, live in candidates)
         kept = []
         for shard, live in sorted(candidates, key=lambda pair: int(pair[1].sum())):
