@@ -31,7 +31,8 @@ from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.kernels.maxsim import Columns, maxsim_select
 from cmr.kernels.reference.select import Rule
 from cmr.memory.batch import BlockBatch
-from cmr.memory.block_store import RingBuffer
+from cmr.memory.block_store import BlockStore
+from cmr.memory.keeper import Keeper
 from cmr.retrieval.clusters.hierarchy import MemoryHierarchy
 from cmr.retrieval.rules import TUNED
 
@@ -92,9 +93,9 @@ def questions(count: int, seed: int) -> list[Question]:
     return asked
 
 
-def new_ring(blocks: int, hidden: int, dtype: torch.dtype, block: int = BLOCK) -> RingBuffer:
+def new_ring(blocks: int, hidden: int, dtype: torch.dtype, block: int = BLOCK) -> BlockStore:
     """A store that keeps the index alone."""
-    return RingBuffer(
+    return BlockStore(
         slots=blocks,
         block_size=block,
         hidden=hidden,
@@ -104,24 +105,24 @@ def new_ring(blocks: int, hidden: int, dtype: torch.dtype, block: int = BLOCK) -
     )
 
 
-def write(ring: RingBuffer, states: IndexStates, first: int, count: int) -> None:
+def write(ring: BlockStore, states: IndexStates, first: int, count: int) -> None:
     """Store blocks of the text; the oldest ones give way."""
-    block = ring.block_size
+    block, keeper = ring.block_size, Keeper(ring)
     step = 16384 // block
     for start in range(first, first + count, step):
         many = min(step, first + count - start)
         place = torch.arange(start * block, (start + many) * block)[None]
         ids = torch.from_numpy(states.ids[place[0].numpy()]).long()[None]
         index = states.blocks(start, many, block).float().view(1, many * block, -1)
-        ring.write(BlockBatch([0] * many, ids, place, index, {}))
+        keeper.write(BlockBatch([0] * many, ids, place, index, {}))
 
 
-def rule_of(ring: RingBuffer) -> Rule:
+def rule_of(ring: BlockStore) -> Rule:
     """How passages of blocks, or single entries, are scored."""
     return ENTRIES if ring.block_size == 1 else RULE
 
 
-def exactly(ring: RingBuffer, query: torch.Tensor, sessions: torch.Tensor) -> tuple[Any, ...]:
+def exactly(ring: BlockStore, query: torch.Tensor, sessions: torch.Tensor) -> tuple[Any, ...]:
     """The exact search: starts, scores and the similarity of every passage."""
     size = ring.high_water
     unit = torch.nn.functional.normalize(query, dim=-1).to(ring.index.dtype)
@@ -146,7 +147,7 @@ def timed(act: Callable[[], Any]) -> tuple[Any, float]:
     return found, 1e3 * (time.perf_counter() - start)
 
 
-def compare(ring: RingBuffer, near: MemoryHierarchy, asked: list[Question]) -> dict[str, Any]:
+def compare(ring: BlockStore, near: MemoryHierarchy, asked: list[Question]) -> dict[str, Any]:
     """Overlap of the first four, and times of both searches in turns."""
     sessions, rule = torch.zeros(1, dtype=torch.int64), rule_of(ring)
     same: dict[str, list[float]] = {kind: [] for kind in ASKED}

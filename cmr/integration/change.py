@@ -49,7 +49,7 @@ def change(core: Core, config: CMRConfig) -> None:
         {name: getattr(config.retrieval, name) for name in PER_REQUEST}
     )
     core.reducer = Reducer(core.ring, config.reweave)
-    keeper = core.ring.keeper
+    keeper = core.keeper
     keeper.policy = replace(keeper.policy, threshold=config.memory.relevance_threshold)
     if config.memory.scoring != old.memory.scoring:
         core.scorer = BlockScorer(core.adapter, config, core.index_layer)

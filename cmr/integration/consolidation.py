@@ -47,7 +47,7 @@ def consolidate(core: Core, alone: Alone) -> ConsolidationReport:
     ring = core.ring
     with core.lock:
         began = ring.tick()  # what is recalled from here on counts the next time
-        expired = ring.keeper.expire()
+        expired = core.keeper.expire()
     gone = _merge(core)
     risen = sum(_rise(core, alone, tier) for tier in range(1, len(ring.ledger.tiers)))
     with core.lock:
@@ -200,11 +200,11 @@ def _one_up(
     ring, ledger = core.ring, core.ring.ledger
     other = -1
     if not ledger.free(tier - 1):
-        other = ring.keeper.least_used(tier - 1, int(ledger.owner[slot]))
+        other = core.keeper.least_used(tier - 1, int(ledger.owner[slot]))
         if other < 0 or not yields(slot, other):
             return False
     one = torch.tensor([slot])
-    wanted = [name for name in ring.parts(tier - 1) if name.startswith(("keys.", "values."))]
+    wanted = [name for name in ring.parts[tier - 1] if name.startswith(("keys.", "values."))]
     states = {}
     if wanted and not bool(ring.keeps_states(one)):
         with alone():

@@ -16,7 +16,7 @@ from cmr.config import STATE_METHODS, CMRConfig
 from cmr.errors import AttachError, ConfigError
 from cmr.integration.calibration.measured import calibration_for
 from cmr.integration.capture.block_scorer import BlockScorer
-from cmr.integration.capture.block_writer import BlockWriter, Keep
+from cmr.integration.capture.block_writer import BlockWriter, Captured, Keep
 from cmr.integration.capture.leaving_text import LeavingText
 from cmr.integration.capture.window import LocalWindow
 from cmr.integration.capture.window_record import WindowRecord
@@ -32,7 +32,8 @@ from cmr.integration.reweave.recall import LayerStates, Recall
 from cmr.integration.reweave.recomputer import Recomputer
 from cmr.integration.reweave.reducer import Reducer
 from cmr.integration.reweave.tiered_states import Project, Recomputed, TieredStates
-from cmr.memory.block_store import RingBuffer
+from cmr.memory.block_store import BlockStore
+from cmr.memory.keeper import Keeper
 from cmr.memory.sessions import NO_SESSION, SessionTable
 from cmr.retrieval import Ask, Choice, Retriever, RollingQuery
 from cmr.retrieval.successors import compared_layers
@@ -59,9 +60,11 @@ class Core:
         state_layers: layers whose hidden states are stored.
         kv_layers: layers whose keys and values are stored.
         calibration: what was measured for the model; None: nothing was, or other settings hold.
+        index_digest: tells one index from another; None where states are indexed as they are.
         index_layer: layer whose states are searched.
         template: of the tokenizer's chats, where one is known.
         ring: the store.
+        keeper: makes room in it.
         table: session names.
         records: of the caches in use, which may hold copies of what was recalled.
         lasts: last forwards of threads, tasks and handles, which hold such copies, too.
@@ -115,6 +118,9 @@ class Core:
         width = measured.width(adapter.hidden) if measured else adapter.hidden
         device = adapter.device(self.index_layer)
         self.calibration = measured and measured.to(device)
+        self.index_digest: str | None = None
+        if self.calibration is not None and self.calibration.projection is not None:
+            self.index_digest = self.calibration.digest
         index_dtype = (
             adapter.dtype if memory.index_dtype == "model" else getattr(torch, memory.index_dtype)
         )
@@ -126,7 +132,7 @@ class Core:
                 f"long_term_store: 'kv' expected with method={reweave.method!r}, which reads "
                 f"stored states, got {memory.long_term_store!r}"
             )
-        self.ring = RingBuffer(
+        self.ring = BlockStore(
             slots=plan.recent,
             block_size=memory.block_size,
             hidden=width,
@@ -134,11 +140,17 @@ class Core:
             index_dtype=index_dtype,
             device=device,
             lower=plan.lower,
-            policy=plan.policy,
-            sessions=self.table,
         )
+        self.keeper = Keeper(self.ring, plan.policy, self.table)
         self.scorer = BlockScorer(adapter, config, self.index_layer)
-        self.writer = BlockWriter(adapter, self.ring, self.table, self.indexed, keep)
+        self.writer = BlockWriter(
+            adapter,
+            self.keeper,
+            self.table,
+            self.indexed,
+            self.kv_layers,
+            keep,
+        )
         self._retriever = Retriever(config.retrieval, measured)
         self.reducer = Reducer(self.ring, reweave)
         recomputer = Recomputer(adapter, self.targets, memory.recall_context, self.residual)
@@ -306,19 +318,12 @@ class Core:
         reads = self.read_layers or self.knn_layers
         if not reads or not retriever.config.blocks:
             return False
-        self.ring.keeper.expire()
+        self.keeper.expire()
         return self.ring.has(sessions)
 
     def numbers(self, sessions: Sequence[int]) -> torch.Tensor:
         """Session numbers as `[rows]` int64 beside the index."""
         return torch.tensor(list(sessions), device=self.ring.device)
-
-    @property
-    def index_digest(self) -> str | None:
-        """Tells one index from another; None where states are indexed as they are."""
-        if self.calibration is None or self.calibration.projection is None:
-            return None
-        return self.calibration.digest
 
     def indexed(self, states: torch.Tensor) -> torch.Tensor:
         """What is indexed and searched of states `[..., hidden]` at the index layer."""
@@ -421,15 +426,15 @@ class Core:
             kept[number] = (columns[f"state{number}"][:, None], None)
         if self.on_leaving is not None:
             self.on_leaving(text)
-        blocks = self.writer.write(
+        captured = Captured(
             sessions=text.sessions,
             token_ids=columns["token_ids"],
-            rope_positions=columns["rope"],
-            rope_reach=columns.get("reach"),
+            valid=text.valid,
             index=columns["index"],
             layers=kept,
-            valid=text.valid,
-            keep=text.keep,
+            rope=columns["rope"],
+            reach=columns.get("reach"),
             relevance=text.relevance(self.scorer, self.ring.block_size),
+            keep=text.keep,
         )
-        return blocks
+        return self.writer.write(captured)

@@ -48,7 +48,7 @@ class Forgetter:
 
     def __init__(self, core: Core, stepper: Stepper) -> None:
         self._core, self._stepper = core, stepper
-        core.ring.keeper.on_expired = self.drop_copies
+        core.keeper.on_expired = self.drop_copies
 
     def select(
         self,
@@ -154,7 +154,7 @@ class Forgetter:
         ring, found = self._core.ring, 0
         for number, tier in enumerate(ring.ledger.tiers):
             here = slots[tier.holds(slots)] - tier.first
-            for name, part in ring.parts(number).items() if len(here) else ():
+            for name, part in ring.parts[number].items() if len(here) else ():
                 rows = part.index_select(0, here.to(part.device))
                 if bool(rows.view(torch.uint8).any()):
                     raise CMRError(f"{name} of the tier {tier.name!r} is not 0 after forgetting")

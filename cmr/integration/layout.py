@@ -9,9 +9,8 @@ import torch
 
 from cmr.config import MemoryConfig
 from cmr.errors import ConfigError
-from cmr.memory.batch import Lower
+from cmr.memory.allocation import LayerShape, Lower
 from cmr.memory.keeper import Policy
-from cmr.memory.layer_tensors import LayerShape
 
 COLUMN_BYTES = 7 * 8 + 4
 """Bytes that the shared columns take for a block, beside token ids and positions."""

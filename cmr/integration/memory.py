@@ -324,7 +324,7 @@ class Memory(Looking):
             ValueError: `to` exists, or there is no room for the copy; nothing is copied then.
         """
         with self._core.lock:
-            return fork(self._core.ring, self._core.table, session, to)
+            return fork(self._core.keeper, self._core.table, session, to)
 
     def merge(self, session: str, into: str) -> int:
         """Put one session's text behind another one's and end it; returns the blocks that moved.

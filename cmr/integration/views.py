@@ -11,9 +11,8 @@ from cmr.integration.hooks.next_token import NextTokenReader
 from cmr.integration.hooks.step import Step
 from cmr.integration.requests.scope import said_here
 from cmr.integration.reweave.recalled_passage import RecalledPassage, recalled_passages
-from cmr.memory.archive import stored_block
 from cmr.memory.entry import MemoryEntry
-from cmr.memory.inspection import Inspection, Question, StoredBlock
+from cmr.memory.inspection import Inspection, Question, StoredBlock, blocks_from
 
 
 class Looking:
@@ -144,9 +143,9 @@ class Looking:
             "written_blocks": core.ring.written,
             "searches": core.searches,
             "recalls": core.recalls_made,
-            "evicted_blocks": ring.keeper.evicted,
-            "sunk_blocks": ring.keeper.sunk,
-            "expired_blocks": ring.keeper.expired,
+            "evicted_blocks": core.keeper.evicted,
+            "sunk_blocks": core.keeper.sunk,
+            "expired_blocks": core.keeper.expired,
             "scoring": core.scorer.stats(),
             "tiers": ring.tier_stats(),
             "bytes": self.nbytes,
@@ -166,27 +165,9 @@ class Looking:
     def _stored_blocks(self) -> list[StoredBlock]:
         """What is stored, for people, in the order of the blocks' numbers."""
         ring, table = self._core.ring, self._core.table
-        ring.keeper.expire()
+        self._core.keeper.expire()
         ledger = ring.ledger
         slots = ledger.slots_of(None)
-        at = slots.to(ring.device)
-        positions, ids = ring.positions[at].cpu(), ring.token_ids[at].cpu()
-        relevance, counts = ring.relevance[at].tolist(), ring.access_count[at].tolist()
-        last = ring.last_access[at].tolist()
-        return [
-            stored_block(
-                int(ledger.number[slot]),
-                table.name_of(int(ledger.owner[slot])),
-                ledger.tiers[ledger.tier_of(slot)].name,
-                positions[i],
-                ids[i],
-                relevance[i],
-                counts[i],
-                last[i],
-                float(ledger.born[slot]),
-                float(ledger.deadline[slot]),
-                bool(ledger.pinned[slot]),
-                None,
-            )
-            for i, slot in enumerate(slots.tolist())
-        ]
+        owners = [table.name_of(number) for number in ledger.owner[slots].tolist()]
+        tiers = [tier.name for tier in ledger.tiers]
+        return blocks_from(ring.about(slots), ledger.number[slots], owners, tiers, None)

@@ -1,20 +1,21 @@
-"""The bounded store: a preallocated ring of whole blocks, sessions as a column."""
+"""The bounded store: whole blocks in preallocated tensors, sessions as a column."""
 
-from cmr.memory.batch import BlockBatch, LayerSource, Lower
-from cmr.memory.block_store import RingBuffer
+from cmr.memory.allocation import LayerShape, Lower
+from cmr.memory.batch import BlockBatch, LayerSource
+from cmr.memory.block_store import BlockStore
 from cmr.memory.entry import MemoryEntry
-from cmr.memory.keeper import Policy
-from cmr.memory.layer_tensors import LayerShape
+from cmr.memory.keeper import Keeper, Policy
 from cmr.memory.sessions import SessionInfo, SessionTable
 
 __all__ = [
     "BlockBatch",
+    "BlockStore",
+    "Keeper",
     "LayerShape",
     "LayerSource",
     "Lower",
     "MemoryEntry",
     "Policy",
-    "RingBuffer",
     "SessionInfo",
     "SessionTable",
 ]

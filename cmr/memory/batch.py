@@ -1,17 +1,17 @@
-"""What is handed over to be stored, and how a store is laid out."""
+"""What is handed over to be stored."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 Angles = tuple[torch.Tensor, torch.Tensor]
 
 
-@dataclass
-class LayerSource:
+class LayerSource(NamedTuple):
     """What one layer gives to store, as the model computed it.
 
     Attributes:
@@ -51,20 +51,3 @@ class BlockBatch:
     layers: Mapping[int, LayerSource]
     relevance: torch.Tensor | None = None
     pick: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Lower:
-    """The tiers under the first one.
-
-    Attributes:
-        working: blocks kept in host memory as they are.
-        long_term: blocks kept in a file: index vectors in 8 bits with a scale each, token ids.
-        long_term_states: whether keys and values (or states) are kept in the file, too.
-        folder: where the file is; None: the system's place for temporary files.
-    """
-
-    working: int = 0
-    long_term: int = 0
-    long_term_states: bool = False
-    folder: str | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -15,20 +14,19 @@ from cmr.kernels.ring_write import (
     ring_write_heads,
     ring_write_index,
 )
-from cmr.memory.batch import BlockBatch, LayerSource, Lower
-from cmr.memory.keeper import Keeper, Policy
-from cmr.memory.layer_tensors import LayerShape, on_device
-from cmr.memory.sessions import NO_SESSION, SessionTable
-from cmr.memory.tier_tensors import TieredStores
+from cmr.memory.allocation import LayerShape, Lower, on_device
+from cmr.memory.batch import BlockBatch, LayerSource
+from cmr.memory.sessions import NO_SESSION
+from cmr.memory.tier_tensors import TierTensors
 
 NO_SLOT = -1
 
 
-class RingBuffer(TieredStores):
-    """Whole blocks of tokens in preallocated tensors; what leaves is up to the policy.
+class BlockStore(TierTensors):
+    """Whole blocks of tokens in preallocated tensors.
 
-    New blocks go into the first tier. What has to leave it sinks into the next one, and out of the
-    last one it is gone. A block keeps its number for life, whichever slot it is in.
+    New blocks go into the first tier; who puts them there makes room for them before, see `Keeper`.
+    A block keeps its number for life, whichever slot it is in.
 
     Args:
         slots: number of blocks that fit into the first tier.
@@ -38,17 +36,14 @@ class RingBuffer(TieredStores):
         index_dtype: data type of the index vectors.
         device: device of the index and of the shared columns.
         lower: the tiers under the first one.
-        policy: what leaves first.
-        sessions: terms of the sessions, see `Keeper`.
 
     Attributes:
         columns: what is known of each slot of all tiers, see `Columns`, with the cursor on the
             device: blocks ever written. Numbers in `created` start at 1 and never come twice.
-        keeper: makes room.
         on_change: told the slots, `[n]` int64 on the CPU, whose blocks are about to leave them. It
             may look at them and must not change anything. None: nobody is told.
 
-    The tensors themselves are those of `TieredStores`.
+    The tensors themselves are those of `TierTensors`.
 
     Raises:
         ValueError: for fewer than one slot.
@@ -64,8 +59,6 @@ class RingBuffer(TieredStores):
         index_dtype: torch.dtype,
         device: torch.device,
         lower: Lower | None = None,
-        policy: Policy | None = None,
-        sessions: SessionTable | None = None,
     ) -> None:
         super().__init__(
             slots=slots,
@@ -83,7 +76,6 @@ class RingBuffer(TieredStores):
         self.successor, self.predecessor = columns.successor, columns.predecessor
         self.last_access, self.access_count = columns.last_access, columns.access_count
         self.clock = self._start = 0
-        self.keeper = Keeper(self, policy or Policy(), sessions)
         self.on_change: Callable[[torch.Tensor], None] | None = None
 
     # -- size ------------------------------------------------------------------------------------
@@ -101,21 +93,17 @@ class RingBuffer(TieredStores):
     @property
     def nbytes(self) -> int:
         """Bytes of all preallocated tensors, those in files included."""
-        return sum(self.tier_bytes(i) for i in range(len(self.ledger.tiers)))
+        return sum(int(tier["bytes"]) for tier in self.tier_stats().values())
 
-    def tier_bytes(self, tier: int) -> int:
-        """Bytes of one tier's tensors, its part of the shared columns included."""
-        at = self.ledger.tiers[tier]
-        columns = [column[at.first : at.end] for column in self._slot_columns()]
-        return sum(t.numel() * t.element_size() for t in [*self.parts(tier).values(), *columns])
-
-    def tier_stats(self) -> dict[str, dict[str, float]]:
+    def tier_stats(self) -> dict[str, dict[str, int | float]]:
         """Tier name to its blocks, capacity in blocks, bytes, and bytes of a token that it fits."""
-        found = {}
+        found: dict[str, dict[str, int | float]] = {}
         for number, tier in enumerate(self.ledger.tiers):
-            held, size = len(self.ledger.held(number)), self.tier_bytes(number)
+            columns = [column[tier.first : tier.end] for column in self._slot_columns()]
+            tensors = [*self.parts[number].values(), *columns]
+            size = sum(t.numel() * t.element_size() for t in tensors)
             found[tier.name] = {
-                "blocks": held,
+                "blocks": len(self.ledger.held(number)),
                 "capacity_blocks": tier.slots,
                 "bytes": size,
                 "bytes_per_token": size / (tier.slots * self.block_size),
@@ -135,66 +123,79 @@ class RingBuffer(TieredStores):
         own = self.session != NO_SESSION if session is None else self.session == session
         return int(((self.positions >= 0) & own[:, None]).sum())
 
+    def about(self, slots: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What is known of the blocks in some slots `[n]`, as it is saved: columns on the CPU."""
+        ledger, at = self.ledger, slots.to(self.device)
+        before = self.predecessor[at].cpu()
+        tier = torch.zeros(len(slots), dtype=torch.int64)
+        for number, held in enumerate(ledger.tiers):
+            tier[held.holds(slots)] = number
+        return {
+            "slot": slots,
+            "tier": tier,
+            # By number: slots are those of this store alone.
+            "before": torch.where(before >= 0, ledger.number[before.clamp(min=0)], -1),
+            "token_ids": self.token_ids[at].to(torch.int32).cpu(),
+            "positions": self.positions[at].cpu(),
+            "last_access": self.last_access[at].cpu(),
+            "access_count": self.access_count[at].cpu(),
+            "relevance": self.relevance[at].cpu(),
+            "time": ledger.born[slots],
+            "deadline": ledger.deadline[slots],
+            "flags": ledger.pinned[slots].to(torch.int64),
+        }
+
     # -- writing ---------------------------------------------------------------------------------
 
-    def write(self, batch: BlockBatch) -> torch.Tensor:
-        """Store the blocks; returns the slots, `[n]` int64, that they went into.
+    def add(self, batch: BlockBatch, lifetimes: Sequence[float] | None = None) -> torch.Tensor:
+        """Store blocks in the first tier; returns the slots, `[n]` int64, that they went into.
 
-        Where more come than the first tier holds, the earlier ones have left it by then.
-
-        Raises:
-            ValueError: when more blocks are given than there are slots, a layer is missing, or
-                everything is pinned.
+        The batch was checked, and there is room. `lifetimes`: seconds after which each block is to
+        be forgotten, `inf` for never.
         """
-        n = len(batch.sessions)
-        if n > self.slots:
-            raise ValueError(f"at most {self.slots} blocks fit into the buffer, got {n} at once")
-        self._check(batch.layers)
-        pick = torch.arange(n) if batch.pick is None else batch.pick
-        written, done = [], 0
-        while done < n:
-            room = self.keeper.make_room(batch.sessions[done:])
-            part = slice(done, done + room)
-            piece = replace(batch, sessions=batch.sessions[part], pick=pick[part].to(self.device))
-            written.append(self._write(piece))
-            done += room
-        return torch.cat(written) if written else torch.empty(0, dtype=torch.int64)
-
-    def _write(self, batch: BlockBatch) -> torch.Tensor:
         n, born = len(batch.sessions), time.time()
-        slots = self.ledger.take(0, n)
+        device, ledger = self.device, self.ledger
+        slots = ledger.take(0, n)
         numbers = torch.arange(self.clock + 1, self.clock + n + 1)
+        # Blocks of one session in one batch follow each other, the first of them its newest one.
         before: dict[int, int] = {}
         chain = []
         for slot, session in zip(slots.tolist(), batch.sessions, strict=True):
-            chain.append(before.get(session, self.ledger.newest(session)))
+            chain.append(before.get(session, ledger.newest(session)))
             before[session] = slot
-        reserved = Reserved(*(x.to(self.device) for x in (slots, torch.tensor(chain), numbers)))
-        sessions = torch.tensor(list(batch.sessions), device=self.device)
-        assert batch.pick is not None
+        # One copy to the device each, however many layers there are.
+        reserved = Reserved(*(x.to(device) for x in (slots, torch.tensor(chain), numbers)))
+        pick = (torch.arange(n) if batch.pick is None else batch.pick).to(device)
         for number, source in batch.layers.items():
-            self._write_layer(number, source, reserved.slots, batch.pick)
-        index = batch.index.to(self.device)
-        ring_write_index(self.index, None, reserved.slots, batch.pick, index)
-        relevance = batch.relevance
+            # Each layer's tensors stay on its own device: a model may be spread over several.
+            keys = self.keys[number]
+            cos, sin = source.turned or (None, None)
+            ring_write_heads(
+                keys,
+                self.values.get(number),
+                reserved.slots.to(keys.device),
+                pick.to(keys.device),
+                source.keys.to(keys.device),
+                _beside(keys, source.values),
+                _beside(keys, cos),
+                _beside(keys, sin),
+            )
+        ring_write_index(self.index, None, reserved.slots, pick, batch.index.to(device))
         ring_link(
             self.columns,
             reserved,
-            sessions,
-            batch.token_ids.to(self.device),
-            batch.positions.to(self.device),
-            None if relevance is None else relevance.to(self.device),
-            batch.pick,
+            torch.tensor(list(batch.sessions), device=device),
+            batch.token_ids.to(device),
+            batch.positions.to(device),
+            _beside(self.index, batch.relevance),
+            pick,
         )
-        ends = [self.keeper.deadline(session, born) for session in batch.sessions]
-        when = torch.full((n,), born, dtype=torch.float64)
-        ends_at = torch.tensor(ends, dtype=torch.float64)
-        self.ledger.fill(slots, batch.sessions, numbers, when, ends_at)
+        ledger.fill(slots, batch.sessions, numbers, born, lifetimes)
         self.clock += n
         return slots
 
-    def _check(self, layers: Mapping[int, LayerSource]) -> None:
-        """Raises before anything is written."""
+    def check(self, layers: Mapping[int, LayerSource]) -> None:
+        """Raises ValueError unless layers give what is stored of them."""
         if set(layers) != set(self.keys):
             raise ValueError(f"layers {sorted(self.keys)} expected, got {sorted(layers)}")
         for number, source in layers.items():
@@ -212,23 +213,6 @@ class RingBuffer(TieredStores):
                         f"got {list(given.shape)}"
                     )
 
-    def _write_layer(
-        self, number: int, source: LayerSource, slots: torch.Tensor, pick: torch.Tensor
-    ) -> None:
-        keys, values = source.keys, source.values
-        device = self.keys[number].device
-        cos, sin = source.turned or (None, None)
-        ring_write_heads(
-            self.keys[number],
-            self.values.get(number),
-            slots.to(device),
-            pick.to(device),
-            keys.to(device),
-            None if values is None else values.to(device),
-            None if cos is None else cos.to(device),
-            None if sin is None else sin.to(device),
-        )
-
     # -- moving ----------------------------------------------------------------------------------
 
     def move(
@@ -237,46 +221,33 @@ class RingBuffer(TieredStores):
         target: torch.Tensor,
         states: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """Take blocks into other slots, which the ledger gave; the old ones are zeroed.
+        """Take blocks from slots of one tier into those of another; the old ones are zeroed.
 
-        Args:
-            source: `[n]` int64 slots of one tier, on the CPU.
-            target: `[n]` int64 slots of one tier, on the CPU.
-            states: parts that the target's tier has and the source's has not, `[n, ...]` each.
+        The ledger gave the target. `states`: parts that its tier has and the source's has not.
         """
         if not len(source):
             return
+        # Whoever saves copies what it still needs before it is gone from there.
         self._tell(source)
-        ledger, (above, below) = self.ledger, (int(source[0]), int(target[0]))
-        tiers = [ledger.tier_of(above), ledger.tier_of(below)]
-        rows = self.rows(tiers[0], source - ledger.tiers[tiers[0]].first)
-        self.put(tiers[1], target - ledger.tiers[tiers[1]].first, {**rows, **(states or {})})
+        self.put(target, self.rows(source) | dict(states or {}))
         old, new = source.to(self.device), target.to(self.device)
         for column in self._slot_columns():
             column[new] = column[old]
         self._relink(old, new)
-        ledger.move(source, target)
+        self.ledger.move(source, target)
         self._zero(source)
 
     def swap(self, slot: int, other: int, states: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Let the blocks of two slots change places.
+        """Let the blocks of two slots in different tiers change places.
 
-        Args:
-            slot: holds a block.
-            other: holds another one, in another tier.
-            states: parts of the first block that the other's tier has and its own has not,
-                `[1, ...]` each.
+        `states`: parts `[1, ...]` of the first block that the other's tier has and its own has not.
         """
-        pair = [slot, other]
-        self._tell(torch.tensor(pair))
-        tiers = [self.ledger.tier_of(at) for at in pair]
-        at = [
-            torch.tensor([p - self.ledger.tiers[t].first]) for p, t in zip(pair, tiers, strict=True)
-        ]
-        one, two = (self.rows(tier, where) for tier, where in zip(tiers, at, strict=True))
-        self.put(tiers[1], at[1], {**one, **(states or {})})
-        self.put(tiers[0], at[0], two)
-        both = torch.tensor(pair, device=self.device)
+        pair = torch.tensor([slot, other])
+        self._tell(pair)
+        one, two = self.rows(pair[:1]), self.rows(pair[1:])
+        self.put(pair[1:], one | dict(states or {}))
+        self.put(pair[:1], two)
+        both = pair.to(self.device)
         for column in self._slot_columns():
             column[both] = column[both.flip(0)]
         self._relink(both, both.flip(0))
@@ -284,6 +255,7 @@ class RingBuffer(TieredStores):
 
     def _relink(self, old: torch.Tensor, new: torch.Tensor) -> None:
         """Let every link that leads to an old slot lead to the new one."""
+        # A table over all slots instead of a search for each link: no question to the device.
         remap = torch.arange(self.slots, device=self.device)
         remap[old] = new
         for links in (self.successor, self.predecessor):
@@ -299,34 +271,30 @@ class RingBuffer(TieredStores):
         return torch.arange(self.clock - count + 1, self.clock + 1)
 
     def copy(
-        self, source: torch.Tensor, target: torch.Tensor, session: int, numbers: torch.Tensor
+        self,
+        source: torch.Tensor,
+        target: torch.Tensor,
+        session: int,
+        numbers: torch.Tensor,
+        lifetime: float,
     ) -> None:
         """Copy blocks into slots that the ledger gave, of one tier, for another session.
 
-        The copies are new blocks of the same age, in no chain. A tier keeps of them what it keeps.
-
-        Args:
-            source: `[n]` int64 slots on the CPU.
-            target: `[n]` int64 slots on the CPU.
-            session: number of the session that gets them.
-            numbers: `[n]` int64, from `new_numbers`.
+        The copies are new blocks of the same age, in no chain. They live `lifetime` seconds from
+        their originals' birth on.
         """
         n, ledger = len(source), self.ledger
-        to = ledger.tier_of(int(target[0]))
-        for tier, at in enumerate(ledger.tiers):
-            here = at.holds(source)
+        for tier in ledger.tiers:
+            here = tier.holds(source)
             if here.any():
-                rows = self.rows(tier, source[here] - at.first)
-                self.put(to, target[here] - ledger.tiers[to].first, rows)
+                self.put(target[here], self.rows(source[here]))
         old, new = source.to(self.device), target.to(self.device)
         for column in self._slot_columns():
             column[new] = column[old]
         self.session[new] = session
         self.created[new] = numbers.to(self.device)
         self.successor[new] = self.predecessor[new] = NO_SLOT
-        born = ledger.born[source]
-        ends = torch.tensor([self.keeper.deadline(session, at) for at in born.tolist()])
-        ledger.fill(target, [session] * n, numbers, born, ends.double())
+        ledger.fill(target, [session] * n, numbers, ledger.born[source], [lifetime] * n)
 
     def hand_over(self, slots: torch.Tensor, session: int, shift: int) -> None:
         """Give blocks to another session, `shift` positions further on in its text."""
@@ -339,6 +307,7 @@ class RingBuffer(TieredStores):
 
     def touch(self, slots: torch.Tensor) -> None:
         """Count a recall of the given slots (any shape; entries below 0 count for nothing)."""
+        # Entries below 0 add nothing, at slot 0: to leave them out would ask the device.
         flat = slots.reshape(-1)
         read = (flat >= 0).to(self.access_count.dtype)
         flat = flat.clamp(min=0)
@@ -346,10 +315,9 @@ class RingBuffer(TieredStores):
         self.last_access.scatter_reduce_(0, flat, read * self.clock, "amax")
 
     def tick(self) -> int:
-        """Let the clock go on by a number that no block gets: what is recalled from now on shows.
+        """Let the clock go on by a number that no block gets, and return it.
 
-        Returns:
-            What `last_access` is at least for a block that is recalled from now on.
+        Whatever is recalled from now on has at least that as its `last_access`.
         """
         self._start += 1
         return int(self.new_numbers(1))
@@ -365,18 +333,15 @@ class RingBuffer(TieredStores):
             # find another one in its slot.
             self._start = self.clock
             self.cursor.fill_(self.clock)
-            self.ledger.restart()
+            self.ledger.limit = 0
         return len(slots)
 
     def empty(self, slots: torch.Tensor) -> None:
-        """Zero some blocks, wherever they are; chains that lead to them are cut.
-
-        Args:
-            slots: `[n]` int64 on the CPU, each holding a block.
-        """
+        """Zero the blocks in some slots (on the CPU); chains that lead to them are cut."""
         if not len(slots):
             return
         self._tell(slots)
+        # A neighbour's link must not lead to a slot that somebody else's block comes into.
         at = slots.to(self.device)
         for ahead, back in (
             (self.successor, self.predecessor),
@@ -394,10 +359,15 @@ class RingBuffer(TieredStores):
     def _zero(self, slots: torch.Tensor) -> None:
         self.zero(slots)
         at = slots.to(self.device)
+        # 0 is a session, a slot and a position: there "nothing" is -1.
         nowhere = (self.positions, self.session, self.successor, self.predecessor)
         for column in self._slot_columns():
             empty = -1 if any(column is other for other in nowhere) else 0
             column.index_fill_(0, at, empty)
+
+
+def _beside(there: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor | None:
+    return None if given is None else given.to(there.device)
 
 
 def _columns(slots: int, block_size: int, device: torch.device) -> Columns:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from cmr.memory.block_store import RingBuffer
+from cmr.memory.block_store import BlockStore
+from cmr.memory.keeper import Keeper
 from cmr.memory.sessions import SessionTable
 
 
-def fork(ring: RingBuffer, table: SessionTable, name: str, to: str) -> int:
+def fork(keeper: Keeper, table: SessionTable, name: str, to: str) -> int:
     """Make a session with a copy of all that another one has stored; returns the blocks copied.
 
     From then on the two know nothing of each other. Room for the copy is made as for new text, so
@@ -25,8 +26,10 @@ def fork(ring: RingBuffer, table: SessionTable, name: str, to: str) -> int:
     if to in table.names():
         raise ValueError(f"there is a session named {to!r} already")
     table.check_room([to])
-    ledger, keeper = ring.ledger, ring.keeper
+    blocks = keeper.blocks
+    ledger = blocks.ledger
     slots = ledger.slots_of(source.number)
+    # Making room must not take the very blocks that are about to be copied.
     was_pinned, ledger.pinned[slots] = ledger.pinned[slots].clone(), True
     try:
         newest = slots.flip(0)
@@ -38,38 +41,40 @@ def fork(ring: RingBuffer, table: SessionTable, name: str, to: str) -> int:
                 f"for {len(slots) - left} it could be made"
             )
         number = table.create(to, source.ephemeral, source.ttl)
-        numbers = ring.new_numbers(len(slots))  # copies are as old as their originals, in turn
+        numbers = blocks.new_numbers(len(slots))  # copies are as old as their originals, in turn
         # From the last tier up: what sinks must not take the room that was just made.
         for tier in reversed(range(len(plan))):
             part = plan[tier]
             if len(part):
                 keeper.room_in(tier, {number: len(part)})
                 fresh = numbers[torch.searchsorted(ledger.number[slots], ledger.number[part])]
-                ring.copy(part, ledger.take(tier, len(part)), number, fresh)
+                to_slots = ledger.take(tier, len(part))
+                blocks.copy(part, to_slots, number, fresh, keeper.lifetime(number))
     finally:
         ledger.pinned[slots] = was_pinned
     table.advance(number, source.position)
     table.note_adapters(number, source.adapters)
-    _chain(ring, slots, number)
+    _chain(blocks, slots, number)
     return len(slots)
 
 
-def _chain(ring: RingBuffer, slots: torch.Tensor, session: int) -> None:
+def _chain(blocks: BlockStore, slots: torch.Tensor, session: int) -> None:
     """Chain a session's blocks, which are copies, as their originals are."""
-    last = ring.positions.amax(dim=1).tolist()
-    copies = {last[slot]: slot for slot in ring.ledger.slots_of(session).tolist()}
-    after = ring.successor.tolist()
+    # Original and copy end at the same position of the text: by that they find each other.
+    last = blocks.positions.amax(dim=1).tolist()
+    copies = {last[slot]: slot for slot in blocks.ledger.slots_of(session).tolist()}
+    after = blocks.successor.tolist()
     pairs = [
         (copies[last[slot]], copies[last[after[slot]]])
         for slot in slots.tolist()
         if after[slot] >= 0 and last[slot] in copies and last[after[slot]] in copies
     ]
-    ahead, behind = torch.tensor(pairs, dtype=torch.int64, device=ring.device).view(-1, 2).t()
-    ring.successor[ahead], ring.predecessor[behind] = behind, ahead
-    ring.ledger.follow(session, copies[max(copies)] if copies else -1)
+    ahead, behind = torch.tensor(pairs, dtype=torch.int64, device=blocks.device).view(-1, 2).t()
+    blocks.successor[ahead], blocks.predecessor[behind] = behind, ahead
+    blocks.ledger.follow(session, copies[max(copies)] if copies else -1)
 
 
-def merge(ring: RingBuffer, table: SessionTable, name: str, into: str) -> int:
+def merge(blocks: BlockStore, table: SessionTable, name: str, into: str) -> int:
     """Put a session's text behind another one's and end it; returns the blocks that moved.
 
     Raises:
@@ -82,8 +87,8 @@ def merge(ring: RingBuffer, table: SessionTable, name: str, into: str) -> int:
     if source.ephemeral != target.ephemeral:
         one = name if source.ephemeral else into
         raise ValueError(f"of {name!r} and {into!r} only {one!r} is ephemeral: they cannot be one")
-    slots = ring.ledger.slots_of(source.number)
-    ring.hand_over(slots, target.number, target.position)
+    slots = blocks.ledger.slots_of(source.number)
+    blocks.hand_over(slots, target.number, target.position)
     table.advance(target.number, source.position)
     table.remove(name)
     return len(slots)

@@ -28,24 +28,20 @@ import torch
 
 from cmr.memory.sessions import NO_SESSION
 
+# Default threshold, below what any text reached that was repeated word for word.
 SAME_TEXT = 0.85
-"""Default threshold, below what any text reached that was repeated word for word."""
 NO_TOKEN = -1
+# Blocks that are hashed, and pairs whose states are compared, at once.
 _HASHED, _COMPARED = 4096, 64
-"""Blocks that are hashed, and pairs whose states are compared, at once."""
+# Odd, of 61 bits: what the hash of a text is a polynomial in, modulo 2^64.
 _BASE = 0x1E3779B97F4A7C15
-"""Odd, of 61 bits: what the hash of a text is a polynomial in, modulo 2^64."""
 
 
 class Duplicates(NamedTuple):
     """`m` blocks whose text was stored again; columns `[m]` on the CPU, by age of `earlier`.
 
-    Attributes:
-        earlier: int64, all its text stands in `later` and, with `second`, the block after that.
-        later: int64, a block that was stored later.
-        second: int64, the block that follows `later` in its text; -1 where `later` alone holds
-            it, and nothing else.
-        similarity: float32, mean over the tokens of the cosine of the states in both places.
+    All text of `earlier` stands in `later`, or in `later` and `second`, the block behind it (-1
+    where `later` alone holds it). `similarity`: mean cosine of the states in both places, float32.
     """
 
     earlier: torch.Tensor
@@ -55,13 +51,9 @@ class Duplicates(NamedTuple):
 
 
 class Merge(NamedTuple):
-    """What merging changes, on the CPU.
+    """What merging changes: `[k]` blocks that can be emptied, and `[n]` columns of all blocks.
 
-    Attributes:
-        goes: `[k]` int64, blocks that can be emptied.
-        access_count: `[n]` int64, of all blocks, those that stay having taken over from them.
-        last_access: `[n]` int64, likewise.
-        relevance: `[n]` float32, likewise.
+    In the columns those that stay have taken over from those that go.
     """
 
     goes: torch.Tensor
@@ -88,19 +80,13 @@ def near_duplicates(
 
     Args:
         states: gives the states `[k, size, hidden]` of the blocks at int64 positions `[k]`.
-        token_ids: `[n, size]` int64 on the CPU, as all columns.
-        positions: `[n, size]` int64 positions in the session's text; -1 marks what is no token.
-        session: `[n]` int64, `NO_SESSION` for an empty slot.
-        created: `[n]` int64 numbers of the blocks, none twice among those that are not empty.
-        successor: `[n]` int64, the block that follows in the text, or -1.
+        token_ids: `[n, size]`, as all columns those of a store, on the CPU.
+        positions: `[n, size]`.
+        session: `[n]`.
+        created: `[n]`.
+        successor: `[n]`.
         threshold: least similarity, in [-1, 1]. Above 1 nothing is a duplicate.
         since: look only at what was stored after the block of this number as the later place.
-
-    Returns:
-        The pairs, none with a block beside itself or of another session.
-
-    Raises:
-        ValueError: shapes do not fit each other.
     """
     size = token_ids.shape[1]
     _check(token_ids, positions, session, created, successor)
@@ -162,15 +148,8 @@ def merged(
     block holds the text: the one that was recalled more often stays, and so does one that is
     pinned. Pinned blocks never go, nor does a block that stays for another one: what is left
     undone then is found again the next time. The access counts are summed, of the last access and
-    of the relevance the larger one holds; two blocks that stay for one take over alike.
-
-    Args:
-        pairs: from `near_duplicates`.
-        created: `[n]` int64, as all columns on the CPU and left as it is.
-        access_count: `[n]` int64.
-        last_access: `[n]` int64.
-        relevance: `[n]` float32.
-        pinned: `[n]` bool.
+    of the relevance the larger one holds; two blocks that stay for one take over alike. The columns
+    `[n]` are those of a store, on the CPU, and left as they are.
     """
     counts, used, worth = access_count.clone(), last_access.clone(), relevance.clone()
     gone: set[int] = set()

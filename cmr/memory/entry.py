@@ -23,7 +23,7 @@ class MemoryEntry:
         last_access: number of the newest block when this one was last recalled, 0 for never.
         session: name of the session.
         token_ids: the block's token ids, without padding.
-        slot: the block's slot in the ring buffer.
+        slot: the block's slot in the store.
         tier: name of the tier that the slot is in.
     """
 

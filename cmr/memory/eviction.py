@@ -18,16 +18,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Candidates(NamedTuple):
-    """`n` stored blocks as eviction sees them; columns `[n]` on the CPU.
+    """`n` stored blocks as eviction sees them: columns `[n]` of a store on the CPU.
 
-    Attributes:
-        owner: int64 number of the session that owns the block.
-        created: int64 number of the block, in the clock of blocks ever written; none twice.
-        last_access: int64, by the same clock: the newest block when this one was last recalled; 0
-            for never.
-        access_count: int64, how often it was recalled.
-        relevance: float32, calibrated to [0, 1]; NaN counts as 0.
-        pinned: bool, True: never to be chosen.
+    NaN as relevance counts as 0; what is pinned is never chosen.
     """
 
     owner: torch.Tensor
@@ -53,9 +46,6 @@ def keep_scores(strategy: str, c: Candidates, threshold: float | None = None) ->
 
     Returns:
         `[n]` float64. Equal scores are possible: of those, the older block goes first.
-
-    Raises:
-        ValueError: the strategy is unknown.
     """
     relevance = c.relevance.double().nan_to_num(nan=0.0)
     last_use = torch.maximum(c.created, c.last_access)
@@ -100,11 +90,10 @@ def choose_victims(
 
     Args:
         c: the blocks that compete for `capacity`.
-        need: how many have to go, 0 or more.
-        strategy: as in `keep_scores`.
-        threshold: as in `keep_scores`.
-        capacity: blocks that fit, 1 or more. To leave some room free, give the smaller number that
-            shall be kept.
+        need: how many have to go.
+        strategy: as in `keep_scores`, as is `threshold`.
+        threshold: of relevance.
+        capacity: blocks that fit; to leave some room free, the number that shall be kept.
         incoming: number of blocks about to be written, by session number.
 
     Returns:
@@ -112,9 +101,6 @@ def choose_victims(
         because of pinned blocks, or because a session writes more than its share at once. With the
         blocks written for which there is room by then, the rest finds its own to replace.
 
-    Raises:
-        ValueError: the strategy is unknown, `need` or a number of `incoming` is below 0, or
-            `capacity` below 1.
     """
     if need < 0:
         raise ValueError(f"need: 0 or more blocks expected, got {need}")

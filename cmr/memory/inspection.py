@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from cmr.memory.slot_ledger import TIERS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+Decode = Callable[[list[int]], str]
 SHOWN_CHARACTERS = 160
 
 
@@ -48,6 +52,49 @@ class StoredBlock:
     pinned: bool
     token_ids: tuple[int, ...] = field(repr=False)
     text: str | None = field(default=None, repr=False)
+
+
+def blocks_from(
+    columns: Mapping[str, torch.Tensor],
+    numbers: torch.Tensor,
+    sessions: Sequence[str],
+    tiers: Sequence[str],
+    decode: Decode | None,
+) -> list[StoredBlock]:
+    """Blocks as rows for people, from columns as `BlockStore.about` gives them.
+
+    Args:
+        columns: `[n]` or `[n, block]` each.
+        numbers: `[n]`, of the blocks.
+        sessions: name of the session of each.
+        tiers: names of the tiers by number.
+        decode: text of token ids; None: no texts.
+    """
+    names = ("tier", "relevance", "access_count", "last_access", "time", "deadline", "flags")
+    rows = zip(*(columns[name].tolist() for name in names), strict=True)
+    found = []
+    for i, (tier, relevance, count, last, born, deadline, flags) in enumerate(rows):
+        positions, ids = columns["positions"][i], columns["token_ids"][i]
+        held = positions >= 0
+        tokens = ids[held].tolist()
+        found.append(
+            StoredBlock(
+                id=int(numbers[i]),
+                session=sessions[i],
+                tier=tiers[tier],
+                start=int(positions[held].min()),
+                end=int(positions[held].max()) + 1,
+                relevance=relevance,
+                access_count=count,
+                last_access=last,
+                born=born,
+                expires=None if math.isinf(deadline) else deadline,
+                pinned=bool(flags),
+                token_ids=tuple(tokens),
+                text=None if decode is None else decode(tokens),
+            )
+        )
+    return found
 
 
 class Inspection(Sequence[StoredBlock]):

@@ -1,24 +1,22 @@
-"""What stays, what sinks into the next tier and what leaves: the policy of a ring buffer."""
+"""What stays, what sinks into the next tier and what leaves: the policy above a block store."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import torch
 
+from cmr.memory.batch import BlockBatch
+from cmr.memory.block_store import BlockStore
 from cmr.memory.eviction import Candidates, choose_victims
-from cmr.memory.sessions import NO_SESSION, SessionTable
+from cmr.memory.sessions import SessionTable
 
-if TYPE_CHECKING:
-    from cmr.memory.block_store import RingBuffer
-
-
+# A number that no session has, to ask what one more session would get.
 NEW = -2
-"""A number that no session has, to ask what one more session would get."""
 
 
 @dataclass(frozen=True)
@@ -41,69 +39,92 @@ class Policy:
 
 
 class Keeper:
-    """Makes room in a ring buffer and enforces its sessions' limits.
+    """Makes room for what is to be stored and enforces the sessions' limits and lifetimes.
+
+    What has to leave a tier sinks into the next one, and out of the last one it is gone.
 
     Args:
-        ring: the store.
+        blocks: the store.
         policy: how room is made.
         sessions: which sessions are ephemeral and how long they live; None: none has such terms.
 
     Attributes:
-        evicted: blocks that left the store to make room.
-        sunk: blocks that went down a tier.
+        blocks: the store.
+        policy: as given; another one may be set.
+        evicted: blocks that had to go for others.
+        sunk: blocks that went down a tier for others.
         expired: blocks whose time was over.
         on_expired: told the sessions of blocks whose time was over, to drop copies of them.
     """
 
-    def __init__(self, ring: RingBuffer, policy: Policy, sessions: SessionTable | None) -> None:
-        self._ring, self._ledger = ring, ring.ledger
-        self.policy, self._sessions = policy, sessions
+    def __init__(
+        self,
+        blocks: BlockStore,
+        policy: Policy | None = None,
+        sessions: SessionTable | None = None,
+    ) -> None:
+        self.blocks, self._ledger = blocks, blocks.ledger
+        self.policy, self._sessions = policy or Policy(), sessions
         self.evicted = self.sunk = self.expired = 0
         self.on_expired: Callable[[set[int]], None] | None = None
 
-    def make_room(self, sessions: Sequence[int]) -> int:
-        """Room in the first tier for new blocks, as many as can go in now: at least one.
+    def write(self, batch: BlockBatch) -> torch.Tensor:
+        """Store blocks, having made room; returns the slots, `[n]` int64, that they went into.
 
-        Args:
-            sessions: session number of each block, in the order they are to be written.
-
-        Returns:
-            How many of them can be written; the rest wants room again afterwards.
+        Where more come than the first tier holds, the earlier ones have left it by then.
 
         Raises:
-            ValueError: everything that could leave is pinned.
+            ValueError: more blocks are given than there are slots, a layer is missing (nothing is
+                written then), or everything that could leave is pinned.
         """
+        n, blocks = len(batch.sessions), self.blocks
+        if n > blocks.slots:
+            raise ValueError(f"at most {blocks.slots} blocks fit into the buffer, got {n} at once")
+        # Before room is made: a batch that is refused must not have cost anything.
+        blocks.check(batch.layers)
+        pick = torch.arange(n) if batch.pick is None else batch.pick
+        written, done = [torch.empty(0, dtype=torch.int64)], 0
+        while done < n:
+            room = self._make_room(batch.sessions[done:])
+            part = slice(done, done + room)
+            piece = replace(batch, sessions=batch.sessions[part], pick=pick[part])
+            written.append(blocks.add(piece, [self.lifetime(s) for s in piece.sessions]))
+            done += room
+        return torch.cat(written)
+
+    def _make_room(self, sessions: Sequence[int]) -> int:
+        """Room in the first tier for new blocks of these sessions, in the order of writing.
+
+        Returns how many of them, at least one, can be written; the rest wants room again.
+        """
+        # What is over anyway must not cost another block its place.
         self.expire()
         count = min(len(sessions), self._ledger.tiers[0].slots)
         if self.policy.session_blocks is not None:
             count = min(count, self.policy.session_blocks)
             self._hold_to_limit(Counter(sessions[:count]), self.policy.session_blocks)
-        self.room_in(0, Counter(sessions[:count]))
-        return min(count, self._ledger.free(0))
+        return min(count, self.room_in(0, Counter(sessions[:count])))
 
-    def room_in(self, tier: int, incoming: Mapping[int, int]) -> None:
-        """Room in a tier for blocks of the given sessions, by sending others down or away.
+    def room_in(self, tier: int, incoming: Mapping[int, int]) -> int:
+        """Room in a tier, by sending blocks down or away; ValueError where nothing may leave.
 
-        There may be room for fewer than all of them, but for one at least.
+        Returns for how many there is room: it may be fewer than all incoming, but one at least.
 
         Args:
             tier: position in the ledger's `tiers`.
             incoming: session number to how many blocks it is about to bring.
-
-        Raises:
-            ValueError: nothing may leave.
         """
-        self._send_down(tier, self._victims(tier, incoming))
-        if not self._ledger.free(tier):
+        victims = self._victims(tier, incoming)
+        if len(victims):
+            self._send_down(tier, victims)
+        free = self._ledger.free(tier)
+        if not free:
             name = self._ledger.tiers[tier].name
             raise ValueError(
                 f"no room for new blocks in the tier {name!r}: what is in it is pinned, or belongs "
                 "to sessions that hold no more than their share"
             )
-
-    def possible(self, tier: int, incoming: Mapping[int, int]) -> int:
-        """For how many blocks `room_in` could make room; nothing is changed."""
-        return self._ledger.free(tier) + len(self._victims(tier, incoming))
+        return free
 
     def plan(
         self, wanted: Sequence[torch.Tensor], ephemeral: bool = False
@@ -111,20 +132,23 @@ class Keeper:
         """Where blocks of new sessions can go: into the tier wanted, or a lower one.
 
         Nothing is changed. Room in the tiers is to be made from the last one up: what sinks must
-        not take what was made already.
+        not take what was made already. Ephemeral blocks may be in the first tier only.
 
         Args:
             wanted: for each tier the blocks `[n]` that are wanted there, whatever the numbers mean;
                 the first ones have the first claim.
-            ephemeral: whether they may be in the first tier only.
+            ephemeral: whether they are.
 
         Returns:
             For each tier the blocks that can go there, and how many can go nowhere.
         """
+        # As a session that has nothing yet: it may take what others hold above their share.
         plan, left = [], wanted[0][:0]
         for tier, here in enumerate(wanted):
             left = torch.cat([here, left])
-            room = 0 if ephemeral and tier else self.possible(tier, {NEW: len(left)})
+            room = 0
+            if not (ephemeral and tier):
+                room = self._ledger.free(tier) + len(self._victims(tier, {NEW: len(left)}))
             plan.append(left[:room])
             left = left[room:]
         return plan, len(left)
@@ -136,17 +160,17 @@ class Keeper:
         able = found[~torch.tensor(ephemeral, dtype=torch.bool)]
         return int(able[0]) if len(able) else -1
 
-    def deadline(self, session: int, born: float) -> float:
-        """When a block of the session is to be forgotten, in seconds since the epoch."""
+    def lifetime(self, session: int) -> float:
+        """Seconds after which what the session stores is to be forgotten; `inf` for never."""
         lifetime = self._terms(session)[1]
-        return float("inf") if lifetime is None else born + lifetime
+        return math.inf if lifetime is None else lifetime
 
     def expire(self) -> int:
         """Zero every block whose time is over; returns how many."""
         due = self._ledger.due(time.time())
         if len(due):
             owners = set(self._ledger.owner[due].tolist())
-            self._ring.empty(due)
+            self.blocks.empty(due)
             self.expired += len(due)
             if self.on_expired is not None:
                 self.on_expired(owners)
@@ -174,7 +198,7 @@ class Keeper:
                     capacity=limit,
                     incoming={session: count},
                 )
-                self._ring.empty(mine[found])
+                self.blocks.empty(mine[found])
                 self.evicted += len(found)
                 over -= len(found)
 
@@ -182,11 +206,14 @@ class Keeper:
         """Slots `[n]` that have to give way in a tier; none where there is room."""
         count, at = sum(incoming.values()), self._ledger.tiers[tier]
         need = count - self._ledger.free(tier)
-        held = self._ledger.held(tier)
+        # The usual case of a store that is not full: nothing is sorted, nothing is looked at.
         if need <= 0:
-            return held[:0]
+            return torch.empty(0, dtype=torch.int64)
+        held = self._ledger.held(tier)
         most = max(1, int(at.slots * self.policy.keep_share))
         need = max(need, len(held) + count - most) if most < at.slots else need
+        # Only out of the last tier a block is lost, so only there relevance decides; above it what
+        # was used last stays near.
         last = tier + 1 == len(self._ledger.tiers)
         strategy = self.policy.strategy
         found = choose_victims(
@@ -202,40 +229,48 @@ class Keeper:
     def _send_down(self, tier: int, slots: torch.Tensor) -> None:
         below = tier + 1
         if below == len(self._ledger.tiers):
-            self._ring.empty(slots)
+            self.blocks.empty(slots)
             self.evicted += len(slots)
             return
         owners = self._ledger.owner[slots].tolist()
         # What is ephemeral never leaves the first tier.
         stays = torch.tensor([self._terms(owner)[0] for owner in owners], dtype=torch.bool)
-        self._ring.empty(slots[stays])
+        self.blocks.empty(slots[stays])
         self.evicted += int(stays.sum())
         slots = slots[~stays]
+        # Piece by piece: more may sink at once than the tier below holds, and each piece makes
+        # room for itself further down before it moves.
         while len(slots):
             part = slots[: self._ledger.tiers[below].slots]
             coming = Counter(self._ledger.owner[part].tolist())
             self._send_down(below, self._victims(below, coming))
             part = part[: self._ledger.free(below)]
             if not len(part):  # nothing there may leave
-                self._ring.empty(slots)
+                self.blocks.empty(slots)
                 self.evicted += len(slots)
                 return
-            self._ring.move(part, self._ledger.take(below, len(part)))
+            self.blocks.move(part, self._ledger.take(below, len(part)))
             self.sunk += len(part)
             slots = slots[len(part) :]
 
     def _candidates(self, slots: torch.Tensor) -> Candidates:
-        """What eviction looks at; the device is asked only where the strategy wants to know."""
-        ledger, columns = self._ledger, self._ring.columns
-        created, zeros = ledger.number[slots], torch.zeros(len(slots), dtype=torch.int64)
+        """What eviction looks at."""
+        ledger, columns = self._ledger, self.blocks.columns
+        # The ledger knows ages. For anything else the device is asked, which waits for it.
         if self.policy.strategy == "oldest" and self.policy.threshold is None:
-            used = counts = zeros
+            used = counts = torch.zeros(len(slots), dtype=torch.int64)
             relevance = torch.zeros(len(slots))
         else:
             at = slots.to(columns.session.device)
-            used = columns.last_access[at].cpu()
-            counts = columns.access_count[at].cpu()
-            relevance = columns.relevance[at].cpu()
-        owner, pinned = ledger.owner[slots], ledger.pinned[slots]
-        assert not bool((owner == NO_SESSION).any())
-        return Candidates(owner, created, used, counts, relevance, pinned)
+            used, counts, relevance = (
+                column[at].cpu()
+                for column in (columns.last_access, columns.access_count, columns.relevance)
+            )
+        return Candidates(
+            owner=ledger.owner[slots],
+            created=ledger.number[slots],
+            last_access=used,
+            access_count=counts,
+            relevance=relevance,
+            pinned=ledger.pinned[slots],
+        )

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from cmr.config import SCORING_METHODS
-from cmr.kernels.reference.score import expect_weights, pool_blocks
+from cmr.kernels.reference.score import expect_weights
 from cmr.kernels.score import hybrid_blocks
 from cmr.memory.running_quantiles import SAMPLE, RunningQuantiles
 from cmr.memory.token_scores import token_mask, token_scores
 
+# What `hybrid` combines, as far as it is to be had.
 HYBRID = ("attention_based", "variance_based", "surprise")
-"""What `hybrid` combines, as far as it is to be had."""
 MIXED = "mean of "
 
 
@@ -115,16 +115,10 @@ class RelevanceScorer:
         layer_idx: int = 0,
         learn: bool = True,
     ) -> torch.Tensor:
-        """Scores that were computed elsewhere, as this scorer gives them.
+        """Scores `[B, T]` that were computed elsewhere, as this scorer gives them.
 
-        Args:
-            raw: method to scores `[B, T]` float32: one, or those that are combined.
-            mask: `[B, T]` bool, True for tokens that count.
-            layer_idx: layer of the states.
-            learn: take note of these scores.
-
-        Returns:
-            `[B, T]` float32 in [0, 1], 0 where `mask` is False.
+        `raw` has those of one method, or of those that are combined; 0 is given where `mask` is
+        False. See `__call__` for the rest.
         """
         names = sorted(raw)
         scores = torch.stack([raw[name] for name in names])
@@ -132,32 +126,22 @@ class RelevanceScorer:
         if len(names) == 1:
             weights = [1.0]
         expect_weights(weights, len(names))
+        # Noted before they are compared: the order of a call's rows then makes no difference.
         sample = self._sample(layer_idx, "+".join(names), len(names))
-        self._note(sample, scores[:, mask], learn)
+        if learn:
+            sample.add(scores[:, mask])
         found = hybrid_blocks(scores, sample.sample().to(scores.device), weights, 1).tokens
+        # A mean of shares is no share: those around the middle are the most. So it is calibrated
+        # again.
         if len(names) > 1:
             mixed = self._sample(layer_idx, f"{MIXED}{'+'.join(names)}", 1)
-            self._note(mixed, found[mask][None], learn)
+            if learn:
+                mixed.add(found[mask][None])
             found = mixed.quantiles(found)
         if learn:
             self._calls += 1
             self._tokens += int(mask.sum())
         return found.masked_fill(~mask, 0.0)
-
-    def pooled(
-        self, scores: torch.Tensor, block_size: int, lengths: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Mean score of each block of consecutive tokens; see `cmr.kernels.pool_blocks`.
-
-        Args:
-            scores: `[B, T]`.
-            block_size: tokens in a block.
-            lengths: `[B]` integers, tokens of each row that count, from the left; None: all.
-
-        Returns:
-            `[B, ceil(T / block_size)]` float32.
-        """
-        return pool_blocks(scores, block_size, lengths)
 
     def get_top_k_positions(
         self, scores: torch.Tensor, k: int, attention_mask: torch.Tensor | None = None
@@ -234,6 +218,7 @@ class RelevanceScorer:
             if not layer.isdigit() or not names or key not in ("sample", "seen"):
                 raise ValueError(f"'<layer>/<method>/sample' or '.../seen' expected, got {name!r}")
             groups.setdefault((int(layer), names), {})[key] = tensor
+        # All of it is read before anything is kept.
         loaded = {}
         for at, group in groups.items():
             sample = RunningQuantiles.from_state(group, self.sample_size)
@@ -245,8 +230,3 @@ class RelevanceScorer:
 
     def _sample(self, layer: int, names: str, kinds: int) -> RunningQuantiles:
         return self._samples.setdefault((layer, names), RunningQuantiles(kinds, self.sample_size))
-
-    @staticmethod
-    def _note(sample: RunningQuantiles, scores: torch.Tensor, learn: bool) -> None:
-        if learn:
-            sample.add(scores)

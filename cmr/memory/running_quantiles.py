@@ -10,8 +10,8 @@ from torch import nn
 
 from cmr.kernels.reference.score import calibrate
 
+# Scores of the newest text that a quantile is taken of, where nothing else is asked for.
 SAMPLE = 16_384
-"""Scores of the newest text that a quantile is taken of, where nothing else is asked for."""
 _GOLDEN = 0.6180339887498949
 _LEAST = 1e-4  # of a score whose logarithm is taken
 
@@ -19,19 +19,12 @@ _LEAST = 1e-4  # of a score whose logarithm is taken
 class RunningQuantiles:
     """The newest scores of one or more kinds, as the sample that new ones are compared with.
 
+    `kinds` scores of a token come together; the newest `size` of each kind are kept. `seen` counts
+    those that were ever added.
+
     What is added at once is kept in an order in which every stretch is an even sample of it. So
     nothing is drawn at random, the order of what is added at once makes no difference, and a
     sample that is partly overwritten, or of which only a part fits, stays fair.
-
-    Args:
-        kinds: scores of a token that come together, 1 or more.
-        size: newest scores of each kind that are kept, 1 or more.
-
-    Attributes:
-        seen: scores of each kind that were ever added.
-
-    Raises:
-        ValueError: a number below 1.
     """
 
     def __init__(self, kinds: int = 1, size: int = SAMPLE) -> None:
@@ -55,14 +48,7 @@ class RunningQuantiles:
 
     @torch.inference_mode(False)  # what is made here must be writable outside that mode, too
     def add(self, scores: torch.Tensor) -> None:
-        """Take note of scores; where one of a token's is NaN, none of them is noted.
-
-        Args:
-            scores: `[kinds, n]` float32.
-
-        Raises:
-            ValueError: another shape.
-        """
+        """Take note of scores `[kinds, n]`; where one of a token's is NaN, of none of them."""
         if scores.ndim != 2 or len(scores) != self.kinds:
             raise ValueError(f"scores [{self.kinds}, n] expected, got {list(scores.shape)}")
         scores = scores.detach().float()
@@ -90,10 +76,9 @@ class RunningQuantiles:
         return self._sorted
 
     def quantiles(self, scores: torch.Tensor, kind: int = 0) -> torch.Tensor:
-        """Share of the sample of `kind` below each score, ties counted half.
+        """Share of the sample of `kind` below each score, ties counted half, in float32.
 
-        Returns:
-            The shape of `scores`, float32 in [0, 1]; 0.5 without a sample, 0 for NaN.
+        0.5 without a sample, 0 for NaN.
         """
         return calibrate(scores, self.sample()[kind].to(scores.device))
 
@@ -104,11 +89,7 @@ class RunningQuantiles:
 
     @classmethod
     def from_state(cls, state: dict[str, torch.Tensor], size: int = SAMPLE) -> RunningQuantiles:
-        """What `state` gave, of which the newest `size` scores are kept.
-
-        Raises:
-            ValueError: for what `state` cannot have given.
-        """
+        """What `state` gave (else ValueError), of which the newest `size` scores are kept."""
         sample, seen = state.get("sample"), state.get("seen")
         if sample is None or sample.ndim != 2 or not len(sample) or sample.dtype != torch.float32:
             what = "nothing" if sample is None else f"{sample.dtype} {list(sample.shape)}"
@@ -139,14 +120,9 @@ class PlaceMeans:
 
     @torch.inference_mode(False)
     def without(self, scores: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
-        """Logarithms of scores, less the mean of their place; these are taken note of first.
+        """Logarithms of scores `[rows, blocks]`, less the mean of their place.
 
-        Args:
-            scores: `[rows, blocks]` float32, 0 or more.
-            held: `[rows, blocks]` bool, True for blocks that count.
-
-        Returns:
-            `[rows, blocks]` float32; 0 where `held` is False.
+        These are taken note of first. Blocks that are not `held` do not count and get 0.
         """
         logs = scores.clamp(min=_LEAST).log()
         place = (held.flip(1).cumsum(1).flip(1) - 1).clamp(min=0)
@@ -166,11 +142,7 @@ class PlaceMeans:
 
     @classmethod
     def from_state(cls, state: Mapping[str, torch.Tensor]) -> PlaceMeans:
-        """What `state` gave.
-
-        Raises:
-            ValueError: for what `state` cannot have given.
-        """
+        """What `state` gave; ValueError for what it cannot have given."""
         found = cls()
         means, counts = state.get("means"), state.get("counts")
         for name, tensor in (("means", means), ("counts", counts)):

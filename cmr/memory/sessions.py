@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from cmr.errors import UnknownSessionError
 
+# The number that owns nothing: empty slots carry it and rows without a memory look for it.
 NO_SESSION = -1
-"""The number that owns nothing: empty slots carry it and rows without a memory look for it."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,7 @@ class SessionInfo:
 
 
 class SessionTable:
-    """Names of sessions and the numbers that the ring buffer's session column holds.
-
-    A number is never given twice, so a slot of an ended session can never be read by a later one
-    of the same name.
+    """Names of sessions and the numbers that the store's session column holds.
 
     Args:
         limit: sessions that there may be at once; None: any number.
@@ -96,18 +93,13 @@ class SessionTable:
     def create(self, name: str, ephemeral: bool | None = None, ttl: float | None = None) -> int:
         """The session's number; the session is made when there is none of that name.
 
-        Args:
-            name: its name.
-            ephemeral: whether it never leaves the device; None: as it is, not when new.
-            ttl: seconds that what it stores from now on lives; None: as it is.
-
-        Raises:
-            TypeError: for what is no session name.
-            ValueError: for one session too many, or a session that would no longer be ephemeral.
+        Terms that are not given stay as they are. Raises TypeError for what is no name, ValueError
+        for one session too many, or one that would no longer be (or not be) ephemeral.
         """
         self.check(name)
         if name not in self._numbers:
             self.check_room([name])
+            # Never a number again, so a slot of an ended session is never read by a later one.
             self._numbers[name] = self._next
             info = SessionInfo(name, self._next, 0, bool(ephemeral), ttl or self._ttl)
             self._infos[self._next] = info

@@ -12,18 +12,12 @@ import torch
 
 from cmr.memory.sessions import NO_SESSION
 
+# Names of the tiers from the top down: where new blocks go, and where they sink.
 TIERS = ("recent", "working", "long_term")
-"""Names of the tiers from the top down: where new blocks go, and where they sink."""
 
 
 class Tier(NamedTuple):
-    """A range of slots.
-
-    Attributes:
-        name: one of `TIERS`.
-        first: its first slot.
-        slots: how many it has.
-    """
+    """A range of slots: its name (one of `TIERS`), first slot and number of slots."""
 
     name: str
     first: int
@@ -55,6 +49,7 @@ class SlotLedger:
         deadline: `[slots]` float64, when it is to be forgotten; `inf` for never.
         pinned: `[slots]` bool, whether it may not be evicted.
         changes: counts the writes, moves and removals.
+        limit: the slot behind the last one that was ever taken: what a search has to look at.
 
     Raises:
         ValueError: for a first tier without a slot.
@@ -76,19 +71,16 @@ class SlotLedger:
         self.deadline = torch.full((first,), math.inf, dtype=torch.float64)
         self.pinned = torch.zeros(first, dtype=torch.bool)
         self.changes = 0
+        # At which change each slot last came to hold something: what copies have to look at.
         self._stamp = torch.zeros(first, dtype=torch.int64)
+        # Heaps: the lowest slot comes first, so what is held stays together and searches short.
         self._free = [list(range(tier.first, tier.end)) for tier in tiers]
         self._held: Counter[int] = Counter()
         self._newest: dict[int, int] = {}
-        self._limit = 0
+        self.limit = 0
         self._expires = False
 
     # -- looking ---------------------------------------------------------------------------------
-
-    @property
-    def limit(self) -> int:
-        """The slot behind the last one that was ever taken: what a search has to look at."""
-        return self._limit
 
     def tier_of(self, slot: int) -> int:
         """Position in `tiers` of the tier that a slot belongs to."""
@@ -123,6 +115,7 @@ class SlotLedger:
 
     def due(self, now: float) -> torch.Tensor:
         """Slots `[n]` whose deadline has passed."""
+        # Asked before every write: without any deadline it costs nothing.
         if not self._expires:
             return torch.empty(0, dtype=torch.int64)
         return (self.deadline <= now).nonzero()[:, 0]
@@ -131,7 +124,7 @@ class SlotLedger:
         """Half-open ranges of slots that came to hold something since `changes` was this."""
         if changes == self.changes:
             return []
-        return ranges_of(self._stamp[: self._limit] > changes)
+        return ranges_of(self._stamp[: self.limit] > changes)
 
     def check_pins(self, slots: torch.Tensor) -> None:
         """Raises ValueError where pinning these would pin more than half of a tier."""
@@ -153,30 +146,41 @@ class SlotLedger:
 
     def claim(self, slots: torch.Tensor) -> None:
         """Take the given empty slots."""
+        # Nothing was ever written: the lists are sorted, and heaps still without some entries.
         taken = set(slots.tolist())
         self._free = [[slot for slot in free if slot not in taken] for free in self._free]
-
-    def extend(self, limit: int) -> None:
-        """Let searches look at all slots below `limit`."""
-        self._limit = max(self._limit, limit)
 
     def fill(
         self,
         slots: torch.Tensor,
         sessions: Sequence[int],
         numbers: torch.Tensor,
-        born: torch.Tensor,
-        deadline: torch.Tensor,
+        born: float | torch.Tensor,
+        lifetimes: Sequence[float] | None = None,
     ) -> None:
-        """Note new blocks in slots that were taken, in the order of their text."""
+        """Note new blocks in slots that were taken, in the order of their text.
+
+        Args:
+            slots: `[n]` int64.
+            sessions: number of the session of each.
+            numbers: `[n]` int64.
+            born: seconds since the epoch; one number, or `[n]`.
+            lifetimes: seconds from then on until each is to be forgotten; None: for ever.
+        """
         self.owner[slots] = torch.tensor(sessions, dtype=torch.int64)
         self.number[slots], self.born[slots] = numbers, born
-        self.deadline[slots], self.pinned[slots] = deadline, False
-        self._expires |= bool((deadline < math.inf).any())
+        self.deadline[slots], self.pinned[slots] = math.inf, False
+        if lifetimes is not None:
+            self.let_expire(slots, self.born[slots] + torch.tensor(lifetimes, dtype=torch.float64))
         self._note(slots)
         for slot, session in zip(slots.tolist(), sessions, strict=True):
             self._held[session] += 1
             self._newest[session] = slot
+
+    def let_expire(self, slots: torch.Tensor, deadline: torch.Tensor) -> None:
+        """Note when blocks are to be forgotten, `[n]` float64 seconds since the epoch."""
+        self.deadline[slots] = deadline
+        self._expires |= bool((deadline < math.inf).any())
 
     def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Note that blocks went from one slot to another, which was taken."""
@@ -224,10 +228,6 @@ class SlotLedger:
         self._reset(slots)
         self.changes += 1
 
-    def restart(self) -> None:
-        """Begin at slot 0 again; everything must have been emptied."""
-        self._limit = 0
-
     # -- inside ----------------------------------------------------------------------------------
 
     def _columns(self) -> tuple[torch.Tensor, ...]:
@@ -236,7 +236,7 @@ class SlotLedger:
     def _note(self, slots: torch.Tensor) -> None:
         self.changes += 1
         self._stamp[slots] = self.changes
-        self._limit = max(self._limit, int(slots.max()) + 1 if len(slots) else 0)
+        self.limit = max(self.limit, int(slots.max()) + 1 if len(slots) else 0)
 
     def _leave(self, session: int, slot: int) -> None:
         self._held[session] -= 1

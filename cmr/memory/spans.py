@@ -2,124 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from cmr.errors import CorruptMemoryError
-from cmr.memory.block_store import RingBuffer
+from cmr.memory.block_store import BlockStore
 from cmr.memory.store import Saved
 
+# Tokens that one stretch of white space may be, where its length does not matter.
 GAP = 8
-"""Tokens that one stretch of white space may be, where its length does not matter."""
-
-
-def runs(ring: RingBuffer, session: int | None) -> Iterator[list[int]]:
-    """Slots of consecutive blocks of a session, or of each, in the order of the text."""
-    slots = ring.ledger.slots_of(session).tolist()
-    successor, predecessor = ring.successor.cpu(), ring.predecessor.cpu()
-    for slot in slots:
-        if predecessor[slot] < 0:
-            run = [slot]
-            while successor[run[-1]] >= 0:
-                run.append(int(successor[run[-1]]))
-            yield run
-
-
-def tokens_of(ring: RingBuffer, slots: Sequence[int]) -> list[int]:
-    """Token ids of blocks, without padding, joined."""
-    at = torch.tensor(slots, device=ring.device)
-    held = ring.positions[at] >= 0
-    ids: list[int] = ring.token_ids[at][held].tolist()
-    return ids
 
 
 def holding(
-    ring: RingBuffer, session: int | None, span: str | Sequence[int], tokenizer: Any
+    blocks: BlockStore, session: int | None, span: str | Sequence[int], tokenizer: Any
 ) -> torch.Tensor:
-    """Slots `[n]` of the blocks that a span of text lies in, wherever it occurs.
+    """Slots `[n]` of the blocks of a session (None: of any) that a span lies in, as it stands."""
+    if isinstance(span, str):
+        # A token is a byte of the span at least, so no occurrence is longer than that.
+        longest = len(span.encode())
 
-    Args:
-        ring: the store.
-        session: whose blocks; None: everybody's.
-        span: text, or token ids.
-        tokenizer: decodes, for a text.
-    """
-    holds, longest = _exactly(span, tokenizer)
-    found: set[int] = set()
-    for run in runs(ring, session):
-        texts = [tokens_of(ring, [slot]) for slot in run]
-        found.update(run[i] for i in _within(texts, holds, longest))
-    return torch.tensor(sorted(found), dtype=torch.int64)
+        def holds(ids: list[int]) -> bool:
+            return span in tokenizer.decode(ids)
+
+    else:
+        wanted, longest = list(span), len(span)
+
+        def holds(ids: list[int]) -> bool:
+            return any(ids[i : i + longest] == wanted for i in range(len(ids) - longest + 1))
+
+    slots = blocks.ledger.slots_of(session)
+    columns = blocks.about(slots)
+    runs = _runs(blocks.ledger.number[slots], columns["before"])
+    found = _found(columns, runs, holds, longest)
+    return slots[torch.tensor(found, dtype=torch.int64)].sort().values
 
 
 def holding_saved(
     saved: Saved, wanted: torch.Tensor, span: str, decode: Callable[[list[int]], str]
 ) -> torch.Tensor:
-    """Which blocks of a saved memory a span of text lies in, `[n]` bool.
+    """Which blocks of a saved memory, of those `wanted`, a span of text lies in, `[n]` bool.
 
     The case of letters and the length of white space do not matter, as whoever has only seen the
-    text in a table cannot know them.
-
-    Args:
-        saved: the opened memory.
-        wanted: `[n]` bool, the blocks to look in; a run of text ends where one is left out.
-        span: the text, with something in it beside white space.
-        decode: text of token ids.
+    text in a table cannot know them. A run of text ends where a block is not wanted.
 
     Raises:
         CorruptMemoryError: its blocks do not follow each other in runs.
     """
-    holds, longest = _loosely(span, decode)
-    ids, held = saved.columns["token_ids"], saved.columns["positions"] >= 0
-    found = torch.zeros(len(saved), dtype=torch.bool)
-    for run in _saved_runs(saved, wanted):
-        texts = [ids[at][held[at]].tolist() for at in run]
-        for i in _within(texts, holds, longest):
-            found[run[i]] = True
-    return found
-
-
-def _saved_runs(saved: Saved, wanted: torch.Tensor) -> list[list[int]]:
-    """Positions of consecutive blocks among those wanted, in the order of the text."""
-    chosen = wanted.nonzero()[:, 0].tolist()
-    numbers, before = saved.numbers.tolist(), saved.columns["before"].tolist()
-    at = {numbers[i]: i for i in chosen}
-    behind = {before[i]: i for i in chosen if before[i] in at}
-    found = []
-    for i in chosen:
-        if before[i] not in at:
-            run = [i]
-            while numbers[run[-1]] in behind:
-                run.append(behind[numbers[run[-1]]])
-            found.append(run)
-    if sum(map(len, found)) != len(chosen):
+    flat = _flat(span)
+    longest = len(flat.encode()) + GAP * flat.count(" ")
+    chosen = wanted.nonzero()[:, 0]
+    columns = {name: column[chosen] for name, column in saved.columns.items()}
+    runs = _runs(saved.numbers[chosen], columns["before"])
+    # What was saved may say anything: a circle of blocks would be in no run.
+    if sum(map(len, runs)) != len(chosen):
         raise CorruptMemoryError(f"{saved.path}: 'before' does not put its blocks in an order")
+    at = _found(columns, runs, lambda ids: flat in _flat(decode(ids)), longest)
+    found = torch.zeros(len(saved), dtype=torch.bool)
+    found[chosen[torch.tensor(at, dtype=torch.int64)]] = True
     return found
-
-
-def _exactly(span: str | Sequence[int], tokenizer: Any) -> tuple[Callable[[list[int]], bool], int]:
-    """Whether token ids hold a span, and the most tokens that an occurrence can have."""
-    if isinstance(span, str):
-        # A token is a byte of the span at least, so no occurrence is longer than that.
-        return lambda ids: span in tokenizer.decode(ids), len(span.encode())
-    wanted = list(span)
-    last = len(wanted)
-    return lambda ids: any(ids[i : i + last] == wanted for i in range(len(ids) - last + 1)), last
-
-
-def _loosely(
-    span: str, decode: Callable[[list[int]], str]
-) -> tuple[Callable[[list[int]], bool], int]:
-    """The same, whatever the case and the white space."""
-    wanted = _flat(span)
-    longest = len(wanted.encode()) + GAP * wanted.count(" ")
-    return lambda ids: wanted in _flat(decode(ids)), longest
 
 
 def _flat(text: str) -> str:
     return " ".join(text.casefold().split())
+
+
+def _runs(numbers: torch.Tensor, before: torch.Tensor) -> list[list[int]]:
+    """Positions of consecutive blocks, in the order of the text; `before`: numbers likewise."""
+    own, ahead = numbers.tolist(), before.tolist()
+    known = set(own)
+    behind = {number: i for i, number in enumerate(ahead) if number in known}
+    found = []
+    for i, number in enumerate(ahead):
+        if number not in known:
+            run = [i]
+            while own[run[-1]] in behind:
+                run.append(behind[own[run[-1]]])
+            found.append(run)
+    return found
+
+
+def _found(
+    columns: Mapping[str, torch.Tensor],
+    runs: list[list[int]],
+    holds: Callable[[list[int]], bool],
+    longest: int,
+) -> list[int]:
+    """Positions of blocks that `holds` finds an occurrence in, of at most `longest` tokens."""
+    ids, held = columns["token_ids"], columns["positions"] >= 0
+    found: set[int] = set()
+    for run in runs:
+        texts = [ids[at][held[at]].tolist() for at in run]
+        found.update(run[i] for i in _within(texts, holds, longest))
+    return sorted(found)
 
 
 def _within(

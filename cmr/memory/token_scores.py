@@ -11,11 +11,7 @@ from cmr.kernels.score import attention_received, state_scores, surprise
 def token_mask(
     hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, hidden_size: int
 ) -> torch.Tensor:
-    """`[B, T]` bool, True for real tokens.
-
-    Raises:
-        TypeError, ValueError: states that are no `[B, T, hidden_size]`, or a mask of another shape.
-    """
+    """`[B, T]` bool, True for real tokens, after the shapes of both were checked."""
     if not isinstance(hidden_states, torch.Tensor):
         raise TypeError(f"hidden_states: a tensor expected, got {type(hidden_states).__name__}")
     if hidden_states.ndim != 3:
@@ -50,7 +46,7 @@ def token_scores(
     """Scores of one method before calibration; see `RelevanceScorer` for what each one is.
 
     Args:
-        method: `attention_based`, `variance_based`, `surprise` or `gradient_based`.
+        method: any but `hybrid`.
         hidden_states: `[B, T, H]`.
         mask: `[B, T]` bool, True for real tokens.
         attention_weights: `[B, heads, T, T]` of a causal layer, as transformers gives them.
@@ -108,12 +104,8 @@ def fair_share(mask: torch.Tensor, fading: bool) -> torch.Tensor:
     is about how the attention of language models fades: on SmolLM2-135M it leaves the least trace
     of a token's position in its score, while an even share favours the last tokens of a text.
 
-    Args:
-        mask: `[B, T]` bool, True for real tokens, without gaps in between.
-        fading: whether attention fades with distance.
-
-    Returns:
-        `[B, T]` float32, above 0; 1 for padding.
+    `mask`: `[B, T]` bool, True for real tokens, without gaps in between. Gives float32 of the same
+    shape, above 0; 1 for padding.
     """
     real = mask.float()
     if mask.shape[1] == 0:

@@ -132,7 +132,7 @@ class Searched(Protocol):
         last: int,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """See `cmr.memory.tier_tensors.TieredStores`, as for the other two methods."""
+        """See `cmr.memory.tier_tensors.TierTensors`, as for the other two methods."""
         ...
 
     def maxima_at(

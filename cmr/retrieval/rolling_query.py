@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from cmr.kernels.maxsim import Scratch, Selection, new_scratch, new_selection
-from cmr.memory.block_store import RingBuffer
+from cmr.memory.block_store import BlockStore
 from cmr.retrieval.ask import Ask
 from cmr.retrieval.choice import Choice
 
@@ -30,7 +30,7 @@ class RollingQuery:
         self,
         rows: int,
         tokens: int,
-        ring: RingBuffer,
+        ring: BlockStore,
         sessions: torch.Tensor,
         located: bool = False,
         task: str | None = None,

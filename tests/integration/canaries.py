@@ -40,7 +40,7 @@ class Traces:
         for slot in ring.ledger.slots_of(memory._core.table.require(name)).tolist():
             tier = ring.ledger.tier_of(slot)
             at = slot - ring.ledger.tiers[tier].first
-            for part, tensor in ring.parts(tier).items():
+            for part, tensor in ring.parts[tier].items():
                 row = tensor[at] if tensor.ndim < 4 else tensor[at, 0]
                 for token in (0, -1):
                     vector = row[token] if row.ndim == 2 else row

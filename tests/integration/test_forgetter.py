@@ -204,7 +204,7 @@ def test_what_opts_out_is_never_stored(store: str, llama: nn.Module) -> None:
         ring = memory._core.ring
         for slot in ring.ledger.slots_of(None).tolist():
             gone, tier = ring.positions[slot] < 0, ring.ledger.tier_of(slot)
-            for part in ring.parts(tier).values():
+            for part in ring.parts[tier].values():
                 rows = part[slot - ring.ledger.tiers[tier].first]
                 rows = rows if rows.ndim < 3 else rows.transpose(0, 1)
                 assert not rows[gone].any() and rows[~gone].any()

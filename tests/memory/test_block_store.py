@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmr.memory import BlockBatch, LayerShape, LayerSource, Lower, Policy, RingBuffer
+from cmr.memory import BlockBatch, LayerShape, LayerSource, Lower, Policy
 from tests.kernels.compare import assert_close
+from tests.memory.kept import KeptStore
 
 BLOCK, HIDDEN = 3, 5
 SHAPES = {
@@ -17,8 +18,8 @@ SHAPES = {
 }
 
 
-def ring(slots: int, policy: Policy | None = None, **lower: int) -> RingBuffer:
-    return RingBuffer(
+def ring(slots: int, policy: Policy | None = None, **lower: int) -> KeptStore:
+    return KeptStore(
         slots=slots,
         lower=Lower(**lower),
         policy=policy,
@@ -30,7 +31,7 @@ def ring(slots: int, policy: Policy | None = None, **lower: int) -> RingBuffer:
     )
 
 
-def tensors(store: RingBuffer) -> list[torch.Tensor]:
+def tensors(store: KeptStore) -> list[torch.Tensor]:
     shared = [column for column in store.columns if column is not store.cursor]
     return [*store.keys.values(), *store.values.values(), store.index, *shared]
 
@@ -187,13 +188,13 @@ def test_any_history_leaves_what_was_written(
             assert store.stored_tokens(session) == owners.count(session) * BLOCK
 
 
-def check_block(store: RingBuffer, slot: int, number: int, session: int, mark: int) -> None:
+def check_block(store: KeptStore, slot: int, number: int, session: int, mark: int) -> None:
     assert store.session[slot] == session == store.ledger.owner[slot]
     assert store.created[slot] == number == store.ledger.number[slot]
     assert store.token_ids[slot].tolist() == [mark * 10 + i for i in range(BLOCK)]
     tier = store.ledger.tier_of(slot)
     at = slot - store.ledger.tiers[tier].first
-    parts = store.parts(tier)
+    parts = store.parts[tier]
     if "codes" in parts:
         states = parts["codes"][at].float() * parts["scale"][at][:, None]
         assert "keys.2" not in parts
@@ -204,7 +205,7 @@ def check_block(store: RingBuffer, slot: int, number: int, session: int, mark: i
     assert_close("norms", states.norm(dim=-1), torch.ones(BLOCK), 0.01, 0.01)
 
 
-def check_chains(store: RingBuffer, held: dict[int, int]) -> None:
+def check_chains(store: KeptStore, held: dict[int, int]) -> None:
     """A block leads to the next one of its session, both ways, unless one was lost between."""
     for number, slot in held.items():
         after = int(store.successor[slot])
@@ -257,7 +258,7 @@ def test_who_listens_is_told_before_a_block_leaves_its_slot() -> None:
         for slot in slots.tolist():
             tier = store.ledger.tier_of(slot)
             first = store.ledger.tiers[tier].first
-            keys = store.parts(tier)["keys.2"][slot - first]
+            keys = store.parts[tier]["keys.2"][slot - first]
             assert keys.unique().tolist() == [held.pop(slot)], "what it holds is there still"
 
     def expect(*slots: int) -> None:

@@ -95,7 +95,7 @@ def test_a_fork_is_chained_as_its_original_across_tiers() -> None:
     store, table = ring(4, working=4, long_term=8), SessionTable()
     number = table.create("anna")
     store.write(batch([number] * 6))
-    assert fork(store, table, "anna", "copy") == 6
+    assert fork(store.keeper, table, "anna", "copy") == 6
     copy = store.ledger.slots_of(table.require("copy"))
     assert marks(store, table.require("copy")) == marks(store, number) == [1, 2, 3, 4, 5, 6]
     at = int(copy[store.positions[copy].amax(1).argmin()])
@@ -108,7 +108,7 @@ def test_a_fork_is_chained_as_its_original_across_tiers() -> None:
     newest = store.ledger.newest(table.require("copy"))
     assert int(store.predecessor[newest]) in copy.tolist()
     with pytest.raises(ValueError, match="session named 'copy' already"):
-        fork(store, table, "anna", "copy")
+        fork(store.keeper, table, "anna", "copy")
     with pytest.raises(ValueError, match="two sessions expected, got 'copy' twice"):
         merge(store, table, "copy", "copy")
 

@@ -315,7 +315,7 @@ def test_a_scale_that_cannot_be_is_refused_and_the_old_one_stays() -> None:
         assert all(torch.equal(t, good[key]) for key, t in scorer.state().items())
 
 
-# -- positions and blocks --------------------------------------------------------------------------
+# -- positions -------------------------------------------------------------------------------------
 
 
 def test_top_k_takes_the_first_of_equals_and_never_a_masked_one() -> None:
@@ -331,10 +331,3 @@ def test_top_k_takes_the_first_of_equals_and_never_a_masked_one() -> None:
         scorer.get_top_k_positions(scores, 1, mask[:, :3])
     with pytest.raises(ValueError, match=r"scores \[B, T\] expected, got \[4\]"):
         scorer.get_top_k_positions(scores[0], 1)
-
-
-def test_blocks_are_means_of_the_tokens_that_count() -> None:
-    scores = torch.tensor([[0.2, 0.4, 0.6, 0.8, 1.0]])
-    pooled = RelevanceScorer(HIDDEN).pooled
-    assert_close("all", pooled(scores, 2), torch.tensor([[0.3, 0.7, 1.0]]))
-    assert_close("three", pooled(scores, 2, torch.tensor([3])), torch.tensor([[0.3, 0.6, 0.0]]))

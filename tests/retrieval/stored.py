@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from cmr.memory.batch import BlockBatch, LayerSource, Lower
-from cmr.memory.block_store import RingBuffer
-from cmr.memory.layer_tensors import LayerShape
+from cmr.memory import BlockBatch, LayerShape, LayerSource, Lower
 from cmr.retrieval.ask import Ask
+from tests.memory.kept import KeptStore
 
 BLOCK, HIDDEN, HEADS, GROUPS, DIM, LAYER, WORDS = 4, 16, 4, 2, 8, 2, 60
 CPU = torch.device("cpu")
 
 
-def store_of(slots: int, keys: bool = True, working: int = 0) -> RingBuffer:
+def store_of(slots: int, keys: bool = True, working: int = 0) -> KeptStore:
     shape = LayerShape(GROUPS, DIM, DIM, torch.float32, CPU)
-    return RingBuffer(
+    return KeptStore(
         slots=slots,
         block_size=BLOCK,
         hidden=HIDDEN,
@@ -27,7 +26,7 @@ def store_of(slots: int, keys: bool = True, working: int = 0) -> RingBuffer:
 
 
 def write(
-    store: RingBuffer,
+    store: KeptStore,
     sessions: list[int],
     states: torch.Tensor | None = None,
     ids: torch.Tensor | None = None,

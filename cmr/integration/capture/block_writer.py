@@ -1,18 +1,70 @@
-"""From what leaves the window to blocks in the ring buffer."""
+"""From what leaves the window to blocks in the store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.memory.batch import Angles, BlockBatch, LayerSource
-from cmr.memory.block_store import RingBuffer
+from cmr.memory.keeper import Keeper
 from cmr.memory.sessions import SessionTable
 
+# Says of token ids `[batch, tokens]` which may be stored: bool of the same shape.
 Keep = Callable[[torch.Tensor], torch.Tensor]
-"""Says of token ids `[batch, tokens]` which may be stored: bool of the same shape."""
+KeysValues = tuple[torch.Tensor, torch.Tensor | None]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """Tokens of several rows that are to be stored, as the model came by them.
+
+    Attributes:
+        sessions: session number of each row.
+        token_ids: `[batch, tokens]`.
+        valid: each row's half-open range of tokens that are no padding.
+        index: `[batch, tokens, hidden]` states at the index layer.
+        layers: layer number to rotated keys and values `[batch, heads, tokens, dim]`, or to
+            `(states [batch, 1, tokens, hidden], None)`.
+        rope: `[batch, tokens]`, the positions that the keys were rotated to.
+        reach: `[batch, tokens]`, the furthest position of the forward that each token went through;
+            None: all went through one forward.
+        relevance: `[batch, blocks]` float32 in [0, 1], one for each block of the text; or None.
+        keep: `[batch, tokens]` bool, False for tokens that must not be stored, see
+            `BlockWriter.kept`; None: all may.
+    """
+
+    sessions: Sequence[int]
+    token_ids: torch.Tensor
+    valid: Sequence[tuple[int, int]]
+    index: torch.Tensor
+    layers: Mapping[int, KeysValues]
+    rope: torch.Tensor
+    reach: torch.Tensor | None = None
+    relevance: torch.Tensor | None = None
+    keep: torch.Tensor | None = None
+
+    def kept_only(self) -> Captured:
+        """The same with zeros for whatever must not be stored."""
+        if self.keep is None:
+            return self
+        keep = self.keep.to(self.token_ids.device)
+
+        def without(x: torch.Tensor) -> torch.Tensor:
+            return x.masked_fill(~keep.to(x.device)[:, None, :, None], 0)
+
+        return replace(
+            self,
+            keep=keep,
+            token_ids=self.token_ids.masked_fill(~keep, 0),
+            index=self.index.masked_fill(~keep.to(self.index.device)[..., None], 0),
+            layers={
+                number: (without(keys), None if values is None else without(values))
+                for number, (keys, values) in self.layers.items()
+            },
+        )
 
 
 class BlockWriter:
@@ -20,92 +72,67 @@ class BlockWriter:
 
     Args:
         adapter: the model.
-        ring: the store.
+        keeper: stores them.
         sessions: numbers and positions of the sessions.
         indexed: gives what is indexed of states `[batch, tokens, hidden]`.
+        layers: those whose keys and values are stored.
         keep: what `kept` asks; None: everything may be stored.
     """
 
     def __init__(
         self,
         adapter: ModelAdapter,
-        ring: RingBuffer,
+        keeper: Keeper,
         sessions: SessionTable,
         indexed: Callable[[torch.Tensor], torch.Tensor],
+        layers: Collection[int],
         keep: Keep | None = None,
     ) -> None:
-        self._adapter, self._ring, self._sessions = adapter, ring, sessions
+        self._adapter, self._keeper, self._sessions = adapter, keeper, sessions
         self._indexed, self._keep = indexed, keep
+        # Decided once: asking the adapter for each layer of each write took most of its calls.
+        self._kinds = {n: adapter.rotary_kind(n) for n in layers if adapter.rotates(n)}
 
-    def write(
-        self,
-        *,
-        sessions: Sequence[int],
-        token_ids: torch.Tensor,
-        rope_positions: torch.Tensor,
-        index: torch.Tensor,
-        layers: Mapping[int, tuple[torch.Tensor, torch.Tensor | None]],
-        valid: Sequence[tuple[int, int]],
-        relevance: torch.Tensor | None = None,
-        keep: torch.Tensor | None = None,
-        rope_reach: torch.Tensor | None = None,
-    ) -> int:
-        """Store tokens of several rows; returns the number of blocks written.
+    def write(self, captured: Captured) -> int:
+        """Store tokens; returns the number of blocks written.
 
         Nothing of a token that is not to be kept is stored, and no block without any other.
-
-        Args:
-            sessions: session number of each row.
-            token_ids: `[batch, tokens]`.
-            rope_positions: `[batch, tokens]`, where the keys were rotated to.
-            index: `[batch, tokens, hidden]` states at the index layer.
-            layers: layer number to rotated keys and values `[batch, heads, tokens, dim]`, or to
-                `(states [batch, 1, tokens, hidden], None)`.
-            valid: each row's half-open range of tokens that are no padding.
-            relevance: `[batch, blocks]` float32 in [0, 1], one for each block of the text.
-            keep: `[batch, tokens]` bool, False for tokens that must not be stored, see `kept`;
-                None: all may.
-            rope_reach: `[batch, tokens]`, the furthest position of the forward that each token went
-                through; None: all went through one forward.
         """
-        size = self._ring.block_size
-        tokens = token_ids.shape[1]
+        store, text = self._keeper.blocks, captured.kept_only()
+        size = store.block_size
+        tokens = text.token_ids.shape[1]
         blocks = -(-tokens // size)
-        positions = self._positions(sessions, valid, tokens, token_ids.device)
-        if keep is not None:
-            keep = keep.to(token_ids.device)
-            positions = positions.masked_fill(~keep, -1)
-            token_ids = token_ids.masked_fill(~keep, 0)
-            index = index.masked_fill(~keep.to(index.device)[..., None], 0)
-            layers = {n: _without(keep, *source) for n, source in layers.items()}
+        # Positions go on over tokens that are not kept: what is stored says where it stood.
+        positions = self._positions(text)
+        if text.keep is not None:
+            positions = positions.masked_fill(~text.keep, -1)
         chosen = [
             (row, block)
-            for row, (start, stop) in enumerate(valid)
+            for row, (start, stop) in enumerate(text.valid)
             for block in range(start // size, -(-stop // size) if stop > start else 0)
-            if keep is None or bool((positions[row, block * size : (block + 1) * size] >= 0).any())
+            if text.keep is None
+            or bool((positions[row, block * size : (block + 1) * size] >= 0).any())
         ]
         if not chosen:
             return 0
         written = len(chosen)
-        chosen = chosen[-self._ring.slots :]  # of more blocks than fit, the newest
+        chosen = chosen[-store.slots :]  # of more blocks than fit, the newest
         turns: dict[str, Angles] = {}
         batch = BlockBatch(
-            sessions=[sessions[row] for row, _ in chosen],
-            token_ids=token_ids,
+            sessions=[text.sessions[row] for row, _ in chosen],
+            token_ids=text.token_ids,
             positions=positions,
-            index=self._indexed(index),
+            index=self._indexed(text.index),
             layers={
-                number: LayerSource(
-                    keys if values is None else self._adapter.distinct(keys),
-                    None if values is None else self._adapter.distinct(values),
-                    self._turned(number, values, rope_positions, rope_reach, turns),
-                )
-                for number, (keys, values) in layers.items()
+                number: LayerSource(keys, None)
+                if values is None
+                else self._source(number, keys, values, text, turns)
+                for number, (keys, values) in text.layers.items()
             },
-            relevance=relevance,
+            relevance=text.relevance,
             pick=torch.tensor([row * blocks + block for row, block in chosen]),
         )
-        self._ring.write(batch)
+        self._keeper.write(batch)
         return written
 
     def kept(self, token_ids: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor | None:
@@ -133,57 +160,46 @@ class BlockWriter:
         says = says.to(token_ids.device)
         return says if keep is None else says & keep.to(token_ids.device)
 
-    def _positions(
-        self,
-        sessions: Sequence[int],
-        valid: Sequence[tuple[int, int]],
-        tokens: int,
-        device: torch.device,
-    ) -> torch.Tensor:
+    def _positions(self, text: Captured) -> torch.Tensor:
         """Positions `[batch, tokens]` in the sessions' texts, -1 for padding."""
-        rows = []
-        for session, (start, stop) in zip(sessions, valid, strict=True):
-            first = self._sessions.advance(session, max(0, stop - start))
-            row = torch.full((tokens,), -1, dtype=torch.int64)
-            row[start:stop] = torch.arange(first, first + max(0, stop - start))
-            rows.append(row)
-        return torch.stack(rows).to(device)
+        positions = torch.full(text.token_ids.shape, -1, dtype=torch.int64)
+        for row, (session, (start, stop)) in enumerate(zip(text.sessions, text.valid, strict=True)):
+            count = max(0, stop - start)
+            first = self._sessions.advance(session, count)
+            positions[row, start : start + count] = torch.arange(first, first + count)
+        return positions.to(text.token_ids.device)
 
-    def _turned(
+    def _source(
         self,
         number: int,
-        values: torch.Tensor | None,
-        rope_positions: torch.Tensor,
-        rope_reach: torch.Tensor | None,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        text: Captured,
         turns: dict[str, Angles],
-    ) -> Angles | None:
-        """By what the keys of a layer are rotated; None where they are not, or are states."""
-        if values is None or not self._adapter.rotates(number):
-            return None
-        kind = self._adapter.rotary_kind(number)
+    ) -> LayerSource:
+        """What a layer gives, each head once, with the angles that un-rotate its keys."""
+        repeated = keys.shape[1] // self._adapter.kv_heads
+        if repeated > 1:  # some caches hold a head for every query head that reads it (Falcon 40B)
+            keys, values = keys[:, ::repeated], values[:, ::repeated]
+        kind = self._kinds.get(number)
+        if kind is None:
+            return LayerSource(keys, values)
         if kind not in turns:  # layers of a kind share theirs
+            turn = self._turn(number, text.rope.to(values.device), text.reach)
             # The model rotates with cosines rounded to its own dtype: undo exactly those.
-            turn = self._rotated(number, rope_positions.to(values.device), rope_reach)
             cos, sin = (part.to(values.dtype).float() for part in turn)
             turns[kind] = (cos, sin)
-        return turns[kind]
+        return LayerSource(keys, values, turns[kind])
 
-    def _rotated(self, number: int, positions: torch.Tensor, reach: torch.Tensor | None) -> Angles:
+    def _turn(self, number: int, positions: torch.Tensor, reach: torch.Tensor | None) -> Angles:
         """Cosine and sine at positions `[batch, tokens]`, as each token's forward had them."""
         if reach is None:
             return self._adapter.rotary(number, positions)
         reach = reach.to(positions.device)
         cos, sin = self._adapter.rotary(number, positions, reach)
+        # An embedding that changes with the length of a text gave each forward other angles.
         for furthest in reach.unique():
             other = self._adapter.rotary(number, positions, furthest)
             here = (reach == furthest)[..., None]
             cos, sin = torch.where(here, other[0], cos), torch.where(here, other[1], sin)
         return cos, sin
-
-
-def _without(
-    keep: torch.Tensor, keys: torch.Tensor, values: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Keys and values `[batch, heads, tokens, dim]` with zeros where nothing may be stored."""
-    drop = ~keep.to(keys.device)[:, None, :, None]
-    return keys.masked_fill(drop, 0), None if values is None else values.masked_fill(drop, 0)

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicCache
 from cmr.config import CMRConfig
 from cmr.errors import AttachError, UnknownSessionError
 from cmr.integration.capture.block_scorer import BlockScorer, Piece
+from cmr.integration.capture.block_writer import Captured
 from cmr.integration.capture.lasting import lasting
 from cmr.integration.capture.window import LocalWindow
 from cmr.integration.core import Core
@@ -227,9 +228,9 @@ class Reader:
         while text.start < rows.longest:
             with self.stepper.alone():  # between two windows others have their turn
                 self._require_alive(sessions, done)
-                piece = self._piece(text)
-                blocks += self.writer.write(sessions=sessions, **piece)
-            done += sum(stop - start for start, stop in piece["valid"])
+                piece = self._piece(text, sessions)
+                blocks += self.writer.write(piece)
+            done += sum(stop - start for start, stop in piece.valid)
             if progress is not None:
                 progress(done, sum(rows.lengths))
         return ReadReport(sum(rows.lengths), blocks, time.perf_counter() - started)
@@ -264,8 +265,8 @@ class Reader:
         cache = DynamicCache(config=self.adapter.config)
         return window.adopt(cache, self.adapter.depth), fresh
 
-    def _piece(self, text: _Text) -> dict[str, Any]:
-        """What `BlockWriter.write` takes of the next piece, as the model came by it."""
+    def _piece(self, text: _Text, sessions: Sequence[int]) -> Captured:
+        """The next piece, run through the model."""
         rows, start, scorer = text.rows, text.start, text.scorer
         device = self.adapter.input_device
         batch = len(rows.lengths)
@@ -310,15 +311,16 @@ class Reader:
         layers.update({n: (states[n].detach()[:, None], None) for n in self.state_layers})
         text.fresh.clear()
         text.query, text.start = index[:, -self.query_tokens :], stop
-        return {
-            "token_ids": ids,
-            "rope_positions": positions,
-            "index": index,
-            "layers": layers,
-            "valid": [(0, max(0, min(n, stop) - start)) for n in rows.lengths],
-            "relevance": relevance,
-            "keep": keep,
-        }
+        return Captured(
+            sessions=sessions,
+            token_ids=ids,
+            valid=[(0, max(0, min(n, stop) - start)) for n in rows.lengths],
+            index=index,
+            layers=layers,
+            rope=positions,
+            relevance=relevance,
+            keep=keep,
+        )
 
     def _search(self, query: torch.Tensor, sessions: Sequence[int]) -> Recall | None:
         """What lies behind the left context and fits the end of the piece before."""

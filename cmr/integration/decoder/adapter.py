@@ -14,7 +14,7 @@ from cmr.integration.decoder.families import Family
 from cmr.integration.decoder.placement import device_of, heads_here, shards
 from cmr.integration.decoder.projections import KEY, QUERY, VALUE, project
 from cmr.kernels.reference.rotary import rotate
-from cmr.memory.layer_tensors import LayerShape
+from cmr.memory.allocation import LayerShape
 
 FIRST_SHARE, LAST_SHARE = 0.13, 0.83
 """Default range of target layers as shares of the depth; see docs/how-it-works.md."""

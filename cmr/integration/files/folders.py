@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,25 +14,136 @@ import torch
 from cmr.errors import MemoryNotFoundError, StoreBusyError
 from cmr.integration.core import Core
 from cmr.integration.decoder import fingerprint
-from cmr.integration.files.content import MemoryContent
 from cmr.integration.files.loader import Loader
 from cmr.integration.requests.lock import FairLock
 from cmr.memory import archive
 from cmr.memory.store import Saved, SaveReport, save
+from cmr.memory.store.form import DTYPE_NAMES
 
 Key = bytes | str | None
 
 
+class MemoryContent:
+    """The blocks of some sessions as they are when this is made, as `cmr.memory.store` saves them.
+
+    A context manager: it is made and entered while `core.lock` is held. From then on the store may
+    change: rows are given under the lock, those of one part at a time, and a block that is about to
+    leave its slot is copied aside first, as far as its rows were not given yet. Blocks whose time
+    is over by then are not: their rows are zeros, and `due` tells them. Ephemeral sessions are left
+    out.
+
+    Args:
+        core: the memory's store and settings.
+        sessions: numbers of the sessions wanted; None: all.
+        about: what the header says of model and tokenizer.
+    """
+
+    def __init__(self, core: Core, sessions: Sequence[int] | None, about: dict[str, Any]) -> None:
+        self._core, self._blocks = core, core.ring
+        infos = [
+            info
+            for info in core.table.infos()
+            if not info.ephemeral and (sessions is None or info.number in sessions)
+        ]
+        ledger = self._blocks.ledger
+        wanted = torch.tensor([info.number for info in infos], dtype=torch.int64)
+        slots = ledger.slots_of(None)
+        self.slots = slots[torch.isin(ledger.owner[slots], wanted)]
+        self.kinds, kind_of_tier = self._blocks.kinds()
+        self.columns = self._blocks.about(self.slots)
+        self.kind = torch.tensor(kind_of_tier)[self.columns["tier"]]
+        self.numbers = ledger.number[self.slots]
+        self.session = ledger.owner[self.slots]
+        self._deadline = self.columns["deadline"]
+        used = {name for info in infos for name in info.adapters or ()}
+        weights = fingerprint.adapters(core.adapter.model, used) if used else {}
+        # The position of the block that each slot still holds of these, -1 for none.
+        self._place = torch.full((ledger.slots,), -1)
+        self._place[self.slots] = torch.arange(len(self.slots))
+        self._given = {
+            part: torch.zeros(len(self.slots), dtype=torch.bool)
+            for kind in self.kinds
+            for part in kind.parts
+        }
+        self._aside: dict[tuple[str, int], torch.Tensor] = {}
+        self.header = {
+            **about,
+            "config": core.config.to_dict(),
+            "store": core.store,
+            "index_layer": core.index_layer,
+            "index": core.index_digest,
+            "calibrated": core.calibration is not None,
+            "clock": self._blocks.clock,
+            "limit": ledger.limit,
+            "tiers": [[tier.name, tier.slots] for tier in ledger.tiers],
+            "sessions": [
+                {"name": i.name, "number": i.number, "position": i.position, "ttl": i.ttl}
+                | ({"adapters": {name: weights[name] for name in i.adapters}} if i.adapters else {})
+                for i in infos
+            ],
+            "scorer": {
+                name: [DTYPE_NAMES[t.dtype], list(t.shape), t.flatten().tolist()]
+                for name, t in core.scorer.state().items()
+            },
+        }
+
+    def __enter__(self) -> MemoryContent:
+        self._blocks.on_change = self._set_aside
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._core.lock:
+            self._blocks.on_change = None
+            self._aside.clear()
+
+    def due(self) -> torch.Tensor:
+        """Which blocks' time is over by now, `[n]` bool."""
+        return self._deadline <= time.time()
+
+    def rows(self, kind: int, part: str, at: torch.Tensor) -> torch.Tensor:
+        """One part of blocks at positions `at`, `[k, ...]` on the CPU; asked for once."""
+        slots = self.slots[at]
+        wanted = self.kinds[kind].parts[part]
+        out = torch.zeros((len(at), *wanted.shape), dtype=wanted.dtype)
+        with self._core.lock:
+            # A slot may have another block by now: then the rows were set aside.
+            there = self._place[slots] == at
+            for number, tier in enumerate(self._blocks.ledger.tiers):
+                here = tier.holds(slots) & there
+                if here.any():
+                    held = self._blocks.parts[number][part]
+                    out[here] = held[(slots[here] - tier.first).to(held.device)].cpu()
+            self._given[part][at] = True
+        for i in (~there).nonzero()[:, 0].tolist():
+            kept = self._aside.pop((part, int(at[i])), None)
+            if kept is not None:
+                out[i] = kept
+        return out
+
+    def _set_aside(self, slots: torch.Tensor) -> None:
+        """Copy what was not given yet of the blocks that are about to leave these slots."""
+        at = self._place[slots]
+        at = at[at >= 0]
+        self._place[self.slots[at]] = -1
+        # What expires is not copied: it must not come back by the save.
+        at = at[~self.due()[at]]
+        for number, tier in enumerate(self._blocks.ledger.tiers):
+            here = at[tier.holds(self.slots[at])]
+            for part, held in self._blocks.parts[number].items() if len(here) else ():
+                left = here[~self._given[part][here]]
+                rows = held[(self.slots[left] - tier.first).to(held.device)].cpu()
+                self._aside.update(zip(((part, n) for n in left.tolist()), rows, strict=True))
+
+
 class _Known(NamedTuple):
-    """A folder.
+    """A folder that this memory was saved to or loaded from.
 
     Attributes:
         id: of the save that was in it; with another one it is somebody else's.
         key: that encrypts it.
         forgotten: how often something was forgotten when the folder was last written.
         sessions: number of a session here to its number there; None: the same.
-        blocks: number of a block here to its number there; None: the same, so that a later save
-            can go on from what is there.
+        blocks: the same of blocks; None: a later save can go on from what is there.
     """
 
     id: str
@@ -113,7 +225,7 @@ class Files:
             }
             known = self._known.get(where)
             with core.lock:
-                core.ring.keeper.expire()
+                core.keeper.expire()
                 content = stack.enter_context(MemoryContent(core, wanted, about))
                 forgotten = core.forgotten
             report = save(
@@ -123,6 +235,7 @@ class Files:
                 key=key,
                 clean=known is not None and known.forgotten != forgotten,
             )
+            # Counted when the content was taken: what was forgotten since is still in the folder.
             self._known[where] = _Known(report.id, key, forgotten)
             return self._without(report, where, key, content.numbers[content.due()])
 
@@ -162,6 +275,7 @@ class Files:
         with self.still():
             with self._core.lock:
                 loader = Loader(self._core, saved, sessions)
+            # Takes longest, and looks at files alone: forwards go on meanwhile.
             saved.verify(loader.numbers)
             with self._core.lock:
                 loaded = loader.load()
@@ -174,18 +288,10 @@ class Files:
     def forget(
         self, numbers: Sequence[int], ended: Sequence[int], names: Sequence[str]
     ) -> tuple[str, ...]:
-        """Forget in every known folder; see `Memory.forget`.
+        """Forget blocks and sessions that ended in every known folder; returns those changed.
 
         Blocks and sessions are known there by the numbers that they had; where somebody else has
         saved since, only sessions are, by their names.
-
-        Args:
-            numbers: of the blocks, as they are here.
-            ended: numbers of the sessions that ended.
-            names: of the same sessions.
-
-        Returns:
-            The folders that were changed.
         """
         changed = []
         with self.still():

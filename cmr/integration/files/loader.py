@@ -12,7 +12,6 @@ from cmr.errors import ConfigError, CorruptMemoryError, UnknownSessionError
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.core import Core
 from cmr.integration.decoder import fingerprint
-from cmr.integration.files.content import kinds_of
 from cmr.memory.sessions import SessionInfo
 from cmr.memory.store import Saved
 from cmr.memory.store.form import DTYPES
@@ -72,15 +71,15 @@ class Loader:
     """
 
     def __init__(self, core: Core, saved: Saved, sessions: Sequence[str] | None) -> None:
-        self._core, self._ring, self._saved = core, core.ring, saved
+        self._core, self._blocks, self._saved = core, core.ring, saved
         self._infos = _sessions(saved)
-        chosen = list(self._infos) if sessions is None else list(sessions)
-        for name in chosen:
+        self._names = list(self._infos) if sessions is None else list(sessions)
+        self._whole = sessions is None
+        for name in self._names:
             if name not in self._infos:
                 known = ", ".join(repr(n) for n in list(self._infos)[:8]) or "none"
                 raise UnknownSessionError(f"no session {name!r} in {saved.path}; it has {known}")
-        self._names, self._whole = chosen, sessions is None
-        self._chosen = [self._infos[name] for name in chosen]
+        self._chosen = [self._infos[name] for name in self._names]
         self._check_names()
         self._check_adapters()
         self._check_forms()
@@ -88,10 +87,8 @@ class Loader:
         numbers = torch.tensor([info.number for info in self._chosen], dtype=torch.int64)
         self.numbers = None if sessions is None else numbers.tolist()
         self._at = torch.isin(saved.session, numbers).nonzero()[:, 0]
-        self._tiers = self._targets()
         self._find_room()
-        self._learnt = _tensors(saved)
-        self._check_learnt()
+        self._learnt = self._check_learnt()
 
     # -- checks ----------------------------------------------------------------------------------
 
@@ -109,15 +106,29 @@ class Loader:
             fingerprint.require_same_adapters(info.name, read[info.name], here)
 
     def _find_room(self) -> None:
-        """Where the blocks go; see `exact`."""
-        ring = self._ring
-        empty = ring.high_water == 0 and ring.clock == 0
-        tiers = [[tier.name, tier.slots] for tier in ring.ledger.tiers]
-        self.exact = empty and self._saved.header.get("tiers") == tiers and self._whole
-        self._plan = self._placed()
+        """Decides where the blocks go: for each tier, their positions in what is saved."""
+        blocks, saved = self._blocks, self._saved
+        here = [tier.name for tier in blocks.ledger.tiers]
+        sizes = [[tier.name, tier.slots] for tier in blocks.ledger.tiers]
+        there = saved.header["tiers"]
+        empty = blocks.high_water == 0 and blocks.clock == 0
+        self.exact = empty and there == sizes and self._whole
+        where = [here.index(name) if name in here else 0 for name, _ in there]
+        into = torch.tensor(where, dtype=torch.int64)
+        # The newest have the first claim to a tier, as they would have had if read just now.
+        newest = self._at[saved.numbers[self._at].argsort(descending=True)]
+        tiers = into[saved.columns["tier"][newest]]
+        self._plan = [newest[tiers == tier] for tier in range(len(here))]
+        if not self.exact:
+            self._plan, left = self._core.keeper.plan(self._plan)
+            if left:
+                raise ConfigError(
+                    f"budget: room for {len(newest)} blocks of {saved.path} expected, "
+                    f"for {len(newest) - left} it could be made"
+                )
 
     def _check_columns(self) -> None:
-        saved, size = self._saved, self._ring.block_size
+        saved, size = self._saved, self._blocks.block_size
         for name, dtype in COLUMNS.items():
             column = saved.columns.get(name)
             shape = (len(saved), *([size] if name in ("token_ids", "positions") else []))
@@ -167,12 +178,21 @@ class Loader:
             )
         )
 
-    def _check_learnt(self) -> None:
-        core = self._core
+    def _check_learnt(self) -> dict[str, torch.Tensor]:
+        """What the scorer had learnt, tried on one that is thrown away."""
+        core, path = self._core, self._saved.path
         try:
-            BlockScorer(core.adapter, core.config, core.index_layer).load_state(self._learnt)
+            learnt = {
+                name: torch.tensor(values, dtype=DTYPES[dtype]).view(shape)
+                for name, (dtype, shape, values) in self._saved.header["scorer"].items()
+            }
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+            raise CorruptMemoryError(f"{path}: the scorer's state expected in the header") from None
+        try:
+            BlockScorer(core.adapter, core.config, core.index_layer).load_state(learnt)
         except ValueError as error:
-            raise CorruptMemoryError(f"{self._saved.path}: scorer: {error}") from None
+            raise CorruptMemoryError(f"{path}: scorer: {error}") from None
+        return learnt
 
     def _check_forms(self) -> None:
         if self._saved.header.get("index") != self._core.index_digest:
@@ -186,7 +206,7 @@ class Loader:
                 f"index_layer: {indexed} expected, whose states {self._saved.path} indexes, "
                 f"got {searched}"
             )
-        here = {kind.name: kind.parts for kind in kinds_of(self._ring)}
+        here = {kind.name: kind.parts for kind in self._blocks.kinds()[0]}
         used = set(self._saved.kind.tolist())
         for number, kind in enumerate(self._saved.kinds):
             if number not in used:
@@ -202,72 +222,46 @@ class Loader:
                     f"{_described(here[kind.name])}: settings as saved expected"
                 )
 
-    def _targets(self) -> torch.Tensor:
-        """Tier here of each chosen block."""
-        names = [tier.name for tier in self._ring.ledger.tiers]
-        there = [name for name, _ in self._saved.header["tiers"]]
-        where = [names.index(name) if name in names else 0 for name in there]
-        return torch.tensor(where, dtype=torch.int64)[self._saved.columns["tier"][self._at]]
-
-    def _placed(self) -> list[torch.Tensor]:
-        """For each tier the blocks, as positions in what is saved, that go there."""
-        newest = self._at[self._saved.numbers[self._at].argsort(descending=True)]
-        tiers = torch.zeros(len(self._saved), dtype=torch.int64)
-        tiers[self._at] = self._tiers
-        count = len(self._ring.ledger.tiers)
-        wanted = [newest[tiers[newest] == tier] for tier in range(count)]
-        if self.exact:
-            return wanted
-        plan, left = self._ring.keeper.plan(wanted)
-        if left:
-            raise ConfigError(
-                f"budget: room for {len(newest)} blocks of {self._saved.path} expected, "
-                f"for {len(newest) - left} it could be made"
-            )
-        return plan
-
     # -- taking in -------------------------------------------------------------------------------
 
     def load(self) -> Loaded:
-        """Take the blocks in.
-
-        Raises:
-            ConfigError, ValueError: since the checks the room was taken, or a name; nothing is
-                taken in then.
-        """
+        """Take the blocks in, or raise as the checks do where room or a name was taken since."""
+        # The lock was free while the checksums were counted.
         self._check_names()
         self._find_room()
-        saved, ring, ledger, core = self._saved, self._ring, self._ring.ledger, self._core
+        saved, blocks, ledger, core = self._saved, self._blocks, self._blocks.ledger, self._core
         numbers = {info.number: core.table.restore(info) for info in self._chosen}
         slots = torch.full((len(saved),), -1, dtype=torch.int64)
         born = saved.numbers[self._at]
         if self.exact:
+            # Slot by slot as it was: all that follows is bit for bit what it would have been.
             slots[self._at] = saved.columns["slot"][self._at]
             ledger.claim(slots[self._at])
-            ring.clock = saved.header["clock"]
+            blocks.clock = saved.header["clock"]
         else:
+            # From the last tier up: what sinks must not take the room that was just made.
             for tier in reversed(range(len(self._plan))):
                 mine = self._plan[tier].sort().values
                 if not len(mine):
                     continue
                 owners = Counter(numbers[n] for n in saved.session[mine].tolist())
-                ring.keeper.room_in(tier, owners)
+                core.keeper.room_in(tier, owners)
                 slots[mine] = ledger.take(tier, len(mine))
             rank = torch.empty_like(born)
             rank[born.argsort()] = torch.arange(len(born))
-            born = ring.new_numbers(len(born))[rank]
+            born = blocks.new_numbers(len(born))[rank]
         for batch in saved.batches([info.number for info in self._chosen]):
             at = slots[batch.positions]
-            for tier, held in enumerate(ledger.tiers):
+            for held in ledger.tiers:
                 here = held.holds(at)
                 if here.all():
-                    ring.put(tier, at - held.first, batch.parts)
+                    blocks.put(at, batch.parts)
                 elif here.any():
                     parts = {name: part[here] for name, part in batch.parts.items()}
-                    ring.put(tier, at[here] - held.first, parts)
+                    blocks.put(at[here], parts)
         self._columns(slots, born, numbers)
         if self.exact:
-            ledger.extend(saved.header["limit"])
+            ledger.limit = max(ledger.limit, saved.header["limit"])
             core.scorer.load_state(self._learnt)
         there = saved.numbers[self._at].tolist()
         return Loaded(
@@ -277,33 +271,35 @@ class Loader:
         )
 
     def _columns(self, slots: torch.Tensor, born: torch.Tensor, numbers: dict[int, int]) -> None:
-        saved, ring, at = self._saved, self._ring, self._at
-        here = slots[at].to(ring.device)
+        saved, blocks, at = self._saved, self._blocks, self._at
+        here = slots[at].to(blocks.device)
         owners = [numbers[number] for number in saved.session[at].tolist()]
         for name in ("token_ids", "positions", "access_count", "relevance"):
-            column = getattr(ring, name)
+            column = getattr(blocks, name)
             column[here] = saved.columns[name][at].to(column)
+        # The clock there is not the clock here: a block under a new number was never recalled.
         last = saved.columns["last_access"][at]
-        ring.last_access[here] = (last if self.exact else last.clamp(max=0)).to(ring.device)
-        ring.session[here] = torch.tensor(owners, dtype=torch.int64, device=ring.device)
-        ring.created[here] = born.to(ring.device)
-        ring.cursor.fill_(ring.clock)
+        blocks.last_access[here] = (last if self.exact else last.clamp(max=0)).to(blocks.device)
+        blocks.session[here] = torch.tensor(owners, dtype=torch.int64, device=blocks.device)
+        blocks.created[here] = born.to(blocks.device)
+        blocks.cursor.fill_(blocks.clock)
         of_number = dict(zip(saved.numbers[at].tolist(), slots[at].tolist(), strict=True))
         before = [of_number.get(number, -1) for number in saved.columns["before"][at].tolist()]
         ahead = torch.tensor(before, dtype=torch.int64)
-        ring.predecessor[here] = ahead.to(ring.device)
+        blocks.predecessor[here] = ahead.to(blocks.device)
         linked = ahead >= 0
-        ring.successor[here] = -1
-        ring.successor[ahead[linked].to(ring.device)] = here[linked.to(ring.device)]
+        blocks.successor[here] = -1
+        blocks.successor[ahead[linked].to(blocks.device)] = here[linked.to(blocks.device)]
+        # In the order of the text: the last one filled is what the session's next block follows.
         order = born.argsort()
-        ring.ledger.fill(
+        blocks.ledger.fill(
             slots[at][order],
             [owners[i] for i in order.tolist()],
             born[order],
             saved.columns["time"][at][order],
-            saved.columns["deadline"][at][order],
         )
-        ring.ledger.pinned[slots[at]] = saved.columns["flags"][at] > 0
+        blocks.ledger.let_expire(slots[at], saved.columns["deadline"][at])
+        blocks.ledger.pinned[slots[at]] = saved.columns["flags"][at] > 0
 
 
 def _sessions(saved: Saved) -> dict[str, SessionInfo]:
@@ -326,19 +322,6 @@ def _sessions(saved: Saved) -> dict[str, SessionInfo]:
             None
         )
     return found
-
-
-def _tensors(saved: Saved) -> dict[str, torch.Tensor]:
-    """What the scorer had learnt."""
-    try:
-        return {
-            name: torch.tensor(values, dtype=DTYPES[dtype]).view(shape)
-            for name, (dtype, shape, values) in saved.header["scorer"].items()
-        }
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
-        raise CorruptMemoryError(f"{saved.path}: the scorer's state expected in the header") from (
-            None
-        )
 
 
 def _within(column: torch.Tensor, low: int, high: int) -> bool:

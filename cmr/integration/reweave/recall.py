@@ -13,7 +13,7 @@ from cmr.integration.capture.lasting import lasting
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.kernels import implementation
 from cmr.kernels.reference.rotary import rotate
-from cmr.memory.block_store import RingBuffer
+from cmr.memory.block_store import BlockStore
 from cmr.reconstruction.blend import expected_best
 from cmr.reconstruction.plan import Plan
 from cmr.retrieval.choice import Choice
@@ -131,7 +131,7 @@ class Recall:
         bias: torch.Tensor,
         *,
         adapter: ModelAdapter,
-        ring: RingBuffer,
+        ring: BlockStore,
         load: LayerStates | None,
         positions: str,
         base: torch.Tensor,

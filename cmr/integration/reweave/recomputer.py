@@ -11,7 +11,7 @@ from cmr.integration.capture.window import LocalWindow
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.partial_pass import states_entering, stop_before
 from cmr.kernels.reference.rotary import unrotate
-from cmr.memory.block_store import RingBuffer
+from cmr.memory.block_store import BlockStore
 
 Layers = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
@@ -41,7 +41,7 @@ class Recomputer:
         begin = getattr(adapter.config, "bos_token_id", None)
         self._begin = begin if isinstance(begin, int) else None
 
-    def recompute(self, ring: RingBuffer, passages: torch.Tensor) -> Layers:
+    def recompute(self, ring: BlockStore, passages: torch.Tensor) -> Layers:
         """Un-rotated keys and values of passages.
 
         Args:
@@ -75,7 +75,7 @@ class Recomputer:
             out[number] = (distinct(keys[:, :, front:]), distinct(values[:, :, front:]))
         return out
 
-    def _ahead(self, ring: RingBuffer, passages: torch.Tensor) -> torch.Tensor:
+    def _ahead(self, ring: BlockStore, passages: torch.Tensor) -> torch.Tensor:
         """Slots `[n, context]` of the blocks in front of each passage, -1 where there is none."""
         blocks = -(-self._context // ring.block_size)
         ahead = passages.new_full((len(passages), blocks), -1)

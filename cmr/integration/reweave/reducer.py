@@ -6,7 +6,7 @@ import torch
 
 from cmr.config import ReweaveConfig
 from cmr.kernels.reference._paging import readable
-from cmr.memory.block_store import RingBuffer
+from cmr.memory.block_store import BlockStore
 from cmr.reconstruction.limits import Limits
 from cmr.reconstruction.match import match
 from cmr.reconstruction.methods import plan_rows
@@ -25,7 +25,7 @@ class Reducer:
         reweave: the limits and the method.
     """
 
-    def __init__(self, ring: RingBuffer, reweave: ReweaveConfig) -> None:
+    def __init__(self, ring: BlockStore, reweave: ReweaveConfig) -> None:
         self._ring = ring
         self._limits = Limits(reweave.max_memory_tokens, reweave.compression_ratio)
         self._method = reweave.reconstruction_method or "attention"
@@ -55,7 +55,7 @@ class Reducer:
         return plan_rows(self._method, matches, passages_of(choice, ring), mask, self._limits)
 
 
-def passages_of(choice: Choice, ring: RingBuffer) -> torch.Tensor:
+def passages_of(choice: Choice, ring: BlockStore) -> torch.Tensor:
     """`[passages * run * block_size]` int64 number of the passage that each column is in."""
     _, passages, run = choice.table.shape
     return torch.arange(passages).repeat_interleave(run * ring.block_size)

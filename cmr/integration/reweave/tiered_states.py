@@ -9,7 +9,7 @@ import torch
 
 from cmr.integration.reweave.prefetcher import Gather, Prefetcher, Stored
 from cmr.integration.reweave.recomputer import Layers, Recomputer
-from cmr.memory.block_store import RingBuffer
+from cmr.memory.block_store import BlockStore
 
 Project = Callable[[int, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -23,7 +23,7 @@ class Recomputed:
         passages: how many are kept.
     """
 
-    def __init__(self, recomputer: Recomputer, ring: RingBuffer, passages: int) -> None:
+    def __init__(self, recomputer: Recomputer, ring: BlockStore, passages: int) -> None:
         self._recomputer, self._ring, self._most = recomputer, ring, passages
         self._kept: OrderedDict[tuple[int, ...], Layers] = OrderedDict()
         self.runs = 0
@@ -76,7 +76,7 @@ class TieredStates:
 
     def __init__(
         self,
-        ring: RingBuffer,
+        ring: BlockStore,
         recomputed: Recomputed,
         table: torch.Tensor,
         prefetcher: Prefetcher,

@@ -10,7 +10,7 @@ import torch
 
 from cmr.memory.buffer.layer_store import COLUMNS, LONG_TERM, RECENT, WORKING, LayerStore
 from cmr.memory.store import Kind, Part, Saved
-from cmr.memory.store.text import corrupt
+from cmr.memory.store.form import corrupt
 
 WHAT = "LayeredMemoryBuffer"
 _FULL, _CODES = "state", "codes"

@@ -17,6 +17,6 @@ Nothing is ever unpickled, and nothing outside the folder is read.
 
 from cmr.memory.store.form import Content, Kind, Part
 from cmr.memory.store.saved import Batch, Saved
-from cmr.memory.store.saving import SaveReport, save
+from cmr.memory.store.saver import SaveReport, save
 
 __all__ = ["Batch", "Content", "Kind", "Part", "SaveReport", "Saved", "save"]

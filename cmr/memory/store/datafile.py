@@ -1,77 +1,60 @@
-"""Data files in the clear or encrypted: written in a stream with their checksum, read by range."""
+"""A data file that is read: by range, in the clear or encrypted, with suspicion.
+
+The inside is the safetensors format: eight bytes (little endian) say how long the header is, the
+header is JSON that maps a tensor's name to data type, shape and byte range, the tensors follow
+without gaps. The safetensors package opens such a file; it cannot check a header against what is
+expected before it is used.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from cmr.errors import StoreBusyError
 from cmr.memory.store import vault as _vault
 from cmr.memory.store.folder import flock, open_file
-from cmr.memory.store.text import corrupt
+from cmr.memory.store.form import DTYPE_NAMES, HASH, Part, corrupt, parse, take
 from cmr.memory.store.vault import Vault
 
-# Fastest of what hashlib has and is trusted, on processors with instructions for it.
-HASH = "sha256"
-_PIECE = 4 << 20
-# Below this, handing the hash to another thread costs more than it saves.
-_SMALL = 64 << 10
-# Pieces that are kept until they are hashed.
-_WAITING = 4
+# Far above any header of ours: about 100 bytes a tensor.
+MAX_HEADER = 16 << 20
 # More pieces than this are left to the system's own read-ahead.
 _MAX_ADVICE = 64
 
 
-def write(
-    path: Path, pieces: Iterable[Any], vault: Vault | None, hashing: Executor
-) -> tuple[int, int, str]:
-    """Writes a new file; returns its open descriptor (not yet flushed), bytes and checksum.
+class Span(NamedTuple):
+    """Where a tensor lies in a data file: data type, shape, first byte of the file."""
 
-    Args:
-        path: where; nothing may be there.
-        pieces: buffers of bytes, written one after the other.
-        vault: encrypts them if given.
-        hashing: one thread, in which the checksum is counted while bytes are written.
-    """
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o600)
-    try:
-        digest, size = hashlib.new(HASH), 0
-        waiting: deque[Future[None]] = deque()
-        for piece in vault.seal(path.name, pieces) if vault else pieces:
-            whole = memoryview(piece).cast("B")
-            for at in range(0, len(whole), _PIECE):
-                part = whole[at : at + _PIECE]
-                size += len(part)
-                if len(part) < _SMALL and not waiting:
-                    digest.update(part)
-                    _write_all(fd, part)
-                else:
-                    waiting.append(hashing.submit(digest.update, part))
-                    _write_all(fd, part)
-                    if len(waiting) > _WAITING:
-                        waiting.popleft().result()
-        for hashed in waiting:
-            hashed.result()
-        return fd, size, digest.hexdigest()
-    except BaseException:
-        os.close(fd)
-        raise
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row, counted along the first dimension."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    def view(self, buffer: Any, first: int, count: int) -> torch.Tensor:
+        """Rows `first` to `first + count` in a buffer of the whole file: no copy."""
+        shape = (count, *self.shape[1:])
+        if not math.prod(shape):
+            return torch.empty(shape, dtype=self.dtype)
+        begin = self.begin + first * self.row_bytes
+        flat = torch.frombuffer(buffer, dtype=self.dtype, count=math.prod(shape), offset=begin)
+        return flat.view(shape)
 
 
-def _write_all(fd: int, part: memoryview) -> None:
-    while part:
-        part = part[os.write(fd, part) :]
-
-
-def checksum(path: Path, size: int) -> str:
-    """The checksum of a file that must have `size` bytes."""
+def check_sum(path: Path, size: int, wanted: str) -> None:
+    """Raises CorruptMemoryError unless a file has `size` bytes and the checksum `wanted`."""
     fd = open_file(path)
     try:
         if (found := os.fstat(fd).st_size) != size:
@@ -84,23 +67,17 @@ def checksum(path: Path, size: int) -> str:
                 corrupt(path, f"{size} bytes expected, got {size - left}")
             digest.update(buffer[:got])
             left -= got
-        return digest.hexdigest()
     finally:
         os.close(fd)
+    if (got_sum := digest.hexdigest()) != wanted:
+        corrupt(path, f"checksum {wanted[:12]}... expected, got {got_sum[:12]}...")
 
 
 class DataFile:
-    """An open data file; use it in a `with` statement.
+    """An open data file, which must have `size` bytes; use it in a `with` statement.
 
-    While it is open, or a buffer of it is in use, nobody can erase the file.
-
-    Args:
-        path: where it is.
-        size: the bytes that it must have.
-        vault: opens it where it is encrypted.
-
-    Attributes:
-        size: bytes of the file as it was before encryption.
+    While it is open, or a buffer of it is in use, nobody can erase the file. Its `size` from then
+    on is that of the file as it was before encryption.
 
     Raises:
         CorruptMemoryError: it is missing, no regular file or of another size.
@@ -152,11 +129,7 @@ class DataFile:
         return data
 
     def buffer(self, ranges: Sequence[tuple[int, int]]) -> Any:
-        """A buffer of the whole file in which at least the `ranges` hold its bytes.
-
-        In the clear: the mapped file, private to the process, read from the disk when touched.
-        Encrypted: memory of the file's size of which only what is asked for is taken.
-        """
+        """A buffer of the whole file in which at least the `ranges` hold its bytes."""
         if self._unsealer is None:
             # Mapped private and writable, because torch warns of memory that it must not write.
             mapped = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_COPY)
@@ -165,10 +138,50 @@ class DataFile:
                 for begin, end in near:
                     os.posix_fadvise(self._fd, begin, end - begin, os.POSIX_FADV_WILLNEED)
             return mapped
+        # Memory of the file's size, of which the system gives only what is written to.
         plain = bytearray(self.size)
         for at, chunk in self._chunks(ranges):
             plain[at : at + len(chunk)] = chunk
         return plain
+
+    def spans(self, parts: Mapping[str, Part], rows: int) -> dict[str, Span]:
+        """Where each expected tensor lies, after the header was checked against `parts`.
+
+        These tensors must be there and no other, `rows` long each, side by side to the file's end.
+        """
+        size, where = self.size, self.path
+        if size < 8:
+            corrupt(where, f"at least 8 bytes expected, got {size}")
+        length = int.from_bytes(self.read(0, 8), "little")
+        if length > min(size - 8, MAX_HEADER):
+            corrupt(where, f"a header of at most {min(size - 8, MAX_HEADER)} bytes, got {length}")
+        table = parse(self.read(8, 8 + length), where)
+        if not isinstance(table, dict):
+            corrupt(where, "the header is no JSON object")
+        table.pop("__metadata__", None)
+        if set(table) != set(parts):
+            missing, more = sorted(set(parts) - set(table)), sorted(set(table) - set(parts))
+            corrupt(where, f"tensors missing: {missing[:5]}, not expected: {more[:5]}")
+        found: dict[str, Span] = {}
+        covered: list[tuple[int, int]] = []
+        for name, part in parts.items():
+            about = f"{where}, tensor {name!r}"
+            begin, end = _offsets(table[name], part, rows, size - 8 - length, about)
+            start = 8 + length + begin
+            # Memory of the file is looked at as numbers of this type, which must lie evenly in it.
+            if start % part.dtype.itemsize:
+                corrupt(about, f"starts at byte {start}, no multiple of {part.dtype.itemsize}")
+            covered.append((begin, end))
+            found[name] = Span(part.dtype, (rows, *part.shape), start)
+        # No byte of the file may be without a tensor, or belong to two: nothing can hide in it.
+        at = 0
+        for begin, end in sorted(covered):
+            if begin != at:
+                corrupt(where, f"tensors side by side expected, got a gap or an overlap at {at}")
+            at = end
+        if at != size - 8 - length:
+            corrupt(where, f"{8 + length + at} bytes expected, got {size}")
+        return found
 
     def _chunks(self, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, bytes]]:
         """Where they start and the plain bytes of the chunks that touch any of the ranges."""
@@ -181,6 +194,23 @@ class DataFile:
         for number in sorted(wanted):
             data = os.pread(self._fd, step, _vault.HEAD + number * step)
             yield number * _vault.CHUNK, self._unsealer.open(number, number == last, data)
+
+
+def _offsets(entry: Any, part: Part, rows: int, room: int, about: str) -> tuple[int, int]:
+    """Where the header says that a tensor begins and ends, if it says what is expected of it."""
+    dtype, shape = take(entry, "dtype", str, about), take(entry, "shape", list, about)
+    offsets = take(entry, "data_offsets", list, about)
+    if dtype != DTYPE_NAMES[part.dtype]:
+        corrupt(about, f"data type {DTYPE_NAMES[part.dtype]} expected, got {dtype[:40]!r}")
+    if shape != [rows, *part.shape]:
+        corrupt(about, f"shape {[rows, *part.shape]} expected, got {str(shape)[:80]}")
+    if len(offsets) != 2 or any(type(x) is not int for x in offsets):
+        corrupt(about, f"two offsets expected, got {str(offsets)[:80]}")
+    begin, end = offsets
+    nbytes = rows * part.nbytes
+    if not 0 <= begin <= end <= room or end - begin != nbytes:
+        corrupt(about, f"{nbytes} bytes within the file expected, got {begin}..{end}")
+    return begin, end
 
 
 def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cmr.errors import MemoryNotFoundError, StoreBusyError, StoreError
-from cmr.memory.store.text import corrupt
+from cmr.memory.store.form import corrupt
 
 try:
     import fcntl
@@ -41,11 +41,7 @@ def new_name(role: str, sealed: bool) -> str:
 
 
 def open_file(path: Path, flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a regular file, never of what a link points to.
-
-    Raises:
-        CorruptMemoryError: it is missing or not a regular file.
-    """
+    """A descriptor of a regular file (else CorruptMemoryError), never of what a link points to."""
     try:
         fd = os.open(path, flags | SAFELY)
     except OSError as error:
@@ -105,14 +101,7 @@ def erase(fd: int) -> None:
 
 
 class Folder:
-    """The folder of one saved memory.
-
-    Args:
-        path: where it is.
-
-    Raises:
-        StoreError: the system has no POSIX files and locks.
-    """
+    """The folder of one saved memory; StoreError where the system has no POSIX locks."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         if fcntl is None:
@@ -180,6 +169,7 @@ class Folder:
         try:
             if not flock(fd, exclusive=True):
                 raise StoreBusyError(f"{self.path} cannot be locked: another save to it is running")
+            # What a save that was killed left there may be text that is to be forgotten.
             self._unstage()
             self.staging.mkdir(mode=0o700)
             try:
@@ -203,6 +193,7 @@ class Folder:
 
     def commit(self, names: Iterable[str], manifest: bytes) -> None:
         """Moves finished files out of the staging folder, then makes `manifest` the valid one."""
+        # Under their last names they still count for nothing: no manifest names them.
         for name in names:
             os.rename(self.staging / name, self.path / name)
         staged = self.staging / MANIFEST
@@ -222,15 +213,13 @@ class Folder:
         return [n for n in os.listdir(self.path) if OUR_NAME.fullmatch(n) and n not in keep]
 
     def remove(self, path: Path, overwrite: bool) -> None:
-        """Removes a file, overwritten with zeros before if asked; a link is only unlinked.
-
-        A file to overwrite that somebody still reads stays until the next save.
-        """
+        """Removes a file, overwritten with zeros before if asked; a link is only unlinked."""
         if not os.path.lexists(path):
             return
         if overwrite and stat.S_ISREG(os.lstat(path).st_mode):
             fd = os.open(path, os.O_WRONLY | SAFELY)
             try:
+                # Somebody still reads it: it stays until the next save.
                 if not flock(fd, exclusive=True):
                     return
                 erase(fd)

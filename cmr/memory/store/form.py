@@ -1,13 +1,21 @@
-"""What is saved: blocks in one of a few forms, columns beside them, and a header of plain JSON."""
+"""The words of the format: strict JSON, forms of tensors, and what a memory gives to be saved.
+
+What was written is what is read; anything else is an error that names the file.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 import torch
+
+from cmr.errors import CorruptMemoryError
+
+T = TypeVar("T")
 
 # The names that the safetensors format gives to data types.
 DTYPES = {
@@ -29,6 +37,8 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63}")
 MAX_DIMS, MAX_BYTES = 8, 1 << 62
 MAX_DEPTH = 100
+# Fastest of what hashlib has and is trusted, on processors with instructions for it.
+HASH = "sha256"
 
 
 class Part(NamedTuple):
@@ -68,6 +78,7 @@ class Content(Protocol):
         columns: name to `[n, ...]`: small tensors that may change and are written at every save.
     """
 
+    # Properties, not attributes: they are only read, so a list is a sequence here.
     @property
     def header(self) -> dict[str, Any]: ...  # noqa: D102
     @property
@@ -82,13 +93,7 @@ class Content(Protocol):
     def columns(self) -> Mapping[str, torch.Tensor]: ...  # noqa: D102
 
     def rows(self, kind: int, part: str, at: torch.Tensor) -> torch.Tensor:
-        """One part of blocks of one kind: `[k, *shape]` on the CPU.
-
-        Args:
-            kind: index into `kinds`.
-            part: name of the part.
-            at: `[k]` int64 positions (0 to n - 1) of blocks of that kind.
-        """
+        """One part of the blocks of a kind at positions `at` (0 to n - 1): `[k, *shape]`, CPU."""
         ...
 
 
@@ -159,3 +164,69 @@ def _check_dtype(what: str, dtype: torch.dtype) -> None:
     if dtype not in DTYPE_NAMES:
         known = ", ".join(str(known).removeprefix("torch.") for known in DTYPE_NAMES)
         raise ValueError(f"{what}: one of {known} expected, got {dtype}")
+
+
+# -- strict JSON ---------------------------------------------------------------------------------
+
+
+def corrupt(where: object, found: str) -> NoReturn:
+    """Raises CorruptMemoryError: `where` names the file, `found` says what is wrong with it."""
+    raise CorruptMemoryError(f"{where}: {found}")
+
+
+def dump(value: Any) -> bytes:
+    """Compact JSON in ASCII, keys in their order; refuses NaN and infinities."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def parse(raw: bytes, where: object) -> Any:
+    """The value of JSON text in UTF-8: no NaN, no infinities, no key twice, no endless nesting."""
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(items)
+        if len(table) != len(items):
+            corrupt(where, "a key stands twice in an object")
+        return table
+
+    def constant(name: str) -> NoReturn:
+        corrupt(where, f"finite numbers expected, got {name}")
+
+    def real(digits: str) -> float:
+        number = float(digits)
+        return number if math.isfinite(number) else constant(digits[:40])
+
+    try:
+        return json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=pairs,
+            parse_constant=constant,
+            parse_float=real,
+        )
+    except UnicodeDecodeError as error:
+        corrupt(where, f"UTF-8 text expected, got byte {raw[error.start]:#04x} at {error.start}")
+    except RecursionError:
+        corrupt(where, "JSON nested too deeply")
+    except CorruptMemoryError:
+        raise
+    except ValueError as error:  # its message may quote nothing but positions
+        corrupt(where, f"JSON expected ({error})")
+
+
+def take(table: Any, key: str, type_: type[T], where: object) -> T:
+    """`table[key]`, if `table` is an object that has it and it is a `type_` (a bool is no int)."""
+    if not isinstance(table, dict):
+        corrupt(where, f"an object with {key!r} expected, got {type(table).__name__}")
+    if key not in table:
+        corrupt(where, f"{key!r} is missing")
+    value = table[key]
+    if not isinstance(value, type_) or (isinstance(value, bool) and type_ is not bool):
+        corrupt(where, f"{key!r}: {type_.__name__} expected, got {type(value).__name__}")
+    return value
+
+
+def take_size(table: Any, key: str, limit: int, where: object) -> int:
+    """`table[key]`, if it is an integer in 0..limit."""
+    value = take(table, key, int, where)
+    if not 0 <= value <= limit:
+        corrupt(where, f"{key!r}: an integer in 0..{limit} expected, got {str(value)[:40]}")
+    return value

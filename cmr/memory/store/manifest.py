@@ -12,38 +12,45 @@ from typing import Any, NamedTuple
 import torch
 
 from cmr.errors import CorruptMemoryError, MemoryKeyError, NewerFormatError
-from cmr.memory.store.datafile import HASH
 from cmr.memory.store.folder import MANIFEST, Folder, read_whole
 from cmr.memory.store.form import (
     DTYPE_NAMES,
     DTYPES,
+    HASH,
     MAX_BYTES,
     MAX_DIMS,
     NAME,
     Kind,
     Part,
     check_plain,
+    corrupt,
+    dump,
+    parse,
+    take,
+    take_size,
 )
-from cmr.memory.store.migrations import VERSION, migrate
-from cmr.memory.store.text import corrupt, dump, parse, take, take_size
 from cmr.memory.store.vault import Key, Vault, decode
 
-FORMAT = "cmr-memory"
+FORMAT, VERSION = "cmr-memory", 2
 # About 8 bytes a block: 30 million blocks.
 MAX_MANIFEST = 256 << 20
 # The row of a block that is no longer part of the memory.
 DEAD = -1
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(r"[0-9a-f]{32}")
+# Columns that version 1 did not have, with the value that its blocks get.
+ADDED_IN_2: dict[str, tuple[str, int | float]] = {
+    "kind": ("I64", 0),
+    "column.time": ("F64", 0.0),
+    "column.flags": ("I64", 0),
+    "column.tier": ("I64", 0),
+}
 
 
 class Shard(NamedTuple):
-    """A data file of blocks of one kind.
+    """A data file of blocks of one kind: its name, size and checksum as it is on the disk.
 
     Attributes:
-        file: its name.
-        bytes: its size.
-        sha256: checksum of the file as it is on the disk.
         kind: index into the manifest's kinds.
         numbers: the block's number of each row, `DEAD` for rows that are no longer used.
     """
@@ -55,13 +62,10 @@ class Shard(NamedTuple):
     numbers: list[int]
 
 
-class Columns(NamedTuple):
-    """The data file of columns.
+class ColumnFile(NamedTuple):
+    """The data file of columns: its name, size and checksum.
 
     Attributes:
-        file: its name.
-        bytes: its size.
-        sha256: its checksum.
         rows: number of blocks.
         parts: the tensors in it.
         fill: columns that are not in it and have one value for all blocks.
@@ -88,18 +92,18 @@ class Manifest:
         header: the memory's own.
         vault: opens the data files, None where they are in the clear.
         version: the format version that the file had before it was migrated.
-        fingerprint: checksum of the file that it was read from, empty for a new one.
+        checksum: of the file that it was read from, empty for a new one.
     """
 
     id: str
     library: str
     kinds: list[Kind]
     shards: list[Shard]
-    columns: Columns
+    columns: ColumnFile
     header: dict[str, Any]
     vault: Vault | None = field(default=None, repr=False)
     version: int = VERSION
-    fingerprint: str = ""
+    checksum: str = ""
 
     @property
     def files(self) -> list[str]:
@@ -140,10 +144,8 @@ class Manifest:
 def load(folder: Folder, key: Key | Vault | None, either: bool = False) -> Manifest:
     """Reads and checks the manifest of a folder.
 
-    Args:
-        folder: where it is.
-        key: opens an encrypted one; a vault does so without asking for the user's key again.
-        either: a key may be given for a memory in the clear, too.
+    A vault as `key` opens it without the user's key; `either`: a key may be given for a memory in
+    the clear, too.
 
     Raises:
         MemoryNotFoundError: there is none.
@@ -168,15 +170,16 @@ def load(folder: Folder, key: Key | Vault | None, either: bool = False) -> Manif
     elif key is not None and not either:
         raise MemoryKeyError(f"{where}: the memory is not encrypted, but a key was given")
     version = table["format_version"]
-    table = migrate(table, where)
-    if version == VERSION:
+    if version == 1:
+        table = _from_1(table, where)
+    else:
         digest = take(table, HASH, str, where)
         del table[HASH]
         if digest != _digest(table):
             corrupt(where, "its text does not have the checksum that it names")
     found = _read(table, folder)
     found.vault, found.version = vault, version
-    found.fingerprint = fingerprint(raw)
+    found.checksum = checksum(raw)
     return found
 
 
@@ -194,7 +197,31 @@ def _version(table: Any, where: object) -> None:
         corrupt(where, f"a format version from 1 on expected, got {str(version)[:20]}")
 
 
-def fingerprint(raw: bytes) -> str:
+def _from_1(table: dict[str, Any], where: object) -> dict[str, Any]:
+    """What a manifest of version 1 says, as version 2 says it, in memory only.
+
+    Version 1 had one kind, whose parts stood at the top, and fewer columns. A folder keeps the
+    version that it was saved with until it is saved again.
+    """
+    if "kinds" in table:
+        corrupt(where, "'kinds' in a manifest of version 1")
+    table["kinds"] = [{"name": "full", "parts": take(table, "parts", dict, where)}]
+    del table["parts"]
+    for shard in take(table, "shards", list, where):
+        if not isinstance(shard, dict):
+            corrupt(where, f"an object expected in 'shards', got {type(shard).__name__}")
+        shard["kind"] = 0
+    columns = take(table, "columns", dict, where)
+    present = take(columns, "parts", dict, where)
+    columns["fill"] = {
+        name: {"dtype": dtype, "value": value}
+        for name, (dtype, value) in ADDED_IN_2.items()
+        if name not in present
+    }
+    return table
+
+
+def checksum(raw: bytes) -> str:
     """The checksum by which a manifest file is known again."""
     return hashlib.new(HASH, raw).hexdigest()
 
@@ -226,7 +253,7 @@ def _read(table: Any, folder: Folder) -> Manifest:
         corrupt(where, "two kinds have the same name")
     shards = [_read_shard(e, len(kinds), where) for e in take(table, "shards", list, where)]
     entry = take(table, "columns", dict, where)
-    columns = Columns(
+    columns = ColumnFile(
         *_read_file(entry, where),
         take_size(entry, "rows", MAX_BYTES, where),
         _read_parts(entry, where),
@@ -238,6 +265,7 @@ def _read(table: Any, folder: Folder) -> Manifest:
     except ValueError as error:
         corrupt(where, str(error))
     found = Manifest(identity, take(table, "library", str, where), kinds, shards, columns, header)
+    # A name with a slash or a dot in it could lead out of the folder.
     for name in found.files:
         folder.file(name)
     if len(set(found.files)) != len(found.files):

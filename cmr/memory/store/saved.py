@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import torch
 
 from cmr.errors import CorruptMemoryError, StoreBusyError, StoreError
-from cmr.memory.store import layout, manifest
-from cmr.memory.store.datafile import DataFile, checksum
+from cmr.memory.store import manifest
+from cmr.memory.store.datafile import DataFile, check_sum
 from cmr.memory.store.folder import Folder, read_whole
-from cmr.memory.store.form import Kind, check_content
-from cmr.memory.store.manifest import DEAD, Manifest, Shard
-from cmr.memory.store.saving import SaveReport, write
-from cmr.memory.store.text import corrupt
+from cmr.memory.store.form import Kind, check_content, corrupt
+from cmr.memory.store.manifest import DEAD, ColumnFile, Manifest, Shard
+from cmr.memory.store.saver import Saver, SaveReport
 from cmr.memory.store.vault import Key
 
 _COLUMN = "column."
@@ -26,11 +25,9 @@ _COLUMN = "column."
 class Batch(NamedTuple):
     """Blocks of one kind from one data file.
 
-    Attributes:
-        kind: index into the kinds.
-        positions: `[k]` int64: which of the memory's blocks (0 to n - 1) these are.
-        parts: name to `[k, *shape]` CPU tensor. In the clear and side by side in the file, they
-            are the mapped file itself: read from the disk when touched, private when written to.
+    `positions` `[k]` says which of the memory's blocks these are, `parts` has a CPU tensor
+    `[k, *shape]` by name. In the clear and side by side in the file, these are the mapped file
+    itself: read from the disk when touched, private when written to.
     """
 
     kind: int
@@ -39,19 +36,13 @@ class Batch(NamedTuple):
 
 
 class Saved:
-    """A saved memory, opened by `Saved.open`. It is content itself and can be saved elsewhere.
+    """A saved memory, opened by `Saved.open`. It is `Content` itself and can be saved elsewhere.
 
     Attributes:
         path: the folder.
         id: of the save.
         format_version: of the manifest on the disk; an older one was migrated while it was read.
         library: version of the package that wrote it.
-        header: the memory's own.
-        kinds: the forms of blocks.
-        kind: `[n]` int64, the kind of each block.
-        numbers: `[n]` int64, the block's number.
-        session: `[n]` int64, number of the session that owns it.
-        columns: name to `[n, ...]`.
     """
 
     def __init__(self, folder: Folder, found: Manifest) -> None:
@@ -94,9 +85,7 @@ class Saved:
         for shard in found.shards:
             with self._open(found, shard) as file:
                 parts = found.kinds[shard.kind].parts
-                self._spans.append(
-                    layout.spans(file.read, file.size, parts, len(shard.numbers), file.path)
-                )
+                self._spans.append(file.spans(parts, len(shard.numbers)))
         self._places = _places(found, columns, self._folder)
         self._manifest = found
         self.id, self.format_version, self.library = found.id, found.version, found.library
@@ -118,35 +107,26 @@ class Saved:
     # -- reading ---------------------------------------------------------------------------------
 
     def verify(self, sessions: Sequence[int] | None = None) -> None:
-        """Compares the checksum of every data file, or of those with blocks of some sessions.
-
-        Raises:
-            CorruptMemoryError: one differs; the message names the file.
-        """
+        """Holds every data file, or those with blocks of some sessions, to its checksum."""
         self._check_present()
-        chosen = [
-            (shard.file, shard.bytes, shard.sha256)
+        chosen: list[Shard | ColumnFile] = [
+            shard
             for shard, place in zip(self._manifest.shards, self._places, strict=True)
-            if len(self._rows_of(place, sessions)) or sessions is None
+            if sessions is None or len(self._rows_of(place, sessions))
         ]
-        columns = self._manifest.columns
-        chosen.append((columns.file, columns.bytes, columns.sha256))
-
-        def check(file: tuple[str, int, str]) -> None:
-            _check_sum(self._folder, *file)
-
+        # The hash lets other threads run: a few files at once are read about as fast as the disk.
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            for _ in pool.map(check, chosen):
+            for _ in pool.map(self._check_sum, [*chosen, self._manifest.columns]):
                 pass
+
+    def _check_sum(self, file: Shard | ColumnFile) -> None:
+        check_sum(self._folder.file(file.file), file.bytes, file.sha256)
 
     def batches(self, sessions: Sequence[int] | None = None) -> Iterator[Batch]:
         """The blocks, file by file; while one is used, the next is read, never more at a time.
 
-        As long as a tensor of an unencrypted batch is alive, nobody can erase the file it is in.
-
-        Args:
-            sessions: numbers of the sessions whose blocks are wanted; None: all. Of files without
-                them nothing is read, of others what they need.
+        As long as a tensor of an unencrypted batch is alive, nobody can erase the file it is in. Of
+        files without blocks of the sessions wanted nothing is read.
 
         Raises:
             StoreError: the folder was saved to since it was opened.
@@ -215,7 +195,8 @@ class Saved:
                     if span.row_bytes
                 ]
             )
-        whole = {n: layout.view(buffer, s, first, last + 1 - first) for n, s in spans.items()}
+        # One view over all rows from the first to the last: in the clear only what is used is read.
+        whole = {n: span.view(buffer, first, last + 1 - first) for n, span in spans.items()}
         if len(runs) == 1:
             return whole
         return {name: tensor.index_select(0, rows - first) for name, tensor in whole.items()}
@@ -237,9 +218,9 @@ class Saved:
         erases the rest. Copies that a file system or a disk keeps by itself are out of its reach.
 
         Args:
-            at: `[k]` int64 positions of the blocks; none is allowed, too.
+            at: `[k]` int64 positions of the blocks, maybe none.
             header: takes the place of the header (names of sessions are in it).
-            shard_bytes: the most bytes in a data file.
+            shard_bytes: as for `save`.
 
         Raises:
             StoreBusyError: another save is running, or somebody reads a file that is to be erased.
@@ -250,13 +231,15 @@ class Saved:
             raise ValueError(f"[k] int64 positions expected, got {list(at.shape)} {at.dtype}")
         if len(at) and not 0 <= int(at.min()) <= int(at.max()) < len(self):
             raise ValueError(f"positions 0..{len(self) - 1} expected, got others among them")
+        # Checked before the folder is touched, as any content.
         rest = _Rest(self, at, self.header if header is None else header)
         check_content(rest)
         with self._folder.writing():
             self._check_present()
             self._check_rewritten(at)
             found = self._manifest
-            report = write(self._folder, rest, found, found, found.vault, shard_bytes, clean=True)
+            saver = Saver(self._folder, rest, found.vault, shard_bytes, clean=True)
+            report = saver.save(found, found)
             self._take(manifest.load(self._folder, found.vault))
         return report
 
@@ -267,7 +250,7 @@ class Saved:
         gone[DEAD] = True  # the last: rows that are not used
         for shard, place in zip(self._manifest.shards, self._places, strict=True):
             if bool(gone[place].any()):
-                _check_sum(self._folder, shard.file, shard.bytes, shard.sha256)
+                self._check_sum(shard)
 
 
 class _Rest:
@@ -290,13 +273,7 @@ def _unchanged(folder: Folder, found: Manifest) -> bool:
     if not folder.exists():
         return False
     raw = read_whole(folder.manifest, manifest.MAX_MANIFEST)
-    return manifest.fingerprint(raw) == found.fingerprint
-
-
-def _check_sum(folder: Folder, name: str, size: int, wanted: str) -> None:
-    path = folder.file(name)
-    if (found := checksum(path, size)) != wanted:
-        corrupt(path, f"checksum {wanted[:12]}... expected, got {found[:12]}...")
+    return manifest.checksum(raw) == found.checksum
 
 
 def _runs(rows: torch.Tensor) -> list[tuple[int, int]]:
@@ -310,17 +287,18 @@ def _read_columns(folder: Folder, found: Manifest) -> dict[str, torch.Tensor]:
     """All columns, checked for checksum and form, in memory of their own."""
     about = found.columns
     path = folder.file(about.file)
-    _check_sum(folder, about.file, about.bytes, about.sha256)
+    check_sum(path, about.bytes, about.sha256)
     out = {}
     with DataFile(path, about.bytes, found.vault) as file:
-        spans = layout.spans(file.read, file.size, about.parts, about.rows, path)
+        spans = file.spans(about.parts, about.rows)
         buffer = file.buffer([(0, file.size)])
         for name, span in spans.items():
             if span.dtype == torch.bool:
-                given = layout.view(buffer, span._replace(dtype=torch.uint8), 0, about.rows)
+                # Looked at as numbers first: what torch makes of another byte is undefined.
+                given = span._replace(dtype=torch.uint8).view(buffer, 0, about.rows)
                 if given.numel() and int(given.max()) > 1:
                     corrupt(f"{path}, tensor {name!r}", "booleans of 0 or 1 expected")
-            out[name] = layout.view(buffer, span, 0, about.rows).clone()
+            out[name] = span.view(buffer, 0, about.rows).clone()
     for name, (dtype, value) in about.fill.items():
         if name in out:
             corrupt(folder.manifest, f"column {name!r} is both in a file and filled")
@@ -341,8 +319,7 @@ def _places(
 ) -> list[torch.Tensor]:
     """For each data file the position of each row's block, -1 for rows that are not used.
 
-    Raises:
-        CorruptMemoryError: unless each block has exactly one row, in a file of its kind.
+    Each block must have exactly one row, in a file of its kind.
     """
     numbers, kind = columns["numbers"], columns["kind"]
     order = numbers.argsort()

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cmr.errors import MemoryKeyError, MissingPackageError
-from cmr.memory.store.text import corrupt, dump, take, take_size
+from cmr.memory.store.form import corrupt, dump, take, take_size
 
 CHUNK, TAG, SALT = 256 << 10, 16, 32
 MAGIC = b"CMRSEAL1"

@@ -97,7 +97,7 @@ class LayerEntries:
         last: int,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Cosine of each query token with each entry; see `TieredStores.maxima`."""
+        """Cosine of each query token with each entry; see `TierTensors.maxima`."""
         at = slice(first, last)
         return block_maxima(
             query,
@@ -111,7 +111,7 @@ class LayerEntries:
     def maxima_at(
         self, query: torch.Tensor, sessions: torch.Tensor, slots: torch.Tensor
     ) -> torch.Tensor:
-        """The same of some entries only; see `TieredStores.maxima_at`."""
+        """The same of some entries only; see `TierTensors.maxima_at`."""
         return block_maxima(
             query, self.index, self.positions, session=self.session, sessions=sessions, slots=slots
         )

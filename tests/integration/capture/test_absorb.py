@@ -22,12 +22,12 @@ def test_absorbed_is_read(name: str, tiny: Callable[[str], nn.Module]) -> None:
     settings: dict[str, Any] = {"window": 128, "left_context": 0, "store": "kv"}
     with cmr.attach(model, **settings) as memory:
         memory.read(ids)
-        want = memory._core.ring.parts(0)
+        want = memory._core.ring.parts[0]
         want = {part: tensor.clone() for part, tensor in want.items()}
         places = memory._core.ring.positions.clone()
     with cmr.attach(model, **settings) as memory:
         assert memory.absorb(model(ids, use_cache=True).past_key_values) == 6
-        have = memory._core.ring.parts(0)
+        have = memory._core.ring.parts[0]
         assert torch.equal(memory._core.ring.positions, places)
         assert have.keys() == want.keys() and len(have) > 4
         for part, tensor in want.items():

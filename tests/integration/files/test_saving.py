@@ -249,17 +249,17 @@ def test_columns_that_no_memory_has_are_refused(
     column: str, value: float, llama: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With checksums that fit: whoever can write files can write those as well."""
-    from cmr.integration.files.content import MemoryContent
+    from cmr.integration.files.folders import MemoryContent
 
-    real = MemoryContent._columns
+    real = MemoryContent.__init__
 
-    def hostile(self: MemoryContent) -> dict[str, torch.Tensor]:
-        columns = {name: tensor.clone() for name, tensor in real(self).items()}
-        columns[column][-2:] = value
-        return columns
+    def hostile(self: MemoryContent, *args: Any) -> None:
+        real(self, *args)
+        self.columns = {name: tensor.clone() for name, tensor in self.columns.items()}
+        self.columns[column][-2:] = value
 
     with filled(llama) as memory, monkeypatch.context() as patch:
-        patch.setattr(MemoryContent, "_columns", hostile)
+        patch.setattr(MemoryContent, "__init__", hostile)
         memory.save(tmp_path / "m")
     with cmr.attach(llama, **SETTINGS) as memory:
         with pytest.raises(CorruptMemoryError, match=f"'{column}' holds values out of range"):

@@ -14,9 +14,9 @@ from torch import nn
 
 import cmr
 from cmr.errors import StoreBusyError, UnknownSessionError
-from cmr.integration.files.content import MemoryContent
+from cmr.integration.files.folders import MemoryContent
 from cmr.integration.requests.lock import FairLock
-from cmr.memory.store import Saved, datafile
+from cmr.memory.store import Saved, datawriter
 from tests.integration.canaries import Traces, canary
 from tests.integration.tiny import text
 
@@ -141,9 +141,9 @@ def test_the_lock_is_held_for_one_part_at_a_time_and_never_while_writing(
     with filled(llama) as memory:
         lock = memory._core.lock = Counting()
         held: list[bool] = []
-        write = datafile._write_all
+        write = datawriter._write_all
         monkeypatch.setattr(
-            datafile, "_write_all", lambda *given: (held.append(lock.mine), write(*given))
+            datawriter, "_write_all", lambda *given: (held.append(lock.mine), write(*given))
         )
         calls = between(lambda n: held.append(lock.mine))
         memory.save(tmp_path / "m")
@@ -197,14 +197,14 @@ def test_what_expires_meanwhile_is_not_in_the_folder(
             if call == 4:
                 monkeypatch.setattr(time, "time", lambda: clock() + 7200)
                 if beside:
-                    aside(memory._core.ring.keeper.expire)
+                    aside(memory._core.keeper.expire)
 
         between(pass_time)
         report = memory.save(tmp_path / "m")
         assert not traces.in_folder(tmp_path)
         saved = Saved.open(tmp_path / "m")
         assert (saved.id, len(saved)) == (report.id, report.blocks) == (report.id, 7)
-        memory._core.ring.keeper.expire()
+        memory._core.keeper.expire()
         assert memory.save(tmp_path / "m").blocks == 7, "it goes on from there"
         assert not traces.in_folder(tmp_path)
 
@@ -217,7 +217,7 @@ def test_a_save_that_fails_leaves_nothing_behind(
 
     with filled(llama) as memory:
         with monkeypatch.context() as patch:
-            patch.setattr(datafile, "_write_all", fail)
+            patch.setattr(datawriter, "_write_all", fail)
             with pytest.raises(OSError, match="no space left"):
                 memory.save(tmp_path / "m")
         assert memory._core.ring.on_change is None

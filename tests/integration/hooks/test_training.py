@@ -65,7 +65,7 @@ def test_texts_longer_than_the_window_are_trained_on(store: str, trained: nn.Mod
                 for g in gradients(trained, trained(ids, labels=ids).loss).values()
             )
         assert memory.tokens > before
-        assert not any(part.requires_grad for part in memory._core.ring.parts(0).values())
+        assert not any(part.requires_grad for part in memory._core.ring.parts[0].values())
         with torch.no_grad():
             cache = trained(text(1, 20), use_cache=True).past_key_values
         for at in range(3):

@@ -289,4 +289,4 @@ def test_cleanup(llama: nn.Module, made: Made) -> None:
     assert (hooks(llama), attributes(llama)) == before
     assert torch.equal(model(ids).logits, want)
     assert model.memory.tokens == len(model.memory_buffer) == 0
-    assert not any(bool(part.any()) for part in model.memory._core.ring.parts(0).values())
+    assert not any(bool(part.any()) for part in model.memory._core.ring.parts[0].values())

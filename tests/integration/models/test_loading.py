@@ -164,7 +164,7 @@ def test_quantised_weights(kind: str, made: Made, tmp_path: Path) -> None:
     model(text(1, 40, seed=1))
     assert not torch.equal(model(ids).logits, plain) and model.memory.recalled[0]
     assert model.memory.stats()["store"] == "kv" and model.dtype.is_floating_point
-    assert model.memory._core.ring.parts(0)["keys.1"].dtype == model.dtype
+    assert model.memory._core.ring.parts[0]["keys.1"].dtype == model.dtype
     model.save_pretrained(tmp_path / "again")
     again = made(MistralCMRModel.from_pretrained, tmp_path / "again")
     for saved in (model, again):  # saving leaves what is saved as it was

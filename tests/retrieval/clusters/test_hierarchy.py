@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from cmr.kernels.maxsim import maxsim_select
 from cmr.kernels.reference.select import Rule
 from cmr.memory.batch import BlockBatch
-from cmr.memory.block_store import RingBuffer
 from cmr.retrieval.ask import columns_of
 from cmr.retrieval.clusters.hierarchy import MemoryHierarchy
 from cmr.retrieval.rules import TUNED
+from tests.memory.kept import KeptStore
 
 HIDDEN, K = 24, 4
 RULE: Rule = TUNED._replace(ratio=0.0, threshold=0.0)
 
 
-def ring_of(slots: int, block: int = 4) -> RingBuffer:
-    return RingBuffer(
+def ring_of(slots: int, block: int = 4) -> KeptStore:
+    return KeptStore(
         slots=slots,
         block_size=block,
         hidden=HIDDEN,
@@ -33,7 +33,7 @@ def ring_of(slots: int, block: int = 4) -> RingBuffer:
     )
 
 
-def write(ring: RingBuffer, sessions: list[int], states: torch.Tensor, pad: int = 0) -> None:
+def write(ring: KeptStore, sessions: list[int], states: torch.Tensor, pad: int = 0) -> None:
     """One block a session entry; `states` [blocks, block, hidden]; the last `pad` are padding."""
     tokens = states.shape[0] * states.shape[1]
     places = torch.arange(tokens)[None].clone()
@@ -50,7 +50,7 @@ def themes(blocks: int, block: int = 4, of: int = 40) -> torch.Tensor:
     return centres[which] + 0.5 * torch.randn(blocks, block, HIDDEN)
 
 
-def exactly(ring: RingBuffer, query: torch.Tensor, sessions: torch.Tensor):
+def exactly(ring: KeptStore, query: torch.Tensor, sessions: torch.Tensor):
     size = ring.high_water
     maxima = ring.maxima(F.normalize(query, dim=-1), sessions, 0, size)
     return maxsim_select(maxima, None, columns_of(ring, size), sessions, None, RULE, K)
@@ -60,7 +60,7 @@ def hierarchy(**more) -> MemoryHierarchy:
     return MemoryHierarchy(**{"exact_below": 64, "background": False, "sample": 256, **more})
 
 
-def overlap(ring: RingBuffer, near: MemoryHierarchy, asked: int = 24) -> float:
+def overlap(ring: KeptStore, near: MemoryHierarchy, asked: int = 24) -> float:
     shares = []
     for _ in range(asked):
         at = int(torch.randint(ring.high_water, ()))

@@ -9,15 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmr.config import RetrievalConfig
-from cmr.memory import BlockBatch, RingBuffer
+from cmr.memory import BlockBatch
 from cmr.memory.sessions import NO_SESSION
 from cmr.retrieval import Ask, Choice, Retriever
+from tests.memory.kept import KeptStore
 
 BLOCK, HIDDEN = 4, 32
 
 
-def ring(slots: int) -> RingBuffer:
-    return RingBuffer(
+def ring(slots: int) -> KeptStore:
+    return KeptStore(
         slots=slots,
         block_size=BLOCK,
         hidden=HIDDEN,
@@ -27,7 +28,7 @@ def ring(slots: int) -> RingBuffer:
     )
 
 
-def write(store: RingBuffer, sessions: list[int], states: torch.Tensor | None = None) -> None:
+def write(store: KeptStore, sessions: list[int], states: torch.Tensor | None = None) -> None:
     """Blocks of random states `[n, BLOCK, HIDDEN]` for the given sessions."""
     n = len(sessions)
     states = torch.randn(n, BLOCK, HIDDEN) if states is None else states
@@ -40,7 +41,7 @@ def retriever(**settings: object) -> Retriever:
 
 
 def search(
-    store: RingBuffer, query: torch.Tensor, sessions: list[int], **settings: object
+    store: KeptStore, query: torch.Tensor, sessions: list[int], **settings: object
 ) -> Choice:
     mask = settings.pop("query_mask", None)
     before = settings.pop("before", None)
@@ -164,7 +165,7 @@ def test_a_choice_follows_its_rows() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_index_may_be_of_another_dtype_than_the_query(dtype: torch.dtype) -> None:
-    store = RingBuffer(
+    store = KeptStore(
         slots=20, block_size=BLOCK, hidden=HIDDEN, layers={}, index_dtype=torch.bfloat16,
         device=torch.device("cpu"),
     )  # fmt: skip

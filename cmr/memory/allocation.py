@@ -1,4 +1,4 @@
-"""The tensors of one tier: on a device, in pinned host memory, or in a nameless file."""
+"""What a store is laid out as, and tensors for it: on a device, in pinned memory, in a file."""
 
 from __future__ import annotations
 
@@ -37,45 +37,43 @@ class LayerShape:
         return self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
 
 
-class LayerStores:
-    """Keys and values of the layers, slot by slot.
-
-    Args:
-        slots: blocks that fit.
-        block_size: tokens in a block.
-        layers: layer number (index into `hidden_states`) to what it stores.
-        allocate: makes the tensors.
+@dataclass(frozen=True)
+class Lower:
+    """The tiers under the first one.
 
     Attributes:
-        keys: layer number to `[slots, heads, block_size, key_dim]`.
-        values: the same of values; no entry where hidden states are stored.
+        working: blocks kept in host memory as they are.
+        long_term: blocks kept in a file: index vectors in 8 bits with a scale each, token ids.
+        long_term_states: whether keys and values (or states) are kept in the file, too.
+        folder: where the file is; None: the system's place for temporary files.
     """
 
-    def __init__(
-        self, slots: int, block_size: int, layers: Mapping[int, LayerShape], allocate: Allocate
-    ) -> None:
-        self.keys: dict[int, torch.Tensor] = {}
-        self.values: dict[int, torch.Tensor] = {}
-        for number, shape in layers.items():
-            for stores, width in ((self.keys, shape.key_dim), (self.values, shape.value_dim)):
-                if width:
-                    size = (slots, shape.heads, block_size, width)
-                    stores[number] = allocate(size, shape.dtype, shape.device)
+    working: int = 0
+    long_term: int = 0
+    long_term_states: bool = False
+    folder: str | None = None
 
-    def parts(self) -> dict[str, torch.Tensor]:
-        """All tensors by name, `keys.4`, `values.4` and so on."""
-        named = {f"keys.{n}": tensor for n, tensor in self.keys.items()}
-        return named | {f"values.{n}": tensor for n, tensor in self.values.items()}
+
+def allocated(
+    layers: Mapping[int, LayerShape], slots: int, block_size: int, allocate: Allocate
+) -> dict[str, torch.Tensor]:
+    """Tensors `[slots, heads, block_size, dim]` of the layers, `keys.4`, `values.4` and so on."""
+    named = {}
+    for kind, width_of in (("keys", "key_dim"), ("values", "value_dim")):
+        for number, shape in layers.items():
+            width = getattr(shape, width_of)
+            if width:
+                size = (slots, shape.heads, block_size, width)
+                named[f"{kind}.{number}"] = allocate(size, shape.dtype, shape.device)
+    return named
 
 
 def on_device(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A tensor of zeros beside its layer.
-
-    On a CPU it is memory of its own, straight from the operating system: pages that are never
-    written take none, it cannot hold what somebody else left, and what it held is gone with it.
-    """
+    """A tensor of zeros beside its layer."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
+    # Memory of its own, straight from the operating system: pages that are never written take
+    # none, it cannot hold what somebody else left, and what it held is gone with it.
     size = math.prod(shape) * dtype.itemsize
     if not size:
         return torch.zeros(shape, dtype=dtype)
@@ -90,17 +88,12 @@ def on_host(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
 
 
 def on_disk(folder: str | None) -> Allocate:
-    """Tensors in memory-mapped files of their own.
-
-    The files have no name: nothing else can open them, and whatever ends the process takes them
-    away. What is to last is saved.
-
-    Args:
-        folder: a folder on the disk to use; None: the system's place for temporary files.
-    """
+    """Tensors in memory-mapped files of their own, in a folder (None: the system's own)."""
 
     def allocate(shape: tuple[int, ...], dtype: torch.dtype, _: torch.device) -> torch.Tensor:
         size = math.prod(shape) * dtype.itemsize
+        # The files have no name: nothing else can open them, and whatever ends the process takes
+        # them away. What is to last is saved.
         with tempfile.TemporaryFile(dir=folder) as file:
             file.truncate(size)  # pages that are never written take no room
             mapped = numpy.memmap(file, dtype=numpy.uint8, mode="r+", shape=(size,))
