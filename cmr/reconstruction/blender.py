@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from cmr.config import CRITERIA
 from cmr.config import checks as check
 from cmr.errors import ModelMismatchError
-from cmr.reconstruction.checks import expect_device, expect_states
+from cmr.memory.state_checks import expect_device, expect_states
 from cmr.reconstruction.result import Reconstruction
 
 DEFAULT_WEIGHTS = {"relevance": 0.4, "similarity": 0.4, "recency": 0.2}

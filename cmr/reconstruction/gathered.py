@@ -9,7 +9,7 @@ import torch
 
 from cmr.errors import ModelMismatchError
 from cmr.memory.entry import MemoryEntry
-from cmr.reconstruction.checks import expect_device, expect_states
+from cmr.memory.state_checks import expect_device, expect_states
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from cmr.config import METHODS
 from cmr.config import checks as check
 from cmr.errors import ModelMismatchError
+from cmr.memory.state_checks import expect_device, expect_mask, expect_states
 from cmr.reconstruction.blend import blend, even_gate, expected_best, fit
-from cmr.reconstruction.checks import expect_device, expect_mask, expect_states
 from cmr.reconstruction.readout import joint, read_out
 from cmr.reconstruction.result import Reconstruction
 

@@ -11,7 +11,7 @@ from cmr.config import RECONSTRUCTION_METHODS
 from cmr.config import checks as check
 from cmr.errors import ConfigError
 from cmr.memory.entry import MemoryEntry
-from cmr.reconstruction.checks import expect_device, expect_mask, expect_states
+from cmr.memory.state_checks import expect_device, expect_mask, expect_states
 from cmr.reconstruction.gathered import Gathered, gather_entries, gather_states
 from cmr.reconstruction.limits import Limits
 from cmr.reconstruction.match import match

@@ -11,7 +11,6 @@ from torch import nn
 from cmr.config import CMRConfig
 from cmr.config import checks as check
 from cmr.integration.change import RECONSTRUCTION
-from cmr.integration.models.duplicates import drop_duplicates
 from cmr.integration.models.feeder import Scorer
 from cmr.integration.models.saved import SavedModel
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
@@ -152,7 +151,7 @@ class Steering(SavedModel):
             "expired": report.expired,
             "merged": report.merged,
             "risen": report.risen,
-            "merged_entries": drop_duplicates(self.memory_buffer, self.target_layers),
+            "merged_entries": self.memory_buffer.drop_duplicates(self.target_layers),
             "answers": self.retriever.clear_cache(),
         }
 

@@ -7,8 +7,10 @@ import itertools
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from cmr.kernels import cosine_topk, inverse_norm, quantise_rows
+from cmr.memory.duplicates import NO_TOKEN
 from cmr.memory.eviction import Candidates
 from cmr.memory.sessions import NO_SESSION
 
@@ -24,7 +26,11 @@ COLUMNS = {
     "tier": torch.int64,
 }
 """What is known of each entry beside its state."""
-_EMPTY = {"sequence": NO_SESSION, "position": -1, "token_id": -1}
+SAME = 0.999
+"""Cosine from which on two states of a token are the same."""
+_COMPARED = 1024  # states with all others at once, so that the cosines stay small
+_EMPTY = {"sequence": NO_SESSION, "position": -1, "token_id": NO_TOKEN}
+# One count for all layers: a version tells apart what two layers held at any time.
 _VERSIONS = itertools.count(1)
 
 
@@ -69,7 +75,9 @@ class LayerStore:
         coded = slots if self.reduces else 0
         self._codes = torch.zeros(coded, hidden, dtype=torch.int8, **at)
         self._scale, self._code_norm = torch.zeros(coded, **at), torch.zeros(coded, **at)
-        self._row = torch.full((slots,), -1)  # of the slot's state; -1: none, or it is in codes
+        # The row in `_states` of each slot; -1: the slot is empty, or its state is in codes.
+        self._row = torch.full((slots,), -1)
+        # Heaps: the lowest free place is taken first, so that searches look at few slots.
         self._free, self._free_rows = list(range(slots)), list(range(rows))
 
     @property
@@ -92,15 +100,24 @@ class LayerStore:
 
     def candidates(self, slots: torch.Tensor) -> Candidates:
         """What eviction looks at."""
-        columns = self.columns
-        return Candidates(
-            owner=columns["sequence"][slots],
-            created=columns["created"][slots],
-            last_access=columns["last_access"][slots],
-            access_count=columns["access_count"][slots],
-            relevance=columns["relevance"][slots],
-            pinned=torch.zeros(len(slots), dtype=torch.bool),
-        )
+        names = ("sequence", "created", "last_access", "access_count", "relevance")
+        pinned = torch.zeros(len(slots), dtype=torch.bool)
+        return Candidates(*(self.columns[name][slots] for name in names), pinned)
+
+    def duplicates(self) -> torch.Tensor:
+        """Slots of entries for which a newer one has the same sequence, token and state."""
+        slots = self.find()
+        slots = slots[self.columns["created"][slots].argsort(descending=True)]
+        owner, token = (self.columns[name][slots] for name in ("sequence", "token_id"))
+        states = F.normalize(self.states(slots).float(), dim=-1)
+        again = torch.zeros(len(slots), dtype=torch.bool)
+        for start in range(0, len(slots), _COMPARED):
+            part = slice(start, start + _COMPARED)
+            alike = (states[part] @ states.T >= SAME).cpu()
+            alike &= (owner[part, None] == owner) & (token[part, None] == token)
+            newer = torch.arange(len(slots)) < torch.arange(start, start + len(alike))[:, None]
+            again[part] = (alike & newer).any(1)
+        return slots[again]
 
     # -- writing ---------------------------------------------------------------------------------
 
