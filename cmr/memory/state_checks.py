@@ -45,6 +45,14 @@ def expect_device(name: str, tensor: torch.Tensor, device: torch.device) -> None
         raise ModelMismatchError(f"{name}: device {device} expected, got {tensor.device}")
 
 
+def expect_dtype(name: str, tensor: torch.Tensor, first: torch.Tensor, which: str) -> None:
+    """Raises ModelMismatchError unless the tensor has the data type of the one that came first."""
+    if tensor.dtype != first.dtype:
+        raise ModelMismatchError(
+            f"{name}: dtype {first.dtype} ({which}) expected, got {tensor.dtype}"
+        )
+
+
 def expect_mask(mask: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor | None:
     """A mask of the states' shape without `hidden`, as bools on their device.
 

@@ -40,6 +40,7 @@ def blend(
     here = wide(states)
     kept = here if method == "residual" else (1.0 - share) * here
     mixed = (kept + share * recalled.to(here.dtype)).to(states.dtype)
+    # Rounding must not touch a token that reads nothing, so it is taken as it came.
     return torch.where(reads, mixed, states)
 
 
@@ -51,11 +52,7 @@ def fit(
     `(best cosine - floor) / (1 - floor)`, at least 0: nothing where the best is no better than what
     can be expected when nothing fits, 1 for a copy.
 
-    Args:
-        states: `[batch, tokens, hidden]`, any float dtype.
-        memory: `[batch, n, hidden]`.
-        mask: `[batch, n]` bool, True where there is a token.
-        floor: `[batch]`, see `expected_best`.
+    States, memory and mask are as of `read_out`; `floor` is `[batch]`, see `expected_best`.
 
     Returns:
         `[batch, tokens]` float32 (float64 where the states are); 0 in a row without memory.
@@ -77,12 +74,9 @@ def expected_best(memory: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     of n normal draws is expected below sqrt(2 ln n) deviations (Boucheron, Lugosi and Massart 2013,
     theorem 2.5). The search's certainty grows with ln n likewise.
 
-    Args:
-        memory: `[batch, n, hidden]`, any float dtype.
-        mask: `[batch, n]` bool, True where there is a token.
-
     Returns:
-        `[batch]` float32 in [0, 1]; 0 with fewer than two tokens.
+        `[batch]` float32 in [0, 1] for memory `[batch, n, hidden]` and its mask `[batch, n]`; 0
+        with fewer than two tokens.
     """
     unit = F.normalize(held(memory, mask).float(), dim=-1)
     alive = unit.square().sum(-1).sum(-1)  # the cosines of tokens with themselves

@@ -10,14 +10,12 @@ import torch.nn.functional as F
 
 from cmr.config import CRITERIA
 from cmr.config import checks as check
-from cmr.errors import ModelMismatchError
-from cmr.memory.state_checks import expect_device, expect_states
+from cmr.memory.state_checks import expect_device, expect_dtype, expect_states
 from cmr.reconstruction.result import Reconstruction
 
 DEFAULT_WEIGHTS = {"relevance": 0.4, "similarity": 0.4, "recency": 0.2}
 NEWER_PER_HALF = 0.25
 """Share of all states that is newer than one whose recency is one half."""
-
 ROUNDING = 1e-6
 """What the cosine of a state with itself may be short of 1."""
 
@@ -108,10 +106,8 @@ class ContextBlender:
             states, first = context.states, contexts[0].states
             expect_states("contexts", states, self.hidden_size, (2,))
             expect_device("contexts", states, first.device)
-            if states.dtype != first.dtype:
-                raise ModelMismatchError(
-                    f"contexts: dtype {first.dtype} (of the first) expected, got {states.dtype}"
-                )
+            expect_dtype("contexts", states, first, "of the first")
+        # Runs of one context stay apart from those of another.
         runs, before = [], 0
         for context in contexts:
             runs.append(context.passages + before)
@@ -156,6 +152,7 @@ class ContextBlender:
         alike = (cosine >= self.merge_similarity - ROUNDING).cpu()
         places = torch.arange(len(alike))
         heads = places.clone()
+        # One after the other: a state that is one with an earlier one takes no others with it.
         for place in range(len(heads)):
             if heads[place] == place:
                 free = (heads == places) & (places > place)
@@ -172,10 +169,8 @@ def _cosines(joined: Reconstruction) -> torch.Tensor:
 def _diversity(base: torch.Tensor, cosine: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
     """How little each state is like those that count more, `[n]` float32 in [0, 1].
 
-    Args:
-        base: `[n]` float32, what each counts so far; of equal ones the earlier counts more.
-        cosine: `[n, n]`.
-        heads: `[n]` int64; states with the same one are the same and are not compared.
+    `base` is what each counts so far; of equal ones the earlier counts more. States with the same
+    head are one and are not compared.
     """
     place = torch.empty_like(heads)
     place[base.argsort(descending=True, stable=True)] = torch.arange(len(base), device=heads.device)

@@ -12,7 +12,7 @@ import torch
 from cmr.config import checks as check
 from cmr.errors import ModelMismatchError
 from cmr.memory.buffer.layer_store import NO_TOKEN, LayerStore
-from cmr.memory.buffer.layers import Layers, Limits, Picked, column
+from cmr.memory.buffer.layers import BufferLimits, Layers, Picked, column
 from cmr.memory.buffer.saved import BufferContent, restore
 from cmr.memory.entry import MemoryEntry
 from cmr.memory.state_checks import relevance_to_store, states_to_store
@@ -71,7 +71,7 @@ class LayeredMemoryBuffer:
         relevance_threshold: float | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        limits = Limits.checked(
+        limits = BufferLimits.checked(
             max_entries_per_layer,
             max_total_entries,
             eviction_strategy,
@@ -91,7 +91,7 @@ class LayeredMemoryBuffer:
         return len(self._layers)
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> BufferLimits:
         """How much is kept, and what of it."""
         return self._layers.limits
 

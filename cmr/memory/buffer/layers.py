@@ -21,7 +21,7 @@ _COUNTED = ("added", "loaded", "evicted", "cleared", "retrievals", "hits", "retr
 
 
 @dataclass(frozen=True)
-class Limits:
+class BufferLimits:
     """How much is kept, and what of it; see `LayeredMemoryBuffer`."""
 
     max_entries_per_layer: int
@@ -44,8 +44,8 @@ class Limits:
         working: int | None,
         reduces: bool,
         threshold: float | None,
-    ) -> Limits:
-        """Limits as `LayeredMemoryBuffer` is given them; those that nobody named are a quarter."""
+    ) -> BufferLimits:
+        """Limits as `LayeredMemoryBuffer` is given them; a tier that nobody named is a quarter."""
         most = check.integer("max_entries_per_layer", most, 1)
         stays = check.real("cleanup_threshold", share, 0.0, 1.0)
         if not stays:
@@ -61,7 +61,7 @@ class Limits:
             relevance_threshold=None,
         ).with_threshold(threshold)
 
-    def with_threshold(self, threshold: float | None) -> Limits:
+    def with_threshold(self, threshold: float | None) -> BufferLimits:
         """The same with another `relevance_threshold`."""
         if threshold is not None:
             threshold = check.real("relevance_threshold", threshold, 0.0, 1.0)
@@ -93,7 +93,7 @@ class Layers:
         counted: what happened since the buffer was made, see `LayeredMemoryBuffer`.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: BufferLimits) -> None:
         self.limits = limits
         self.stores: dict[int, LayerStore] = {}
         self.names: dict[int, str] = {}
