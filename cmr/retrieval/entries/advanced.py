@@ -75,13 +75,9 @@ class AdvancedMemoryRetriever:
         self._makers = dict(MAKERS)
         if scorer is not None:
             self._makers["contextual_relevance"] = lambda parts: scorer
-        self._parts = EntryParts(
-            self.hidden_size,
-            self.config,
-            self.semantic_matcher,
-            self.multi_criteria_ranker,
-            self._make,
-        )
+        matcher, ranker = self.semantic_matcher, self.multi_criteria_ranker
+        self._parts = EntryParts(hidden_size, self.config, matcher, ranker, self._make)
+        # Made when they are first asked for: not every machine has what each of them needs.
         self._made: dict[str, Strategy] = {}
         self._entries = BufferEntries(memory_buffer)
         self._counted: Counter[str] = Counter(retrievals=0, hits=0, retrieved=0)
@@ -90,15 +86,14 @@ class AdvancedMemoryRetriever:
 
     @property
     def contextual_scorer(self) -> Strategy:
-        """The strategy of 'contextual_relevance', made when it is asked for first."""
+        """The strategy of 'contextual_relevance'."""
         return self.strategy("contextual_relevance")
 
     @property
     def memory_hierarchy(self) -> Hierarchical:
-        """The strategy of 'hierarchical', made when it is asked for first.
+        """The strategy of 'hierarchical'; `ImportError` says how to get FAISS where it is missing.
 
         Raises:
-            ImportError: FAISS is not installed; the message says how to get it.
             TypeError: another strategy was registered in its place.
         """
         found = self.strategy("hierarchical")
@@ -112,12 +107,7 @@ class AdvancedMemoryRetriever:
         return tuple(dict.fromkeys((*self._makers, *known_strategies())))
 
     def register(self, name: str, maker: EntryStrategyMaker) -> None:
-        """Add a strategy, or put another one in its place.
-
-        Args:
-            name: what it is asked for by.
-            maker: makes it, when it is asked for first.
-        """
+        """Add a strategy, made when it is asked for first, or put another one in its place."""
         with self.memory_buffer.lock:
             self._makers[name] = maker
             self._made.pop(name, None)
@@ -172,6 +162,7 @@ class AdvancedMemoryRetriever:
         number = check.integer("current_layer_idx", context.current_layer_idx, 0)
         with self.memory_buffer.lock:
             began = time.perf_counter()
+            # Checked and counted where there is nothing to find, too.
             store = self.memory_buffer.layer(number)
             device = torch.device("cpu") if store is None else store.device
             ask = context.ask(self.hidden_size, device)
@@ -216,6 +207,7 @@ class AdvancedMemoryRetriever:
     def _cached(self, ask: Ask, layer: int, budget: int, name: str) -> torch.Tensor:
         """Slots `[found]` int64 on the CPU, best first."""
         cache, version = self.retrieval_cache, self.memory_buffer.version
+        # A key is a digest of all that asks; without a cache nobody would use it.
         key = key_of(ask, layer, budget, name) if cache.size else b""
         known = cache.get(key, version)
         if known is not None:
@@ -227,6 +219,7 @@ class AdvancedMemoryRetriever:
         return slots
 
     def _search(self, ask: Ask, view: LayerEntries, budget: int, scorer: Strategy) -> torch.Tensor:
+        # The threshold and most strategies look at the same cosines: they are computed once.
         ask = replace(ask, known=ask.maxima(view))
         fits = self.semantic_matcher.of_maxima(ask.maxima(view), ask.mask) > NEG_INF
         found = scorer.score(ask, view)
