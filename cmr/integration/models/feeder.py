@@ -1,4 +1,4 @@
-"""States that become memory are entries of a buffer, too, with their relevance."""
+"""`Feeder`: states that become memory are entries of a buffer, too, with their relevance."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from cmr.integration.capture.leaving_text import SCORE, LeavingText
-from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.memory import Memory
 from cmr.kernels.reference.rotary import rotate
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.relevance import RelevanceScorer
-from cmr.memory.sessions import SessionTable
 from cmr.memory.token_scores import token_scores
 
 Scorer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -27,8 +26,7 @@ class Feeder:
     outlive them.
 
     Args:
-        adapter: the model.
-        table: sessions.
+        memory: whose text it is.
         buffer: where the entries go.
         scorer: their relevance.
         layers: states that are captured.
@@ -36,14 +34,30 @@ class Feeder:
 
     def __init__(
         self,
-        adapter: ModelAdapter,
-        table: SessionTable,
+        memory: Memory,
         buffer: LayeredMemoryBuffer,
         scorer: Scorer | RelevanceScorer,
         layers: Sequence[int],
     ) -> None:
-        self._adapter, self._table = adapter, table
         self.buffer, self.scorer, self.layers = buffer, scorer, tuple(layers)
+        self.follow(memory)
+
+    def follow(self, memory: Memory) -> None:
+        """Be told what leaves this memory's windows, and what it forgets."""
+        self._memory, core = memory, memory._core
+        self._adapter, self._table = core.adapter, core.table
+        core.on_leaving, core.on_forgotten = self.take, self._forget
+
+    def note(self, layer: int, states: torch.Tensor) -> None:
+        """Keep states with the tokens of the cache in use, until they become memory."""
+        step = self._memory._stepper.step
+        if step is not None and step.record is not None:
+            step.noted[f"{NOTE}{layer}"] = states
+
+    def _forget(self, sessions: set[int]) -> None:
+        for number in sessions:
+            if number >= 0:
+                self.buffer.clear_sequence(number)
 
     @torch.no_grad()
     def take(self, text: LeavingText) -> None:
@@ -53,7 +67,10 @@ class Feeder:
             ValueError: states that are not finite, or a scorer that gives something else than
                 relevance; nothing is stored then.
         """
-        rows = [row for row, number in enumerate(text.sessions) if self._may(number)]
+        terms = [self._table.terms(number) for number in text.sessions]
+        rows = [
+            row for row, (ephemeral, life) in enumerate(terms) if not ephemeral and life is None
+        ]
         if not rows:
             return
         mask, scored = text.mask, []
@@ -94,10 +111,12 @@ class Feeder:
         self, layer: int, states: torch.Tensor, text: LeavingText, mask: torch.Tensor
     ) -> torch.Tensor:
         """Attention received at a layer; the text's first token, its sink, gets 0."""
+        # Every token attends to the sink, whatever it says: what it receives is no relevance.
         seen = mask.clone()
         for row, first in enumerate(text.first):
             if 0 <= first < mask.shape[1]:
                 seen[row, first] = False
+        # States behind the last block have no attention of their own: they are compared as such.
         inputs = {}
         if layer < self._adapter.depth:
             query = self._adapter.queries(layer, states)
@@ -134,10 +153,6 @@ class Feeder:
                 relevance[start:stop],
                 token_ids=tuple(ids[start:stop]),
             )
-
-    def _may(self, number: int) -> bool:
-        ephemeral, lifetime = self._table.terms(number)
-        return not ephemeral and lifetime is None
 
 
 def _checked(found: object, mask: torch.Tensor) -> torch.Tensor:

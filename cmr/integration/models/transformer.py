@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from cmr.config import CMRConfig
-from cmr.integration.models.backbone.placement import decoder_for
-from cmr.integration.models.feeder import Scorer
-from cmr.integration.models.memory_model import Sessions
+from cmr.integration.models.memory_model import Given, MemoryModel
 from cmr.integration.models.outputs import CMROutput
-from cmr.integration.models.saved import SavedModel
-from cmr.memory.buffer.layered import LayeredMemoryBuffer
-
-Given = CMRConfig | Mapping[str, Any] | None
+from cmr.integration.models.passes import Sessions
 
 
-class CMRTransformer(SavedModel):
+class CMRTransformer(MemoryModel):
     """A decoder that captures states and recalls texts, once its hooks are registered.
 
     Args:
@@ -29,17 +22,11 @@ class CMRTransformer(SavedModel):
         memory_config: settings of the memory, nested or flat. `device` is the device of
             computation.
         model_name: name or folder of weights; None: random ones, always the same.
-        output_hidden_size: width of `last_hidden_state`; None: the decoder's own.
-        tokenizer: as for `cmr.attach`.
-        memory_buffer: a buffer of yours; None: one as the settings say.
-        scorer: what tells the relevance of captured states, see `AttachedModel`; None: as the
-            settings say.
-        **loading: for `load_backbone`: `device`, `quantization`, `use_quantization`, `dtype` and
-            options of `from_pretrained`.
+        **options: `output_hidden_size`, `tokenizer`, `memory_buffer`, `scorer`, `device` and the
+            others of `MemoryModel`.
 
     Raises:
-        ModelNotFoundError, ConfigError, UnsupportedModelError: see `load_backbone` and
-            `cmr.attach`.
+        ModelNotFoundError, ConfigError, UnsupportedModelError: see `MemoryModel`.
     """
 
     def __init__(
@@ -47,23 +34,10 @@ class CMRTransformer(SavedModel):
         config: Any = None,
         memory_config: Given = None,
         model_name: str | None = None,
-        *,
-        output_hidden_size: int | None = None,
-        tokenizer: Any = None,
-        memory_buffer: LayeredMemoryBuffer | None = None,
-        scorer: Scorer | None = None,
-        **loading: Any,
+        **options: Any,
     ) -> None:
-        model = decoder_for(config, model_name, memory_config, loading)
-        super().__init__(
-            model,
-            memory_config,
-            output_hidden_size=output_hidden_size,
-            tokenizer=tokenizer,
-            memory_buffer=memory_buffer,
-            scorer=scorer,
-        )
-        self._unregister()
+        super().__init__(config, memory_config, model_name=model_name, **options)
+        self.cleanup_hooks()
 
     def forward(
         self,
@@ -90,23 +64,18 @@ class CMRTransformer(SavedModel):
         return self._run(input_ids, attention_mask, use_memory, sessions, None, inputs)
 
 
-class IntegratedCMRModel(SavedModel):
+class IntegratedCMRModel(MemoryModel):
     """A decoder with a memory, on from the beginning.
 
     Args:
         base_config: a configuration, a name, a folder, or a loaded model; see `load_backbone`.
         memory_config: settings of the memory, nested or flat.
         device: 'cpu', 'cuda', 'auto' or None.
-        output_hidden_size: width of `last_hidden_state`; None: the decoder's own.
-        tokenizer: as for `cmr.attach`.
-        memory_buffer: a buffer of yours; None: one as the settings say.
-        scorer: what tells the relevance of captured states, see `AttachedModel`; None: as the
-            settings say.
-        **loading: for `load_backbone`.
+        **options: `output_hidden_size`, `tokenizer`, `memory_buffer`, `scorer` and the others of
+            `MemoryModel`.
 
     Raises:
-        ModelNotFoundError, ConfigError, UnsupportedModelError: see `load_backbone` and
-            `cmr.attach`.
+        ModelNotFoundError, ConfigError, UnsupportedModelError: see `MemoryModel`.
     """
 
     def __init__(
@@ -114,22 +83,9 @@ class IntegratedCMRModel(SavedModel):
         base_config: Any,
         memory_config: Given = None,
         device: str | torch.device | None = None,
-        *,
-        output_hidden_size: int | None = None,
-        tokenizer: Any = None,
-        memory_buffer: LayeredMemoryBuffer | None = None,
-        scorer: Scorer | None = None,
-        **loading: Any,
+        **options: Any,
     ) -> None:
-        model = decoder_for(base_config, None, memory_config, {**loading, "device": device})
-        super().__init__(
-            model,
-            memory_config,
-            output_hidden_size=output_hidden_size,
-            tokenizer=tokenizer,
-            memory_buffer=memory_buffer,
-            scorer=scorer,
-        )
+        super().__init__(base_config, memory_config, device=device, **options)
 
     def forward(
         self,
@@ -140,7 +96,7 @@ class IntegratedCMRModel(SavedModel):
         sessions: Sessions = None,
         **inputs: Any,
     ) -> CMROutput:
-        """See `CMRTransformer.forward`; also gives `performance_stats` and `retrieval_stats`."""
+        """See `CMRTransformer.forward`; also gives `performance_stats`."""
         output = self._run(input_ids, attention_mask, use_memory, sessions, None, inputs)
         output.performance_stats = self.performance.stats()
         return output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -340,6 +341,16 @@ class LayeredMemoryBuffer:
         """
         with self.lock:
             return self._layers.clear(None)
+
+    def empty_like(self) -> LayeredMemoryBuffer:
+        """A buffer with the same settings that holds nothing."""
+        return LayeredMemoryBuffer(**asdict(self.limits), device=self.device)
+
+    def release(self) -> None:
+        """Forget everything, and let go of the layers' room: the next state decides it anew."""
+        with self.lock:
+            self._layers.clear(None)
+            self._layers.stores.clear()
 
     # -- saving ----------------------------------------------------------------------------------
 

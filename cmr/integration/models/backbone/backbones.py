@@ -9,11 +9,13 @@ from typing import Any
 
 from torch import nn
 
+from cmr.config import CMRConfig
 from cmr.errors import ConfigError, UnsupportedModelError
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.detection import adapt
 from cmr.integration.models.backbone.descriptions import config_of
 from cmr.integration.models.backbone.loaded import load_backbone
+from cmr.integration.models.settings import device_in
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,36 @@ class GemmaAdapter(BackboneAdapter):
     """Gemma 2 and the text models of Gemma 3."""
 
     NAME = "gemma"
+
+
+def decoder_for(
+    source: Any,
+    model_name: str | None,
+    settings: CMRConfig | Mapping[str, Any] | None,
+    loading: Mapping[str, Any],
+    adapter: BackboneAdapter | None = None,
+) -> nn.Module:
+    """The decoder that a model class is asked for, on the device that it or its settings name.
+
+    With a `model_name` the `source` is the configuration to load it with.
+
+    Raises:
+        ConfigError: two devices, or two models, are asked for.
+    """
+    if adapter is not None and not isinstance(adapter, BackboneAdapter):
+        raise TypeError(f"adapter: a BackboneAdapter or None expected, got {adapter!r}")
+    kind = BackboneAdapter() if adapter is None else adapter
+    options = dict(loading)
+    named, asked = device_in(settings), options.get("device")
+    if named is not None:
+        if asked is not None and str(asked) != named:
+            raise ConfigError(f"device={str(asked)!r} and the settings' {named!r}: one expected")
+        options["device"] = named
+    if model_name is None:
+        return kind.load(source, **options)
+    if isinstance(source, nn.Module):
+        raise ConfigError(f"model_name={model_name!r} and a loaded model: one of them expected")
+    return kind.load(model_name, config=source, **options)
 
 
 def _model_type(model: Any) -> str:
