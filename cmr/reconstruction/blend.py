@@ -31,8 +31,8 @@ def blend(
         weight: w, a number or broadcastable to `[batch, tokens]`; where it is 0 nothing changes.
 
     Returns:
-        `[batch, tokens, hidden]` in the states' dtype, formed in float32 (or float64). What does
-        not change comes bit for bit.
+        The same shape and dtype, formed in float32 (or float64). What does not change comes bit for
+        bit.
     """
     share = torch.as_tensor(weight, device=states.device, dtype=wide(states).dtype)
     reads = (reads & (share > 0)).unsqueeze(-1)

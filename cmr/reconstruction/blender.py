@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from cmr.config import CRITERIA
 from cmr.config import checks as check
 from cmr.memory.state_checks import expect_device, expect_dtype, expect_states
-from cmr.reconstruction.result import Reconstruction
+from cmr.reconstruction.result import COLUMNS, Reconstruction
 
 DEFAULT_WEIGHTS = {"relevance": 0.4, "similarity": 0.4, "recency": 0.2}
 NEWER_PER_HALF = 0.25
@@ -107,26 +107,21 @@ class ContextBlender:
             expect_states("contexts", states, self.hidden_size, (2,))
             expect_device("contexts", states, first.device)
             expect_dtype("contexts", states, first, "of the first")
+        device = contexts[0].states.device
+        columns = {
+            name: torch.cat([getattr(context, name).to(device) for context in contexts])
+            for name in COLUMNS
+        }
         # Runs of one context stay apart from those of another.
         runs, before = [], 0
         for context in contexts:
             runs.append(context.passages + before)
             before += int(context.passages.max()) + 1 if len(context) else 0
+        columns["passages"] = torch.cat(runs).to(device)
         kinds = {context.method for context in contexts}
-        device = contexts[0].states.device
-
-        def of(name: str) -> torch.Tensor:
-            return torch.cat([getattr(context, name).to(device) for context in contexts])
-
         return Reconstruction(
-            states=of("states"),
-            weights=of("weights"),
-            similarity=of("similarity"),
-            relevance=of("relevance"),
-            timestamp=of("timestamp"),
-            passages=torch.cat(runs).to(device),
-            layers=of("layers"),
-            sources=tuple((i,) for i in range(sum(len(context) for context in contexts))),
+            **columns,
+            sources=tuple((i,) for i in range(len(columns["states"]))),
             method=kinds.pop() if len(kinds) == 1 else "weighted_sum",
         )
 
@@ -202,7 +197,8 @@ def _merged(joined: Reconstruction, heads: torch.Tensor) -> Reconstruction:
     sources: list[list[int]] = [[] for _ in range(many)]
     for i, group in enumerate(into.tolist()):
         sources[group].append(i)
-    return Reconstruction(
+    return replace(
+        joined,
         states=states,
         weights=weights,
         similarity=most(joined.similarity),
@@ -211,5 +207,4 @@ def _merged(joined: Reconstruction, heads: torch.Tensor) -> Reconstruction:
         passages=joined.passages[kept],
         layers=joined.layers[kept],
         sources=tuple(tuple(group) for group in sources),
-        method=joined.method,
     )

@@ -16,15 +16,9 @@ from cmr.memory.state_checks import expect_device, expect_dtype, expect_states
 
 @dataclass(frozen=True)
 class Gathered:
-    """Stored states in the order of their texts.
+    """Stored states `[n, hidden]` in the order of their texts, with columns `[n]` on the CPU.
 
-    Attributes:
-        states: `[n, hidden]`.
-        runs: `[n]` int64, 0 for the tokens of the first run of text, and so on.
-        relevance: `[n]` float32.
-        timestamp: `[n]` float64.
-        layers: `[n]` int64.
-        sources: `[n]` int64 place in the list of entries.
+    `runs` number the runs of text, 0 the first, and `sources` the places in the list of entries.
     """
 
     states: torch.Tensor
@@ -51,10 +45,6 @@ class Gathered:
         """Entries of a layer (None: of any); those that follow each other in a text are one run.
 
         `like` says on which device the states have to be, and their data type if there are none.
-
-        Raises:
-            TypeError: something is no entry, or its state no tensor of floats.
-            ModelMismatchError: a width, device or data type is another one.
         """
         for entry in entries:
             if not isinstance(entry, MemoryEntry):
@@ -97,24 +87,15 @@ class Gathered:
         place[best.argsort(descending=True, stable=True)] = torch.arange(number)
         ranks = place[self.runs]
         order = ranks.argsort(stable=True)
-        ordered = Gathered(
-            self.states[order.to(self.states.device)],
-            ranks[order],
-            self.relevance[order],
-            self.timestamp[order],
-            self.layers[order],
-            self.sources[order],
-        )
-        return ordered, matches[order]
+        names = ("relevance", "timestamp", "layers", "sources")
+        columns = {name: getattr(self, name)[order] for name in names}
+        states = self.states[order.to(self.states.device)]
+        return replace(self, states=states, runs=ranks[order], **columns), matches[order]
 
     def recomputed(self, model: Any, entries: Sequence[MemoryEntry]) -> Gathered:
         """The same tokens with states from a forward of a decoder over each run of text.
 
-        A beginning-of-text token goes in front of each, where the model has one, as its attention
-        sink. A memory that is attached to the model rests meanwhile.
-
-        Raises:
-            ConfigError: an entry does not have a token id for each of its states.
+        A memory that is attached to the model rests meanwhile.
         """
         for i in sorted(set(self.sources.tolist())):
             tokens = _tokens(entries[i])
@@ -123,6 +104,7 @@ class Gathered:
                     f"reconstruction_method='recompute': entries with the ids of their tokens "
                     f"expected, got {len(entries[i].token_ids)} ids for {tokens} states"
                 )
+        # A beginning-of-text token is the attention sink of each run, where the model has one.
         begin = getattr(model.config.get_text_config(decoder=True), "bos_token_id", None)
         front = [begin] if isinstance(begin, int) else []
         device = model.get_input_embeddings().weight.device

@@ -83,12 +83,6 @@ def plan_rows(
         passages: `[n]` int64 number of each token's passage, 0 the best one, in rising order.
         mask: `[batch, n]` bool, True where there is a token.
         limits: how many may be read.
-
-    Returns:
-        The plan, on the CPU.
-
-    Raises:
-        ConfigError: there is no such method.
     """
     check.choice("reconstruction_method", method, RECONSTRUCTION_METHODS)
     matches, passages, mask = matches.cpu(), passages.cpu(), mask.cpu()

@@ -118,10 +118,7 @@ class LayeredStateReconstructor:
     __call__ = reconstruct
 
     def _gathered(
-        self,
-        memories: Sequence[MemoryEntry] | torch.Tensor,
-        query: torch.Tensor,
-        layer: int | None,
+        self, memories: Sequence[MemoryEntry] | torch.Tensor, query: torch.Tensor, layer: int | None
     ) -> Gathered:
         if layer is not None:
             layer = check.integer("layer_idx", layer, 0)

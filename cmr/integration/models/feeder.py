@@ -44,13 +44,13 @@ class Feeder:
 
     def follow(self, memory: Memory) -> None:
         """Be told what leaves this memory's windows, and what it forgets."""
-        self._memory, core = memory, memory._core
+        self.memory, core = memory, memory._core
         self._adapter, self._table = core.adapter, core.table
         core.on_leaving, core.on_forgotten = self.take, self._forget
 
     def note(self, layer: int, states: torch.Tensor) -> None:
         """Keep states with the tokens of the cache in use, until they become memory."""
-        step = self._memory._stepper.step
+        step = self.memory._stepper.step
         if step is not None and step.record is not None:
             step.noted[f"{NOTE}{layer}"] = states
 

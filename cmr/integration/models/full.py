@@ -38,15 +38,13 @@ class FullCMRModel(MemoryModel):
     What steers it changes memory and buffer alike; whatever is refused changes nothing.
 
     Args:
-        base_config: a configuration (random weights, always the same), a name, a folder, or a
-            loaded model; see `load_backbone`.
-        cmr_config: settings, nested or flat: see `CMRConfig.from_dict`. `device` in them is the
-            device of computation.
+        base_config: of the decoder, as `source` of `MemoryModel`.
+        cmr_config: settings, nested or flat: see `CMRConfig.from_dict`.
         device: 'cpu', 'cuda', 'auto' or None.
         adapter: the kind of decoder that is expected; None: any that is covered.
         output_hidden_size: width of `last_hidden_state`; None: the decoder's own. `logits` and
             `hidden_states` are always the decoder's.
-        **options: `tokenizer`, `memory_buffer`, `scorer` and the others of `MemoryModel`.
+        **options: the others of `MemoryModel`.
 
     Attributes:
         retriever: finds entries of `memory_buffer`; an `AdvancedMemoryRetriever`.
@@ -54,9 +52,6 @@ class FullCMRModel(MemoryModel):
         integrator: blends that into states; a `ReconstructionIntegrator`.
         blender: joins several of them; a `ContextBlender`.
         reconstruction_enabled: whether layers read what is reconstructed of what was recalled.
-
-    Raises:
-        ModelNotFoundError, ConfigError, UnsupportedModelError: see `MemoryModel`.
     """
 
     SCORING = "attention_based"
@@ -99,23 +94,12 @@ class FullCMRModel(MemoryModel):
         sessions: Sessions = None,
         **inputs: Any,
     ) -> CMROutput:
-        """A forward that recalls first and remembers afterwards.
+        """A forward that recalls first and remembers afterwards; see `CMRTransformer.forward`.
 
-        Args:
-            input_ids: `[batch, tokens]` integers.
-            attention_mask: the same shape, 0 for padding.
-            return_memory_info: give `performance_stats` and `retrieval_stats`, and all there is in
-                `memory_stats`. Waits for the device.
-            task_type: what the request is about: passages are looked for as that task needs it
-                (strategy 'task_specific'); see `cmr.register_task`.
-            use_memory: True or False for this call; None: as enabled.
-            sessions: one name for all rows, or one a row; None: `str(row)`.
-            **inputs: of the decoder's forward. With `past_key_values` or `use_cache=True` the
-                text goes on: it is stored as it leaves the window, see `Memory.absorb`.
-
-        Raises:
-            ConfigError: there is no such task.
-            TypeError, ValueError: for ids or a mask that cannot be read; nothing is stored then.
+        With `return_memory_info` it gives `performance_stats` and `retrieval_stats`, and all there
+        is in `memory_stats`, and waits for the device. `task_type` says what the request is about:
+        passages are looked for as that task needs it (strategy 'task_specific', see
+        `cmr.register_task`), and `ConfigError` says that there is no such task.
         """
         output = self._run(input_ids, attention_mask, use_memory, sessions, task_type, inputs)
         if return_memory_info:
@@ -231,15 +215,8 @@ class FullCMRModel(MemoryModel):
     def reconstruct(self, context: RetrievalContext, strategy: str | None = None) -> Reconstruction:
         """Entries of the buffer that help, as states to read: retrieved, then reconstructed.
 
-        `integrator` blends them into states, `blender` joins several of them.
-
-        Args:
-            context: who asks, and for what.
-            strategy: of the retrieval; None: that of the settings.
-
-        Raises:
-            ConfigError, TypeError, ValueError, ModelMismatchError: as
-                `AdvancedMemoryRetriever.retrieve_memories`.
+        `integrator` blends them into states, `blender` joins several of them. Arguments and errors
+        are those of `AdvancedMemoryRetriever.retrieve_memories`.
         """
         return self.reconstructor.reconstruct(
             self.retriever.retrieve_memories(context, strategy),

@@ -27,7 +27,7 @@ from cmr.integration.models.passes import Passes, Sessions, checked, said_of_cal
 from cmr.integration.models.projection import Projection
 from cmr.integration.models.recorder import Recorder
 from cmr.integration.models.saved import MEMORY, load_about, load_memory, save_about, save_memory
-from cmr.integration.models.settings import expect_parts, settings_of
+from cmr.integration.models.settings import expect_parts, model_settings
 from cmr.integration.requests.scope import Said
 from cmr.integration.requests.session import Session
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
@@ -50,7 +50,8 @@ class MemoryModel(nn.Module):
 
     Args:
         source: the decoder: a configuration of transformers, a dictionary or a `SimpleNamespace`
-            (random weights, always the same), a name, a folder, or a loaded model.
+            (random weights, always the same), a name, a folder, or a loaded model; see
+            `load_backbone`.
         settings: of the memory, nested or flat, see `CMRConfig.from_dict`; `device` in them is the
             device of computation.
         model_name: name or folder of weights, where `source` is their configuration, or None.
@@ -72,7 +73,7 @@ class MemoryModel(nn.Module):
         scorer: gives them their relevance.
         target_layers: the states that are captured: those of the settings, else the one that is
             searched. Layers read memory where `intervention_layers` say so, else in the range that
-            `cmr.attach` takes; see `settings_of`.
+            `cmr.attach` takes; see `model_settings`.
         memory_enabled: whether forwards remember and recall where they do not say otherwise.
         current_sequence_id: number of the session of row 0 of the last call, -1 before the first.
         performance: counts and measures; see `Recorder`.
@@ -101,32 +102,29 @@ class MemoryModel(nn.Module):
         **loading: Any,
     ) -> None:
         super().__init__()
-        model: Any = decoder_for(
-            source, model_name, settings, {**loading, "device": device}, adapter
-        )
-        given = settings_of(settings, self.SCORING, model.config.get_text_config(decoder=True))
+        model: Any = decoder_for(source, model_name, settings, adapter, device=device, **loading)
+        given = model_settings(settings, self.SCORING, model.config.get_text_config(decoder=True))
         expect_parts(output_hidden_size, memory_buffer, scorer)
         self.model = model
+        # Modules are made in training mode; the decoder stays in the mode that it is in.
         self.training = bool(model.training)
         self.output_hidden_size = output_hidden_size
         self.memory: Memory = attach(model, given.config, tokenizer=tokenizer)
         core = self.memory._core
         caution_captured(core, given.captured)
-        self._given = given
+        self._given, self._hidden = given, core.adapter.hidden
         self.target_layers = given.captured or (core.index_layer,)
         if memory_buffer is None:
             memory_buffer = LayeredMemoryBuffer(**given.buffer)
         self.memory_buffer = memory_buffer
         method = core.config.memory.scoring_method or self.SCORING
         self.scorer = RelevanceScorer(self._hidden, method) if scorer is None else scorer
-        wide = output_hidden_size in (None, self._hidden)
-        width = self._hidden if output_hidden_size is None else output_hidden_size
-        self.projection = None if wide else Projection(self._hidden, width)
+        width = output_hidden_size or self._hidden
+        self.projection = None if width == self._hidden else Projection(self._hidden, width)
         self.performance = Recorder()
-        self.memory_enabled = True
-        self.current_sequence_id = -1
+        self.memory_enabled, self.current_sequence_id = True, -1
         self._feeder = Feeder(self.memory, self.memory_buffer, self.scorer, self.target_layers)
-        self._passes = Passes(model, self.memory, self._feeder)
+        self._passes = Passes(model, self._feeder)
         self.hooks = HookManager(model, adapter=core.adapter)
         self.register_memory_hooks()
 
@@ -155,10 +153,6 @@ class MemoryModel(nn.Module):
         """The decoder's data type of computation."""
         return self.memory._core.adapter.dtype
 
-    @property
-    def _hidden(self) -> int:
-        return self.memory._core.adapter.hidden
-
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         """`to`, `half` and the like: before anything is remembered, as the store goes along."""
         like = self.model.get_input_embeddings().weight
@@ -176,7 +170,6 @@ class MemoryModel(nn.Module):
         self.cleanup_hooks()
         self.memory = Memory(adapt(self.model), old.config, old.tokenizer, keep=None)
         self._feeder.follow(self.memory)
-        self._passes = Passes(self.model, self.memory, self._feeder)
         self.memory_buffer.release()
         if registered:
             self.register_memory_hooks()
@@ -273,7 +266,7 @@ class MemoryModel(nn.Module):
         task: str | None,
         inputs: dict[str, Any],
     ) -> CMROutput:
-        """A forward; see the classes' `forward`."""
+        """See the classes' `forward`."""
         said = self._said(use_memory, sessions, task)
         if input_ids is None and inputs.get("inputs_embeds") is None:
             raise ValueError("input_ids or inputs_embeds expected, got neither")
@@ -337,7 +330,7 @@ class MemoryModel(nn.Module):
         """Take in what `save_memory` saved; returns the blocks loaded.
 
         The buffer's entries take the place of those here. A session of a name that is known here
-        already is refused: `clear_memory()` first, or rename it.
+        already is refused: clear the memory first, or rename it.
 
         Raises:
             StoreError: there is none, it is damaged, or the key is wrong.

@@ -16,15 +16,8 @@ MODEL_NAME = str(BACKBONES["mistral"].model_name)
 class MistralCMRModel(FullCMRModel):
     """`FullCMRModel` of a Mistral, Ministral or Mixtral; another family is refused.
 
-    Args:
-        base_config: a configuration, a name, a folder, or a loaded model; None: `MODEL_NAME`.
-        cmr_config: settings, nested or flat.
-        device: 'cpu', 'cuda', 'auto' or None.
-        adapter: None: a `MistralAdapter`.
-        **options: as for `FullCMRModel`.
-
-    Raises:
-        UnsupportedModelError: the decoder is of another family.
+    `base_config` None is `MODEL_NAME`, and `adapter` None a `MistralAdapter`. A decoder of another
+    family raises `UnsupportedModelError`.
     """
 
     def __init__(

@@ -103,12 +103,16 @@ class Passes:
 
     Args:
         model: the decoder.
-        memory: attached to it.
-        feeder: stores captured states; what its scorer's method needs is noted on the way.
+        feeder: stores captured states beside its memory, which is attached to the decoder; what its
+            scorer's method needs is noted on the way.
     """
 
-    def __init__(self, model: Any, memory: Memory, feeder: Feeder) -> None:
-        self._model, self._memory, self._feeder = model, memory, feeder
+    def __init__(self, model: Any, feeder: Feeder) -> None:
+        self._model, self._feeder = model, feeder
+
+    @property
+    def _memory(self) -> Memory:
+        return self._feeder.memory
 
     def forward(self, said: Said, inputs: dict[str, Any]) -> Passed:
         """A forward: exactly the decoder's where `said` turns memory off.

@@ -16,7 +16,7 @@ ENTRIES, TOTAL = 1000, 5000
 
 
 @dataclass(frozen=True)
-class Settings:
+class ModelSettings:
     """Settings of a model class.
 
     Attributes:
@@ -36,9 +36,9 @@ class Settings:
         return replace(config, memory=replace(config.memory, **self.asked))
 
 
-def settings_of(
+def model_settings(
     given: CMRConfig | Mapping[str, Any] | None, scoring_method: str, text_config: Any
-) -> Settings:
+) -> ModelSettings:
     """Settings, nested or flat, with what a class takes where nothing is said.
 
     `target_layers` are the states that are captured. The memory stores and reads `layers` (synonym
@@ -86,7 +86,7 @@ def settings_of(
     stores = _stores(config)
     asked = {name: getattr(config.memory, name) for name in stores}
     config = replace(config, memory=replace(config.memory, **stores))
-    return Settings(config, buffer, captured, asked)
+    return ModelSettings(config, buffer, captured, asked)
 
 
 def expect_parts(width: object, buffer: object, scorer: object) -> None:

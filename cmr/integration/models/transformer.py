@@ -15,18 +15,11 @@ class CMRTransformer(MemoryModel):
     """A decoder that captures states and recalls texts, once its hooks are registered.
 
     Args:
-        config: of the decoder: of transformers, a dictionary, or a `SimpleNamespace` such as
-            `SimpleNamespace(vocab_size=50257, num_hidden_layers=8)`, which makes a small random
-            decoder, offline. Also a name, a folder or a loaded model. With `model_name` the
-            configuration to load it with, or None.
-        memory_config: settings of the memory, nested or flat. `device` is the device of
-            computation.
+        config: of the decoder, as `source` of `MemoryModel`. `SimpleNamespace(vocab_size=50257,
+            num_hidden_layers=8)` makes a small random decoder, offline.
+        memory_config: settings of the memory, nested or flat.
         model_name: name or folder of weights; None: random ones, always the same.
-        **options: `output_hidden_size`, `tokenizer`, `memory_buffer`, `scorer`, `device` and the
-            others of `MemoryModel`.
-
-    Raises:
-        ModelNotFoundError, ConfigError, UnsupportedModelError: see `MemoryModel`.
+        **options: the others of `MemoryModel`.
     """
 
     def __init__(
@@ -68,14 +61,10 @@ class IntegratedCMRModel(MemoryModel):
     """A decoder with a memory, on from the beginning.
 
     Args:
-        base_config: a configuration, a name, a folder, or a loaded model; see `load_backbone`.
+        base_config: of the decoder, as `source` of `MemoryModel`.
         memory_config: settings of the memory, nested or flat.
         device: 'cpu', 'cuda', 'auto' or None.
-        **options: `output_hidden_size`, `tokenizer`, `memory_buffer`, `scorer` and the others of
-            `MemoryModel`.
-
-    Raises:
-        ModelNotFoundError, ConfigError, UnsupportedModelError: see `MemoryModel`.
+        **options: the others of `MemoryModel`.
     """
 
     def __init__(

@@ -37,13 +37,8 @@ _VERSIONS = itertools.count(1)
 class LayerStore:
     """The entries of one layer. Columns are on the CPU, states where they are searched.
 
-    Args:
-        slots: entries that fit.
-        hidden: width of a state.
-        dtype: data type of the states.
-        device: where the states are.
-        full_rows: entries outside the long-term tier, at most; below `slots`, the long-term tier
-            keeps int8 codes with a scale each. None: every entry is kept as it is.
+    Of at most `full_rows` entries the states are kept as they are, and of those in the long-term
+    tier as int8 codes with a scale each. With `full_rows` None every entry is kept as it is.
 
     Attributes:
         columns: name to `[slots]`, see `COLUMNS`; `created` is 0 where a slot is empty.
@@ -122,7 +117,7 @@ class LayerStore:
     # -- writing ---------------------------------------------------------------------------------
 
     def write(self, states: torch.Tensor, **columns: torch.Tensor | int) -> torch.Tensor:
-        """Store `[k, hidden]` states in the lowest free slots of the first tier; returns them."""
+        """Store `[k, hidden]` states in the lowest free slots of the first tier; returns slots."""
         self.version = next(_VERSIONS)
         slots = torch.tensor([heapq.heappop(self._free) for _ in range(len(states))])
         for name, values in columns.items():
@@ -141,6 +136,7 @@ class LayerStore:
             self.columns[name][slots] = values
         if "codes" in parts:
             self._put_codes(slots, parts["codes"], parts["scale"])
+        # A sorted list is a heap.
         taken = set(slots.tolist())
         self._free = sorted(set(self._free) - taken)
         if "state" in parts:
@@ -178,6 +174,7 @@ class LayerStore:
             self.by_tier[source] -= 1
         self.by_tier[tier] += len(slots)
         self.columns["tier"][slots] = tier
+        # Only here do states lose precision: what sinks from the middle tier is kept in 8 bits.
         if tier == LONG_TERM and self.reduces and len(slots):
             rows = self._row[slots]
             self._put_codes(slots, *quantise_rows(self._states[rows.to(self.device)], torch.int8))
@@ -236,10 +233,7 @@ class LayerStore:
     def search(
         self, query: torch.Tensor, slots: torch.Tensor, k: int, least: float | None
     ) -> torch.Tensor:
-        """The k of the given slots with the highest cosine to `query` `[hidden]`, best first.
-
-        Equal cosines: the lower slot first.
-        """
+        """The k of the given slots with the highest cosine to `query` `[hidden]`, best first."""
         query = query.to(self.device)[None]
         rows, coded = self._row[slots], self.in_codes(slots)
         full = rows[~coded]
@@ -249,6 +243,7 @@ class LayerStore:
             self._nearest(query, self._states, self._inverse_norm, full, k, least),
             self._nearest(query, self._codes, self._code_norm, slots[coded], k, least, self._scale),
         ]
+        # Sorted by slot first, then stably by score: of equal cosines the lower slot comes first.
         scores = torch.cat([score for score, _ in found])
         where = torch.cat([at_row[found[0][1]], found[1][1]])
         order = where.argsort()

@@ -81,16 +81,10 @@ class Picked(NamedTuple):
 
 
 class Layers:
-    """The stores of all layers, with one clock, and the names of their sequences.
+    """The stores of all layers by number, with one clock, and names of sequences by number.
 
-    Arguments have been checked, and the buffer's lock is held, by whoever calls this.
-
-    Attributes:
-        limits: what holds for all layers.
-        stores: layer number to store.
-        names: sequence number to name, where one was given.
-        clock: number of the newest entry ever stored.
-        counted: what happened since the buffer was made, see `LayeredMemoryBuffer`.
+    `clock` is the number of the newest entry ever stored. Arguments have been checked, and the
+    buffer's lock is held, by whoever calls this.
     """
 
     def __init__(self, limits: BufferLimits) -> None:

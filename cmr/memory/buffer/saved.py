@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cmr.memory.buffer.layer_store import COLUMNS, LONG_TERM, RECENT, WORKING, LayerStore
-from cmr.memory.buffer.layers import Layers
+from cmr.memory.buffer.layers import Layers, column
 from cmr.memory.store import Batch, Kind, Part, Saved
 from cmr.memory.store.text import corrupt
 
@@ -35,25 +35,20 @@ class BufferContent:
 
     def __init__(self, layers: Layers, settings: Mapping[str, Any]) -> None:
         picked = layers.find()
-        self._stores = [store for _, store, _ in picked]
-        slots = [found for _, _, found in picked]
-        self._slots = torch.cat([torch.empty(0, dtype=torch.int64), *slots])
-        counts = torch.tensor([len(found) for found in slots], dtype=torch.int64)
-        self._which = torch.arange(len(slots)).repeat_interleave(counts)
+        self._slots = torch.cat([torch.empty(0, dtype=torch.int64), *(at for _, _, at in picked)])
+        self._store_of: list[LayerStore] = []  # by kind
         self.kinds: list[Kind] = []
-        self._store_of: list[LayerStore] = []
         forms: list[list[int | str]] = []
-        self.kind = torch.empty_like(self._which)
-        for at, (number, store, _) in enumerate(picked):
-            mine = (self._which == at).nonzero().view(-1)
-            coded = store.in_codes(self._slots[mine])
+        kinds = [torch.empty(0, dtype=torch.int64)]
+        for number, store, slots in picked:
             # The kind of codes comes right behind that of whole states.
-            self.kind[mine] = len(self.kinds) + coded.long()
+            kinds.append(len(self.kinds) + store.in_codes(slots).long())
             for form, parts in _forms(store.hidden, store.dtype).items():
                 if form == _FULL or store.reduces:
                     self.kinds.append(Kind(f"layer{number}.{form}", parts))
                     forms.append([number, form])
                     self._store_of.append(store)
+        self.kind = torch.cat(kinds)
         self.header: dict[str, Any] = {
             "what": WHAT,
             "forms": forms,
@@ -61,17 +56,11 @@ class BufferContent:
             "settings": dict(settings),
             "names": {str(number): name for number, name in sorted(layers.names.items())},
         }
-        self.numbers, self.session = self._column("created"), self._column("sequence")
-        self.columns = {name: self._column(name) for name in _BESIDE}
-
-    def _column(self, name: str) -> torch.Tensor:
-        if name == "slot":
-            return self._slots
-        out = torch.empty(len(self._slots), dtype=COLUMNS[name])
-        for at, store in enumerate(self._stores):
-            mine = self._which == at
-            out[mine] = store.columns[name][self._slots[mine]]
-        return out
+        self.numbers, self.session = column(picked, "created"), column(picked, "sequence")
+        self.columns = {
+            name: self._slots if name == "slot" else column(picked, name).to(dtype)
+            for name, dtype in _BESIDE.items()
+        }
 
     def rows(self, kind: int, part: str, at: torch.Tensor) -> torch.Tensor:
         """One part of entries of one kind, `[k, *shape]` on the CPU."""
@@ -195,15 +184,15 @@ def _forms_in(opened: Saved, codes: bool) -> list[tuple[int, str]]:
 def _check_columns(opened: Saved, clock: int) -> None:
     columns = opened.columns
     for name, dtype in _BESIDE.items():
-        column = columns.get(name)
-        if column is None or column.dtype != dtype or column.ndim != 1:
+        found = columns.get(name)
+        if found is None or found.dtype != dtype or found.ndim != 1:
             corrupt(opened.path, f"a column {name!r} of {dtype} expected")
     limits: dict[str, tuple[int, int | None]] = {**_LIMITS, "last_access": (0, clock)}
     checked = [(name, columns[name], *limits[name]) for name in _BESIDE]
     checked.append(("numbers", opened.numbers, 1, clock))
     checked.append(("session", opened.session, 0, None))
-    for name, column, low, high in checked:
+    for name, found, low, high in checked:
         # NaN compares false either way, so it is refused, too.
-        fits = (column >= low) & (column <= (high if high is not None else column))
+        fits = (found >= low) & (found <= (high if high is not None else found))
         if not bool(fits.all()):
             corrupt(opened.path, f"column {name!r}: values in {low}..{high or ''} expected")

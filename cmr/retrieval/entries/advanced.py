@@ -93,8 +93,7 @@ class AdvancedMemoryRetriever:
     def memory_hierarchy(self) -> Hierarchical:
         """The strategy of 'hierarchical'; `ImportError` says how to get FAISS where it is missing.
 
-        Raises:
-            TypeError: another strategy was registered in its place.
+        `TypeError`: another strategy was registered in its place.
         """
         found = self.strategy("hierarchical")
         if not isinstance(found, Hierarchical):
@@ -116,8 +115,7 @@ class AdvancedMemoryRetriever:
     def strategy(self, name: str) -> Strategy:
         """The strategy of a name, made when it is asked for first.
 
-        Raises:
-            ConfigError: there is none of that name; the message names those that there are.
+        `ConfigError`: there is none of that name; the message names those that there are.
         """
         name = self._known(name)
         if name not in self._made:
@@ -183,10 +181,9 @@ class AdvancedMemoryRetriever:
     def get_retrieval_stats(self) -> dict[str, Any]:
         """What happened so far, as plain data.
 
-        Returns:
-            `retrievals`, `hits` (those that found something), `hit_rate` (None before the first),
-            `retrieved` entries, `by_strategy` (name to retrievals), `seconds` spent, `cache` (see
-            `RetrievalCache.stats`) and `settings`.
+        `retrievals`, `hits` (those that found something), `hit_rate` (None before the first),
+        `retrieved` entries, `by_strategy` (name to retrievals), `seconds` spent, `cache` (see
+        `RetrievalCache.stats`) and `settings`.
         """
         with self.memory_buffer.lock:
             self.retrieval_cache.hold(self.memory_buffer.version)

@@ -19,7 +19,6 @@ class EntryLedger:
     """The account of a layer's slots, as far as searches ask for it. It holds no states.
 
     Attributes:
-        store: the layer.
         changes: counts the refreshes that found a change.
         limit: the slot behind the last one that ever held an entry.
         owner: `[slots]` int64 sequence numbers, -1 where a slot is empty.

@@ -41,15 +41,9 @@ class EntryCriteria:
 
 @dataclass(frozen=True)
 class EntryParts:
-    """What strategies for entries are made of.
+    """What strategies for entries are made of; `make` makes another strategy by its name.
 
-    Attributes:
-        hidden_size: width of the states.
-        config: the settings.
-        matcher: compares states.
-        ranker: weighs criteria.
-        make: makes another strategy by its name.
-        ensemble_weights: items of weights of 'hybrid_ensemble'; None: equal ones.
+    `ensemble_weights` are items of weights of 'hybrid_ensemble'; None: equal ones.
     """
 
     hidden_size: int

@@ -38,8 +38,7 @@ def config_of(described: Any) -> Any:
 
     Args:
         described: a `PreTrainedConfig` (given back as it is), a dictionary or a `SimpleNamespace`
-            of configuration fields: with `model_type` those of that family, else a small Llama's;
-            `num_layers` is `num_hidden_layers`.
+            of its fields: with `model_type` those of that family, else a small Llama's.
 
     Raises:
         ConfigError: a field that the configuration does not have, or a value it refuses.
@@ -104,14 +103,7 @@ def _build(kind: Any, fields: Mapping[str, Any]) -> Any:
 def random_model(config: Any, dtype: torch.dtype | str | None = None) -> nn.Module:
     """A decoder of a configuration with random weights, always the same ones, in evaluation mode.
 
-    The random state of the caller is left as it was.
-
-    Args:
-        config: of transformers.
-        dtype: of the weights; None: the configuration's, else float32.
-
-    Raises:
-        ConfigError: transformers knows no decoder of such a configuration.
+    The caller's random state stays as it was. `dtype` None: the configuration's, else float32.
     """
     from transformers import AutoModelForCausalLM
 
@@ -119,6 +111,7 @@ def random_model(config: Any, dtype: torch.dtype | str | None = None) -> nn.Modu
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         try:
+            # A copy: transformers writes the chosen attention into the configuration it is given.
             model = AutoModelForCausalLM.from_config(copy.deepcopy(config), **wanted)
         except (ValueError, TypeError) as error:
             raise ConfigError(
