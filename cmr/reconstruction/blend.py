@@ -61,6 +61,7 @@ def fit(
     if not cosine.shape[2]:
         return cosine.new_zeros(cosine.shape[:2])
     best = cosine.masked_fill(~mask[:, None], -1.0).amax(-1)
+    # A floor of 1 leaves no room: it is divided by the least number then.
     floor = floor.to(best.dtype)[:, None]
     room = (1.0 - floor).clamp(min=torch.finfo(best.dtype).eps)
     return ((best - floor) / room).clamp(0.0, 1.0) * mask.any(1, keepdim=True)
@@ -80,6 +81,7 @@ def expected_best(memory: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """
     unit = F.normalize(held(memory, mask).float(), dim=-1)
     alive = unit.square().sum(-1).sum(-1)  # the cosines of tokens with themselves
+    # Cosines of tokens with themselves are left out of mean and deviation.
     pairs = (alive * (alive - 1.0)).clamp(min=1.0)
     mean = (unit.sum(1).square().sum(-1) - alive) / pairs
     # The squares of all cosines, by the smaller of the two products that have them as their norm.
@@ -94,6 +96,7 @@ def expected_best(memory: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 def even_gate(weight: float) -> float:
     """logit(weight): what is added to memory's logits beside the token's own."""
+    # At the ends the logit is infinite; the sigmoid of it is exactly 0 or 1.
     if weight in (0.0, 1.0):
         return math.copysign(math.inf, weight - 0.5)
     return math.log(weight) - math.log1p(-weight)

@@ -169,6 +169,7 @@ def _diversity(base: torch.Tensor, cosine: torch.Tensor, heads: torch.Tensor) ->
     """
     place = torch.empty_like(heads)
     place[base.argsort(descending=True, stable=True)] = torch.arange(len(base), device=heads.device)
+    # Compared with every state that counts more, not only with the next one.
     above = (place < place[:, None]) & (heads != heads[:, None])
     return 1.0 - cosine.masked_fill(~above, 0.0).amax(1).clamp(0.0, 1.0)
 
@@ -180,6 +181,7 @@ def _merged(joined: Reconstruction, heads: torch.Tensor) -> Reconstruction:
         return joined
     into, kept = into.to(joined.states.device), kept.to(joined.states.device)
     many = len(kept)
+    # A merged state counts as much as its members together.
     weights = torch.zeros(many, device=into.device).index_add_(0, into, joined.weights)
     # Where all weights of a group are 0, each of its states counts the same.
     count = torch.bincount(into, minlength=many)

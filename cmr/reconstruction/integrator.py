@@ -111,6 +111,7 @@ class ReconstructionIntegrator:
         reads = mask.any(1, keepdim=True)
         reads = reads if asks is None else reads & asks
         weight: float | torch.Tensor = self.memory_weight
+        # Here the gate is part of the softmax: memory and the token itself share one.
         if self.method == "attention":
             recalled, lead = joint(hidden_states, states, mask, held.prior)
             weight = torch.sigmoid(lead + even_gate(self.memory_weight))
@@ -168,6 +169,7 @@ class ReconstructionIntegrator:
             expect_states("memory", row.states, self.hidden_size, (2,))
             expect_device("memory", row.states, hidden.device)
             expect_dtype("memory", row.states, given[0].states, "of the first row")
+        # Rows are padded to the longest; what stands behind the end is masked.
         most = max((len(row) for row in given), default=0)
         like = given[0].states if given else hidden
         states = like.new_zeros(len(rows), most, self.hidden_size)

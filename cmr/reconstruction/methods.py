@@ -89,6 +89,7 @@ def plan_rows(
     slots, shares = [], []
     for row in range(len(mask)):
         columns = mask[row].nonzero()[:, 0]
+        # Each row has its own number of tokens, and so its own limit.
         most = limits.of(len(columns))
         if most == len(columns):
             slot, share = torch.arange(most), torch.ones(most)
@@ -110,6 +111,7 @@ def chosen(matches: torch.Tensor, passages: torch.Tensor, most: int) -> Slots:
     without what is said of it, and a single token out of its run is of none (SnapKV pools its
     choice for the same reason; Li et al. 2024).
     """
+    # Stable sorting, so that equal matches are chosen in the order of reading.
     value = smoothed(matches, passages, REACH)
     kept = torch.zeros(len(value), dtype=torch.bool)
     kept[value.argsort(descending=True, stable=True)[:most]] = True
@@ -150,6 +152,7 @@ def hierarchical(matches: torch.Tensor, passages: torch.Tensor, most: int) -> Sl
         rest = torch.full((len(matches) - first,), -1)
         return torch.cat([slot, rest]), torch.cat([share, torch.ones(len(rest))])
     others = _at_most(sizes[1:], most - first)
+    # Half the share of each passage before: groups twice as large.
     weights = [size * 0.5**rank for rank, size in enumerate(others)]
     counts = [first, *allot(most - first, others, weights)]
     return _grouped(matches, [first, *others], counts)

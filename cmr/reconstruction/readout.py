@@ -66,6 +66,7 @@ def read_out(
     Returns:
         `[batch, tokens, hidden]` float32 (float64 where the states are), 0 in a row without memory.
     """
+    # Cosines, not products: how long a state is says nothing of what it is about.
     scores = cosines(states, memory, mask) / temperature(method, states.shape[-1])
     scores = _with_prior(scores, mask, prior)
     stored = held(memory, mask).to(scores.dtype)

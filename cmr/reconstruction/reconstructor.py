@@ -107,6 +107,7 @@ class LayeredStateReconstructor:
         query = query_states.reshape(1, -1, self.hidden_size)
         asks = None if asks is None else asks.reshape(1, -1)
         gathered = self._gathered(memories, query_states, layer_idx)
+        # One row: all that ask, whatever their batch row, share what is reconstructed.
         mask = torch.ones(1, len(gathered.states), dtype=torch.bool, device=query.device)
         matches = match(query, asks, gathered.states[None], mask)[0].cpu()
         # The methods give the first passages the most room.

@@ -46,16 +46,19 @@ class Feeder:
         """Be told what leaves this memory's windows, and what it forgets."""
         self.memory, core = memory, memory._core
         self._adapter, self._table = core.adapter, core.table
+        # The memory tells of each text before it stores it: what is refused here is stored nowhere.
         core.on_leaving, core.on_forgotten = self.take, self._forget
 
     def note(self, layer: int, states: torch.Tensor) -> None:
         """Keep states with the tokens of the cache in use, until they become memory."""
         step = self.memory._stepper.step
+        # A cache without a record is not followed: nothing of it becomes memory.
         if step is not None and step.record is not None:
             step.noted[f"{NOTE}{layer}"] = states
 
     def _forget(self, sessions: set[int]) -> None:
         for number in sessions:
+            # -1 is no session, and has no entries.
             if number >= 0:
                 self.buffer.clear_sequence(number)
 
@@ -92,6 +95,7 @@ class Feeder:
         Where a method needs what is not at hand (losses and gradients while generating), the
         variance of the states stands in for it, compared with its own kind.
         """
+        # A scorer of the user's is given states and nothing else, and its scale is its own.
         if not isinstance(self.scorer, RelevanceScorer):
             return _checked(self.scorer(states, mask), mask)
         method, columns = self.scorer.scoring_method, text.columns
@@ -119,11 +123,13 @@ class Feeder:
         # States behind the last block have no attention of their own: they are compared as such.
         inputs = {}
         if layer < self._adapter.depth:
+            # The layer's projections are run once more: only its states were noted.
             query = self._adapter.queries(layer, states)
             key, _ = self._adapter.keys_values(layer, states)
             if self._adapter.rotates(layer):
                 rope, reach = (text.columns.get(name) for name in ("rope", "reach"))
                 assert rope is not None
+                # At the positions that the tokens had in the window.
                 turn = self._adapter.rotary(layer, rope.to(states.device), reach)
                 query, key = rotate(query, *turn), rotate(key, *turn)
             scale = getattr(self._adapter.attention(layer), "scaling", None)
@@ -144,6 +150,7 @@ class Feeder:
     ) -> None:
         """Entries of a row, run by run where some of its tokens must not be stored."""
         ids = text.columns["token_ids"][row].tolist()
+        # Positions count from the first token of the row that is no padding.
         for start, stop in _runs(mask.tolist()):
             self.buffer.store_state(
                 states[start:stop],
@@ -161,6 +168,7 @@ def _checked(found: object, mask: torch.Tensor) -> torch.Tensor:
         got = list(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise ValueError(f"scorer: relevance {list(mask.shape)} expected, got {got}")
     found = found.detach().float().to(mask.device).masked_fill(~mask, 0.0)
+    # Asked this way round so that NaN is refused, too.
     if not bool(((found >= 0) & (found <= 1)).all()):
         raise ValueError("scorer: relevance in [0, 1] expected, got other numbers")
     return found

@@ -71,6 +71,7 @@ class FullCMRModel(MemoryModel):
         config, hidden = self.memory_config, self._hidden
         reweave, criteria = config.reweave, config.retrieval.criteria_weights
         given = {name: getattr(reweave, name) for name in RECONSTRUCTION}
+        # On where any of its settings was given; else `enable_reconstruction` takes `USUAL`.
         self.reconstruction_enabled = any(value is not None for value in given.values())
         self._reconstruction = given if self.reconstruction_enabled else dict(USUAL)
         method, tokens, ratio = (self._reconstruction[name] for name in RECONSTRUCTION)
@@ -207,6 +208,7 @@ class FullCMRModel(MemoryModel):
         if method is None:
             raise check.refuse("reconstruction_method", method, "a method's name")
         wanted = {**self._reconstruction, "reconstruction_method": method}
+        # The memory checks first, so that a refused method changes nothing.
         if self.reconstruction_enabled:
             self.memory.change(**wanted)
         self.reconstructor.method = method
@@ -253,6 +255,7 @@ class FullCMRModel(MemoryModel):
             `memory_utilisation` and `buffer_utilisation` in [0, 1].
         """
         stats, buffer = self.memory.stats(), self.memory_buffer.get_buffer_stats()
+        # The decoder alone: the projection is no part of it.
         held = [*self.model.parameters(), *self.model.buffers()]
         model = sum(tensor.numel() * tensor.element_size() for tensor in held)
         return {

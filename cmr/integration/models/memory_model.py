@@ -23,7 +23,7 @@ from cmr.integration.models.backbone.loaded import load_backbone
 from cmr.integration.models.backbone.quantisation import ready_to_save
 from cmr.integration.models.feeder import Feeder, Scorer
 from cmr.integration.models.outputs import CMROutput
-from cmr.integration.models.passes import Passes, Sessions, checked, said_of_call
+from cmr.integration.models.passes import Passes, Sessions, forward_tokens, generated_tokens
 from cmr.integration.models.projection import Projection
 from cmr.integration.models.recorder import Recorder
 from cmr.integration.models.saved import MEMORY, load_about, load_memory, save_about, save_memory
@@ -103,6 +103,7 @@ class MemoryModel(nn.Module):
     ) -> None:
         super().__init__()
         model: Any = decoder_for(source, model_name, settings, adapter, device=device, **loading)
+        # All is checked before anything is attached: what fails leaves the decoder alone.
         given = model_settings(settings, self.SCORING, model.config.get_text_config(decoder=True))
         expect_parts(output_hidden_size, memory_buffer, scorer)
         self.model = model
@@ -123,6 +124,7 @@ class MemoryModel(nn.Module):
         self.projection = None if width == self._hidden else Projection(self._hidden, width)
         self.performance = Recorder()
         self.memory_enabled, self.current_sequence_id = True, -1
+        # The parts: what captures and stores states, and what runs texts.
         self._feeder = Feeder(self.memory, self.memory_buffer, self.scorer, self.target_layers)
         self._passes = Passes(model, self._feeder)
         self.hooks = HookManager(model, adapter=core.adapter)
@@ -139,7 +141,7 @@ class MemoryModel(nn.Module):
     def memory_config(self) -> CMRConfig:
         """The settings as they were given, with what was changed since.
 
-        Those of the memory alone are `memory.config`: what it stores are not `target_layers`.
+        Those of the memory alone are `memory.config`: it does not store the `target_layers`.
         """
         return self._given.as_asked(self.memory.config)
 
@@ -156,6 +158,7 @@ class MemoryModel(nn.Module):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         """`to`, `half` and the like: before anything is remembered, as the store goes along."""
         like = self.model.get_input_embeddings().weight
+        # What `fn` does shows on an empty tensor, before weights are touched.
         probe = fn(torch.empty(0, dtype=like.dtype, device=like.device))
         if (probe.device, probe.dtype) == (like.device, like.dtype):
             return super()._apply(fn, recurse)
@@ -244,16 +247,11 @@ class MemoryModel(nn.Module):
             ConfigError: with memory, a cache that cannot be stored from is asked for.
         """
         said = self._said(use_memory, sessions, task_type)
-        inputs = self._inputs(input_ids, attention_mask, kwargs)
+        inputs = self._passes.inputs(input_ids, attention_mask, kwargs)
         with self.performance.measure("generate"):
             passed = self._passes.generate(said, inputs)
             self._note_session(said)
-        ids = passed.output
-        ids = ids if isinstance(ids, torch.Tensor) else ids.sequences
-        given = 0 if input_ids is None else input_ids.shape[1]
-        seen = inputs.get("attention_mask")
-        prompt = given * len(ids) if seen is None else int(seen.sum())
-        tokens = prompt + len(ids) * (ids.shape[1] - given)
+        tokens = generated_tokens(inputs, passed.output)
         self.performance.note("generate", tokens=tokens, **passed.counted)
         return passed.output
 
@@ -270,15 +268,14 @@ class MemoryModel(nn.Module):
         said = self._said(use_memory, sessions, task)
         if input_ids is None and inputs.get("inputs_embeds") is None:
             raise ValueError("input_ids or inputs_embeds expected, got neither")
-        inputs = self._inputs(input_ids, attention_mask, inputs)
+        inputs = self._passes.inputs(input_ids, attention_mask, inputs)
         with self.performance.measure("forward"):
             passed = self._passes.forward(said, inputs)
             self._note_session(said)
-        output, states, seen = passed.output, passed.states, inputs.get("attention_mask")
-        size = inputs["inputs_embeds"][..., 0] if input_ids is None else input_ids
-        tokens = size.numel() if seen is None else int(seen.sum())
-        self.performance.note("forward", tokens=tokens, **passed.counted)
+        self.performance.note("forward", tokens=forward_tokens(inputs), **passed.counted)
+        output, states = passed.output, passed.states
         return CMROutput(
+            # Gradient scoring makes labels of its own, whose loss nobody asked for.
             loss=output.get("loss") if "labels" in inputs else None,
             logits=output.logits,
             last_hidden_state=states if self.projection is None else self.projection(states),
@@ -292,14 +289,7 @@ class MemoryModel(nn.Module):
         on = self.memory_enabled and self.registered if use_memory is None else bool(use_memory)
         if on and not self.registered:
             raise AttachError("use_memory=True: no hooks are registered; register them first")
-        return said_of_call(self.memory, on, sessions, task)
-
-    def _inputs(self, ids: Any, mask: Any, others: dict[str, Any]) -> dict[str, Any]:
-        """The decoder's inputs, those of None left out; ids and their mask are checked."""
-        if ids is not None:
-            ids, mask = checked(ids, mask, self.memory._core.adapter.config.vocab_size)
-        inputs = {"input_ids": ids, "attention_mask": mask, **others}
-        return {name: value for name, value in inputs.items() if value is not None}
+        return self._passes.said(on, sessions, task)
 
     def _note_session(self, said: Said) -> None:
         step = self.memory._stepper.last
@@ -357,6 +347,7 @@ class MemoryModel(nn.Module):
             **options: for the decoder's own `save_pretrained`.
         """
         where = Path(folder)
+        # See there for what bitsandbytes would save otherwise.
         ready_to_save(self.model)
         self.model.save_pretrained(where, **options)
         about = {
@@ -383,15 +374,12 @@ class MemoryModel(nn.Module):
         """A model as `save_pretrained` left it: it gives the same logits, in a new process, too.
 
         `key` is that of a memory that was encrypted, `tokenizer` as for `cmr.attach`, `loading` for
-        `load_backbone`, such as `device`.
-
-        Raises:
-            MemoryNotFoundError: nothing was saved there by such a class.
-            ConfigError: another class was, or settings that this version does not know.
-            StoreError: what was remembered cannot be loaded.
+        `load_backbone`, such as `device`. `MemoryNotFoundError`: nothing was saved there by such a
+        class; `ConfigError`: another class was; `StoreError`: its memory cannot be loaded.
         """
         where = Path(folder)
         about = load_about(where, cls.__name__)
+        # The buffer had settings of its own where it was the user's, or changed since.
         made = cls(
             load_backbone(where, **loading),
             CMRConfig.from_dict(about["config"]),

@@ -83,19 +83,22 @@ class Passed:
         return {"recalls": self.recalls, "stored_blocks": self.stored_blocks}
 
 
-def said_of_call(memory: Memory, on: bool, sessions: Sessions, task: str | None) -> Said:
-    """What a call says: whether it remembers and recalls, whose memory, and what it is about."""
-    if not on and (sessions is not None or task is not None):
-        raise ConfigError("sessions and task_type say whose memory is read, and memory is off")
-    said = Said(active=on)
-    if task is not None:
-        settings_of(task)  # refuses an unknown one
-        said = replace(said, about=(task,), settings={"strategy": "task_specific"})
-    if sessions is not None:
-        names = (sessions,) if isinstance(sessions, str) else tuple(sessions)
-        memory._core.table.check(*names)
-        said = replace(said, names=names, create=True)
-    return said
+def forward_tokens(inputs: Mapping[str, Any]) -> int:
+    """Tokens that a forward takes, padding not counted. Waits for the device."""
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    if mask is not None:
+        return int(mask.sum())
+    return (inputs["inputs_embeds"][..., 0] if ids is None else ids).numel()
+
+
+def generated_tokens(inputs: Mapping[str, Any], output: Any) -> int:
+    """Tokens of prompts and answers, padding of the prompts not counted. Waits for the device."""
+    # A dictionary where `return_dict_in_generate` asks for one.
+    out = output if isinstance(output, torch.Tensor) else output.sequences
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    given = 0 if ids is None else ids.shape[1]
+    prompt = given * len(out) if mask is None else int(mask.sum())
+    return prompt + len(out) * (out.shape[1] - given)
 
 
 class Passes:
@@ -114,6 +117,27 @@ class Passes:
     def _memory(self) -> Memory:
         return self._feeder.memory
 
+    def said(self, on: bool, sessions: Sessions, task: str | None) -> Said:
+        """What a call says: whether memory is on, whose it is, and what it is about; checked."""
+        if not on and (sessions is not None or task is not None):
+            raise ConfigError("sessions and task_type say whose memory is read, and memory is off")
+        said = Said(active=on)
+        if task is not None:
+            settings_of(task)  # refuses an unknown one
+            said = replace(said, about=(task,), settings={"strategy": "task_specific"})
+        if sessions is not None:
+            names = (sessions,) if isinstance(sessions, str) else tuple(sessions)
+            self._memory._core.table.check(*names)
+            said = replace(said, names=names, create=True)
+        return said
+
+    def inputs(self, ids: Any, mask: Any, others: dict[str, Any]) -> dict[str, Any]:
+        """The decoder's inputs, those of None left out; ids and their mask are checked."""
+        if ids is not None:
+            ids, mask = checked(ids, mask, self._memory._core.adapter.config.vocab_size)
+        inputs = {"input_ids": ids, "attention_mask": mask, **others}
+        return {name: value for name, value in inputs.items() if value is not None}
+
     def forward(self, said: Said, inputs: dict[str, Any]) -> Passed:
         """A forward: exactly the decoder's where `said` turns memory off.
 
@@ -122,6 +146,7 @@ class Passes:
         """
         core = self._memory._core
         recalls, blocks = core.recalls_made, 0
+        # The last hidden state is read by a hook: asking for all of them would keep every layer's.
         with call(core, said), self._final_states() as final:
             if said.active and "past_key_values" not in inputs and not inputs.get("use_cache"):
                 output, blocks = self._whole(inputs, final)
@@ -142,6 +167,7 @@ class Passes:
                 _require_cache(inputs)
                 with self._memory._stepper.following() as caches:
                     output = self._model.generate(**inputs)
+                # Prompt and answer stand in the cache yet; they are stored as if they left it.
                 for cache in caches:
                     self._memory.absorb(cache)
         blocks = core.ring.written - written if said.active else 0
@@ -210,6 +236,7 @@ class Passes:
                 inputs = {n: x.clone() if isinstance(x, torch.Tensor) else x
                           for n, x in inputs.items()}  # fmt: skip
                 labels = labels.clone()
+        # Scores of the index layer go with the blocks, those of captured layers with the entries.
         output, found = scored_forward(
             core.adapter,
             lambda: self._model(**{**inputs, "labels": labels}),
@@ -221,6 +248,7 @@ class Passes:
         if record is not None:
             noted = {f"{GRADIENT}{n}": scores for n, scores in found.items()}
             record.note(**noted, **{f"{SCORE}gradient_based": found[core.index_layer]})
+        # Whoever did not ask for a graph is not to keep it alive.
         if not torch.is_grad_enabled():
             for name in ("loss", "logits"):
                 if output.get(name) is not None:
@@ -244,6 +272,7 @@ def _record(cache: DynamicCache) -> WindowRecord | None:
 def _require_cache(options: Mapping[str, Any]) -> None:
     """Raises where `generate` would use a cache that memory cannot follow."""
     implementation = options.get("cache_implementation")
+    # Static caches are overwritten in place, so what left them could not be told.
     if implementation not in (None, "dynamic", "dynamic_full") or options.get("use_cache") is False:
         raise ConfigError(
             "generate with memory stores from a dynamic cache: use_cache=True and no "

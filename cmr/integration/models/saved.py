@@ -66,6 +66,7 @@ def load_about(folder: Path, kind: str) -> dict[str, Any]:
 def _write(path: Path, content: dict[str, Any]) -> None:
     """All of it or nothing."""
     temporary = path.with_suffix(".tmp")
+    # A crash in the middle must leave the old file.
     temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
     os.replace(temporary, path)
 

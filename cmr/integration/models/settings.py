@@ -66,6 +66,7 @@ def model_settings(
     if "scoring_method" not in memory:
         changes["scoring_method"] = scoring_method
     config = replace(config, memory=replace(config.memory, **changes))
+    # In a longer window than it was made for a decoder computes nonsense.
     if "window" not in said.get("", {}) and max_positions is not None:
         config = replace(config, window=min(config.window, max_positions))
     # A budget may be a share of a device's memory: no number of entries follows from that.
@@ -102,6 +103,7 @@ def expect_parts(width: object, buffer: object, scorer: object) -> None:
 def _stores(config: CMRConfig) -> dict[str, Any]:
     """Fields of the memory that differ where it stores other layers than are captured."""
     memory, captured, layers = config.memory, config.memory.target_layers, config.reweave.layers
+    # Layers to read at are stored, and those where next-token recall compares tokens.
     if layers is not None:
         stored: tuple[int, ...] | None = tuple(
             sorted({*layers, *(config.next_token.knn_layers or ())})
@@ -137,6 +139,7 @@ def _said(given: Any) -> dict[str, dict[str, Any]]:
         return keys.resolve(given, TOPICS)
     if not isinstance(given, CMRConfig):
         raise check.refuse("the memory's settings", given, "a CMRConfig, a dictionary or None")
+    # A `CMRConfig` does not say what was given: what differs from the defaults was.
     usual = CMRConfig()
     found: dict[str, dict[str, Any]] = {}
     for topic in TOPICS:

@@ -30,6 +30,7 @@ class CMRTransformer(MemoryModel):
         **options: Any,
     ) -> None:
         super().__init__(config, memory_config, model_name=model_name, **options)
+        # The specification registers hooks by a call of their own.
         self.cleanup_hooks()
 
     def forward(

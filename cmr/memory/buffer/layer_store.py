@@ -102,6 +102,7 @@ class LayerStore:
     def duplicates(self) -> torch.Tensor:
         """Slots of entries for which a newer one has the same sequence, token and state."""
         slots = self.find()
+        # Newest first, so that of equals the first one stays.
         slots = slots[self.columns["created"][slots].argsort(descending=True)]
         owner, token = (self.columns[name][slots] for name in ("sequence", "token_id"))
         states = F.normalize(self.states(slots).float(), dim=-1)
@@ -146,6 +147,7 @@ class LayerStore:
             self.by_tier[tier] += 1
 
     def _put(self, slots: torch.Tensor, states: torch.Tensor) -> None:
+        # Without codes the slot is the row.
         if self.reduces:
             rows = torch.tensor([heapq.heappop(self._free_rows) for _ in range(len(slots))])
         else:
@@ -202,6 +204,7 @@ class LayerStore:
         rows = self._row[slots]
         rows = rows[rows >= 0]
         at = rows.to(self.device)
+        # Zeroed at once: forgotten text must not lie around until it is overwritten.
         self._states.index_fill_(0, at, 0)
         self._inverse_norm.index_fill_(0, at, 0)
         self._row[slots] = -1
@@ -235,6 +238,7 @@ class LayerStore:
     ) -> torch.Tensor:
         """The k of the given slots with the highest cosine to `query` `[hidden]`, best first."""
         query = query.to(self.device)[None]
+        # Whole states and codes lie in two tensors: each is searched, and the answers are merged.
         rows, coded = self._row[slots], self.in_codes(slots)
         full = rows[~coded]
         at_row = torch.full((len(self._states),), -1)

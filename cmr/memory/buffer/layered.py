@@ -52,7 +52,6 @@ class LayeredMemoryBuffer:
         device: where the states are kept; None: where a layer's first state is.
 
     Attributes:
-        limits: the numbers above.
         lock: held while a method runs; whoever calls several that belong together holds it.
 
     Raises:
@@ -127,8 +126,8 @@ class LayeredMemoryBuffer:
     ) -> range:
         """Store the hidden state of a token, or of several that follow each other.
 
-        Several are stored one after the other: where more come than fit, the last ones stay. A
-        layer's first state decides the width and data type of all of its states.
+        Where more come than fit, the last ones stay. A layer's first state decides the width and
+        data type of all of its states.
 
         Args:
             hidden_state: `[hidden]` or `[tokens, hidden]`, any float dtype, finite.
@@ -137,8 +136,7 @@ class LayeredMemoryBuffer:
             position_idx: position of the first token in its sequence.
             relevance_score: in [0, 1]; one number or `[tokens]`.
             token_ids: a token id for each token, or none.
-            session: name of the sequence; entries without one take the name that is known. It is
-                forgotten with the sequence's last entry.
+            session: name of the sequence, until its last entry goes; '': the one that is known.
 
         Returns:
             The numbers (`timestamp`) of the new entries, which count up from 1.
@@ -162,6 +160,7 @@ class LayeredMemoryBuffer:
             if session not in ("", name):
                 raise ValueError(f"session: sequence {sequence} has another name already")
             store = self._layers.fitting(layer, states, self.device or states.device)
+            # Only now: a state that does not fit the layer leaves no name behind.
             if name:
                 self._layers.names[sequence] = name
             return self._layers.write(
@@ -347,7 +346,7 @@ class LayeredMemoryBuffer:
         return LayeredMemoryBuffer(**asdict(self.limits), device=self.device)
 
     def release(self) -> None:
-        """Forget everything, and let go of the layers' room: the next state decides it anew."""
+        """Forget all entries, and let go of the layers' room: the next state decides it anew."""
         with self.lock:
             self._layers.clear(None)
             self._layers.stores.clear()
@@ -382,6 +381,7 @@ class LayeredMemoryBuffer:
         with self.lock:
             loaded = Layers(self.limits)
             device = self.device or torch.device("cpu")
+            # Built beside what is there, which stays where the file is refused.
             base = restore(path, key, self._settings(), loaded, device)
             # All that can fail is done. What goes is zeroed, not only let go of.
             self._layers.clear(None)

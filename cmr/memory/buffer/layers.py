@@ -132,6 +132,7 @@ class Layers:
         first, count, done = self.clock + 1, len(states), 0
         evicted = self.counted["evicted"]
         while done < count:
+            # Part by part: a text may be longer than the room that can be made at once.
             self._make_room(store, sequence)
             part = slice(done, done + min(count - done, self._room(store)))
             done = part.stop
@@ -162,6 +163,7 @@ class Layers:
         of = self.limits
         if store.held == store.slots:
             self._evict([store], of.kept(store.slots), sequence)
+        # Entries of all layers compete: a layer may shrink for another one.
         if len(self) == of.max_total_entries:
             self._evict([*self.stores.values()], of.kept(of.max_total_entries), sequence)
         if store.by_tier[RECENT] == of.recent:

@@ -108,6 +108,7 @@ def restore(
         columns["created"] = opened.numbers[batch.positions]
         columns["sequence"] = opened.session[batch.positions]
         store = into.stores[number]
+        # A file that was tampered with may pass its checksums, and must not make such a buffer.
         wrong = _wrong(store, slots, columns["tier"], form, batch, settings)
         if wrong:
             corrupt(opened.path, f"layer {number}: {wrong}")

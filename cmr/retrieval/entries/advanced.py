@@ -158,6 +158,7 @@ class AdvancedMemoryRetriever:
         name = self._known(self.config.strategy if strategy is None else strategy)
         budget = check.integer("retrieval_budget", context.retrieval_budget, 0)
         number = check.integer("current_layer_idx", context.current_layer_idx, 0)
+        # Held from the search to the copies: a slot may get another entry.
         with self.memory_buffer.lock:
             began = time.perf_counter()
             # Checked and counted where there is nothing to find, too.
@@ -225,6 +226,7 @@ class AdvancedMemoryRetriever:
                 f"scores: {list(fits.shape)} expected of {type(scorer).__name__}, "
                 f"got {list(found.passages.shape)}"
             )
+        # Whatever a strategy says, a row finds only what it may see and what fits.
         base = found.passages.masked_fill(~(fits & visible(ask, view)), NEG_INF)
         k = min(budget, view.high_water)
         if found.profiles is not None:

@@ -40,6 +40,7 @@ class EntryLedger:
         self.changes += 1
         # Where an entry sinks, its state may go over into 8 bits.
         fresh = (of["created"] != self.number) | (of["tier"] != self._tier)
+        # Slots that were emptied are no news: searches look at `owner` for them.
         self._stamp[fresh & (of["created"] > 0)] = self.changes
         self.owner, self.number = of["sequence"].clone(), of["created"].clone()
         self._tier, self._version = of["tier"].clone(), self.store.version

@@ -72,6 +72,7 @@ class SemanticMemoryMatcher:
         """The same of cosines `[batch, tokens, entries]` float32 that are known already."""
         if mask is not None:
             maxima = maxima.masked_fill(~mask[:, :, None], NEG_INF)
+        # Nobody asks: the maximum over nothing is no number.
         if not maxima.shape[1]:
             return maxima.new_full((len(maxima), maxima.shape[2]), NEG_INF)
         found = maxima.amax(1)

@@ -106,6 +106,7 @@ class BackboneAdapter:
             if self.model_name is None:
                 raise ConfigError("a model, its name or a configuration expected, got None")
             source = self.model_name
+        # A description is made a configuration here, where the kind is known.
         if not isinstance(source, str | os.PathLike | nn.Module):
             source = config_of(self._described(source))
         return load_backbone(source, expect=self.require if self.model_types else None, **loading)
@@ -155,6 +156,7 @@ def decoder_for(
     if adapter is not None and not isinstance(adapter, BackboneAdapter):
         raise TypeError(f"adapter: a BackboneAdapter or None expected, got {adapter!r}")
     kind = BackboneAdapter() if adapter is None else adapter
+    # The specification names the device in the memory's settings, too.
     named, asked = device_in(settings), options.get("device")
     if named is not None:
         if asked is not None and str(asked) != named:

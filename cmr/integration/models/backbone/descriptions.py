@@ -55,6 +55,7 @@ def config_of(described: Any) -> Any:
             "a model, a name or folder, or a configuration (of transformers, a dict or a "
             f"SimpleNamespace) expected, got {type(described).__name__}"
         )
+    # Synonyms first, so that a field is checked and set alike under either name.
     fields = {SYNONYMS.get(str(name), str(name)): value for name, value in described.items()}
     family = fields.pop("model_type", None)
     return _made(fields) if family is None else _of_family(family, fields)
@@ -108,10 +109,11 @@ def random_model(config: Any, dtype: torch.dtype | str | None = None) -> nn.Modu
     from transformers import AutoModelForCausalLM
 
     wanted = {} if dtype is None or dtype == "auto" else {"dtype": dtype}
+    # Weights are made on the CPU, so only its random state is put aside.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         try:
-            # A copy: transformers writes the chosen attention into the configuration it is given.
+            # A copy: transformers writes into the configuration that it is given.
             model = AutoModelForCausalLM.from_config(copy.deepcopy(config), **wanted)
         except (ValueError, TypeError) as error:
             raise ConfigError(

@@ -64,6 +64,7 @@ def load_backbone(
         if expect is not None:
             expect(source)
         return _moved(source if loaded else random_model(source, dtype), where)
+    # A family that is not expected is refused before gigabytes are loaded.
     if expect is not None:
         expect(config_at(source, **options))
     if config is not None:
@@ -135,6 +136,7 @@ def _found(name: str, load: Callable[[str], Any]) -> Any:
     try:
         return load(name)
     except OSError as error:
+        # Transformers raises OSError for all of it: unknown names, no network, gated models.
         if folder.is_dir():  # it is there: what is wrong with it says the error itself
             raise
         raise ModelNotFoundError(
