@@ -2,9 +2,8 @@
 
 Tensor functions, shared by the attached memory and by the specification's classes:
 
-- `matching`: how well each recalled token matches what asks.
-- `plan`: which tokens go into which read token, and with what share.
-- `methods`: how the plans of the reconstruction methods are made.
+- `methods`: how well recalled tokens match what asks, and which of them are read.
+- `read_plan`: which tokens go into which read token, and with what share.
 - `readout`: a weighted sum over memory for every token that reads.
 - `blend`: how such a sum enters the states.
 """

@@ -31,8 +31,8 @@ def blend(
         weight: w, a number or broadcastable to `[batch, tokens]`; where it is 0 nothing changes.
 
     Returns:
-        `[batch, tokens, hidden]` in the states' dtype, formed in float32 (or float64). What does
-        not change comes bit for bit.
+        The same shape and dtype, formed in float32 (or float64). What does not change comes bit for
+        bit.
     """
     share = torch.as_tensor(weight, device=states.device, dtype=wide(states).dtype)
     reads = (reads & (share > 0)).unsqueeze(-1)
@@ -40,6 +40,7 @@ def blend(
     here = wide(states)
     kept = here if method == "residual" else (1.0 - share) * here
     mixed = (kept + share * recalled.to(here.dtype)).to(states.dtype)
+    # Rounding must not touch a token that reads nothing, so it is taken as it came.
     return torch.where(reads, mixed, states)
 
 
@@ -51,11 +52,7 @@ def fit(
     `(best cosine - floor) / (1 - floor)`, at least 0: nothing where the best is no better than what
     can be expected when nothing fits, 1 for a copy.
 
-    Args:
-        states: `[batch, tokens, hidden]`, any float dtype.
-        memory: `[batch, n, hidden]`.
-        mask: `[batch, n]` bool, True where there is a token.
-        floor: `[batch]`, see `expected_best`.
+    States, memory and mask are as of `read_out`; `floor` is `[batch]`, see `expected_best`.
 
     Returns:
         `[batch, tokens]` float32 (float64 where the states are); 0 in a row without memory.
@@ -64,6 +61,7 @@ def fit(
     if not cosine.shape[2]:
         return cosine.new_zeros(cosine.shape[:2])
     best = cosine.masked_fill(~mask[:, None], -1.0).amax(-1)
+    # A floor of 1 leaves no room: it is divided by the least number then.
     floor = floor.to(best.dtype)[:, None]
     room = (1.0 - floor).clamp(min=torch.finfo(best.dtype).eps)
     return ((best - floor) / room).clamp(0.0, 1.0) * mask.any(1, keepdim=True)
@@ -77,15 +75,13 @@ def expected_best(memory: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     of n normal draws is expected below sqrt(2 ln n) deviations (Boucheron, Lugosi and Massart 2013,
     theorem 2.5). The search's certainty grows with ln n likewise.
 
-    Args:
-        memory: `[batch, n, hidden]`, any float dtype.
-        mask: `[batch, n]` bool, True where there is a token.
-
     Returns:
-        `[batch]` float32 in [0, 1]; 0 with fewer than two tokens.
+        `[batch]` float32 in [0, 1] for memory `[batch, n, hidden]` and its mask `[batch, n]`; 0
+        with fewer than two tokens.
     """
     unit = F.normalize(held(memory, mask).float(), dim=-1)
     alive = unit.square().sum(-1).sum(-1)  # the cosines of tokens with themselves
+    # Cosines of tokens with themselves are left out of mean and deviation.
     pairs = (alive * (alive - 1.0)).clamp(min=1.0)
     mean = (unit.sum(1).square().sum(-1) - alive) / pairs
     # The squares of all cosines, by the smaller of the two products that have them as their norm.
@@ -100,6 +96,7 @@ def expected_best(memory: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 def even_gate(weight: float) -> float:
     """logit(weight): what is added to memory's logits beside the token's own."""
+    # At the ends the logit is infinite; the sigmoid of it is exactly 0 or 1.
     if weight in (0.0, 1.0):
         return math.copysign(math.inf, weight - 0.5)
     return math.log(weight) - math.log1p(-weight)

@@ -10,14 +10,12 @@ import torch.nn.functional as F
 
 from cmr.config import CRITERIA
 from cmr.config import checks as check
-from cmr.errors import ModelMismatchError
-from cmr.reconstruction.checks import expect_device, expect_states
-from cmr.reconstruction.result import Reconstruction
+from cmr.memory.state_checks import expect_device, expect_dtype, expect_states
+from cmr.reconstruction.result import COLUMNS, Reconstruction
 
 DEFAULT_WEIGHTS = {"relevance": 0.4, "similarity": 0.4, "recency": 0.2}
 NEWER_PER_HALF = 0.25
 """Share of all states that is newer than one whose recency is one half."""
-
 ROUNDING = 1e-6
 """What the cosine of a state with itself may be short of 1."""
 
@@ -108,29 +106,22 @@ class ContextBlender:
             states, first = context.states, contexts[0].states
             expect_states("contexts", states, self.hidden_size, (2,))
             expect_device("contexts", states, first.device)
-            if states.dtype != first.dtype:
-                raise ModelMismatchError(
-                    f"contexts: dtype {first.dtype} (of the first) expected, got {states.dtype}"
-                )
+            expect_dtype("contexts", states, first, "of the first")
+        device = contexts[0].states.device
+        columns = {
+            name: torch.cat([getattr(context, name).to(device) for context in contexts])
+            for name in COLUMNS
+        }
+        # Runs of one context stay apart from those of another.
         runs, before = [], 0
         for context in contexts:
             runs.append(context.passages + before)
             before += int(context.passages.max()) + 1 if len(context) else 0
+        columns["passages"] = torch.cat(runs).to(device)
         kinds = {context.method for context in contexts}
-        device = contexts[0].states.device
-
-        def of(name: str) -> torch.Tensor:
-            return torch.cat([getattr(context, name).to(device) for context in contexts])
-
         return Reconstruction(
-            states=of("states"),
-            weights=of("weights"),
-            similarity=of("similarity"),
-            relevance=of("relevance"),
-            timestamp=of("timestamp"),
-            passages=torch.cat(runs).to(device),
-            layers=of("layers"),
-            sources=tuple((i,) for i in range(sum(len(context) for context in contexts))),
+            **columns,
+            sources=tuple((i,) for i in range(len(columns["states"]))),
             method=kinds.pop() if len(kinds) == 1 else "weighted_sum",
         )
 
@@ -156,6 +147,7 @@ class ContextBlender:
         alike = (cosine >= self.merge_similarity - ROUNDING).cpu()
         places = torch.arange(len(alike))
         heads = places.clone()
+        # One after the other: a state that is one with an earlier one takes no others with it.
         for place in range(len(heads)):
             if heads[place] == place:
                 free = (heads == places) & (places > place)
@@ -172,13 +164,12 @@ def _cosines(joined: Reconstruction) -> torch.Tensor:
 def _diversity(base: torch.Tensor, cosine: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
     """How little each state is like those that count more, `[n]` float32 in [0, 1].
 
-    Args:
-        base: `[n]` float32, what each counts so far; of equal ones the earlier counts more.
-        cosine: `[n, n]`.
-        heads: `[n]` int64; states with the same one are the same and are not compared.
+    `base` is what each counts so far; of equal ones the earlier counts more. States with the same
+    head are one and are not compared.
     """
     place = torch.empty_like(heads)
     place[base.argsort(descending=True, stable=True)] = torch.arange(len(base), device=heads.device)
+    # Compared with every state that counts more, not only with the next one.
     above = (place < place[:, None]) & (heads != heads[:, None])
     return 1.0 - cosine.masked_fill(~above, 0.0).amax(1).clamp(0.0, 1.0)
 
@@ -190,6 +181,7 @@ def _merged(joined: Reconstruction, heads: torch.Tensor) -> Reconstruction:
         return joined
     into, kept = into.to(joined.states.device), kept.to(joined.states.device)
     many = len(kept)
+    # A merged state counts as much as its members together.
     weights = torch.zeros(many, device=into.device).index_add_(0, into, joined.weights)
     # Where all weights of a group are 0, each of its states counts the same.
     count = torch.bincount(into, minlength=many)
@@ -207,7 +199,8 @@ def _merged(joined: Reconstruction, heads: torch.Tensor) -> Reconstruction:
     sources: list[list[int]] = [[] for _ in range(many)]
     for i, group in enumerate(into.tolist()):
         sources[group].append(i)
-    return Reconstruction(
+    return replace(
+        joined,
         states=states,
         weights=weights,
         similarity=most(joined.similarity),
@@ -216,5 +209,4 @@ def _merged(joined: Reconstruction, heads: torch.Tensor) -> Reconstruction:
         passages=joined.passages[kept],
         layers=joined.layers[kept],
         sources=tuple(tuple(group) for group in sources),
-        method=joined.method,
     )

@@ -1,28 +1,24 @@
-"""Entries of a memory as tensors: runs of text, each token with what is known of it."""
+"""`Gathered`: entries of a memory as tensors, token by token in the order of their texts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from cmr.errors import ModelMismatchError
+from cmr.errors import ConfigError
 from cmr.memory.entry import MemoryEntry
-from cmr.reconstruction.checks import expect_device, expect_states
+from cmr.memory.state_checks import expect_device, expect_dtype, expect_states
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """Stored states in the order of their texts.
+    """Stored states `[n, hidden]` in the order of their texts, with columns `[n]` on the CPU.
 
-    Attributes:
-        states: `[n, hidden]`.
-        runs: `[n]` int64, 0 for the tokens of the first run of text, and so on.
-        relevance: `[n]` float32.
-        timestamp: `[n]` float64.
-        layers: `[n]` int64.
-        sources: `[n]` int64 place in the list of entries.
+    `runs` number the runs of text, 0 the first, and `sources` the places in the list of entries.
     """
 
     states: torch.Tensor
@@ -32,85 +28,124 @@ class Gathered:
     layers: torch.Tensor
     sources: torch.Tensor
 
-    def order(self, rows: torch.Tensor) -> Gathered:
-        """The given rows in their order."""
-        return Gathered(
-            self.states[rows.to(self.states.device)],
-            self.runs[rows],
-            self.relevance[rows],
-            self.timestamp[rows],
-            self.layers[rows],
-            self.sources[rows],
+    @classmethod
+    def of_states(cls, states: torch.Tensor, hidden: int, layer: int | None) -> Gathered:
+        """States `[n, hidden]` as one run of text; each row is its own source."""
+        expect_states("memories", states, hidden, (2,))
+        n = len(states)
+        layers = torch.full((n,), -1 if layer is None else layer)
+        zeros = torch.zeros(n, dtype=torch.int64)
+        half, clock = torch.full((n,), 0.5), torch.zeros(n, dtype=torch.float64)
+        return cls(states, zeros, half, clock, layers, torch.arange(n))
+
+    @classmethod
+    def of_entries(
+        cls, entries: Sequence[MemoryEntry], hidden: int, layer: int | None, like: torch.Tensor
+    ) -> Gathered:
+        """Entries of a layer (None: of any); those that follow each other in a text are one run.
+
+        `like` says on which device the states have to be, and their data type if there are none.
+        """
+        for entry in entries:
+            if not isinstance(entry, MemoryEntry):
+                raise TypeError(f"memories: MemoryEntry expected, got {type(entry).__name__}")
+            expect_states("hidden_state", entry.hidden_state, hidden, (1, 2))
+            expect_device("hidden_state", entry.hidden_state, like.device)
+            first = entries[0].hidden_state
+            expect_dtype("hidden_state", entry.hidden_state, first, "of the first entry")
+        places = [i for i, entry in enumerate(entries) if layer in (None, entry.layer_idx)]
+        places.sort(key=lambda i: (*_text(entries[i]), entries[i].position_idx))
+        chosen = [entries[i] for i in places]
+        runs, before = [], None
+        for entry in chosen:
+            begins = before is None or not _follows(entry, before)
+            runs.append((runs[-1] if runs else -1) + begins)
+            before = entry
+        sizes = torch.tensor([_tokens(entry) for entry in chosen], dtype=torch.int64)
+
+        def spread(values: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
+            return torch.tensor(values, dtype=dtype).repeat_interleave(sizes)
+
+        states = [entry.hidden_state.reshape(-1, hidden) for entry in chosen]
+        return cls(
+            torch.cat(states) if states else like.new_empty(0, hidden),
+            spread(runs, torch.int64),
+            spread([entry.relevance_score for entry in chosen], torch.float32),
+            spread([entry.timestamp for entry in chosen], torch.float64),
+            spread([entry.layer_idx for entry in chosen], torch.int64),
+            spread(places, torch.int64),
         )
 
+    def best_first(self, matches: torch.Tensor) -> tuple[Gathered, torch.Tensor]:
+        """Runs in the order of their best match, numbered anew; equally good ones as they come."""
+        if not len(matches):
+            return self, matches
+        number = int(self.runs.max()) + 1
+        best = torch.full((number,), float("-inf"))
+        best.scatter_reduce_(0, self.runs, matches, "amax")
+        place = torch.empty(number, dtype=torch.int64)
+        place[best.argsort(descending=True, stable=True)] = torch.arange(number)
+        ranks = place[self.runs]
+        order = ranks.argsort(stable=True)
+        names = ("relevance", "timestamp", "layers", "sources")
+        columns = {name: getattr(self, name)[order] for name in names}
+        states = self.states[order.to(self.states.device)]
+        return replace(self, states=states, runs=ranks[order], **columns), matches[order]
 
-def gather_states(states: torch.Tensor, hidden: int, layer: int | None) -> Gathered:
-    """States `[n, hidden]` as one run of text; each row is its own source."""
-    expect_states("memories", states, hidden, (2,))
-    n = len(states)
-    layers = torch.full((n,), -1 if layer is None else layer)
-    zeros = torch.zeros(n, dtype=torch.int64)
-    half, clock = torch.full((n,), 0.5), torch.zeros(n, dtype=torch.float64)
-    return Gathered(states, zeros, half, clock, layers, torch.arange(n))
+    def recomputed(self, model: Any, entries: Sequence[MemoryEntry]) -> Gathered:
+        """The same tokens with states from a forward of a decoder over each run of text.
 
-
-def gather_entries(
-    entries: Sequence[MemoryEntry], hidden: int, layer: int | None, like: torch.Tensor
-) -> Gathered:
-    """Entries in the order of their texts; those that follow each other there are one run.
-
-    Args:
-        entries: of any sequence and layer; `hidden_state` is `[hidden]` or `[tokens, hidden]`.
-        hidden: width that is expected.
-        layer: entries of other layers are left out; None: none is.
-        like: says on which device the states have to be, and their data type if there are none.
-
-    Raises:
-        TypeError: something is no entry, or its state no tensor of floats.
-        ModelMismatchError: a width, device or data type is another one.
-    """
-    for entry in entries:
-        if not isinstance(entry, MemoryEntry):
-            raise TypeError(f"memories: MemoryEntry expected, got {type(entry).__name__}")
-        expect_states("hidden_state", entry.hidden_state, hidden, (1, 2))
-        expect_device("hidden_state", entry.hidden_state, like.device)
-        if entry.hidden_state.dtype != entries[0].hidden_state.dtype:
-            raise ModelMismatchError(
-                f"hidden_state: dtype {entries[0].hidden_state.dtype} (of the first entry) "
-                f"expected, got {entry.hidden_state.dtype}"
-            )
-    places = [i for i, entry in enumerate(entries) if layer in (None, entry.layer_idx)]
-    places.sort(key=lambda i: (*_text(entries[i]), entries[i].position_idx))
-    states: list[torch.Tensor] = [like.new_empty(0, hidden)] if not places else []
-    sizes, runs, run = [], [], -1
-    for at, i in enumerate(places):
-        entry = entries[i]
-        before = None if at == 0 else entries[places[at - 1]]
-        if before is None or not _follows(entry, before):
-            run += 1
-        states.append(entry.hidden_state.reshape(-1, hidden))
-        sizes.append(len(states[-1]))
-        runs.append(run)
-    repeat = torch.tensor(sizes, dtype=torch.int64)
-
-    def spread(values: list[float], dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype).repeat_interleave(repeat)
-
-    return Gathered(
-        torch.cat(states),
-        spread(list(runs), torch.int64),
-        spread([entries[i].relevance_score for i in places], torch.float32),
-        spread([entries[i].timestamp for i in places], torch.float64),
-        spread([entries[i].layer_idx for i in places], torch.int64),
-        spread(list(places), torch.int64),
-    )
+        A memory that is attached to the model rests meanwhile.
+        """
+        for i in sorted(set(self.sources.tolist())):
+            tokens = _tokens(entries[i])
+            if len(entries[i].token_ids) != tokens:
+                raise ConfigError(
+                    f"reconstruction_method='recompute': entries with the ids of their tokens "
+                    f"expected, got {len(entries[i].token_ids)} ids for {tokens} states"
+                )
+        # A beginning-of-text token is the attention sink of each run, where the model has one.
+        begin = getattr(model.config.get_text_config(decoder=True), "bos_token_id", None)
+        front = [begin] if isinstance(begin, int) else []
+        device = model.get_input_embeddings().weight.device
+        states = torch.empty_like(self.states)
+        with _resting(model), torch.no_grad():
+            for run in range(int(self.runs.max()) + 1 if len(self.runs) else 0):
+                rows = (self.runs == run).nonzero()[:, 0]
+                places = self.sources[rows].unique_consecutive().tolist()
+                ids = front + [token for i in places for token in entries[i].token_ids]
+                found = model(
+                    input_ids=torch.tensor([ids], device=device),
+                    use_cache=False,
+                    output_hidden_states=True,
+                ).hidden_states[int(self.layers[rows[0]])]
+                states[rows.to(states.device)] = found[0, len(front) :].to(states)
+        return replace(self, states=states)
 
 
 def _text(entry: MemoryEntry) -> tuple[int, int]:
     return entry.sequence_id, entry.layer_idx
 
 
+def _tokens(entry: MemoryEntry) -> int:
+    return 1 if entry.hidden_state.ndim == 1 else len(entry.hidden_state)
+
+
 def _follows(entry: MemoryEntry, before: MemoryEntry) -> bool:
-    tokens = 1 if before.hidden_state.ndim == 1 else len(before.hidden_state)
-    end = before.position_idx + tokens
+    end = before.position_idx + _tokens(before)
     return _text(entry) == _text(before) and entry.position_idx == end
+
+
+@contextmanager
+def _resting(model: Any) -> Iterator[None]:
+    """A memory attached to the model neither captures nor recalls inside."""
+    # Found by its attribute: reconstruction does not know what is attached, or how.
+    memory = getattr(model, "_cmr_memory", None)
+    if memory is None or not memory.stats()["active"]:
+        yield
+        return
+    memory.pause()
+    try:
+        yield
+    finally:
+        memory.resume()

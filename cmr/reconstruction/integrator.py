@@ -9,9 +9,8 @@ import torch
 
 from cmr.config import METHODS
 from cmr.config import checks as check
-from cmr.errors import ModelMismatchError
+from cmr.memory.state_checks import expect_device, expect_dtype, expect_mask, expect_states
 from cmr.reconstruction.blend import blend, even_gate, expected_best, fit
-from cmr.reconstruction.checks import expect_device, expect_mask, expect_states
 from cmr.reconstruction.readout import joint, read_out
 from cmr.reconstruction.result import Reconstruction
 
@@ -107,24 +106,21 @@ class ReconstructionIntegrator:
         expect_states("hidden_states", hidden_states, self.hidden_size, (3,))
         asks = expect_mask(attention_mask, hidden_states)
         held = self._held(hidden_states, memory, memory_mask)
-        expect_device("memory", held.states, hidden_states.device)
-        reads = held.mask.any(1, keepdim=True)
+        states, mask = held.states, held.mask
+        expect_device("memory", states, hidden_states.device)
+        reads = mask.any(1, keepdim=True)
         reads = reads if asks is None else reads & asks
         weight: float | torch.Tensor = self.memory_weight
+        # Here the gate is part of the softmax: memory and the token itself share one.
         if self.method == "attention":
-            recalled, lead = joint(hidden_states, held.states, held.mask, held.prior)
+            recalled, lead = joint(hidden_states, states, mask, held.prior)
             weight = torch.sigmoid(lead + even_gate(self.memory_weight))
             return blend(hidden_states, recalled, reads, self.method, weight)
         if self.method == "gated":
-            floor = expected_best(held.states, held.mask)
-            weight = weight * fit(hidden_states, held.states, held.mask, floor)
+            weight = weight * fit(hidden_states, states, mask, expected_best(states, mask))
+        passages, prior = held.passages, held.prior
         recalled = read_out(
-            hidden_states,
-            held.states,
-            held.mask,
-            method=held.method,
-            passages=held.passages,
-            prior=held.prior,
+            hidden_states, states, mask, method=held.method, passages=passages, prior=prior
         )
         return blend(hidden_states, recalled, reads, self.method, weight)
 
@@ -172,11 +168,8 @@ class ReconstructionIntegrator:
         for row in given:
             expect_states("memory", row.states, self.hidden_size, (2,))
             expect_device("memory", row.states, hidden.device)
-            if row.states.dtype != given[0].states.dtype:
-                raise ModelMismatchError(
-                    f"memory: dtype {given[0].states.dtype} (of the first row) expected, "
-                    f"got {row.states.dtype}"
-                )
+            expect_dtype("memory", row.states, given[0].states, "of the first row")
+        # Rows are padded to the longest; what stands behind the end is masked.
         most = max((len(row) for row in given), default=0)
         like = given[0].states if given else hidden
         states = like.new_zeros(len(rows), most, self.hidden_size)
@@ -189,5 +182,6 @@ class ReconstructionIntegrator:
             here = (i, slice(0, len(found)))
             states[here], mask[here] = found.states, True
             passages[here] = found.passages.to(like.device)
+            # Weights sum to 1: scaled to a mean of 1, even ones change nothing in a softmax.
             prior[here] = found.weights.to(like.device) * len(found)
         return _Read(states, mask, passages, prior, kinds[0] if kinds else None)

@@ -10,16 +10,62 @@ import heapq
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 
 from cmr.config import RECONSTRUCTION_METHODS
 from cmr.config import checks as check
 from cmr.reconstruction.limits import Limits
-from cmr.reconstruction.plan import Plan
+from cmr.reconstruction.read_plan import ReadPlan
 
+CLAMP = 8.0
+"""Standard deviations beyond which a match counts no further, as in the search for passages."""
+ROUNDING = 1e-5
+"""A deviation of cosines below this is that of their rounding: they are all the same."""
 REACH = 16
 """Tokens on either side that a match counts for, less with every step (docs/how-it-works.md)."""
 
 Slots = tuple[torch.Tensor, torch.Tensor]
+"""`[n]`: for each recalled token the number of the read token that it goes into, -1 for none, and
+its share there before shares are scaled to sum 1."""
+
+
+def match(
+    query: torch.Tensor,
+    query_mask: torch.Tensor | None,
+    memory: torch.Tensor,
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """How far each memory token stands out to the tokens that ask.
+
+    The cosines of a query token with all memory tokens of its row are standardised, so that a word
+    that fits everywhere says nothing; a memory token's match is its best over the query.
+
+    Args:
+        query: `[batch, tokens, hidden]`, any float dtype and norm.
+        query_mask: `[batch, tokens]` bool, False for tokens that do not ask; None: all do.
+        memory: `[batch, n, hidden]`, any float dtype and norm.
+        mask: `[batch, n]` bool, False where there is no token; what stands there may be NaN.
+
+    Returns:
+        `[batch, n]` float32 in standard deviations, within 8; 0 where there is no token, and
+        everywhere in a row that does not ask.
+    """
+    unit, stored = F.normalize(query.float(), dim=-1), F.normalize(memory.float(), dim=-1)
+    cosine = torch.bmm(unit, stored.transpose(1, 2))
+    held, count = mask[:, None], mask.sum(-1)[:, None, None].clamp(min=1)
+    # `where`, not a product: 0 times NaN is NaN.
+    mean = torch.where(held, cosine, 0.0).sum(-1, keepdim=True) / count
+    spread = torch.where(held, cosine - mean, 0.0)
+    deviation = (spread.square().sum(-1, keepdim=True) / count).sqrt()
+    z = torch.where(deviation > ROUNDING, spread / deviation, 0.0).clamp(-CLAMP, CLAMP)
+    if query_mask is not None:
+        z = z.masked_fill(~query_mask[..., None], -CLAMP)
+    if not z.shape[1]:
+        return mask.float() * 0.0
+    best = z.amax(1)
+    if query_mask is not None:
+        best = torch.where(query_mask.any(1, keepdim=True), best, 0.0)
+    return torch.where(mask, best, 0.0)
 
 
 def plan_rows(
@@ -28,27 +74,22 @@ def plan_rows(
     passages: torch.Tensor,
     mask: torch.Tensor,
     limits: Limits,
-) -> Plan:
-    """What is read of what was recalled, row by row.
+) -> ReadPlan:
+    """What is read of what was recalled, row by row; a row within its limits reads all as it is.
 
     Args:
         method: one of `cmr.config.RECONSTRUCTION_METHODS`; 'recompute' chooses like 'attention'.
-        matches: `[batch, n]` float32, see `matching.match`.
+        matches: `[batch, n]` float32, see `match`.
         passages: `[n]` int64 number of each token's passage, 0 the best one, in rising order.
         mask: `[batch, n]` bool, True where there is a token.
         limits: how many may be read.
-
-    Returns:
-        The plan, on the CPU. A row within its limits reads all as it is.
-
-    Raises:
-        ConfigError: there is no such method.
     """
     check.choice("reconstruction_method", method, RECONSTRUCTION_METHODS)
     matches, passages, mask = matches.cpu(), passages.cpu(), mask.cpu()
     slots, shares = [], []
     for row in range(len(mask)):
         columns = mask[row].nonzero()[:, 0]
+        # Each row has its own number of tokens, and so its own limit.
         most = limits.of(len(columns))
         if most == len(columns):
             slot, share = torch.arange(most), torch.ones(most)
@@ -56,7 +97,11 @@ def plan_rows(
             slot, share = _METHODS[method](matches[row, columns], passages[columns], most)
         slots.append(torch.full((mask.shape[1],), -1).index_copy_(0, columns, slot))
         shares.append(torch.zeros(mask.shape[1]).index_copy_(0, columns, share))
-    return Plan.of(slots, shares)
+    return ReadPlan.of(slots, shares)
+
+
+# Each method is given the matches of a row's `n` tokens, their passages, and how many to read, 1 to
+# n - 1.
 
 
 def chosen(matches: torch.Tensor, passages: torch.Tensor, most: int) -> Slots:
@@ -65,15 +110,8 @@ def chosen(matches: torch.Tensor, passages: torch.Tensor, most: int) -> Slots:
     A match counts for its neighbours too, so that whole runs are chosen: a name is of no use
     without what is said of it, and a single token out of its run is of none (SnapKV pools its
     choice for the same reason; Li et al. 2024).
-
-    Args:
-        matches: `[n]` float32.
-        passages: `[n]` int64, in rising order.
-        most: tokens to choose, 1 to n.
-
-    Returns:
-        For each token the number of the read token that it goes into, -1 for none, and its share.
     """
+    # Stable sorting, so that equal matches are chosen in the order of reading.
     value = smoothed(matches, passages, REACH)
     kept = torch.zeros(len(value), dtype=torch.bool)
     kept[value.argsort(descending=True, stable=True)[:most]] = True
@@ -85,16 +123,17 @@ def pooled(matches: torch.Tensor, passages: torch.Tensor, most: int) -> Slots:
 
     A group is a run of neighbours, each weighed by exp(match); groups are of nearly one size. One
     reaches over a chosen run or the edge of a passage only where there are more such runs than
-    groups. Sums alone are of no use (docs/how-it-works.md). Arguments and result as of `chosen`.
+    groups. Sums alone are of no use (docs/how-it-works.md).
     """
     alone = chosen(matches, passages, most // 2)[0] >= 0
     loose = (~alone).nonzero()[:, 0]
     groups = most - most // 2
     edge = (loose.diff() > 1) | (passages[loose].diff() != 0)
     runs = torch.cat([edge.new_zeros(1), edge]).cumsum(0)
-    sizes = _runs(_sizes(runs), groups)
+    sizes = _at_most(_sizes(runs), groups)
     into, _ = _grouped(matches[loose], sizes, allot(groups, sizes, [float(n) for n in sizes]))
-    first = torch.arange(len(matches))  # where the read token that each one goes into begins
+    # Numbers in the order of the text: a read token's place is that of its first token.
+    first = torch.arange(len(matches))
     begins = torch.searchsorted(into, torch.arange(groups))
     first[loose] = loose[begins[into]]
     return first.unique(return_inverse=True)[1], matches.exp()
@@ -104,7 +143,7 @@ def hierarchical(matches: torch.Tensor, passages: torch.Tensor, most: int) -> Sl
     """The best passage whole, as far as that may be; the others in groups, coarser and coarser.
 
     A best passage that is too long is cut like in `chosen`. Groups of a passage stand for twice as
-    many tokens as those of the passage before it. Arguments and result as of `chosen`.
+    many tokens as those of the passage before it.
     """
     sizes = _sizes(passages)
     first = sizes[0]
@@ -112,21 +151,25 @@ def hierarchical(matches: torch.Tensor, passages: torch.Tensor, most: int) -> Sl
         slot, share = chosen(matches[:first], passages[:first], most)
         rest = torch.full((len(matches) - first,), -1)
         return torch.cat([slot, rest]), torch.cat([share, torch.ones(len(rest))])
-    others = _runs(sizes[1:], most - first)
+    others = _at_most(sizes[1:], most - first)
+    # Half the share of each passage before: groups twice as large.
     weights = [size * 0.5**rank for rank, size in enumerate(others)]
     counts = [first, *allot(most - first, others, weights)]
     return _grouped(matches, [first, *others], counts)
 
 
+_METHODS: dict[str, Callable[[torch.Tensor, torch.Tensor, int], Slots]] = {
+    "weighted_sum": pooled,
+    "attention": chosen,
+    "hierarchical": hierarchical,
+    "recompute": chosen,
+}
+
+
 def smoothed(values: torch.Tensor, passages: torch.Tensor, reach: int) -> torch.Tensor:
-    """The mean of what stands around each token in its passage, nearer ones counting for more.
+    """The mean of what stands around each token `[n]` in its passage, nearer ones counting more.
 
     Weights fall from 1 at the token itself in equal steps to nothing `reach + 1` tokens away.
-
-    Args:
-        values: `[n]` float32.
-        passages: `[n]` int64, in rising order.
-        reach: tokens on either side, 0 or more.
     """
     n = len(values)
     offsets = torch.arange(-reach, reach + 1)
@@ -141,10 +184,8 @@ def smoothed(values: torch.Tensor, passages: torch.Tensor, reach: int) -> torch.
 def allot(total: int, sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
     """Numbers in proportion to weights, by the method of highest averages (d'Hondt).
 
-    Args:
-        total: to give away, one each at least; what finds no taker is left.
-        sizes: the most that each may get.
-        weights: at least 0. Each gets 1 before any gets 2.
+    Each gets 1, whatever the total, before any gets 2, and none more than its size; what finds no
+    taker is left.
     """
     given = [1] * len(sizes)
     left = total - len(sizes)
@@ -165,9 +206,9 @@ def _sizes(passages: torch.Tensor) -> list[int]:
     return sizes
 
 
-def _runs(sizes: list[int], most: int) -> list[int]:
+def _at_most(sizes: list[int], groups: int) -> list[int]:
     """The same tokens as one run where there are more passages than groups to make of them."""
-    return sizes if len(sizes) <= most else [sum(sizes)]
+    return sizes if len(sizes) <= groups else [sum(sizes)]
 
 
 def _grouped(matches: torch.Tensor, sizes: Sequence[int], counts: Sequence[int]) -> Slots:
@@ -177,11 +218,3 @@ def _grouped(matches: torch.Tensor, sizes: Sequence[int], counts: Sequence[int])
         slots.append(start + torch.arange(size) * count // size)
         start += count
     return torch.cat(slots), matches.exp()
-
-
-_METHODS: dict[str, Callable[[torch.Tensor, torch.Tensor, int], Slots]] = {
-    "weighted_sum": pooled,
-    "attention": chosen,
-    "hierarchical": hierarchical,
-    "recompute": chosen,
-}

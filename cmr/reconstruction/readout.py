@@ -9,12 +9,9 @@ from cmr.kernels.reference.attention import NEG_INF, wide
 
 
 def cosines(states: torch.Tensor, memory: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Cosine of every token with every memory token.
+    """Cosine of every token with every memory token, shapes as of `read_out`.
 
-    Args:
-        states: `[batch, tokens, hidden]`, any float dtype.
-        memory: `[batch, n, hidden]`, any float dtype.
-        mask: `[batch, n]` bool; where it is False anything may stand, NaN too.
+    Where the mask is False anything may stand, NaN too.
 
     Returns:
         `[batch, tokens, n]` float32 (float64 where the states are), 0 where there is no token and
@@ -69,6 +66,7 @@ def read_out(
     Returns:
         `[batch, tokens, hidden]` float32 (float64 where the states are), 0 in a row without memory.
     """
+    # Cosines, not products: how long a state is says nothing of what it is about.
     scores = cosines(states, memory, mask) / temperature(method, states.shape[-1])
     scores = _with_prior(scores, mask, prior)
     stored = held(memory, mask).to(scores.dtype)
@@ -77,6 +75,7 @@ def read_out(
     if passages is None:
         raise ValueError("passages: a tensor expected for method='hierarchical', got None")
     unit = F.normalize(wide(states), dim=-1)
+    # Two softmaxes: inside each passage, then over what was read of the passages.
     sums, fits = [], []
     for passage in passages[mask].unique().tolist():
         inside = (passages == passage) & mask
@@ -92,9 +91,7 @@ def read_out(
 def joint(
     states: torch.Tensor, memory: torch.Tensor, mask: torch.Tensor, prior: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The 'attention' sum, and how it fares beside the token itself.
-
-    Arguments as of `read_out`.
+    """The 'attention' sum, and how it fares beside the token itself; arguments as of `read_out`.
 
     Returns:
         The sum `[batch, tokens, hidden]`, and `[batch, tokens]` the log-sum-exp of the memory's
@@ -116,5 +113,6 @@ def _with_prior(
 
 def _softmax(scores: torch.Tensor) -> torch.Tensor:
     """Softmax over the last dimension, 0 where everything is hidden."""
+    # A softmax over nothing but -inf would be NaN.
     blind = (scores == NEG_INF).all(-1, keepdim=True)
     return torch.softmax(scores.masked_fill(blind, 0.0), -1).masked_fill(blind, 0.0)

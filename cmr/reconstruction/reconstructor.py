@@ -11,14 +11,12 @@ from cmr.config import RECONSTRUCTION_METHODS
 from cmr.config import checks as check
 from cmr.errors import ConfigError
 from cmr.memory.entry import MemoryEntry
-from cmr.reconstruction.checks import expect_device, expect_mask, expect_states
-from cmr.reconstruction.gathered import Gathered, gather_entries, gather_states
+from cmr.memory.state_checks import expect_device, expect_mask, expect_states
+from cmr.reconstruction.gathered import Gathered
 from cmr.reconstruction.limits import Limits
-from cmr.reconstruction.match import match
-from cmr.reconstruction.methods import plan_rows
-from cmr.reconstruction.plan import Plan
+from cmr.reconstruction.methods import match, plan_rows
+from cmr.reconstruction.read_plan import ReadPlan
 from cmr.reconstruction.readout import cosines
-from cmr.reconstruction.rerun import run_again
 from cmr.reconstruction.result import Reconstruction
 
 
@@ -109,9 +107,11 @@ class LayeredStateReconstructor:
         query = query_states.reshape(1, -1, self.hidden_size)
         asks = None if asks is None else asks.reshape(1, -1)
         gathered = self._gathered(memories, query_states, layer_idx)
+        # One row: all that ask, whatever their batch row, share what is reconstructed.
         mask = torch.ones(1, len(gathered.states), dtype=torch.bool, device=query.device)
         matches = match(query, asks, gathered.states[None], mask)[0].cpu()
-        gathered, matches = _best_first(gathered, matches)
+        # The methods give the first passages the most room.
+        gathered, matches = gathered.best_first(matches)
         plan = plan_rows(self.method, matches[None], gathered.runs, mask.cpu(), self.limits)
         states = plan.to(query.device).apply(gathered.states[None, None])[0, 0]
         return self._result(gathered, plan, states, query, asks)
@@ -119,37 +119,35 @@ class LayeredStateReconstructor:
     __call__ = reconstruct
 
     def _gathered(
-        self,
-        memories: Sequence[MemoryEntry] | torch.Tensor,
-        query: torch.Tensor,
-        layer: int | None,
+        self, memories: Sequence[MemoryEntry] | torch.Tensor, query: torch.Tensor, layer: int | None
     ) -> Gathered:
         if layer is not None:
             layer = check.integer("layer_idx", layer, 0)
-        if not isinstance(memories, torch.Tensor):
-            gathered = gather_entries(memories, self.hidden_size, layer, query)
+        if isinstance(memories, torch.Tensor):
             if self.method == "recompute":
-                gathered = run_again(self.model, gathered, memories)
+                raise ConfigError(
+                    "reconstruction_method='recompute': entries with the ids of their tokens "
+                    "expected, got a tensor of states"
+                )
+            gathered = Gathered.of_states(memories, self.hidden_size, layer)
+            expect_device("memories", memories, query.device)
             return gathered
+        gathered = Gathered.of_entries(memories, self.hidden_size, layer, query)
         if self.method == "recompute":
-            raise ConfigError(
-                "reconstruction_method='recompute': entries with the ids of their tokens expected, "
-                "got a tensor of states"
-            )
-        gathered = gather_states(memories, self.hidden_size, layer)
-        expect_device("memories", memories, query.device)
+            return gathered.recomputed(self.model, memories)
         return gathered
 
     def _result(
         self,
         gathered: Gathered,
-        plan: Plan,
+        plan: ReadPlan,
         states: torch.Tensor,
         query: torch.Tensor,
         asks: torch.Tensor | None,
     ) -> Reconstruction:
         m = len(states)
         members, shares = plan.members[0], plan.shares[0]
+        # A read token is where its first member is; its newest member says how new it is.
         first, inside = members[:, 0], members >= 0
         at = members.clamp(min=0)
         sources = gathered.sources[at]
@@ -167,22 +165,6 @@ class LayeredStateReconstructor:
             ),
             method=self.method,
         )
-
-
-def _best_first(gathered: Gathered, matches: torch.Tensor) -> tuple[Gathered, torch.Tensor]:
-    """Runs in the order of their best match, numbered anew; equally good ones as they come."""
-    if not len(matches):
-        return gathered, matches
-    number = int(gathered.runs.max()) + 1
-    best = torch.full((number,), float("-inf"))
-    best.scatter_reduce_(0, gathered.runs, matches, "amax")
-    place = torch.empty(number, dtype=torch.int64)
-    place[best.argsort(descending=True, stable=True)] = torch.arange(number)
-    ranks = place[gathered.runs]
-    order = ranks.argsort(stable=True)
-    ordered = gathered.order(order)
-    ordered.runs.copy_(ranks[order])
-    return ordered, matches[order]
 
 
 def _similarity(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+
+COLUMNS = ("states", "weights", "similarity", "relevance", "timestamp", "passages", "layers")
+"""Fields of a `Reconstruction` with a row for each state."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +49,9 @@ class Reconstruction:
         return self.states.numel() * self.states.element_size()
 
     def select(self, rows: torch.Tensor) -> Reconstruction:
-        """The given states in their order, with weights that sum to 1 again.
-
-        Args:
-            rows: `[n]` int64.
-        """
-        weights = self.weights[rows]
-        return Reconstruction(
-            states=self.states[rows],
-            weights=weights / weights.sum() if len(weights) else weights,
-            similarity=self.similarity[rows],
-            relevance=self.relevance[rows],
-            timestamp=self.timestamp[rows],
-            passages=self.passages[rows],
-            layers=self.layers[rows],
-            sources=tuple(self.sources[row] for row in rows.tolist()),
-            method=self.method,
-        )
+        """The states of some rows `[n]` in their order, with weights that sum to 1 again."""
+        columns = {name: getattr(self, name)[rows] for name in COLUMNS}
+        if len(rows):
+            columns["weights"] = columns["weights"] / columns["weights"].sum()
+        sources = tuple(self.sources[row] for row in rows.tolist())
+        return replace(self, **columns, sources=sources)

@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 
-from cmr.reconstruction.match import CLAMP, match
+from cmr.reconstruction.methods import CLAMP, match
 
 
 def expected(query: torch.Tensor, memory: torch.Tensor) -> list[float]:

@@ -1,4 +1,4 @@
-"""States that become memory are entries of a buffer, too, with their relevance."""
+"""`Feeder`: states that become memory are entries of a buffer, too, with their relevance."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from cmr.integration.capture.leaving_text import SCORE, LeavingText
-from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.memory import Memory
 from cmr.kernels.reference.rotary import rotate
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.relevance import RelevanceScorer
-from cmr.memory.sessions import SessionTable
 from cmr.memory.token_scores import token_scores
 
 Scorer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -27,8 +26,7 @@ class Feeder:
     outlive them.
 
     Args:
-        adapter: the model.
-        table: sessions.
+        memory: whose text it is.
         buffer: where the entries go.
         scorer: their relevance.
         layers: states that are captured.
@@ -36,14 +34,33 @@ class Feeder:
 
     def __init__(
         self,
-        adapter: ModelAdapter,
-        table: SessionTable,
+        memory: Memory,
         buffer: LayeredMemoryBuffer,
         scorer: Scorer | RelevanceScorer,
         layers: Sequence[int],
     ) -> None:
-        self._adapter, self._table = adapter, table
         self.buffer, self.scorer, self.layers = buffer, scorer, tuple(layers)
+        self.follow(memory)
+
+    def follow(self, memory: Memory) -> None:
+        """Be told what leaves this memory's windows, and what it forgets."""
+        self.memory, core = memory, memory._core
+        self._adapter, self._table = core.adapter, core.table
+        # The memory tells of each text before it stores it: what is refused here is stored nowhere.
+        core.on_leaving, core.on_forgotten = self.take, self._forget
+
+    def note(self, layer: int, states: torch.Tensor) -> None:
+        """Keep states with the tokens of the cache in use, until they become memory."""
+        step = self.memory._stepper.step
+        # A cache without a record is not followed: nothing of it becomes memory.
+        if step is not None and step.record is not None:
+            step.noted[f"{NOTE}{layer}"] = states
+
+    def _forget(self, sessions: set[int]) -> None:
+        for number in sessions:
+            # -1 is no session, and has no entries.
+            if number >= 0:
+                self.buffer.clear_sequence(number)
 
     @torch.no_grad()
     def take(self, text: LeavingText) -> None:
@@ -53,7 +70,10 @@ class Feeder:
             ValueError: states that are not finite, or a scorer that gives something else than
                 relevance; nothing is stored then.
         """
-        rows = [row for row, number in enumerate(text.sessions) if self._may(number)]
+        terms = [self._table.terms(number) for number in text.sessions]
+        rows = [
+            row for row, (ephemeral, life) in enumerate(terms) if not ephemeral and life is None
+        ]
         if not rows:
             return
         mask, scored = text.mask, []
@@ -75,6 +95,7 @@ class Feeder:
         Where a method needs what is not at hand (losses and gradients while generating), the
         variance of the states stands in for it, compared with its own kind.
         """
+        # A scorer of the user's is given states and nothing else, and its scale is its own.
         if not isinstance(self.scorer, RelevanceScorer):
             return _checked(self.scorer(states, mask), mask)
         method, columns = self.scorer.scoring_method, text.columns
@@ -94,17 +115,21 @@ class Feeder:
         self, layer: int, states: torch.Tensor, text: LeavingText, mask: torch.Tensor
     ) -> torch.Tensor:
         """Attention received at a layer; the text's first token, its sink, gets 0."""
+        # Every token attends to the sink, whatever it says: what it receives is no relevance.
         seen = mask.clone()
         for row, first in enumerate(text.first):
             if 0 <= first < mask.shape[1]:
                 seen[row, first] = False
+        # States behind the last block have no attention of their own: they are compared as such.
         inputs = {}
         if layer < self._adapter.depth:
+            # The layer's projections are run once more: only its states were noted.
             query = self._adapter.queries(layer, states)
             key, _ = self._adapter.keys_values(layer, states)
             if self._adapter.rotates(layer):
                 rope, reach = (text.columns.get(name) for name in ("rope", "reach"))
                 assert rope is not None
+                # At the positions that the tokens had in the window.
                 turn = self._adapter.rotary(layer, rope.to(states.device), reach)
                 query, key = rotate(query, *turn), rotate(key, *turn)
             scale = getattr(self._adapter.attention(layer), "scaling", None)
@@ -125,6 +150,7 @@ class Feeder:
     ) -> None:
         """Entries of a row, run by run where some of its tokens must not be stored."""
         ids = text.columns["token_ids"][row].tolist()
+        # Positions count from the first token of the row that is no padding.
         for start, stop in _runs(mask.tolist()):
             self.buffer.store_state(
                 states[start:stop],
@@ -135,10 +161,6 @@ class Feeder:
                 token_ids=tuple(ids[start:stop]),
             )
 
-    def _may(self, number: int) -> bool:
-        ephemeral, lifetime = self._table.terms(number)
-        return not ephemeral and lifetime is None
-
 
 def _checked(found: object, mask: torch.Tensor) -> torch.Tensor:
     """Relevance as a scorer of the user's gave it, 0 for what is not stored."""
@@ -146,6 +168,7 @@ def _checked(found: object, mask: torch.Tensor) -> torch.Tensor:
         got = list(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise ValueError(f"scorer: relevance {list(mask.shape)} expected, got {got}")
     found = found.detach().float().to(mask.device).masked_fill(~mask, 0.0)
+    # Asked this way round so that NaN is refused, too.
     if not bool(((found >= 0) & (found <= 1)).all()):
         raise ValueError("scorer: relevance in [0, 1] expected, got other numbers")
     return found

@@ -2,50 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from cmr.config import CMRConfig
+from cmr.config import checks as check
+from cmr.integration.change import RECONSTRUCTION
 from cmr.integration.models.backbone.backbones import BackboneAdapter
-from cmr.integration.models.backbone.placement import decoder_for
-from cmr.integration.models.feeder import Scorer
-from cmr.integration.models.memory_model import Sessions
+from cmr.integration.models.memory_model import Given, MemoryModel
 from cmr.integration.models.outputs import CMROutput
-from cmr.integration.models.steering import Steering
-from cmr.integration.models.views import Looking
-from cmr.memory.buffer.layered import LayeredMemoryBuffer
+from cmr.integration.models.passes import Sessions
+from cmr.memory.entry import MemoryEntry
+from cmr.memory.relevance import RelevanceScorer
+from cmr.reconstruction.blender import ContextBlender
+from cmr.reconstruction.integrator import ReconstructionIntegrator
+from cmr.reconstruction.reconstructor import LayeredStateReconstructor
+from cmr.reconstruction.result import Reconstruction
+from cmr.retrieval.entries.advanced import AdvancedMemoryRetriever
+from cmr.retrieval.entries.context import RetrievalContext
+
+USUAL: dict[str, Any] = {
+    "reconstruction_method": "hierarchical",
+    "max_memory_tokens": 128,
+    "compression_ratio": 0.6,
+}
+"""Reconstruction where it is asked for and nothing is configured."""
+WEIGHT = 0.3
+"""Weight of memory states in blends where `memory_weight` is 'auto'."""
 
 
-class FullCMRModel(Steering, Looking):
+class FullCMRModel(MemoryModel):
     """A decoder that remembers, with retrieval, reconstruction and all that steers them.
 
+    What steers it changes memory and buffer alike; whatever is refused changes nothing.
+
     Args:
-        base_config: a configuration (random weights, always the same), a name, a folder, or a
-            loaded model; see `load_backbone`.
-        cmr_config: settings, nested or flat: see `CMRConfig.from_dict`. `device` in them is the
-            device of computation.
+        base_config: of the decoder, as `source` of `MemoryModel`.
+        cmr_config: settings, nested or flat: see `CMRConfig.from_dict`.
         device: 'cpu', 'cuda', 'auto' or None.
         adapter: the kind of decoder that is expected; None: any that is covered.
         output_hidden_size: width of `last_hidden_state`; None: the decoder's own. `logits` and
             `hidden_states` are always the decoder's.
-        tokenizer: as for `cmr.attach`.
-        memory_buffer: a buffer of yours; None: one as the settings say.
-        scorer: what tells the relevance of captured states, see `AttachedModel`; None: as the
-            settings say.
-        **loading: for `load_backbone`: `quantization`, `use_quantization`, `dtype` and options of
-            `from_pretrained`.
+        **options: the others of `MemoryModel`.
 
     Attributes:
         retriever: finds entries of `memory_buffer`; an `AdvancedMemoryRetriever`.
         reconstructor: makes what it found fewer; a `LayeredStateReconstructor`.
         integrator: blends that into states; a `ReconstructionIntegrator`.
         blender: joins several of them; a `ContextBlender`.
-
-    Raises:
-        ModelNotFoundError, ConfigError, UnsupportedModelError: see `load_backbone` and
-            `cmr.attach`.
+        reconstruction_enabled: whether layers read what is reconstructed of what was recalled.
     """
 
     SCORING = "attention_based"
@@ -53,25 +59,30 @@ class FullCMRModel(Steering, Looking):
     def __init__(
         self,
         base_config: Any,
-        cmr_config: CMRConfig | Mapping[str, Any] | None = None,
+        cmr_config: Given = None,
         device: str | torch.device | None = None,
         adapter: BackboneAdapter | None = None,
         *,
         output_hidden_size: int | None = 256,
-        tokenizer: Any = None,
-        memory_buffer: LayeredMemoryBuffer | None = None,
-        scorer: Scorer | None = None,
-        **loading: Any,
+        **options: Any,
     ) -> None:
-        options = {**loading, "device": device}
-        super().__init__(
-            decoder_for(base_config, None, cmr_config, options, adapter),
-            cmr_config,
-            output_hidden_size=output_hidden_size,
-            tokenizer=tokenizer,
-            memory_buffer=memory_buffer,
-            scorer=scorer,
+        options |= {"output_hidden_size": output_hidden_size, "adapter": adapter}
+        super().__init__(base_config, cmr_config, device=device, **options)
+        config, hidden = self.memory_config, self._hidden
+        reweave, criteria = config.reweave, config.retrieval.criteria_weights
+        given = {name: getattr(reweave, name) for name in RECONSTRUCTION}
+        # On where any of its settings was given; else `enable_reconstruction` takes `USUAL`.
+        self.reconstruction_enabled = any(value is not None for value in given.values())
+        self._reconstruction = given if self.reconstruction_enabled else dict(USUAL)
+        method, tokens, ratio = (self._reconstruction[name] for name in RECONSTRUCTION)
+        self.retriever = AdvancedMemoryRetriever(hidden, self.memory_buffer, config.retrieval)
+        self.reconstructor = LayeredStateReconstructor(
+            hidden, method or "attention", tokens, ratio, model=self.model
         )
+        weight = WEIGHT if isinstance(reweave.memory_weight, str) else reweave.memory_weight
+        self.integrator = ReconstructionIntegrator(hidden, reweave.method, weight)
+        criteria_weights = None if criteria is None else dict(criteria)
+        self.blender = ContextBlender(hidden, criteria_weights, max_memory_tokens=tokens)
 
     def forward(
         self,
@@ -84,23 +95,12 @@ class FullCMRModel(Steering, Looking):
         sessions: Sessions = None,
         **inputs: Any,
     ) -> CMROutput:
-        """A forward that recalls first and remembers afterwards.
+        """A forward that recalls first and remembers afterwards; see `CMRTransformer.forward`.
 
-        Args:
-            input_ids: `[batch, tokens]` integers.
-            attention_mask: the same shape, 0 for padding.
-            return_memory_info: give `performance_stats` and `retrieval_stats`, and all there is in
-                `memory_stats`. Waits for the device.
-            task_type: what the request is about: passages are looked for as that task needs it
-                (strategy 'task_specific'); see `cmr.register_task`.
-            use_memory: True or False for this call; None: as enabled.
-            sessions: one name for all rows, or one a row; None: `str(row)`.
-            **inputs: of the decoder's forward. With `past_key_values` or `use_cache=True` the
-                text goes on: it is stored as it leaves the window, see `Memory.absorb`.
-
-        Raises:
-            ConfigError: there is no such task.
-            TypeError, ValueError: for ids or a mask that cannot be read; nothing is stored then.
+        With `return_memory_info` it gives `performance_stats` and `retrieval_stats`, and all there
+        is in `memory_stats`, and waits for the device. `task_type` says what the request is about:
+        passages are looked for as that task needs it (strategy 'task_specific', see
+        `cmr.register_task`), and `ConfigError` says that there is no such task.
         """
         output = self._run(input_ids, attention_mask, use_memory, sessions, task_type, inputs)
         if return_memory_info:
@@ -108,3 +108,238 @@ class FullCMRModel(Steering, Looking):
             output.performance_stats = self.performance.stats()
             output.retrieval_stats = self.get_retrieval_stats()
         return output
+
+    # -- retrieval -------------------------------------------------------------------------------
+
+    def set_retrieval_strategy(self, strategy: str) -> None:
+        """Find by another strategy from now on: blocks of the memory and entries of the buffer.
+
+        Raises:
+            ConfigError: there is no such strategy; the message names the nearest one.
+        """
+        self.memory.change(strategy=strategy)
+        # The memory's settings have the name without synonyms.
+        own = self.memory_config.retrieval.strategy
+        self.retriever.config = replace(self.retriever.config, strategy=own)
+
+    def get_retrieval_stats(self) -> dict[str, Any]:
+        """What was searched for, and what the last call recalled, as plain data.
+
+        Returns:
+            `strategy`; `searches` and `recalls` so far; `recalled`: for each row of the last call
+            the passages that it could read, best first: `start`, `end`, `score`, `gate`,
+            `session`, and `text` where a tokenizer is known; `cache` of the search; `buffer`:
+            `AdvancedMemoryRetriever.get_retrieval_stats`.
+        """
+        stats = self.memory.stats()
+        names = ("start", "end", "score", "gate", "session", "text")
+        return {
+            "strategy": stats["strategy"],
+            "searches": stats["searches"],
+            "recalls": stats["recalls"],
+            "recalled": [
+                [{name: getattr(passage, name) for name in names} for passage in row]
+                for row in self.memory.recalled
+            ],
+            "cache": stats["cache"],
+            "buffer": self.retriever.get_retrieval_stats(),
+        }
+
+    # -- relevance -------------------------------------------------------------------------------
+
+    def update_relevance_threshold(self, threshold: float | None) -> None:
+        """Let what is of lower relevance leave before all else; None: nothing does.
+
+        It holds for blocks and entries when room is made next.
+
+        Raises:
+            ConfigError: it is not in [0, 1].
+        """
+        self.memory.change(relevance_threshold=threshold)
+        self.memory_buffer.set_relevance_threshold(threshold)
+
+    def update_scoring_method(self, method: str) -> None:
+        """Score what is stored from now on by another method; relevance given before is kept.
+
+        Raises:
+            ConfigError: there is no such method; the message names the nearest one.
+        """
+        self.memory.change(scoring_method=method)
+        self.scorer = self._feeder.scorer = RelevanceScorer(self._hidden, method)
+
+    def optimize_memory(self) -> dict[str, int]:
+        """Tidy up: what expired goes, what is stored twice is merged, what is used rises a tier.
+
+        Returns:
+            `expired`, `merged` and `risen` blocks of the memory, see `Memory.consolidate`;
+            `merged_entries` of the buffer: of the same token and state in a session the newest
+            stays; `answers`: answers of former searches that were dropped.
+        """
+        report = self.memory.consolidate()
+        return {
+            "expired": report.expired,
+            "merged": report.merged,
+            "risen": report.risen,
+            "merged_entries": self.memory_buffer.drop_duplicates(self.target_layers),
+            "answers": self.retriever.clear_cache(),
+        }
+
+    # -- reconstruction --------------------------------------------------------------------------
+
+    def enable_reconstruction(self) -> None:
+        """Let layers read what is reconstructed of what was recalled.
+
+        By what was configured; where nothing was: 'hierarchical', 128 tokens and 60 % at most.
+        """
+        self.memory.change(**self._reconstruction)
+        self.reconstruction_enabled = True
+
+    def disable_reconstruction(self) -> None:
+        """Let layers read all that is recalled, as it is stored."""
+        self.memory.change(**dict.fromkeys(RECONSTRUCTION))
+        self.reconstruction_enabled = False
+
+    def set_reconstruction_method(self, method: str) -> None:
+        """Reconstruct by another method, where reconstruction is enabled and in `reconstructor`.
+
+        Raises:
+            ConfigError: there is no such method; the message names the nearest one.
+        """
+        if method is None:
+            raise check.refuse("reconstruction_method", method, "a method's name")
+        wanted = {**self._reconstruction, "reconstruction_method": method}
+        # The memory checks first, so that a refused method changes nothing.
+        if self.reconstruction_enabled:
+            self.memory.change(**wanted)
+        self.reconstructor.method = method
+        self._reconstruction = wanted
+
+    def reconstruct(self, context: RetrievalContext, strategy: str | None = None) -> Reconstruction:
+        """Entries of the buffer that help, as states to read: retrieved, then reconstructed.
+
+        `integrator` blends them into states, `blender` joins several of them. Arguments and errors
+        are those of `AdvancedMemoryRetriever.retrieve_memories`.
+        """
+        return self.reconstructor.reconstruct(
+            self.retriever.retrieve_memories(context, strategy),
+            context.current_hidden_states,
+            layer_idx=context.current_layer_idx,
+            attention_mask=context.attention_mask,
+        )
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def get_memory_stats(self) -> dict[str, Any]:
+        """What is remembered, as plain data.
+
+        Returns:
+            `total_captured_states` and `layers_with_memory` of the buffer, `tokens` and `sessions`
+            of the memory; `memory`: `Memory.stats`; `buffer`: `LayeredMemoryBuffer.
+            get_buffer_stats`; `scoring`: `RelevanceScorer.get_scoring_stats`, None of a scorer that
+            has no such thing; `enabled`.
+        """
+        scoring = getattr(self.scorer, "get_scoring_stats", None)
+        return {
+            **self._memory_stats(),
+            "memory": self.memory.stats(),
+            "buffer": self.memory_buffer.get_buffer_stats(),
+            "scoring": None if scoring is None else scoring(),
+            "enabled": self.memory_enabled and self.registered,
+        }
+
+    def get_memory_usage(self) -> dict[str, Any]:
+        """Bytes that are taken, preallocated or not, and how much of the room is in use.
+
+        Returns:
+            `model_bytes` (parameters and buffers), `memory_bytes`, `buffer_bytes`, `total_bytes`;
+            `memory_utilisation` and `buffer_utilisation` in [0, 1].
+        """
+        stats, buffer = self.memory.stats(), self.memory_buffer.get_buffer_stats()
+        # The decoder alone: the projection is no part of it.
+        held = [*self.model.parameters(), *self.model.buffers()]
+        model = sum(tensor.numel() * tensor.element_size() for tensor in held)
+        return {
+            "model_bytes": model,
+            "memory_bytes": stats["bytes"],
+            "buffer_bytes": buffer["nbytes"],
+            "total_bytes": model + stats["bytes"] + buffer["nbytes"],
+            "memory_utilisation": stats["tokens"] / stats["capacity_tokens"],
+            "buffer_utilisation": buffer["utilisation"],
+        }
+
+    def get_memory_for_sequence(
+        self, sequence: int | str | None = None, *, blocks: bool = False
+    ) -> list[MemoryEntry]:
+        """What is remembered of a session, oldest first.
+
+        Args:
+            sequence: its number (`current_sequence_id`, `MemoryEntry.sequence_id`) or name; None:
+                that of row 0 of the last call.
+            blocks: the memory's blocks, with states of the index layer; False: the buffer's
+                entries, single states at the captured layers.
+
+        Raises:
+            UnknownSessionError: there is no such session.
+        """
+        number, name = self._session(self.current_sequence_id if sequence is None else sequence)
+        return (
+            self.memory.entries(name) if blocks else self.memory_buffer.retrieve_by_sequence(number)
+        )
+
+    def get_top_memories(
+        self,
+        k: int = 10,
+        *,
+        layer_idx: int | None = None,
+        sequence: int | str | None = None,
+        blocks: bool = False,
+    ) -> list[MemoryEntry]:
+        """What is remembered and of the highest relevance, best first; of equals the newer first.
+
+        Args:
+            k: how many at most, 1 or more.
+            layer_idx: only entries of this layer; with blocks there is only one.
+            sequence: only of this session, number or name; None: of any.
+            blocks: the memory's blocks; False: the buffer's entries.
+
+        Raises:
+            UnknownSessionError: there is no such session.
+            ValueError: `layer_idx` with `blocks`.
+        """
+        number, name = (None, None) if sequence is None else self._session(sequence)
+        if not blocks:
+            return self.memory_buffer.retrieve_top_k_relevant(
+                k, layer_idx=layer_idx, sequence_id=number
+            )
+        if layer_idx is not None:
+            raise ValueError("layer_idx: None expected with blocks, which span all layers")
+        k = check.integer("k", k, 1)
+        found = self.memory.entries(name)
+        return sorted(found, key=lambda entry: (-entry.relevance_score, -entry.timestamp))[:k]
+
+    def clear_memory(self, sequence: int | str | None = None) -> int:
+        """Forget a session, or everything, in memory and buffer alike; returns blocks and entries.
+
+        Raises:
+            UnknownSessionError: there is no such session.
+        """
+        held = len(self.memory_buffer)
+        # A session's entries go when the memory tells that it was forgotten.
+        blocks = self.memory.clear(None if sequence is None else self._session(sequence)[1])
+        if sequence is None:
+            self.memory_buffer.clear_all()
+            self.current_sequence_id = -1
+        return blocks + held - len(self.memory_buffer)
+
+    def cleanup(self) -> None:
+        """Forget everything and take all hooks away: what is left is the decoder, bit for bit."""
+        self.clear_memory()
+        self.cleanup_hooks()
+
+    def _session(self, sequence: int | str) -> tuple[int, str]:
+        """Number and name of a session that there is, by either."""
+        table = self.memory._core.table
+        if isinstance(sequence, str):
+            return table.require(sequence), sequence
+        number = check.integer("sequence", sequence, -1)
+        return number, table.name_of(number)

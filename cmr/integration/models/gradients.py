@@ -27,6 +27,7 @@ def graph_from(adapter: ModelAdapter, layer: int) -> Iterator[None]:
         states = args[0] if args else kwargs["hidden_states"]
         if torch.is_grad_enabled() and states.requires_grad:
             return None
+        # Only from here on: the blocks in front of the first wanted state need no graph.
         torch.set_grad_enabled(True)
         leaf = states.detach().requires_grad_()
         return ((leaf, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": leaf})
@@ -62,7 +63,9 @@ def scored_forward(
     wanted = sorted(set(layers))
     inside = [n for n in wanted if n < adapter.depth]
     first = min([*inside, adapter.depth - 1])
+    # A caller that trains needs the graph once more for its own way back.
     kept = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    # No graph can be made in inference mode, whoever called for it.
     with torch.inference_mode(False), torch.set_grad_enabled(kept):
         with graph_from(adapter, first), states_entering(adapter, inside) as states:
             output = forward()

@@ -1,101 +1,224 @@
-"""What all model classes share: texts pass through a decoder, are recalled and remembered."""
+"""`MemoryModel`: what all model classes hold: a decoder, its memory, and a buffer."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
-from typing import Any
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
-from cmr.errors import AttachError, ConfigError
-from cmr.integration.models.attached import AttachedModel
+from cmr.config import CMRConfig
+from cmr.errors import AttachError
+from cmr.integration.attaching import attach
+from cmr.integration.cautions import caution_captured
+from cmr.integration.decoder.detection import adapt
+from cmr.integration.hooks.hook_manager import Hook, HookManager
+from cmr.integration.memory import Memory
+from cmr.integration.models.backbone.backbones import BackboneAdapter, decoder_for
+from cmr.integration.models.backbone.loaded import load_backbone
+from cmr.integration.models.backbone.quantisation import ready_to_save
+from cmr.integration.models.feeder import Feeder, Scorer
 from cmr.integration.models.outputs import CMROutput
-from cmr.integration.models.passes import checked
-from cmr.integration.requests.scope import Said, call
+from cmr.integration.models.passes import Passes, Sessions, forward_tokens, generated_tokens
+from cmr.integration.models.projection import Projection
+from cmr.integration.models.recorder import Recorder
+from cmr.integration.models.saved import MEMORY, load_about, load_memory, save_about, save_memory
+from cmr.integration.models.settings import expect_parts, model_settings
+from cmr.integration.requests.scope import Said
 from cmr.integration.requests.session import Session
-from cmr.retrieval.strategies.tasks import settings_of as task_settings
+from cmr.memory.buffer.layered import LayeredMemoryBuffer
+from cmr.memory.relevance import RelevanceScorer
 
-Sessions = str | Sequence[str] | None
+CAPTURED = "memory"
+"""Name of the hook that captures states."""
+Given = CMRConfig | Mapping[str, Any] | None
+M = TypeVar("M", bound="MemoryModel")
 
 
-class MemoryModel(AttachedModel):
+class MemoryModel(nn.Module):
     """A decoder that remembers every text that passes, and recalls it in later ones.
 
-    A forward first recalls from what its session holds, then runs, then its text becomes memory: a
-    text never reads itself. Row i of a batch is session `str(i)` unless names are given.
+    A forward first recalls from what its session holds, then runs, then its text becomes memory:
+    a text never reads itself. Row i of a batch is session `str(i)` unless names are given. What is
+    stored twice, on purpose: blocks that layers read through their attention (`memory`, which is
+    what `cmr.attach` gives), and single states at the captured layers (`memory_buffer`), to look
+    at and to retrieve.
+
+    Args:
+        source: the decoder: a configuration of transformers, a dictionary or a `SimpleNamespace`
+            (random weights, always the same), a name, a folder, or a loaded model; see
+            `load_backbone`.
+        settings: of the memory, nested or flat, see `CMRConfig.from_dict`; `device` in them is the
+            device of computation.
+        model_name: name or folder of weights, where `source` is their configuration, or None.
+        device: 'cpu', 'cuda', 'auto' or None.
+        adapter: the kind of decoder that is expected; None: any that is covered.
+        output_hidden_size: width of `last_hidden_state`; None: the decoder's own.
+        tokenizer: as for `cmr.attach`.
+        memory_buffer: a buffer of yours, in place of one made by the settings.
+        scorer: what tells the relevance of captured states, in place of a `RelevanceScorer` made by
+            the settings: called with states `[rows, tokens, hidden]` and a bool mask `[rows,
+            tokens]`, it gives `[rows, tokens]` numbers in [0, 1].
+        **loading: for `load_backbone`: `quantization`, `use_quantization`, `dtype` and options of
+            `from_pretrained`.
+
+    Attributes:
+        model: the decoder.
+        memory: attached to it while hooks are registered; see `cmr.Memory`.
+        memory_buffer: captured states of the texts that passed.
+        scorer: gives them their relevance.
+        target_layers: the states that are captured: those of the settings, else the one that is
+            searched. Layers read memory where `intervention_layers` say so, else in the range that
+            `cmr.attach` takes; see `model_settings`.
+        memory_enabled: whether forwards remember and recall where they do not say otherwise.
+        current_sequence_id: number of the session of row 0 of the last call, -1 before the first.
+        performance: counts and measures; see `Recorder`.
+        hooks: captures states; and whatever hooks of your own, see `HookManager`.
+
+    Raises:
+        ModelNotFoundError, ConfigError, UnsupportedModelError: see `load_backbone` and
+            `cmr.attach`.
     """
+
+    SCORING = "hybrid"
+    """Scoring method where none is given."""
+
+    def __init__(
+        self,
+        source: Any,
+        settings: Given = None,
+        *,
+        model_name: str | None = None,
+        device: str | torch.device | None = None,
+        adapter: BackboneAdapter | None = None,
+        output_hidden_size: int | None = None,
+        tokenizer: Any = None,
+        memory_buffer: LayeredMemoryBuffer | None = None,
+        scorer: Scorer | None = None,
+        **loading: Any,
+    ) -> None:
+        super().__init__()
+        model: Any = decoder_for(source, model_name, settings, adapter, device=device, **loading)
+        # All is checked before anything is attached: what fails leaves the decoder alone.
+        given = model_settings(settings, self.SCORING, model.config.get_text_config(decoder=True))
+        expect_parts(output_hidden_size, memory_buffer, scorer)
+        self.model = model
+        # Modules are made in training mode; the decoder stays in the mode that it is in.
+        self.training = bool(model.training)
+        self.output_hidden_size = output_hidden_size
+        self.memory: Memory = attach(model, given.config, tokenizer=tokenizer)
+        core = self.memory._core
+        caution_captured(core, given.captured)
+        self._given, self._hidden = given, core.adapter.hidden
+        self.target_layers = given.captured or (core.index_layer,)
+        if memory_buffer is None:
+            memory_buffer = LayeredMemoryBuffer(**given.buffer)
+        self.memory_buffer = memory_buffer
+        method = core.config.memory.scoring_method or self.SCORING
+        self.scorer = RelevanceScorer(self._hidden, method) if scorer is None else scorer
+        width = output_hidden_size or self._hidden
+        self.projection = None if width == self._hidden else Projection(self._hidden, width)
+        self.performance = Recorder()
+        self.memory_enabled, self.current_sequence_id = True, -1
+        # The parts: what captures and stores states, and what runs texts.
+        self._feeder = Feeder(self.memory, self.memory_buffer, self.scorer, self.target_layers)
+        self._passes = Passes(model, self._feeder)
+        self.hooks = HookManager(model, adapter=core.adapter)
+        self.register_memory_hooks()
+
+    # -- the decoder's side ----------------------------------------------------------------------
+
+    @property
+    def config(self) -> Any:
+        """The decoder's configuration."""
+        return self.model.config
+
+    @property
+    def memory_config(self) -> CMRConfig:
+        """The settings as they were given, with what was changed since.
+
+        Those of the memory alone are `memory.config`: it does not store the `target_layers`.
+        """
+        return self._given.as_asked(self.memory.config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.memory._core.adapter.input_device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The decoder's data type of computation."""
+        return self.memory._core.adapter.dtype
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        """`to`, `half` and the like: before anything is remembered, as the store goes along."""
+        like = self.model.get_input_embeddings().weight
+        # What `fn` does shows on an empty tensor, before weights are touched.
+        probe = fn(torch.empty(0, dtype=like.dtype, device=like.device))
+        if (probe.device, probe.dtype) == (like.device, like.dtype):
+            return super()._apply(fn, recurse)
+        if self.memory.tokens or len(self.memory_buffer):
+            raise AttachError(
+                f"the model cannot go from {like.dtype} on {like.device} to {probe.dtype} on "
+                f"{probe.device} while something is remembered: do it before, or clear the memory"
+            )
+        super()._apply(fn, recurse)
+        # The store was made for another device or data type: a new memory takes its place.
+        registered, old = self.registered, self.memory
+        self.cleanup_hooks()
+        self.memory = Memory(adapt(self.model), old.config, old.tokenizer, keep=None)
+        self._feeder.follow(self.memory)
+        self.memory_buffer.release()
+        if registered:
+            self.register_memory_hooks()
+        else:
+            self.memory.detach()
+        return self
 
     # -- switching -------------------------------------------------------------------------------
 
+    @property
+    def registered(self) -> bool:
+        """Whether the memory's hooks are on the decoder."""
+        return self.memory.attached
+
+    @property
+    def layer_hooks(self) -> dict[int, Hook]:
+        """The hook that captures each of `target_layers`, empty while none is registered."""
+        hook = self.hooks.hooks.get(CAPTURED)
+        return {} if hook is None else dict.fromkeys(hook.layers, hook)
+
     def register_memory_hooks(self) -> None:
         """Put the hooks that capture and recall on the decoder; again is no harm."""
-        self._register()
+        self.memory.reattach()
+        if CAPTURED not in self.hooks.hooks:
+            self.hooks.capture(CAPTURED, self.target_layers, into=self._feeder.note)
 
     def cleanup_hooks(self) -> None:
         """Take all hooks away: the decoder is as it was, bit for bit; what is stored stays."""
-        self._unregister()
+        if CAPTURED in self.hooks.hooks:
+            self.hooks.remove(CAPTURED)
+        self.memory.detach()
 
     def enable_memory(self) -> None:
         """Let calls remember and recall; registers the hooks where that was not done."""
-        self._register()
+        self.register_memory_hooks()
         self.memory_enabled = True
 
     def disable_memory(self) -> None:
         """Let calls neither remember nor recall: they are exactly the decoder's."""
         self.memory_enabled = False
 
-    # -- running ---------------------------------------------------------------------------------
+    def session(self, *names: str) -> Session:
+        """Whose memory calls inside read and write; see `Memory.session`, new ones are made."""
+        return self.memory.session(*names, create=True)
 
-    def _run(
-        self,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        use_memory: bool | None,
-        sessions: Sessions,
-        task: str | None,
-        inputs: dict[str, Any],
-    ) -> CMROutput:
-        """A forward; see the classes' `forward`."""
-        on = self._wants(use_memory, sessions, task)
-        if input_ids is not None:
-            vocabulary = self.memory._core.adapter.config.vocab_size
-            input_ids, attention_mask = checked(input_ids, attention_mask, vocabulary)
-        elif inputs.get("inputs_embeds") is None:
-            raise ValueError("input_ids or inputs_embeds expected, got neither")
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
-        inputs = {name: value for name, value in inputs.items() if value is not None}
-        recalls, blocks, cached = self._recalls, 0, True
-        final: list[torch.Tensor] = []
-        with self.performance.measure("forward"), self._final(final):
-            if not on:
-                with self._resting():
-                    output = self.model(**inputs)
-            else:
-                with self._for(sessions, task):
-                    if "past_key_values" in inputs or inputs.get("use_cache"):
-                        output = self.model(**inputs)
-                    else:
-                        output, blocks = self._passes.whole(inputs)
-                        cached = False
-                    self._note_sequence()
-        size = input_ids if input_ids is not None else inputs["inputs_embeds"][..., 0]
-        tokens = size.numel() if attention_mask is None else int(attention_mask.sum())
-        self.performance.note(
-            "forward", tokens=tokens, recalls=self._recalls - recalls, stored_blocks=blocks
-        )
-        states = final[-1]
-        return CMROutput(
-            loss=output.get("loss") if "labels" in inputs else None,
-            logits=output.logits,
-            last_hidden_state=states if self.projection is None else self.projection(states),
-            hidden_states=output.get("hidden_states"),
-            attentions=output.get("attentions"),
-            past_key_values=output.get("past_key_values") if cached else None,
-            memory_stats=self._memory_stats(),
-        )
+    # -- running ---------------------------------------------------------------------------------
 
     def generate(
         self,
@@ -117,97 +240,61 @@ class MemoryModel(AttachedModel):
             attention_mask: the same shape, 0 for padding on the left.
             use_memory: False: exactly the decoder's `generate`; None: as enabled.
             sessions: one name for all rows, or one a row; None: `str(row)`.
-            task_type: as for `forward`.
+            task_type: as for `FullCMRModel.forward`.
             **kwargs: for the decoder's `generate`.
 
         Raises:
             ConfigError: with memory, a cache that cannot be stored from is asked for.
         """
-        on = self._wants(use_memory, sessions, task_type)
-        if input_ids is not None:
-            vocabulary = self.memory._core.adapter.config.vocab_size
-            input_ids, attention_mask = checked(input_ids, attention_mask, vocabulary)
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
-        inputs = {name: value for name, value in inputs.items() if value is not None}
-        recalls, blocks = self._recalls, 0
+        said = self._said(use_memory, sessions, task_type)
+        inputs = self._passes.inputs(input_ids, attention_mask, kwargs)
         with self.performance.measure("generate"):
-            if not on:
-                with self._resting():
-                    output = self.model.generate(**inputs)
-            else:
-                _can_store(kwargs)
-                with self._for(sessions, task_type):
-                    output, blocks = self._passes.generate(inputs)
-                    self._note_sequence()
-        ids = output if isinstance(output, torch.Tensor) else output.sequences
-        given = 0 if input_ids is None else input_ids.shape[1]
-        prompt = given * len(ids) if attention_mask is None else int(attention_mask.sum())
-        self.performance.note(
-            "generate",
-            tokens=prompt + len(ids) * (ids.shape[1] - given),
-            recalls=self._recalls - recalls,
-            stored_blocks=blocks,
-        )
-        return output
+            passed = self._passes.generate(said, inputs)
+            self._note_session(said)
+        tokens = generated_tokens(inputs, passed.output)
+        self.performance.note("generate", tokens=tokens, **passed.counted)
+        return passed.output
 
-    def _wants(self, use_memory: bool | None, sessions: Sessions, task: str | None) -> bool:
-        """Whether a call remembers and recalls; all that it is given is checked."""
+    def _run(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        use_memory: bool | None,
+        sessions: Sessions,
+        task: str | None,
+        inputs: dict[str, Any],
+    ) -> CMROutput:
+        """See the classes' `forward`."""
+        said = self._said(use_memory, sessions, task)
+        if input_ids is None and inputs.get("inputs_embeds") is None:
+            raise ValueError("input_ids or inputs_embeds expected, got neither")
+        inputs = self._passes.inputs(input_ids, attention_mask, inputs)
+        with self.performance.measure("forward"):
+            passed = self._passes.forward(said, inputs)
+            self._note_session(said)
+        self.performance.note("forward", tokens=forward_tokens(inputs), **passed.counted)
+        output, states = passed.output, passed.states
+        return CMROutput(
+            # Gradient scoring makes labels of its own, whose loss nobody asked for.
+            loss=output.get("loss") if "labels" in inputs else None,
+            logits=output.logits,
+            last_hidden_state=states if self.projection is None else self.projection(states),
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
+            past_key_values=passed.cache,
+            memory_stats=self._memory_stats(),
+        )
+
+    def _said(self, use_memory: bool | None, sessions: Sessions, task: str | None) -> Said:
         on = self.memory_enabled and self.registered if use_memory is None else bool(use_memory)
         if on and not self.registered:
             raise AttachError("use_memory=True: no hooks are registered; register them first")
-        if not on and (sessions is not None or task is not None):
-            raise ConfigError("sessions and task_type say whose memory is read, and memory is off")
-        if task is not None:
-            task_settings(task)
-        return on
+        return self._passes.said(on, sessions, task)
 
-    def session(self, *names: str) -> Session:
-        """Whose memory calls inside read and write; see `Memory.session`, new ones are made."""
-        return self.memory.session(*names, create=True)
-
-    @contextmanager
-    def _for(self, sessions: Sessions, task: str | None) -> Iterator[None]:
-        """Whose memory is read, and what the request is about."""
-        names = (sessions,) if isinstance(sessions, str) else sessions
-        core = self.memory._core
-        said = Said(active=True)
-        if names is not None:
-            said = replace(said, names=tuple(names), create=True)
-            core.table.check(*names)
-        if task is not None:
-            said = replace(said, about=(task,), settings={"strategy": "task_specific"})
-        with call(core, said):
-            yield
-
-    def _resting(self) -> AbstractContextManager[None]:
-        """The decoder is exactly itself inside."""
-        return call(self.memory._core, Said(active=False))
-
-    @contextmanager
-    def _final(self, found: list[torch.Tensor]) -> Iterator[None]:
-        """Adds the states in front of the head, whatever the decoder gives besides."""
-        decoder, me = self.memory._core.adapter.decoder, threading.get_ident()
-
-        def note(_: Any, __: Any, output: Any) -> None:
-            if threading.get_ident() == me:  # another thread's forward may come by
-                found.append(output[0])
-
-        handle = decoder.register_forward_hook(note)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def _note_sequence(self) -> None:
+    def _note_session(self, said: Said) -> None:
         step = self.memory._stepper.last
-        if step is not None and step.sessions:
+        if said.active and step is not None and step.sessions:
             self.current_sequence_id = step.sessions[0]
-
-    @property
-    def _recalls(self) -> int:
-        return self.memory._core.recalls_made
-
-    # -- looking ---------------------------------------------------------------------------------
 
     def _memory_stats(self) -> dict[str, Any]:
         held = self.memory_buffer.get_buffer_stats()["entries_by_layer"]
@@ -218,13 +305,89 @@ class MemoryModel(AttachedModel):
             "sessions": len(self.memory.sessions),
         }
 
+    # -- saving ----------------------------------------------------------------------------------
 
-def _can_store(options: Mapping[str, Any]) -> None:
-    """Raises where `generate` would use a cache that memory cannot follow."""
-    implementation = options.get("cache_implementation")
-    if implementation not in (None, "dynamic", "dynamic_full") or options.get("use_cache") is False:
-        raise ConfigError(
-            "generate with memory stores from a dynamic cache: use_cache=True and no "
-            f"cache_implementation expected, got {implementation or 'use_cache=False'!r}; "
-            "use_memory=False generates without"
+    def save_memory(self, path: str | os.PathLike[str], *, key: bytes | str | None = None) -> None:
+        """Save what is remembered: the memory's blocks and the buffer's entries.
+
+        It is raw user data, see `Memory.save`. Ephemeral sessions are left out. The folder is new,
+        empty, or one that was saved before; `key` encrypts it: 32 bytes or a passphrase.
+        `StoreError`: it could not be saved.
+        """
+        save_memory(path, self.memory, self.memory_buffer, key)
+
+    def load_memory(self, path: str | os.PathLike[str], *, key: bytes | str | None = None) -> int:
+        """Take in what `save_memory` saved; returns the blocks loaded.
+
+        The buffer's entries take the place of those here. A session of a name that is known here
+        already is refused: clear the memory first, or rename it.
+
+        Raises:
+            StoreError: there is none, it is damaged, or the key is wrong.
+            ModelMismatchError: another model saved it.
+            ValueError: a session of a saved name exists here, or the buffer has other limits.
+                Nothing is changed in any of these cases.
+        """
+        return load_memory(path, self.memory, self.memory_buffer, key)
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        memory: bool = False,
+        key: bytes | str | None = None,
+        **options: Any,
+    ) -> None:
+        """Save configuration and weights, as `from_pretrained` takes them.
+
+        Args:
+            folder: where; made where it does not exist.
+            memory: save what is remembered, too (raw user data).
+            key: encrypts that.
+            **options: for the decoder's own `save_pretrained`.
+        """
+        where = Path(folder)
+        # See there for what bitsandbytes would save otherwise.
+        ready_to_save(self.model)
+        self.model.save_pretrained(where, **options)
+        about = {
+            "class": type(self).__name__,
+            "config": self.memory_config.to_dict(),
+            "output_hidden_size": self.output_hidden_size,
+            "buffer": asdict(self.memory_buffer.limits),
+            "memory_enabled": self.memory_enabled,
+            "memory": MEMORY if memory else None,
+        }
+        save_about(where, about)
+        if memory:
+            self.save_memory(where / MEMORY, key=key)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[M],
+        folder: str | os.PathLike[str],
+        *,
+        key: bytes | str | None = None,
+        tokenizer: Any = None,
+        **loading: Any,
+    ) -> M:
+        """A model as `save_pretrained` left it: it gives the same logits, in a new process, too.
+
+        `key` is that of a memory that was encrypted, `tokenizer` as for `cmr.attach`, `loading` for
+        `load_backbone`, such as `device`. `MemoryNotFoundError`: nothing was saved there by such a
+        class; `ConfigError`: another class was; `StoreError`: its memory cannot be loaded.
+        """
+        where = Path(folder)
+        about = load_about(where, cls.__name__)
+        # The buffer had settings of its own where it was the user's, or changed since.
+        made = cls(
+            load_backbone(where, **loading),
+            CMRConfig.from_dict(about["config"]),
+            output_hidden_size=about["output_hidden_size"],
+            tokenizer=tokenizer,
+            memory_buffer=LayeredMemoryBuffer(**about["buffer"]),
         )
+        made.memory_enabled = bool(about["memory_enabled"])
+        if about["memory"] is not None:
+            made.load_memory(where / about["memory"], key=key)
+        return made

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from cmr.config import CMRConfig
 from cmr.integration.models.backbone.backbones import BACKBONES, BackboneAdapter, MistralAdapter
-from cmr.integration.models.feeder import Scorer
 from cmr.integration.models.full import FullCMRModel
-from cmr.memory.buffer.layered import LayeredMemoryBuffer
+from cmr.integration.models.memory_model import Given
 
 MODEL_NAME = str(BACKBONES["mistral"].model_name)
 
@@ -19,53 +16,27 @@ MODEL_NAME = str(BACKBONES["mistral"].model_name)
 class MistralCMRModel(FullCMRModel):
     """`FullCMRModel` of a Mistral, Ministral or Mixtral; another family is refused.
 
-    Args:
-        base_config: a configuration, a name, a folder, or a loaded model; None: `MODEL_NAME`.
-        cmr_config: settings, nested or flat.
-        device: 'cpu', 'cuda', 'auto' or None.
-        adapter: None: a `MistralAdapter`.
-        output_hidden_size: width of `last_hidden_state`; None: the decoder's own.
-        tokenizer: as for `cmr.attach`.
-        memory_buffer: a buffer of yours; None: one as the settings say.
-        scorer: what tells the relevance of captured states, see `AttachedModel`; None: as the
-            settings say.
-        **loading: for `load_backbone`.
-
-    Raises:
-        UnsupportedModelError: the decoder is of another family.
+    `base_config` None is `MODEL_NAME`, and `adapter` None a `MistralAdapter`. A decoder of another
+    family raises `UnsupportedModelError`.
     """
 
     def __init__(
         self,
         base_config: Any = None,
-        cmr_config: CMRConfig | Mapping[str, Any] | None = None,
+        cmr_config: Given = None,
         device: str | torch.device | None = None,
         adapter: BackboneAdapter | None = None,
-        *,
-        output_hidden_size: int | None = 256,
-        tokenizer: Any = None,
-        memory_buffer: LayeredMemoryBuffer | None = None,
-        scorer: Scorer | None = None,
-        **loading: Any,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            base_config,
-            cmr_config,
-            device,
-            MistralAdapter() if adapter is None else adapter,
-            output_hidden_size=output_hidden_size,
-            tokenizer=tokenizer,
-            memory_buffer=memory_buffer,
-            scorer=scorer,
-            **loading,
-        )
+        adapter = MistralAdapter() if adapter is None else adapter
+        super().__init__(base_config, cmr_config, device, adapter, **options)
 
 
 def create_mistral_cmr_model(
     model_name: Any = MODEL_NAME,
     use_quantization: bool = True,
     device: str | torch.device | None = "auto",
-    cmr_config: CMRConfig | Mapping[str, Any] | None = None,
+    cmr_config: Given = None,
     **options: Any,
 ) -> MistralCMRModel:
     """A Mistral with a memory, in 8 bits unless it is told otherwise.
@@ -83,5 +54,6 @@ def create_mistral_cmr_model(
         ConfigError: what is asked for cannot be quantised.
         UnsupportedModelError: the model is no Mistral.
     """
+    # False would contradict `quantization="4bit"` among the options; None leaves it to them.
     quantised = True if use_quantization else None
     return MistralCMRModel(model_name, cmr_config, device, use_quantization=quantised, **options)

@@ -1,21 +1,29 @@
-"""One pass of a text through a model class: recall, the model's own forward, and storing."""
+"""`Passes`: texts go through a decoder with a memory, and become memory afterwards."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.cache_utils import DynamicCache
 
+from cmr.errors import ConfigError
 from cmr.integration.capture.leaving_text import SCORE
 from cmr.integration.capture.reader import INTEGERS, require_known
 from cmr.integration.capture.window_record import WindowRecord
-from cmr.integration.core import Core
 from cmr.integration.memory import Memory
-from cmr.integration.models.feeder import GRADIENT, Scorer
+from cmr.integration.models.feeder import GRADIENT, Feeder
 from cmr.integration.models.gradients import scored_forward
+from cmr.integration.requests.scope import Said, call
 from cmr.memory.token_scores import token_mask, token_scores
+from cmr.retrieval.strategies.tasks import settings_of
+
+Sessions = str | Sequence[str] | None
+"""One name for all rows, or one a row; None: `str(row)`."""
 
 
 def checked(
@@ -51,110 +59,196 @@ def checked(
     return ids, attention_mask
 
 
+@dataclass(frozen=True)
+class Passed:
+    """What a call gave.
+
+    Attributes:
+        output: of the decoder.
+        states: `[batch, tokens, hidden]` in front of the head; None of a `generate`.
+        cache: that the text may go on with; None where the text is over.
+        recalls: searches that gave layers something to read.
+        stored_blocks: blocks that became memory.
+    """
+
+    output: Any
+    states: torch.Tensor | None
+    cache: Any
+    recalls: int
+    stored_blocks: int
+
+    @property
+    def counted(self) -> dict[str, int]:
+        """What `Recorder.note` takes of it."""
+        return {"recalls": self.recalls, "stored_blocks": self.stored_blocks}
+
+
+def forward_tokens(inputs: Mapping[str, Any]) -> int:
+    """Tokens that a forward takes, padding not counted. Waits for the device."""
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    if mask is not None:
+        return int(mask.sum())
+    return (inputs["inputs_embeds"][..., 0] if ids is None else ids).numel()
+
+
+def generated_tokens(inputs: Mapping[str, Any], output: Any) -> int:
+    """Tokens of prompts and answers, padding of the prompts not counted. Waits for the device."""
+    # A dictionary where `return_dict_in_generate` asks for one.
+    out = output if isinstance(output, torch.Tensor) else output.sequences
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    given = 0 if ids is None else ids.shape[1]
+    prompt = given * len(out) if mask is None else int(mask.sum())
+    return prompt + len(out) * (out.shape[1] - given)
+
+
 class Passes:
     """Runs texts through a decoder with a memory, and lets them become memory afterwards.
 
     Args:
         model: the decoder.
-        memory: attached to it.
-        scorer: relevance of tokens; what its method needs is noted on the way.
-        layers: states that are captured.
+        feeder: stores captured states beside its memory, which is attached to the decoder; what its
+            scorer's method needs is noted on the way.
     """
 
-    def __init__(self, model: Any, memory: Memory, scorer: Scorer, layers: tuple[int, ...]) -> None:
-        self._model, self._memory, self.scorer, self._layers = model, memory, scorer, layers
+    def __init__(self, model: Any, feeder: Feeder) -> None:
+        self._model, self._feeder = model, feeder
 
-    def whole(self, inputs: dict[str, Any]) -> tuple[Any, int]:
-        """A forward over whole texts, which are memory afterwards.
+    @property
+    def _memory(self) -> Memory:
+        return self._feeder.memory
 
-        Recall comes first, so a text never reads itself.
+    def said(self, on: bool, sessions: Sessions, task: str | None) -> Said:
+        """What a call says: whether memory is on, whose it is, and what it is about; checked."""
+        if not on and (sessions is not None or task is not None):
+            raise ConfigError("sessions and task_type say whose memory is read, and memory is off")
+        said = Said(active=on)
+        if task is not None:
+            settings_of(task)  # refuses an unknown one
+            said = replace(said, about=(task,), settings={"strategy": "task_specific"})
+        if sessions is not None:
+            names = (sessions,) if isinstance(sessions, str) else tuple(sessions)
+            self._memory._core.table.check(*names)
+            said = replace(said, names=names, create=True)
+        return said
 
-        Args:
-            inputs: of the model's forward, without a cache.
+    def inputs(self, ids: Any, mask: Any, others: dict[str, Any]) -> dict[str, Any]:
+        """The decoder's inputs, those of None left out; ids and their mask are checked."""
+        if ids is not None:
+            ids, mask = checked(ids, mask, self._memory._core.adapter.config.vocab_size)
+        inputs = {"input_ids": ids, "attention_mask": mask, **others}
+        return {name: value for name, value in inputs.items() if value is not None}
 
-        Returns:
-            The model's output, whose cache is of no more use, and the number of blocks stored.
-        """
-        core, stepper = self._memory._core, self._memory._stepper
-        inputs = {
-            **inputs,
-            "past_key_values": DynamicCache(config=core.adapter.config),
-            "use_cache": True,
-        }
-        with stepper.following(bounded=False) as caches:
-            output = self._scored(core, inputs)
-        blocks = sum(self._memory.absorb(cache) for cache in caches)
-        return output, blocks
+    def forward(self, said: Said, inputs: dict[str, Any]) -> Passed:
+        """A forward: exactly the decoder's where `said` turns memory off.
 
-    def generate(self, inputs: dict[str, Any]) -> tuple[Any, int]:
-        """`generate` of the model; prompt and answer are memory afterwards, but for the last token.
-
-        Args:
-            inputs: of the model's `generate`.
-
-        Returns:
-            What it gives, and the number of blocks stored.
+        Without a cache a text is over with the call, and is memory afterwards. With one it goes on,
+        and is stored as it leaves the window.
         """
         core = self._memory._core
-        written = core.ring.written
-        with self._memory._stepper.following() as caches:
-            output = self._model.generate(**inputs)
-        for cache in caches:
-            self._memory.absorb(cache)
-        return output, core.ring.written - written
+        recalls, blocks = core.recalls_made, 0
+        # The last hidden state is read by a hook: asking for all of them would keep every layer's.
+        with call(core, said), self._final_states() as final:
+            if said.active and "past_key_values" not in inputs and not inputs.get("use_cache"):
+                output, blocks = self._whole(inputs, final)
+                cache = None
+            else:
+                output = self._model(**inputs)
+                cache = output.get("past_key_values")
+        return Passed(output, final[-1], cache, core.recalls_made - recalls, blocks)
 
-    def _scored(self, core: Core, inputs: dict[str, Any]) -> Any:
+    def generate(self, said: Said, inputs: dict[str, Any]) -> Passed:
+        """A `generate`; prompt and answer are memory afterwards, but for the last token."""
+        core = self._memory._core
+        recalls, written = core.recalls_made, core.ring.written
+        with call(core, said):
+            if not said.active:
+                output = self._model.generate(**inputs)
+            else:
+                _require_cache(inputs)
+                with self._memory._stepper.following() as caches:
+                    output = self._model.generate(**inputs)
+                # Prompt and answer stand in the cache yet; they are stored as if they left it.
+                for cache in caches:
+                    self._memory.absorb(cache)
+        blocks = core.ring.written - written if said.active else 0
+        return Passed(output, None, None, core.recalls_made - recalls, blocks)
+
+    @contextmanager
+    def _final_states(self) -> Iterator[list[torch.Tensor]]:
+        """Takes the states in front of the head, whatever the decoder gives besides."""
+        found: list[torch.Tensor] = []
+        me = threading.get_ident()
+
+        def note(_: Any, __: Any, output: Any) -> None:
+            if threading.get_ident() == me:  # another thread's forward may come by
+                found.append(output[0])
+
+        handle = self._memory._core.adapter.decoder.register_forward_hook(note)
+        try:
+            yield found
+        finally:
+            handle.remove()
+
+    def _whole(self, inputs: dict[str, Any], final: list[torch.Tensor]) -> tuple[Any, int]:
+        """A forward over whole texts, and the number of blocks that they became.
+
+        Recall comes first, so a text never reads itself.
+        """
+        # What memory stores comes from a cache, so one is made that keeps all of the text.
+        inputs = {
+            **inputs,
+            "past_key_values": DynamicCache(config=self._memory._core.adapter.config),
+            "use_cache": True,
+        }
+        with self._memory._stepper.following(bounded=False) as caches:
+            output = self._scored(inputs, final)
+        return output, sum(self._memory.absorb(cache) for cache in caches)
+
+    def _scored(self, inputs: dict[str, Any], final: list[torch.Tensor]) -> Any:
         """The forward; what scoring needs of it is noted in the record of its cache."""
         ids = inputs.get("input_ids")
-        method = getattr(self.scorer, "scoring_method", None)
+        method = getattr(self._feeder.scorer, "scoring_method", None)
         if method == "gradient_based":
-            return self._with_gradients(core, inputs)
+            return self._with_gradients(inputs, final)
         output = self._model(**inputs)
-        wants = method in ("surprise", "hybrid")
         record = _record(inputs["past_key_values"])
-        if wants and record is not None and ids is not None:
+        if method in ("surprise", "hybrid") and record is not None and ids is not None:
             logits = output.logits.detach()
+            # With `logits_to_keep` there are too few of them to tell each token's loss.
             if logits.shape[1] == ids.shape[1]:
                 record.note(**{f"{SCORE}surprise": _losses(logits, ids, inputs)})
         return output
 
-    def _with_gradients(self, core: Core, inputs: dict[str, Any]) -> Any:
+    def _with_gradients(self, inputs: dict[str, Any], final: list[torch.Tensor]) -> Any:
+        """The forward with a graph and a way back; its loss is that of the tokens or the labels."""
+        core = self._memory._core
         ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
-        given = inputs.get("labels")
-        if given is None and ids is None:
-            raise ValueError(
-                "scoring_method='gradient_based' needs a loss: labels or input_ids expected, "
-                "got neither"
-            )
-        labels = given
+        labels = inputs.get("labels")
         if labels is None:
-            assert ids is not None
+            if ids is None:
+                raise ValueError(
+                    "scoring_method='gradient_based' needs a loss: labels or input_ids expected, "
+                    "got neither"
+                )
             labels = ids if mask is None else ids.masked_fill(mask == 0, -100)
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):  # autograd could not keep what was made outside
                 inputs = {n: x.clone() if isinstance(x, torch.Tensor) else x
                           for n, x in inputs.items()}  # fmt: skip
                 labels = labels.clone()
-        seen: list[torch.Tensor] = []
-
-        def look(_: nn.Module, __: Any, output: Any) -> None:
-            seen.append(output[0])
-
-        handle = core.adapter.decoder.register_forward_hook(look)
-        try:
-            output, found = scored_forward(
-                core.adapter,
-                lambda: self._model(**{**inputs, "labels": labels}),
-                {*self._layers, core.index_layer},
-                lambda: seen[-1],
-                int((labels[:, 1:] != -100).sum()),
-            )
-        finally:
-            handle.remove()
+        # Scores of the index layer go with the blocks, those of captured layers with the entries.
+        output, found = scored_forward(
+            core.adapter,
+            lambda: self._model(**{**inputs, "labels": labels}),
+            {*self._feeder.layers, core.index_layer},
+            lambda: final[-1],
+            int((labels[:, 1:] != -100).sum()),
+        )
         record = _record(inputs["past_key_values"])
         if record is not None:
             noted = {f"{GRADIENT}{n}": scores for n, scores in found.items()}
             record.note(**noted, **{f"{SCORE}gradient_based": found[core.index_layer]})
+        # Whoever did not ask for a graph is not to keep it alive.
         if not torch.is_grad_enabled():
             for name in ("loss", "logits"):
                 if output.get(name) is not None:
@@ -169,6 +263,19 @@ def _losses(logits: torch.Tensor, ids: torch.Tensor, inputs: dict[str, Any]) -> 
 
 
 def _record(cache: DynamicCache) -> WindowRecord | None:
+    """The memory's record of a cache; None where the cache is not followed."""
     owner = getattr(cache.layers[0], "owner", None) if cache.layers else None
     record = getattr(owner, "record", None)
     return record if isinstance(record, WindowRecord) else None
+
+
+def _require_cache(options: Mapping[str, Any]) -> None:
+    """Raises where `generate` would use a cache that memory cannot follow."""
+    implementation = options.get("cache_implementation")
+    # Static caches are overwritten in place, so what left them could not be told.
+    if implementation not in (None, "dynamic", "dynamic_full") or options.get("use_cache") is False:
+        raise ConfigError(
+            "generate with memory stores from a dynamic cache: use_cache=True and no "
+            f"cache_implementation expected, got {implementation or 'use_cache=False'!r}; "
+            "use_memory=False generates without"
+        )

@@ -24,6 +24,7 @@ class Projection(nn.Module):
 
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
+        # In float64, so that machines agree on the map once it is rounded to float32.
         generator = torch.Generator().manual_seed(SEED)
         tall = torch.randn(max(hidden, width), min(hidden, width), generator=generator).double()
         basis, triangle = torch.linalg.qr(tall)
@@ -31,6 +32,7 @@ class Projection(nn.Module):
         weight = basis if hidden >= width else basis.T
         if hidden > width:
             weight = weight * (hidden / width) ** 0.5
+        # Not saved: it follows from the two widths.
         self.register_buffer("weight", weight.float().contiguous(), persistent=False)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:

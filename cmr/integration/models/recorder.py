@@ -29,6 +29,7 @@ class Recorder:
     def measure(self, kind: str) -> Iterator[None]:
         """Measure one call that succeeds; `kind` is 'forward' or 'generate'."""
         began = time.perf_counter()
+        # No `finally`: a call that fails is not counted.
         yield
         self._measured(kind, time.perf_counter() - began)
 
@@ -48,6 +49,7 @@ class Recorder:
             recalls: searches that gave its layers something to read.
             stored_blocks: blocks that became memory.
         """
+        # A lock of its own: calls of several threads end in any order.
         with self._counting:
             self._tokens[kind] += tokens
             self._noted["recalls"] += recalls

@@ -9,25 +9,24 @@ from typing import Any
 from cmr.config import STATE_METHODS, TOPICS, CMRConfig, keys
 from cmr.config import checks as check
 from cmr.errors import ConfigError
+from cmr.memory.buffer.layered import LayeredMemoryBuffer
 
 ENTRIES, TOTAL = 1000, 5000
 """Default limits of a buffer, of a layer and of all."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class ModelSettings:
     """Settings of a model class.
 
     Attributes:
         config: of the memory.
-        device: the device of computation that they ask for, or None.
         buffer: arguments of `LayeredMemoryBuffer`.
         captured: the states that go into the buffer; None: nothing was said.
         asked: fields of `config.memory` as they were given, where the memory has others.
     """
 
     config: CMRConfig
-    device: str | None
     buffer: dict[str, Any]
     captured: tuple[int, ...] | None
     asked: dict[str, Any]
@@ -37,12 +36,9 @@ class Settings:
         return replace(config, memory=replace(config.memory, **self.asked))
 
 
-def settings_of(
-    given: CMRConfig | Mapping[str, Any] | None,
-    scoring_method: str,
-    max_positions: int | None = None,
-    depth: int | None = None,
-) -> Settings:
+def model_settings(
+    given: CMRConfig | Mapping[str, Any] | None, scoring_method: str, text_config: Any
+) -> ModelSettings:
     """Settings, nested or flat, with what a class takes where nothing is said.
 
     `target_layers` are the states that are captured. The memory stores and reads `layers` (synonym
@@ -54,23 +50,26 @@ def settings_of(
         given: a `CMRConfig`, a dictionary for `CMRConfig.from_dict`, or None. In it `device` is the
             device of computation.
         scoring_method: where none is given.
-        max_positions: the longest text the model was made for: a window that is not given is no
-            longer. None: not known.
-        depth: blocks of the decoder; None: not known.
+        text_config: of the decoder: it has the layers, and a window that is not given is no longer
+            than the longest text it was made for.
 
     Raises:
         ConfigError: as `CMRConfig.from_dict`; a layer that the decoder does not have.
     """
+    max_positions = getattr(text_config, "max_position_embeddings", None)
+    depth = getattr(text_config, "num_hidden_layers", None)
     said = _said(given)
     config = given if isinstance(given, CMRConfig) else CMRConfig.from_dict(given or {})
     memory = said.get("memory", {})
-    device = config.memory.device
+    # The device of computation is no affair of the memory's: `device_in` reads it.
     changes: dict[str, Any] = {"device": None}
     if "scoring_method" not in memory:
         changes["scoring_method"] = scoring_method
     config = replace(config, memory=replace(config.memory, **changes))
+    # In a longer window than it was made for a decoder computes nonsense.
     if "window" not in said.get("", {}) and max_positions is not None:
         config = replace(config, window=min(config.window, max_positions))
+    # A budget may be a share of a device's memory: no number of entries follows from that.
     entries = memory.get("budget", ENTRIES)
     entries = entries if isinstance(entries, int) else ENTRIES
     buffer = {
@@ -88,12 +87,23 @@ def settings_of(
     stores = _stores(config)
     asked = {name: getattr(config.memory, name) for name in stores}
     config = replace(config, memory=replace(config.memory, **stores))
-    return Settings(config, device, buffer, captured, asked)
+    return ModelSettings(config, buffer, captured, asked)
+
+
+def expect_parts(width: object, buffer: object, scorer: object) -> None:
+    """Raises `ConfigError` unless a model class can be made with these; None always does."""
+    if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
+        raise check.refuse("output_hidden_size", width, "an integer of at least 1 or None")
+    if buffer is not None and not isinstance(buffer, LayeredMemoryBuffer):
+        raise check.refuse("memory_buffer", buffer, "a LayeredMemoryBuffer or None")
+    if scorer is not None and not callable(scorer):
+        raise check.refuse("scorer", scorer, "something to call, or None")
 
 
 def _stores(config: CMRConfig) -> dict[str, Any]:
     """Fields of the memory that differ where it stores other layers than are captured."""
     memory, captured, layers = config.memory, config.memory.target_layers, config.reweave.layers
+    # Layers to read at are stored, and those where next-token recall compares tokens.
     if layers is not None:
         stored: tuple[int, ...] | None = tuple(
             sorted({*layers, *(config.next_token.knn_layers or ())})
@@ -129,6 +139,7 @@ def _said(given: Any) -> dict[str, dict[str, Any]]:
         return keys.resolve(given, TOPICS)
     if not isinstance(given, CMRConfig):
         raise check.refuse("the memory's settings", given, "a CMRConfig, a dictionary or None")
+    # A `CMRConfig` does not say what was given: what differs from the defaults was.
     usual = CMRConfig()
     found: dict[str, dict[str, Any]] = {}
     for topic in TOPICS:
@@ -142,11 +153,7 @@ def _said(given: Any) -> dict[str, dict[str, Any]]:
 
 
 def device_in(given: CMRConfig | Mapping[str, Any] | None) -> str | None:
-    """The device of computation that settings name, None where they name none.
-
-    Raises:
-        ConfigError: as `CMRConfig.from_dict`.
-    """
+    """The device of computation that settings name, None where they name none."""
     if given is None:
         return None
     config = given if isinstance(given, CMRConfig) else CMRConfig.from_dict(given)

@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from cmr.config import CMRConfig
-from cmr.integration.models.backbone.placement import decoder_for
-from cmr.integration.models.feeder import Scorer
-from cmr.integration.models.memory_model import Sessions
+from cmr.integration.models.memory_model import Given, MemoryModel
 from cmr.integration.models.outputs import CMROutput
-from cmr.integration.models.saved import SavedModel
-from cmr.memory.buffer.layered import LayeredMemoryBuffer
-
-Given = CMRConfig | Mapping[str, Any] | None
+from cmr.integration.models.passes import Sessions
 
 
-class CMRTransformer(SavedModel):
+class CMRTransformer(MemoryModel):
     """A decoder that captures states and recalls texts, once its hooks are registered.
 
     Args:
-        config: of the decoder: of transformers, a dictionary, or a `SimpleNamespace` such as
-            `SimpleNamespace(vocab_size=50257, num_hidden_layers=8)`, which makes a small random
-            decoder, offline. Also a name, a folder or a loaded model. With `model_name` the
-            configuration to load it with, or None.
-        memory_config: settings of the memory, nested or flat. `device` is the device of
-            computation.
+        config: of the decoder, as `source` of `MemoryModel`. `SimpleNamespace(vocab_size=50257,
+            num_hidden_layers=8)` makes a small random decoder, offline.
+        memory_config: settings of the memory, nested or flat.
         model_name: name or folder of weights; None: random ones, always the same.
-        output_hidden_size: width of `last_hidden_state`; None: the decoder's own.
-        tokenizer: as for `cmr.attach`.
-        memory_buffer: a buffer of yours; None: one as the settings say.
-        scorer: what tells the relevance of captured states, see `AttachedModel`; None: as the
-            settings say.
-        **loading: for `load_backbone`: `device`, `quantization`, `use_quantization`, `dtype` and
-            options of `from_pretrained`.
-
-    Raises:
-        ModelNotFoundError, ConfigError, UnsupportedModelError: see `load_backbone` and
-            `cmr.attach`.
+        **options: the others of `MemoryModel`.
     """
 
     def __init__(
@@ -47,23 +27,11 @@ class CMRTransformer(SavedModel):
         config: Any = None,
         memory_config: Given = None,
         model_name: str | None = None,
-        *,
-        output_hidden_size: int | None = None,
-        tokenizer: Any = None,
-        memory_buffer: LayeredMemoryBuffer | None = None,
-        scorer: Scorer | None = None,
-        **loading: Any,
+        **options: Any,
     ) -> None:
-        model = decoder_for(config, model_name, memory_config, loading)
-        super().__init__(
-            model,
-            memory_config,
-            output_hidden_size=output_hidden_size,
-            tokenizer=tokenizer,
-            memory_buffer=memory_buffer,
-            scorer=scorer,
-        )
-        self._unregister()
+        super().__init__(config, memory_config, model_name=model_name, **options)
+        # The specification registers hooks by a call of their own.
+        self.cleanup_hooks()
 
     def forward(
         self,
@@ -90,23 +58,14 @@ class CMRTransformer(SavedModel):
         return self._run(input_ids, attention_mask, use_memory, sessions, None, inputs)
 
 
-class IntegratedCMRModel(SavedModel):
+class IntegratedCMRModel(MemoryModel):
     """A decoder with a memory, on from the beginning.
 
     Args:
-        base_config: a configuration, a name, a folder, or a loaded model; see `load_backbone`.
+        base_config: of the decoder, as `source` of `MemoryModel`.
         memory_config: settings of the memory, nested or flat.
         device: 'cpu', 'cuda', 'auto' or None.
-        output_hidden_size: width of `last_hidden_state`; None: the decoder's own.
-        tokenizer: as for `cmr.attach`.
-        memory_buffer: a buffer of yours; None: one as the settings say.
-        scorer: what tells the relevance of captured states, see `AttachedModel`; None: as the
-            settings say.
-        **loading: for `load_backbone`.
-
-    Raises:
-        ModelNotFoundError, ConfigError, UnsupportedModelError: see `load_backbone` and
-            `cmr.attach`.
+        **options: the others of `MemoryModel`.
     """
 
     def __init__(
@@ -114,22 +73,9 @@ class IntegratedCMRModel(SavedModel):
         base_config: Any,
         memory_config: Given = None,
         device: str | torch.device | None = None,
-        *,
-        output_hidden_size: int | None = None,
-        tokenizer: Any = None,
-        memory_buffer: LayeredMemoryBuffer | None = None,
-        scorer: Scorer | None = None,
-        **loading: Any,
+        **options: Any,
     ) -> None:
-        model = decoder_for(base_config, None, memory_config, {**loading, "device": device})
-        super().__init__(
-            model,
-            memory_config,
-            output_hidden_size=output_hidden_size,
-            tokenizer=tokenizer,
-            memory_buffer=memory_buffer,
-            scorer=scorer,
-        )
+        super().__init__(base_config, memory_config, device=device, **options)
 
     def forward(
         self,
@@ -140,7 +86,7 @@ class IntegratedCMRModel(SavedModel):
         sessions: Sessions = None,
         **inputs: Any,
     ) -> CMROutput:
-        """See `CMRTransformer.forward`; also gives `performance_stats` and `retrieval_stats`."""
+        """See `CMRTransformer.forward`; also gives `performance_stats`."""
         output = self._run(input_ids, attention_mask, use_memory, sessions, None, inputs)
         output.performance_stats = self.performance.stats()
         return output

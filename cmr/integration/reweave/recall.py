@@ -15,7 +15,7 @@ from cmr.kernels import implementation
 from cmr.kernels.reference.rotary import rotate
 from cmr.memory.block_store import BlockStore
 from cmr.reconstruction.blend import expected_best
-from cmr.reconstruction.plan import Plan
+from cmr.reconstruction.read_plan import ReadPlan
 from cmr.retrieval.choice import Choice
 from cmr.retrieval.successors import Successors, unit, what_follows
 
@@ -135,7 +135,7 @@ class Recall:
         load: LayerStates | None,
         positions: str,
         base: torch.Tensor,
-        plan: Plan | None = None,
+        plan: ReadPlan | None = None,
         guarded: bool = False,
     ) -> None:
         self.choice = choice

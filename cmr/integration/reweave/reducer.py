@@ -8,9 +8,8 @@ from cmr.config import ReweaveConfig
 from cmr.kernels.reference._paging import readable
 from cmr.memory.block_store import BlockStore
 from cmr.reconstruction.limits import Limits
-from cmr.reconstruction.match import match
-from cmr.reconstruction.methods import plan_rows
-from cmr.reconstruction.plan import Plan
+from cmr.reconstruction.methods import match, plan_rows
+from cmr.reconstruction.read_plan import ReadPlan
 from cmr.retrieval import Ask, Choice
 
 
@@ -31,7 +30,7 @@ class Reducer:
         self._method = reweave.reconstruction_method or "attention"
         self._guarded = reweave.sink_guard > 0
 
-    def plan(self, choice: Choice, ask: Ask) -> Plan | None:
+    def plan(self, choice: Choice, ask: Ask) -> ReadPlan | None:
         """What to read of what was chosen; None: all of it.
 
         Args:

@@ -7,8 +7,10 @@ import itertools
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from cmr.kernels import cosine_topk, inverse_norm, quantise_rows
+from cmr.memory.duplicates import NO_TOKEN
 from cmr.memory.eviction import Candidates
 from cmr.memory.sessions import NO_SESSION
 
@@ -24,20 +26,19 @@ COLUMNS = {
     "tier": torch.int64,
 }
 """What is known of each entry beside its state."""
-_EMPTY = {"sequence": NO_SESSION, "position": -1, "token_id": -1}
+SAME = 0.999
+"""Cosine from which on two states of a token are the same."""
+_COMPARED = 1024  # states with all others at once, so that the cosines stay small
+_EMPTY = {"sequence": NO_SESSION, "position": -1, "token_id": NO_TOKEN}
+# One count for all layers: a version tells apart what two layers held at any time.
 _VERSIONS = itertools.count(1)
 
 
 class LayerStore:
     """The entries of one layer. Columns are on the CPU, states where they are searched.
 
-    Args:
-        slots: entries that fit.
-        hidden: width of a state.
-        dtype: data type of the states.
-        device: where the states are.
-        full_rows: entries outside the long-term tier, at most; below `slots`, the long-term tier
-            keeps int8 codes with a scale each. None: every entry is kept as it is.
+    Of at most `full_rows` entries the states are kept as they are, and of those in the long-term
+    tier as int8 codes with a scale each. With `full_rows` None every entry is kept as it is.
 
     Attributes:
         columns: name to `[slots]`, see `COLUMNS`; `created` is 0 where a slot is empty.
@@ -69,7 +70,9 @@ class LayerStore:
         coded = slots if self.reduces else 0
         self._codes = torch.zeros(coded, hidden, dtype=torch.int8, **at)
         self._scale, self._code_norm = torch.zeros(coded, **at), torch.zeros(coded, **at)
-        self._row = torch.full((slots,), -1)  # of the slot's state; -1: none, or it is in codes
+        # The row in `_states` of each slot; -1: the slot is empty, or its state is in codes.
+        self._row = torch.full((slots,), -1)
+        # Heaps: the lowest free place is taken first, so that searches look at few slots.
         self._free, self._free_rows = list(range(slots)), list(range(rows))
 
     @property
@@ -92,20 +95,30 @@ class LayerStore:
 
     def candidates(self, slots: torch.Tensor) -> Candidates:
         """What eviction looks at."""
-        columns = self.columns
-        return Candidates(
-            owner=columns["sequence"][slots],
-            created=columns["created"][slots],
-            last_access=columns["last_access"][slots],
-            access_count=columns["access_count"][slots],
-            relevance=columns["relevance"][slots],
-            pinned=torch.zeros(len(slots), dtype=torch.bool),
-        )
+        names = ("sequence", "created", "last_access", "access_count", "relevance")
+        pinned = torch.zeros(len(slots), dtype=torch.bool)
+        return Candidates(*(self.columns[name][slots] for name in names), pinned)
+
+    def duplicates(self) -> torch.Tensor:
+        """Slots of entries for which a newer one has the same sequence, token and state."""
+        slots = self.find()
+        # Newest first, so that of equals the first one stays.
+        slots = slots[self.columns["created"][slots].argsort(descending=True)]
+        owner, token = (self.columns[name][slots] for name in ("sequence", "token_id"))
+        states = F.normalize(self.states(slots).float(), dim=-1)
+        again = torch.zeros(len(slots), dtype=torch.bool)
+        for start in range(0, len(slots), _COMPARED):
+            part = slice(start, start + _COMPARED)
+            alike = (states[part] @ states.T >= SAME).cpu()
+            alike &= (owner[part, None] == owner) & (token[part, None] == token)
+            newer = torch.arange(len(slots)) < torch.arange(start, start + len(alike))[:, None]
+            again[part] = (alike & newer).any(1)
+        return slots[again]
 
     # -- writing ---------------------------------------------------------------------------------
 
     def write(self, states: torch.Tensor, **columns: torch.Tensor | int) -> torch.Tensor:
-        """Store `[k, hidden]` states in the lowest free slots of the first tier; returns them."""
+        """Store `[k, hidden]` states in the lowest free slots of the first tier; returns slots."""
         self.version = next(_VERSIONS)
         slots = torch.tensor([heapq.heappop(self._free) for _ in range(len(states))])
         for name, values in columns.items():
@@ -124,6 +137,7 @@ class LayerStore:
             self.columns[name][slots] = values
         if "codes" in parts:
             self._put_codes(slots, parts["codes"], parts["scale"])
+        # A sorted list is a heap.
         taken = set(slots.tolist())
         self._free = sorted(set(self._free) - taken)
         if "state" in parts:
@@ -133,6 +147,7 @@ class LayerStore:
             self.by_tier[tier] += 1
 
     def _put(self, slots: torch.Tensor, states: torch.Tensor) -> None:
+        # Without codes the slot is the row.
         if self.reduces:
             rows = torch.tensor([heapq.heappop(self._free_rows) for _ in range(len(slots))])
         else:
@@ -161,6 +176,7 @@ class LayerStore:
             self.by_tier[source] -= 1
         self.by_tier[tier] += len(slots)
         self.columns["tier"][slots] = tier
+        # Only here do states lose precision: what sinks from the middle tier is kept in 8 bits.
         if tier == LONG_TERM and self.reduces and len(slots):
             rows = self._row[slots]
             self._put_codes(slots, *quantise_rows(self._states[rows.to(self.device)], torch.int8))
@@ -188,6 +204,7 @@ class LayerStore:
         rows = self._row[slots]
         rows = rows[rows >= 0]
         at = rows.to(self.device)
+        # Zeroed at once: forgotten text must not lie around until it is overwritten.
         self._states.index_fill_(0, at, 0)
         self._inverse_norm.index_fill_(0, at, 0)
         self._row[slots] = -1
@@ -219,11 +236,9 @@ class LayerStore:
     def search(
         self, query: torch.Tensor, slots: torch.Tensor, k: int, least: float | None
     ) -> torch.Tensor:
-        """The k of the given slots with the highest cosine to `query` `[hidden]`, best first.
-
-        Equal cosines: the lower slot first.
-        """
+        """The k of the given slots with the highest cosine to `query` `[hidden]`, best first."""
         query = query.to(self.device)[None]
+        # Whole states and codes lie in two tensors: each is searched, and the answers are merged.
         rows, coded = self._row[slots], self.in_codes(slots)
         full = rows[~coded]
         at_row = torch.full((len(self._states),), -1)
@@ -232,6 +247,7 @@ class LayerStore:
             self._nearest(query, self._states, self._inverse_norm, full, k, least),
             self._nearest(query, self._codes, self._code_norm, slots[coded], k, least, self._scale),
         ]
+        # Sorted by slot first, then stably by score: of equal cosines the lower slot comes first.
         scores = torch.cat([score for score, _ in found])
         where = torch.cat([at_row[found[0][1]], found[1][1]])
         order = where.argsort()

@@ -1,33 +1,28 @@
-"""A bounded store of single hidden states by layer, that needs no model."""
+"""`LayeredMemoryBuffer`: a bounded store of single hidden states by layer, that needs no model."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from cmr.config import EVICTION_STRATEGIES
 from cmr.config import checks as check
 from cmr.errors import ModelMismatchError
-from cmr.memory.buffer import checks as given
-from cmr.memory.buffer.changes import Changes
-from cmr.memory.buffer.layer_store import LayerStore
-from cmr.memory.buffer.layers import Layers, Limits, Picked, column
+from cmr.memory.buffer.layer_store import NO_TOKEN, LayerStore
+from cmr.memory.buffer.layers import BufferLimits, Layers, Picked, column
 from cmr.memory.buffer.saved import BufferContent, restore
 from cmr.memory.entry import MemoryEntry
-from cmr.memory.slot_ledger import TIERS
+from cmr.memory.state_checks import relevance_to_store, states_to_store
 from cmr.memory.store import SaveReport, save
 
-NO_TOKEN = -1
-_COUNTED = ("added", "loaded", "cleared", "retrievals", "hits", "retrieved")
 _SHAPE = ("max_entries_per_layer", "max_total_entries", "recent", "working", "reduce_long_term")
 
 
-class LayeredMemoryBuffer(Changes):
+class LayeredMemoryBuffer:
     """Hidden states by layer and sequence: bounded, evicted by use and relevance, searched.
 
     An entry is one hidden state `[hidden]`. Each layer has room for `max_entries_per_layer` of
@@ -57,7 +52,6 @@ class LayeredMemoryBuffer(Changes):
         device: where the states are kept; None: where a layer's first state is.
 
     Attributes:
-        limits: the numbers above.
         lock: held while a method runs; whoever calls several that belong together holds it.
 
     Raises:
@@ -77,34 +71,29 @@ class LayeredMemoryBuffer(Changes):
         relevance_threshold: float | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        most = check.integer("max_entries_per_layer", max_entries_per_layer, 1)
-        share = check.real("cleanup_threshold", cleanup_threshold, 0.0, 1.0)
-        if not share:
-            raise check.refuse("cleanup_threshold", cleanup_threshold, "a number in (0, 1]")
-        if relevance_threshold is not None:
-            relevance_threshold = check.real("relevance_threshold", relevance_threshold, 0.0, 1.0)
-        quarter = most // 4
-        self.limits = Limits(
-            max_entries_per_layer=most,
-            max_total_entries=check.integer("max_total_entries", max_total_entries, 1),
-            recent=max(1, quarter) if recent is None else check.integer("recent", recent, 1),
-            working=quarter if working is None else check.integer("working", working, 0),
-            reduce_long_term=check.flag("reduce_long_term", reduce_long_term),
-            eviction_strategy=check.choice(
-                "eviction_strategy", eviction_strategy, EVICTION_STRATEGIES
-            ),
-            cleanup_threshold=share,
-            relevance_threshold=relevance_threshold,
+        limits = BufferLimits.checked(
+            max_entries_per_layer,
+            max_total_entries,
+            eviction_strategy,
+            cleanup_threshold,
+            recent,
+            working,
+            reduce_long_term,
+            relevance_threshold,
         )
         self.device = None if device is None else torch.device(device)
-        self._layers = Layers(self.limits)
-        self._names: dict[int, str] = {}
+        self._layers = Layers(limits)
+        # The save that the next one to the same folder adds to; None: it is written anew.
         self._base: str | None = None
-        self._counted = Counter(dict.fromkeys(_COUNTED, 0))
         self.lock = threading.RLock()
 
     def __len__(self) -> int:
         return len(self._layers)
+
+    @property
+    def limits(self) -> BufferLimits:
+        """How much is kept, and what of it."""
+        return self._layers.limits
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -113,9 +102,6 @@ class LayeredMemoryBuffer(Changes):
 
         What an entry says of its use and place elsewhere (`timestamp`, `access_count`,
         `last_access`, `slot`, `tier`) starts anew here.
-
-        Raises:
-            ValueError, TypeError, ModelMismatchError: as `store_state`.
         """
         return self.store_state(
             entry.hidden_state,
@@ -140,8 +126,8 @@ class LayeredMemoryBuffer(Changes):
     ) -> range:
         """Store the hidden state of a token, or of several that follow each other.
 
-        Several are stored one after the other: where more come than fit, the last ones stay. A
-        layer's first state decides the width and data type of all of its states.
+        Where more come than fit, the last ones stay. A layer's first state decides the width and
+        data type of all of its states.
 
         Args:
             hidden_state: `[hidden]` or `[tokens, hidden]`, any float dtype, finite.
@@ -150,8 +136,7 @@ class LayeredMemoryBuffer(Changes):
             position_idx: position of the first token in its sequence.
             relevance_score: in [0, 1]; one number or `[tokens]`.
             token_ids: a token id for each token, or none.
-            session: name of the sequence; entries without one take the name that is known. It is
-                forgotten with the sequence's last entry.
+            session: name of the sequence, until its last entry goes; '': the one that is known.
 
         Returns:
             The numbers (`timestamp`) of the new entries, which count up from 1.
@@ -164,51 +149,42 @@ class LayeredMemoryBuffer(Changes):
         layer = check.integer("layer_idx", layer_idx, 0)
         sequence = check.integer("sequence_id", sequence_id, 0)
         position = check.integer("position_idx", position_idx, 0)
-        states = given.states_of(hidden_state)
+        states = states_to_store(hidden_state)
         count = len(states)
-        relevance = given.relevance_of(relevance_score, count)
+        relevance = relevance_to_store(relevance_score, count)
         if token_ids and len(token_ids) != count:
             raise ValueError(f"token_ids: {count} or none expected, got {len(token_ids)}")
         ids = [check.integer("token_ids", token, 0) for token in token_ids]
-        tokens = torch.tensor(ids or [NO_TOKEN] * count)
         with self.lock:
-            name = self._names.get(sequence, session)
+            name = self._layers.names.get(sequence, session)
             if session not in ("", name):
                 raise ValueError(f"session: sequence {sequence} has another name already")
             store = self._layers.fitting(layer, states, self.device or states.device)
+            # Only now: a state that does not fit the layer leaves no name behind.
             if name:
-                self._names[sequence] = name
-            evicted = self._layers.evicted
-            numbers = self._layers.write(
+                self._layers.names[sequence] = name
+            return self._layers.write(
                 store,
                 sequence,
                 states,
                 position=torch.arange(position, position + count),
-                token_id=tokens,
+                token_id=torch.tensor(ids or [NO_TOKEN] * count),
                 relevance=relevance,
             )
-            self._counted["added"] += count
-            if self._names and self._layers.evicted != evicted:
-                held = set(column(self._find(None, None), "sequence").tolist())
-                self._names = {n: name for n, name in self._names.items() if n in held}
-            return numbers
 
     # -- reading ---------------------------------------------------------------------------------
 
     def retrieve_recent(
         self, k: int = 10, *, layer_idx: int | None = None, sequence_id: int | None = None
     ) -> list[MemoryEntry]:
-        """The entries that were stored last, newest first.
+        """The `k` entries that were stored last, newest first.
 
-        Args:
-            k: how many at most, 1 or more.
-            layer_idx: only of this layer; None: of any.
-            sequence_id: only of this sequence; None: of any.
+        `layer_idx` and `sequence_id`: only of this layer, of this sequence; None: of any.
         """
         k = check.integer("k", k, 1)
         with self.lock:
             picked = self._find(layer_idx, sequence_id)
-            return self._take(picked, (-column(picked, "created")).argsort()[:k])
+            return self._layers.take(picked, (-column(picked, "created")).argsort()[:k])
 
     def retrieve_relevant(
         self,
@@ -221,6 +197,8 @@ class LayeredMemoryBuffer(Changes):
     ) -> list[MemoryEntry]:
         """The entries of a layer with the highest cosine to a query, best first.
 
+        Of equal ones the one in the lower slot comes first.
+
         Args:
             query: `[hidden]`, any float dtype and norm: a state of the same layer, as states of
                 different layers cannot be compared.
@@ -228,9 +206,6 @@ class LayeredMemoryBuffer(Changes):
             layer_idx: the layer.
             sequence_id: only of this sequence; None: of any.
             min_similarity: least cosine, in [-1, 1]; None: any.
-
-        Returns:
-            Entries; of equal ones the one in the lower slot first.
 
         Raises:
             TypeError: the query is no float tensor.
@@ -240,20 +215,19 @@ class LayeredMemoryBuffer(Changes):
         layer = check.integer("layer_idx", layer_idx, 0)
         if min_similarity is not None:
             min_similarity = check.real("min_similarity", min_similarity, -1.0, 1.0)
-        query = given.states_of(query, "query")
+        query = states_to_store(query, "query")
         if len(query) != 1:
             raise ValueError(f"query: [hidden] expected, got {list(query.shape)}")
         with self.lock:
             store = self._layers.stores.get(layer)
             if store is None:
-                return self._take([], torch.empty(0, dtype=torch.int64))
+                return self._layers.take([], torch.empty(0, dtype=torch.int64))
             if store.hidden != query.shape[1]:
                 raise ModelMismatchError(
                     f"layer {layer}: a query of size {store.hidden} expected, got {query.shape[1]}"
                 )
-            slots = store.find(given.optional("sequence_id", sequence_id))
-            slots = store.search(query[0], slots, k, min_similarity)
-            return self._take([Picked(layer, store, slots)], torch.arange(len(slots)))
+            slots = store.find(_optional("sequence_id", sequence_id))
+            return self.take(layer, store.search(query[0], slots, k, min_similarity))
 
     def retrieve_top_k_relevant(
         self,
@@ -263,52 +237,43 @@ class LayeredMemoryBuffer(Changes):
         sequence_id: int | None = None,
         min_relevance: float = 0.0,
     ) -> list[MemoryEntry]:
-        """The entries of the highest `relevance_score`, best first; of equals the newer first.
+        """The `k` entries of the highest `relevance_score`, best first; of equals the newer first.
 
-        Args:
-            k: how many at most, 1 or more.
-            layer_idx: only of this layer; None: of any.
-            sequence_id: only of this sequence; None: of any.
-            min_relevance: least relevance, in [0, 1].
+        `layer_idx` and `sequence_id` as for `retrieve_recent`; `min_relevance`: least, in [0, 1].
         """
         k = check.integer("k", k, 1)
         least = check.real("min_relevance", min_relevance, 0.0, 1.0)
         with self.lock:
             picked = self._find(layer_idx, sequence_id)
             relevance = column(picked, "relevance")
+            # Newest first, then a sort that keeps the order of equals.
             order = (-column(picked, "created")).argsort()
             order = order[relevance[order] >= least]
-            return self._take(picked, order[(-relevance[order]).argsort(stable=True)][:k])
+            return self._layers.take(picked, order[(-relevance[order]).argsort(stable=True)][:k])
 
     def retrieve_by_layer(self, layer_idx: int) -> list[MemoryEntry]:
         """All entries of a layer, oldest first."""
         with self.lock:
             picked = self._find(check.integer("layer_idx", layer_idx, 0), None)
-            return self._take(picked, column(picked, "created").argsort())
+            return self._layers.take(picked, column(picked, "created").argsort())
 
     def retrieve_by_sequence(self, sequence_id: int) -> list[MemoryEntry]:
         """All entries of a sequence, over all layers, oldest first."""
         with self.lock:
             picked = self._find(None, check.integer("sequence_id", sequence_id, 0))
-            return self._take(picked, column(picked, "created").argsort())
+            return self._layers.take(picked, column(picked, "created").argsort())
 
     def take(self, layer_idx: int, slots: torch.Tensor) -> list[MemoryEntry]:
         """Copies of the entries in some slots of a layer, in their order, counted as used.
 
-        Args:
-            layer_idx: a layer that has entries.
-            slots: `[k]` int64 on the CPU; each holds an entry.
+        `slots` are `[k]` int64 on the CPU, and each holds an entry.
         """
         with self.lock:
             picked = [Picked(layer_idx, self._layers.stores[layer_idx], slots)]
-            return self._take(picked, torch.arange(len(slots)))
+            return self._layers.take(picked, torch.arange(len(slots)))
 
     def layer(self, layer_idx: int) -> LayerStore | None:
-        """What is stored of a layer, to look at while `lock` is held; None where nothing ever was.
-
-        Raises:
-            ConfigError: the layer is no integer of at least 0.
-        """
+        """A layer, to look at while `lock` is held; None where nothing ever was stored."""
         return self._layers.stores.get(check.integer("layer_idx", layer_idx, 0))
 
     @property
@@ -320,48 +285,6 @@ class LayeredMemoryBuffer(Changes):
     def version(self) -> int:
         """Another number after each change of what is stored."""
         return max((store.version for store in self._layers.stores.values()), default=0)
-
-    def _find(self, layer: int | None, sequence: int | None) -> list[Picked]:
-        return self._layers.find(
-            given.optional("layer_idx", layer), given.optional("sequence_id", sequence)
-        )
-
-    def _take(self, picked: list[Picked], order: torch.Tensor) -> list[MemoryEntry]:
-        """Copies of some of the entries, counted as used."""
-        self._counted["retrievals"] += 1
-        self._counted["hits"] += bool(len(order))
-        self._counted["retrieved"] += len(order)
-        out: list[MemoryEntry | None] = [None] * len(order)
-        first = 0
-        for layer, store, slots in picked:
-            mine = ((order >= first) & (order < first + len(slots))).nonzero().view(-1)
-            chosen = slots[order[mine] - first]
-            first += len(slots)
-            store.touch(chosen, self._layers.clock)
-            entries = self._entries(layer, store, chosen)
-            for at, entry in zip(mine.tolist(), entries, strict=True):
-                out[at] = entry
-        return [entry for entry in out if entry is not None]
-
-    def _entries(self, layer: int, store: LayerStore, slots: torch.Tensor) -> list[MemoryEntry]:
-        known = {name: column[slots].tolist() for name, column in store.columns.items()}
-        return [
-            MemoryEntry(
-                hidden_state=state.clone(),
-                layer_idx=layer,
-                sequence_id=known["sequence"][i],
-                position_idx=known["position"][i],
-                relevance_score=known["relevance"][i],
-                timestamp=known["created"][i],
-                access_count=known["access_count"][i],
-                last_access=known["last_access"][i],
-                session=self._names.get(known["sequence"][i], ""),
-                token_ids=(known["token_id"][i],) if known["token_id"][i] != NO_TOKEN else (),
-                slot=int(slots[i]),
-                tier=TIERS[known["tier"][i]],
-            )
-            for i, state in enumerate(store.states(slots))
-        ]
 
     def get_buffer_stats(self) -> dict[str, Any]:
         """What is stored and what happened so far, as plain data.
@@ -375,37 +298,40 @@ class LayeredMemoryBuffer(Changes):
             found something), `hit_rate` (None before the first), `retrieved` entries; `settings`.
         """
         with self.lock:
-            picked = self._find(None, None)
-            sequence, counts = column(picked, "sequence").unique(return_counts=True)
-            stores = {number: store for number, store, _ in picked}
-            total, retrievals = len(self), self._counted["retrievals"]
-            tiers = [sum(store.by_tier[tier] for store in stores.values()) for tier in range(3)]
-            return {
-                "total_entries": total,
-                "entries_by_layer": {number: store.held for number, store in stores.items()},
-                "entries_by_sequence": dict(zip(sequence.tolist(), counts.tolist(), strict=True)),
-                "entries_by_tier": dict(zip(TIERS, tiers, strict=True)),
-                "utilisation": total / self.limits.max_total_entries,
-                "utilisation_by_layer": {
-                    number: store.held / store.slots for number, store in stores.items()
-                },
-                "nbytes": sum(store.nbytes for store in stores.values()),
-                "mean_relevance": _mean(column(picked, "relevance")),
-                "mean_access_count": _mean(column(picked, "access_count")),
-                "evicted": self._layers.evicted,
-                **self._counted,
-                "hit_rate": self._counted["hits"] / retrievals if retrievals else None,
-                "settings": asdict(self.limits),
-            }
+            return self._layers.stats()
 
-    # -- forgetting, saving ----------------------------------------------------------------------
+    def _find(self, layer: int | None, sequence: int | None) -> list[Picked]:
+        return self._layers.find(_optional("layer_idx", layer), _optional("sequence_id", sequence))
+
+    # -- changing, forgetting --------------------------------------------------------------------
+
+    def set_relevance_threshold(self, threshold: float | None) -> None:
+        """Entries of lower relevance are evicted before all others from now on; None: no limit."""
+        with self.lock:
+            self._layers.limits = self.limits.with_threshold(threshold)
+
+    def rename_sequences(self, numbers: Mapping[int, int]) -> None:
+        """Give sequences other numbers, all at once; entries of those not named keep theirs.
+
+        Raises:
+            ValueError: two sequences would get one number.
+        """
+        with self.lock:
+            self._layers.renumber(numbers)
+            self._base = None  # what was saved has the old numbers: it is written anew
+
+    def drop_duplicates(self, layers: Iterable[int]) -> int:
+        """Zero entries with the token, state and sequence of a newer one of their layer.
+
+        Returns how many there were in the given layers.
+        """
+        with self.lock:
+            return self._layers.drop_duplicates(layers)
 
     def clear_sequence(self, sequence_id: int) -> int:
         """Zero the entries of a sequence and forget its name; returns how many there were."""
-        sequence = check.integer("sequence_id", sequence_id, 0)
         with self.lock:
-            self._names.pop(sequence, None)
-            return self._clear(sequence)
+            return self._layers.clear(check.integer("sequence_id", sequence_id, 0))
 
     def clear_all(self) -> int:
         """Zero all entries and forget all names; returns how many there were.
@@ -413,32 +339,30 @@ class LayeredMemoryBuffer(Changes):
         The layers keep their room and their shape. Numbers go on: none comes twice.
         """
         with self.lock:
-            self._names.clear()
-            return self._clear(None)
+            return self._layers.clear(None)
 
-    def _clear(self, sequence: int | None) -> int:
-        cleared = self._layers.clear(sequence)
-        self._counted["cleared"] += cleared
-        return cleared
+    def empty_like(self) -> LayeredMemoryBuffer:
+        """A buffer with the same settings that holds nothing."""
+        return LayeredMemoryBuffer(**asdict(self.limits), device=self.device)
+
+    def release(self) -> None:
+        """Forget all entries, and let go of the layers' room: the next state decides it anew."""
+        with self.lock:
+            self._layers.clear(None)
+            self._layers.stores.clear()
+
+    # -- saving ----------------------------------------------------------------------------------
 
     def save_state(
         self, path: str | os.PathLike[str], *, key: bytes | str | None = None
     ) -> SaveReport:
         """Save all entries to a folder, all or nothing; see `cmr.memory.store.save`.
 
-        Saved again to the same folder, only new entries are written.
-
-        Args:
-            path: the folder.
-            key: encrypts what is saved: 32 bytes or a passphrase.
-
-        Raises:
-            StoreError: the folder holds something else, or is in use.
+        Saved again to the same folder, only new entries are written. `key` encrypts what is saved:
+        32 bytes or a passphrase. `StoreError`: the folder holds something else, or is in use.
         """
         with self.lock:
-            content = BufferContent(
-                self._layers.stores, self._names, self._settings(), self._layers.clock
-            )
+            content = BufferContent(self._layers, self._settings())
             report = save(path, content, base=self._base, key=key)
             self._base = report.id
             return report
@@ -447,11 +371,7 @@ class LayeredMemoryBuffer(Changes):
         """Take what was saved in the place of all that is stored; returns how many entries it is.
 
         Entries come back in their slots and tiers, with their numbers and their use. Counts of
-        what happened, and the settings, are this buffer's.
-
-        Args:
-            path: the folder.
-            key: what it was encrypted with.
+        what happened, and the settings, are this buffer's. `key`: what it was encrypted with.
 
         Raises:
             MemoryNotFoundError, CorruptMemoryError, NewerFormatError, MemoryKeyError: as
@@ -459,20 +379,22 @@ class LayeredMemoryBuffer(Changes):
             ValueError: it was saved with other limits or sizes of tiers, or is no buffer's.
         """
         with self.lock:
+            loaded = Layers(self.limits)
             device = self.device or torch.device("cpu")
-            stores, names, clock, base = restore(
-                path, key, self._settings(), self._layers.new_store, device
-            )
-            self._clear(None)
-            self._layers.stores, self._names, self._base = stores, names, base
-            self._layers.clock = max(self._layers.clock, clock)
-            self._counted["loaded"] += len(self)
-            return len(self)
+            # Built beside what is there, which stays where the file is refused.
+            base = restore(path, key, self._settings(), loaded, device)
+            # All that can fail is done. What goes is zeroed, not only let go of.
+            self._layers.clear(None)
+            loaded.clock = max(self._layers.clock, loaded.clock)
+            loaded.counted = self._layers.counted
+            loaded.counted["loaded"] += len(loaded)
+            self._layers, self._base = loaded, base
+            return len(loaded)
 
     def _settings(self) -> dict[str, Any]:
         """What a saved buffer must have alike."""
         return {name: getattr(self.limits, name) for name in _SHAPE}
 
 
-def _mean(values: torch.Tensor) -> float | None:
-    return float(values.double().mean()) if len(values) else None
+def _optional(name: str, value: int | None) -> int | None:
+    return None if value is None else check.integer(name, value, 0)

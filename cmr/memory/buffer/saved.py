@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from cmr.memory.buffer.layer_store import COLUMNS, LONG_TERM, RECENT, WORKING, LayerStore
-from cmr.memory.store import Kind, Part, Saved
+from cmr.memory.buffer.layers import Layers, column
+from cmr.memory.store import Batch, Kind, Part, Saved
 from cmr.memory.store.form import corrupt
 
 WHAT = "LayeredMemoryBuffer"
+# The two forms of a layer's entries, each a kind of rows of its own: whole states, or codes.
 _FULL, _CODES = "state", "codes"
 _LIMITS = {
     "position": (0, None),
@@ -24,63 +26,41 @@ _LIMITS = {
 }
 _BESIDE = {name: COLUMNS.get(name, torch.int64) for name in (*_LIMITS, "last_access")}
 
-NewLayer = Callable[[int, torch.dtype, torch.device], LayerStore]
-
 
 class BufferContent:
     """All entries of some layers, as `cmr.memory.store.save` takes them.
 
-    Args:
-        layers: number to store.
-        names: of sequences, by number.
-        settings: what a buffer must have alike to take them back.
-        clock: number of the newest entry ever stored.
+    `settings` are those that a buffer must have alike to take them back.
     """
 
-    def __init__(
-        self,
-        layers: Mapping[int, LayerStore],
-        names: Mapping[int, str],
-        settings: Mapping[str, Any],
-        clock: int,
-    ) -> None:
-        self._stores = [layers[number] for number in sorted(layers)]
-        slots = [store.find() for store in self._stores]
-        self._slots = torch.cat([torch.empty(0, dtype=torch.int64), *slots])
-        counts = torch.tensor([len(found) for found in slots], dtype=torch.int64)
-        self._which = torch.arange(len(slots)).repeat_interleave(counts)
+    def __init__(self, layers: Layers, settings: Mapping[str, Any]) -> None:
+        picked = layers.find()
+        self._slots = torch.cat([torch.empty(0, dtype=torch.int64), *(at for _, _, at in picked)])
+        self._store_of: list[LayerStore] = []  # by kind
         self.kinds: list[Kind] = []
-        self._store_of: list[LayerStore] = []
         forms: list[list[int | str]] = []
-        self.kind = torch.empty_like(self._which)
-        for at, number in enumerate(sorted(layers)):
-            store = self._stores[at]
-            mine = (self._which == at).nonzero().view(-1)
-            coded = store.in_codes(self._slots[mine])
-            self.kind[mine] = len(self.kinds) + coded.long()
+        kinds = [torch.empty(0, dtype=torch.int64)]
+        for number, store, slots in picked:
+            # The kind of codes comes right behind that of whole states.
+            kinds.append(len(self.kinds) + store.in_codes(slots).long())
             for form, parts in _forms(store.hidden, store.dtype).items():
                 if form == _FULL or store.reduces:
                     self.kinds.append(Kind(f"layer{number}.{form}", parts))
                     forms.append([number, form])
                     self._store_of.append(store)
+        self.kind = torch.cat(kinds)
         self.header: dict[str, Any] = {
             "what": WHAT,
             "forms": forms,
-            "clock": clock,
+            "clock": layers.clock,
             "settings": dict(settings),
-            "names": {str(number): name for number, name in sorted(names.items())},
+            "names": {str(number): name for number, name in sorted(layers.names.items())},
         }
-        self.numbers, self.session = self._column("created"), self._column("sequence")
-        self.columns = {name: self._column(name) for name in _BESIDE}
-
-    def _column(self, name: str) -> torch.Tensor:
-        if name == "slot":
-            return self._slots
-        out = torch.empty(len(self._slots), dtype=COLUMNS[name])
-        for at, store in enumerate(self._stores):
-            mine = self._which == at
-            out[mine] = store.columns[name][self._slots[mine]]
-        return out
+        self.numbers, self.session = column(picked, "created"), column(picked, "sequence")
+        self.columns = {
+            name: self._slots if name == "slot" else column(picked, name).to(dtype)
+            for name, dtype in _BESIDE.items()
+        }
 
     def rows(self, kind: int, part: str, at: torch.Tensor) -> torch.Tensor:
         """One part of entries of one kind, `[k, *shape]` on the CPU."""
@@ -95,10 +75,10 @@ def restore(
     path: str | os.PathLike[str],
     key: bytes | str | None,
     settings: Mapping[str, Any],
-    new_layer: NewLayer,
+    into: Layers,
     device: torch.device,
-) -> tuple[dict[int, LayerStore], dict[int, str], int, str]:
-    """Layers, names of sequences, clock and id of a saved buffer, checked from end to end.
+) -> str:
+    """Fill empty layers with a saved buffer that is checked from end to end; returns its id.
 
     Raises:
         StoreError: see `cmr.memory.store.Saved.open`; `CorruptMemoryError` for entries that no
@@ -114,35 +94,50 @@ def restore(
             f"{opened.path}: settings {dict(settings)} expected, got {header.get('settings')}"
         )
     opened.verify()
-    forms, clock, names = _header(opened, codes=bool(settings["reduce_long_term"]))
-    _check_columns(opened, clock)
-    layers: dict[int, LayerStore] = {}
+    forms = _forms_in(opened, codes=bool(settings["reduce_long_term"]))
+    into.clock, into.names = _clock_and_names(opened)
+    _check_columns(opened, into.clock)
     for (number, form), kind in zip(forms, opened.kinds, strict=True):
         if form == _FULL:
             state = kind.parts[_FULL]
-            layers[number] = new_layer(state.shape[0], state.dtype, device)
+            into.new_store(number, state.shape[0], state.dtype, device)
     for batch in opened.batches():
         number, form = forms[batch.kind]
         columns = {name: opened.columns[name][batch.positions] for name in _BESIDE}
         slots = columns.pop("slot")
         columns["created"] = opened.numbers[batch.positions]
         columns["sequence"] = opened.session[batch.positions]
-        store = layers[number]
-        free = store.columns["created"]
-        at = slots[slots < store.slots]
-        if len(at) < len(slots) or len(at.unique()) < len(at) or bool((free[at] > 0).any()):
-            corrupt(opened.path, f"layer {number}: a slot of its own for each entry expected")
-        tier = columns["tier"]
-        for place, name in ((RECENT, "recent"), (WORKING, "working")):
-            if store.by_tier[place] + int((tier == place).sum()) > settings[name]:
-                corrupt(opened.path, f"layer {number}: more entries than fit the tier {name}")
-        if store.reduces and bool(((tier == LONG_TERM) != (form == _CODES)).any()):
-            corrupt(opened.path, f"layer {number}: codes in the long-term tier only expected")
-        for part in (_FULL, "scale"):
-            if part in batch.parts and not bool(torch.isfinite(batch.parts[part]).all()):
-                corrupt(opened.path, f"layer {number}: finite values expected")
+        store = into.stores[number]
+        # A file that was tampered with may pass its checksums, and must not make such a buffer.
+        wrong = _wrong(store, slots, columns["tier"], form, batch, settings)
+        if wrong:
+            corrupt(opened.path, f"layer {number}: {wrong}")
         store.restore(slots, columns, batch.parts)
-    return layers, names, clock, opened.id
+    return opened.id
+
+
+def _wrong(
+    store: LayerStore,
+    slots: torch.Tensor,
+    tier: torch.Tensor,
+    form: str,
+    batch: Batch,
+    settings: Mapping[str, Any],
+) -> str | None:
+    """What a layer cannot take of a batch; None: it can take all of it."""
+    taken = store.columns["created"] > 0
+    at = slots[slots < store.slots]
+    if len(at) < len(slots) or len(at.unique()) < len(at) or bool(taken[at].any()):
+        return "a slot of its own for each entry expected"
+    for place, name in ((RECENT, "recent"), (WORKING, "working")):
+        if store.by_tier[place] + int((tier == place).sum()) > settings[name]:
+            return f"more entries than fit the tier {name}"
+    if store.reduces and bool(((tier == LONG_TERM) != (form == _CODES)).any()):
+        return "codes in the long-term tier only expected"
+    for part in (_FULL, "scale"):
+        if part in batch.parts and not bool(torch.isfinite(batch.parts[part]).all()):
+            return "finite values expected"
+    return None
 
 
 def _forms(hidden: int, dtype: torch.dtype) -> dict[str, dict[str, Part]]:
@@ -150,12 +145,19 @@ def _forms(hidden: int, dtype: torch.dtype) -> dict[str, dict[str, Part]]:
     return {_FULL: {_FULL: Part(dtype, (hidden,))}, _CODES: codes}
 
 
-def _header(opened: Saved, codes: bool) -> tuple[Sequence[tuple[int, str]], int, dict[int, str]]:
-    """The header's forms, clock and names, checked against the kinds."""
-    header = opened.header
-    clock, names, forms = header.get("clock"), header.get("names"), header.get("forms")
+def _clock_and_names(opened: Saved) -> tuple[int, dict[int, str]]:
+    clock, names = opened.header.get("clock"), opened.header.get("names")
     if not isinstance(clock, int) or clock < 0 or not isinstance(names, dict):
         corrupt(opened.path, "a clock and names of sequences expected")
+    for number, name in names.items():
+        if not number.isdecimal() or not isinstance(name, str):
+            corrupt(opened.path, "a name for each number of a sequence expected")
+    return clock, {int(number): name for number, name in names.items()}
+
+
+def _forms_in(opened: Saved, codes: bool) -> list[tuple[int, str]]:
+    """Layer and form of each kind as the header names them, checked against the kinds."""
+    forms = opened.header.get("forms")
     if not isinstance(forms, list) or len(forms) != len(opened.kinds):
         corrupt(opened.path, f"forms of {len(opened.kinds)} kinds expected")
     hidden: dict[int, Part] = {}
@@ -167,30 +169,31 @@ def _header(opened: Saved, codes: bool) -> tuple[Sequence[tuple[int, str]], int,
         if name == _FULL and _FULL in kind.parts and number not in hidden and number >= 0:
             hidden[number] = kind.parts[_FULL]
         state = hidden.get(number)
-        fits = state is not None and len(state.shape) == 1 and state.dtype.is_floating_point
-        if not fits or (number, name) in out or name not in (_FULL, _CODES)[: 1 + codes]:
-            corrupt(opened.path, f"kind {kind.name!r} does not fit a layer")
-        assert state is not None
-        if dict(kind.parts) != _forms(state.shape[0], state.dtype)[name]:
+        known = name in (_FULL, _CODES)[: 1 + codes] and (number, name) not in out
+        if (
+            not known
+            or state is None
+            or len(state.shape) != 1
+            or not state.dtype.is_floating_point
+            or dict(kind.parts) != _forms(state.shape[0], state.dtype)[name]
+        ):
             corrupt(opened.path, f"kind {kind.name!r} does not fit a layer")
         out.append((number, name))
-    for number, name in names.items():
-        if not number.isdecimal() or not isinstance(name, str):
-            corrupt(opened.path, "a name for each number of a sequence expected")
-    return out, clock, {int(number): name for number, name in names.items()}
+    return out
 
 
 def _check_columns(opened: Saved, clock: int) -> None:
     columns = opened.columns
     for name, dtype in _BESIDE.items():
-        column = columns.get(name)
-        if column is None or column.dtype != dtype or column.ndim != 1:
+        found = columns.get(name)
+        if found is None or found.dtype != dtype or found.ndim != 1:
             corrupt(opened.path, f"a column {name!r} of {dtype} expected")
     limits: dict[str, tuple[int, int | None]] = {**_LIMITS, "last_access": (0, clock)}
     checked = [(name, columns[name], *limits[name]) for name in _BESIDE]
     checked.append(("numbers", opened.numbers, 1, clock))
     checked.append(("session", opened.session, 0, None))
-    for name, column, low, high in checked:
-        fits = (column >= low) & (column <= (high if high is not None else column))
+    for name, found, low, high in checked:
+        # NaN compares false either way, so it is refused, too.
+        fits = (found >= low) & (found <= (high if high is not None else found))
         if not bool(fits.all()):
             corrupt(opened.path, f"column {name!r}: values in {low}..{high or ''} expected")

@@ -75,13 +75,9 @@ class AdvancedMemoryRetriever:
         self._makers = dict(MAKERS)
         if scorer is not None:
             self._makers["contextual_relevance"] = lambda parts: scorer
-        self._parts = EntryParts(
-            self.hidden_size,
-            self.config,
-            self.semantic_matcher,
-            self.multi_criteria_ranker,
-            self._make,
-        )
+        matcher, ranker = self.semantic_matcher, self.multi_criteria_ranker
+        self._parts = EntryParts(hidden_size, self.config, matcher, ranker, self._make)
+        # Made when they are first asked for: not every machine has what each of them needs.
         self._made: dict[str, Strategy] = {}
         self._entries = BufferEntries(memory_buffer)
         self._counted: Counter[str] = Counter(retrievals=0, hits=0, retrieved=0)
@@ -90,16 +86,14 @@ class AdvancedMemoryRetriever:
 
     @property
     def contextual_scorer(self) -> Strategy:
-        """The strategy of 'contextual_relevance', made when it is asked for first."""
+        """The strategy of 'contextual_relevance'."""
         return self.strategy("contextual_relevance")
 
     @property
     def memory_hierarchy(self) -> Hierarchical:
-        """The strategy of 'hierarchical', made when it is asked for first.
+        """The strategy of 'hierarchical'; `ImportError` says how to get FAISS where it is missing.
 
-        Raises:
-            ImportError: FAISS is not installed; the message says how to get it.
-            TypeError: another strategy was registered in its place.
+        `TypeError`: another strategy was registered in its place.
         """
         found = self.strategy("hierarchical")
         if not isinstance(found, Hierarchical):
@@ -112,12 +106,7 @@ class AdvancedMemoryRetriever:
         return tuple(dict.fromkeys((*self._makers, *known_strategies())))
 
     def register(self, name: str, maker: EntryStrategyMaker) -> None:
-        """Add a strategy, or put another one in its place.
-
-        Args:
-            name: what it is asked for by.
-            maker: makes it, when it is asked for first.
-        """
+        """Add a strategy, made when it is asked for first, or put another one in its place."""
         with self.memory_buffer.lock:
             self._makers[name] = maker
             self._made.pop(name, None)
@@ -126,8 +115,7 @@ class AdvancedMemoryRetriever:
     def strategy(self, name: str) -> Strategy:
         """The strategy of a name, made when it is asked for first.
 
-        Raises:
-            ConfigError: there is none of that name; the message names those that there are.
+        `ConfigError`: there is none of that name; the message names those that there are.
         """
         name = self._known(name)
         if name not in self._made:
@@ -170,8 +158,10 @@ class AdvancedMemoryRetriever:
         name = self._known(self.config.strategy if strategy is None else strategy)
         budget = check.integer("retrieval_budget", context.retrieval_budget, 0)
         number = check.integer("current_layer_idx", context.current_layer_idx, 0)
+        # Held from the search to the copies: a slot may get another entry.
         with self.memory_buffer.lock:
             began = time.perf_counter()
+            # Checked and counted where there is nothing to find, too.
             store = self.memory_buffer.layer(number)
             device = torch.device("cpu") if store is None else store.device
             ask = context.ask(self.hidden_size, device)
@@ -192,10 +182,9 @@ class AdvancedMemoryRetriever:
     def get_retrieval_stats(self) -> dict[str, Any]:
         """What happened so far, as plain data.
 
-        Returns:
-            `retrievals`, `hits` (those that found something), `hit_rate` (None before the first),
-            `retrieved` entries, `by_strategy` (name to retrievals), `seconds` spent, `cache` (see
-            `RetrievalCache.stats`) and `settings`.
+        `retrievals`, `hits` (those that found something), `hit_rate` (None before the first),
+        `retrieved` entries, `by_strategy` (name to retrievals), `seconds` spent, `cache` (see
+        `RetrievalCache.stats`) and `settings`.
         """
         with self.memory_buffer.lock:
             self.retrieval_cache.hold(self.memory_buffer.version)
@@ -216,6 +205,7 @@ class AdvancedMemoryRetriever:
     def _cached(self, ask: Ask, layer: int, budget: int, name: str) -> torch.Tensor:
         """Slots `[found]` int64 on the CPU, best first."""
         cache, version = self.retrieval_cache, self.memory_buffer.version
+        # A key is a digest of all that asks; without a cache nobody would use it.
         key = key_of(ask, layer, budget, name) if cache.size else b""
         known = cache.get(key, version)
         if known is not None:
@@ -227,6 +217,7 @@ class AdvancedMemoryRetriever:
         return slots
 
     def _search(self, ask: Ask, view: LayerEntries, budget: int, scorer: Strategy) -> torch.Tensor:
+        # The threshold and most strategies look at the same cosines: they are computed once.
         ask = replace(ask, known=ask.maxima(view))
         fits = self.semantic_matcher.of_maxima(ask.maxima(view), ask.mask) > NEG_INF
         found = scorer.score(ask, view)
@@ -235,6 +226,7 @@ class AdvancedMemoryRetriever:
                 f"scores: {list(fits.shape)} expected of {type(scorer).__name__}, "
                 f"got {list(found.passages.shape)}"
             )
+        # Whatever a strategy says, a row finds only what it may see and what fits.
         base = found.passages.masked_fill(~(fits & visible(ask, view)), NEG_INF)
         k = min(budget, view.high_water)
         if found.profiles is not None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from cmr.kernels.maxsim import block_maxima
+from cmr.memory.block_store import NO_SLOT
 from cmr.memory.buffer.layer_store import LayerStore
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.sessions import NO_SESSION
 from cmr.memory.slot_ledger import ranges_of
 
-NO_SLOT = -1
 TINY = 1e-12
 """A norm below counts as this one, so that a state that is all 0 stays 0."""
 
@@ -18,11 +18,7 @@ TINY = 1e-12
 class EntryLedger:
     """The account of a layer's slots, as far as searches ask for it. It holds no states.
 
-    Args:
-        store: the layer.
-
     Attributes:
-        store: as given.
         changes: counts the refreshes that found a change.
         limit: the slot behind the last one that ever held an entry.
         owner: `[slots]` int64 sequence numbers, -1 where a slot is empty.
@@ -44,6 +40,7 @@ class EntryLedger:
         self.changes += 1
         # Where an entry sinks, its state may go over into 8 bits.
         fresh = (of["created"] != self.number) | (of["tier"] != self._tier)
+        # Slots that were emptied are no news: searches look at `owner` for them.
         self._stamp[fresh & (of["created"] > 0)] = self.changes
         self.owner, self.number = of["sequence"].clone(), of["created"].clone()
         self._tier, self._version = of["tier"].clone(), self.store.version
@@ -60,11 +57,8 @@ class LayerEntries:
 
     A session is a sequence, a block one entry, and there are no chains. Index vectors are float32,
     whatever the layer's data type; those of entries that are kept in 8 bits are what the codes
-    stand for. They are copies: whoever keeps them keeps states that the buffer may forget.
-
-    Args:
-        ledger: of the layer, up to date.
-        clock: number of the newest entry of the buffer.
+    stand for. They are copies: whoever keeps them keeps states that the buffer may forget. The
+    ledger is to be up to date, and the clock that of the buffer.
     """
 
     block_size = 1
@@ -80,7 +74,7 @@ class LayerEntries:
         self.relevance = column("relevance")
         self.positions, self.token_ids = column("position")[:, None], column("token_id")[:, None]
         self.successor = torch.full((size,), NO_SLOT, device=self.device)
-        self.predecessor = self.successor
+        self.predecessor = self.successor  # no entry has either
         self.cursor = torch.tensor([clock], device=self.device)
         self.index = _unit_states(store, size)[:, None]
 
@@ -117,11 +111,7 @@ class LayerEntries:
         )
 
     def states(self, slots: torch.Tensor) -> torch.Tensor:
-        """Unit states of some entries, `[n, 1, hidden]` float32.
-
-        Args:
-            slots: `[n]` int64 on the CPU.
-        """
+        """Unit states of some entries, `[n, 1, hidden]` float32; `slots` are on the CPU."""
         return self.index[slots.to(self.device)]
 
 
@@ -129,6 +119,7 @@ def _unit_states(store: LayerStore, size: int) -> torch.Tensor:
     """States of the first slots, norm 1, `[size, hidden]` float32; 0 where a slot is empty."""
     slots = (store.columns["created"][:size] > 0).nonzero()[:, 0]
     states = store.states(slots).float()
+    # In place, as they are a copy: a layer may be large.
     states /= torch.linalg.vector_norm(states, dim=-1, keepdim=True).clamp(min=TINY)
     if len(slots) == size:
         return states
@@ -136,11 +127,7 @@ def _unit_states(store: LayerStore, size: int) -> torch.Tensor:
 
 
 class BufferEntries:
-    """The layers of a buffer, seen as stores.
-
-    Args:
-        buffer: the buffer.
-    """
+    """The layers of a buffer, seen as stores."""
 
     def __init__(self, buffer: LayeredMemoryBuffer) -> None:
         self._buffer = buffer
@@ -151,6 +138,7 @@ class BufferEntries:
         store = self._buffer.layer(layer_idx)
         if store is None or not store.held:
             return None
+        # A ledger lives as long as its layer, so that strategies see what changed since.
         ledger = self._ledgers.get(layer_idx)
         if ledger is None or ledger.store is not store:
             ledger = self._ledgers[layer_idx] = EntryLedger(store)

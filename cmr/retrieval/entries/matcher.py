@@ -64,13 +64,15 @@ class SemanticMemoryMatcher:
             raise ValueError(f"entries: a batch of {len(query)} expected, got {len(entries)}")
         if mask is not None and mask.shape != query.shape[:2]:
             raise ValueError(f"mask: {list(query.shape[:2])} expected, got {list(mask.shape)}")
+        # In float32 whatever comes: a threshold means the same for every data type.
         unit, stored = (F.normalize(states.float(), dim=-1) for states in (query, entries))
         return self.of_maxima(unit @ stored.transpose(-1, -2), mask)
 
     def of_maxima(self, maxima: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """The same of cosines `[batch, tokens, entries]` float32 that were computed already."""
+        """The same of cosines `[batch, tokens, entries]` float32 that are known already."""
         if mask is not None:
             maxima = maxima.masked_fill(~mask[:, :, None], NEG_INF)
+        # Nobody asks: the maximum over nothing is no number.
         if not maxima.shape[1]:
             return maxima.new_full((len(maxima), maxima.shape[2]), NEG_INF)
         found = maxima.amax(1)

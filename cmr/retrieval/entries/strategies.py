@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from cmr.config import RetrievalConfig
-from cmr.retrieval.ask import Strategy
-from cmr.retrieval.entries.criteria import EntryCriteria
+from cmr.retrieval.ask import Ask, Scored, Searched, Strategy, visible
 from cmr.retrieval.entries.matcher import SemanticMemoryMatcher
 from cmr.retrieval.strategies.contextual import HEADS, ContextualRelevanceScorer
 from cmr.retrieval.strategies.criteria import MultiCriteriaRanker
@@ -19,16 +18,32 @@ from cmr.retrieval.strategies.tasks import TaskSettings, TaskSpecific
 
 
 @dataclass(frozen=True)
-class EntryParts:
-    """What strategies for entries are made of.
+class EntryCriteria:
+    """Entries by several criteria, for blocks of one token.
 
-    Attributes:
-        hidden_size: width of the states.
-        config: the settings.
-        matcher: compares states.
-        ranker: weighs criteria.
-        make: makes another strategy by its name.
-        ensemble_weights: items of weights of 'hybrid_ensemble'; None: equal ones.
+    The similarity is the matcher's, and what is below its threshold is not ranked. Two entries are
+    as alike as the cosine of their states.
+    """
+
+    ranker: MultiCriteriaRanker
+    matcher: SemanticMemoryMatcher
+
+    def score(self, ask: Ask, store: Searched) -> Scored:
+        """Scores in [0, 1] of all but diversity, and what diversity needs; see `Strategy`."""
+        size, diversity = store.high_water, self.ranker.weights["diversity"]
+        line = self.matcher.of_maxima(ask.maxima(store), ask.mask)
+        base = self.ranker.base(
+            line, store.relevance[:size], store.created[:size], visible(ask, store)
+        )
+        profiles = store.index[:size, 0].t()[None] if diversity else None
+        return Scored(base, line=line, profiles=profiles, diversity=diversity)
+
+
+@dataclass(frozen=True)
+class EntryParts:
+    """What strategies for entries are made of; `make` makes another strategy by its name.
+
+    `ensemble_weights` are items of weights of 'hybrid_ensemble'; None: equal ones.
     """
 
     hidden_size: int
@@ -51,6 +66,7 @@ def _contextual(parts: EntryParts) -> Strategy:
 def _ensemble(parts: EntryParts) -> Strategy:
     named = {
         "semantic": parts.matcher,
+        # By its name, so that a scorer of the user's takes part, too.
         "contextual": parts.make("contextual_relevance", parts),
         "lexical": LexicalOverlap(),
     }

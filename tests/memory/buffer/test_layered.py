@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 from cmr.config import EVICTION_STRATEGIES
 from cmr.errors import ConfigError, CorruptMemoryError, MemoryNotFoundError, ModelMismatchError
 from cmr.memory import MemoryEntry
-from cmr.memory.buffer.face import MemoryBuffer
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.store import Saved, save
 from tests.memory.test_eviction import Block
@@ -576,11 +574,3 @@ def test_states_in_double_precision_are_kept() -> None:
         store.store_state(state(number).double(), 0, 1)
     found = store.retrieve_relevant(state(1).double(), 1, layer_idx=0)
     assert torch.allclose(found[0].hidden_state.double(), state(1).double(), atol=1e-6)
-
-
-def test_it_shows_the_face_of_every_buffer() -> None:
-    shown = {n: f for n, f in vars(MemoryBuffer).items() if not n.startswith("_") and callable(f)}
-    assert len(shown) == 10
-    for name, method in shown.items():
-        wanted, own = (inspect.signature(f) for f in (method, getattr(LayeredMemoryBuffer, name)))
-        assert own.parameters == wanted.parameters, name

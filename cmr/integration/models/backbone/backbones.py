@@ -9,21 +9,18 @@ from typing import Any
 
 from torch import nn
 
+from cmr.config import CMRConfig
 from cmr.errors import ConfigError, UnsupportedModelError
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.detection import adapt
 from cmr.integration.models.backbone.descriptions import config_of
 from cmr.integration.models.backbone.loaded import load_backbone
+from cmr.integration.models.settings import device_in
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A kind of decoder.
-
-    Attributes:
-        model_types: `model_type` of the (text) configurations that belong to it; empty: any.
-        model_name: on the Hugging Face hub, where nobody says which one.
-    """
+    """A kind of decoder, with its attributes as `BackboneAdapter` has them."""
 
     model_types: tuple[str, ...] = ()
     model_name: str | None = None
@@ -66,6 +63,7 @@ class BackboneAdapter:
 
     def __init__(self, name: str | None = None) -> None:
         self.name = self.NAME if name is None else name
+        # A subclass is one kind and takes no other name.
         if self.name not in BACKBONES or (self.NAME != "any" and self.name != self.NAME):
             known = ", ".join(BACKBONES) if self.NAME == "any" else self.NAME
             raise ConfigError(f"name: one of {known} expected, got {name!r}")
@@ -76,8 +74,7 @@ class BackboneAdapter:
     def of(cls, model: Any) -> BackboneAdapter:
         """The kind that a model, or a configuration, belongs to; 'any' where it has none.
 
-        Raises:
-            UnsupportedModelError: a subclass for one kind was asked, and it belongs to another.
+        `UnsupportedModelError`: a subclass for one kind was asked, and it belongs to another.
         """
         kind = _model_type(model)
         for name, row in BACKBONES.items():
@@ -101,20 +98,15 @@ class BackboneAdapter:
             )
 
     def load(self, source: Any = None, **loading: Any) -> nn.Module:
-        """A decoder of this kind; the kind is looked at before weights are loaded.
+        """A decoder of this kind, see `load_backbone`; `source` None: `model_name`.
 
-        Args:
-            source: see `load_backbone`; None: `model_name`.
-            **loading: likewise.
-
-        Raises:
-            UnsupportedModelError: it is of another kind.
-            ConfigError, ModelNotFoundError: see `load_backbone`.
+        `UnsupportedModelError` for another kind is raised before weights are loaded.
         """
         if source is None:
             if self.model_name is None:
                 raise ConfigError("a model, its name or a configuration expected, got None")
             source = self.model_name
+        # A description is made a configuration here, where the kind is known.
         if not isinstance(source, str | os.PathLike | nn.Module):
             source = config_of(self._described(source))
         return load_backbone(source, expect=self.require if self.model_types else None, **loading)
@@ -122,8 +114,7 @@ class BackboneAdapter:
     def view(self, model: nn.Module) -> ModelAdapter:
         """What the memory needs to know of a model: blocks, shapes, rotary embedding, projections.
 
-        Raises:
-            UnsupportedModelError: it is of another kind, or not covered.
+        `UnsupportedModelError`: it is of another kind, or not covered.
         """
         self.require(model)
         return adapt(model)
@@ -145,6 +136,37 @@ class GemmaAdapter(BackboneAdapter):
     """Gemma 2 and the text models of Gemma 3."""
 
     NAME = "gemma"
+
+
+def decoder_for(
+    source: Any,
+    model_name: str | None,
+    settings: CMRConfig | Mapping[str, Any] | None,
+    adapter: BackboneAdapter | None,
+    **options: Any,
+) -> nn.Module:
+    """The decoder that a model class is asked for, on the device that it or its settings name.
+
+    With a `model_name` the `source` is the configuration to load it with. Options are those of
+    `load_backbone`.
+
+    Raises:
+        ConfigError: two devices, or two models, are asked for.
+    """
+    if adapter is not None and not isinstance(adapter, BackboneAdapter):
+        raise TypeError(f"adapter: a BackboneAdapter or None expected, got {adapter!r}")
+    kind = BackboneAdapter() if adapter is None else adapter
+    # The specification names the device in the memory's settings, too.
+    named, asked = device_in(settings), options.get("device")
+    if named is not None:
+        if asked is not None and str(asked) != named:
+            raise ConfigError(f"device={str(asked)!r} and the settings' {named!r}: one expected")
+        options["device"] = named
+    if model_name is None:
+        return kind.load(source, **options)
+    if isinstance(source, nn.Module):
+        raise ConfigError(f"model_name={model_name!r} and a loaded model: one of them expected")
+    return kind.load(model_name, config=source, **options)
 
 
 def _model_type(model: Any) -> str:

@@ -38,8 +38,7 @@ def config_of(described: Any) -> Any:
 
     Args:
         described: a `PreTrainedConfig` (given back as it is), a dictionary or a `SimpleNamespace`
-            of configuration fields: with `model_type` those of that family, else a small Llama's;
-            `num_layers` is `num_hidden_layers`.
+            of its fields: with `model_type` those of that family, else a small Llama's.
 
     Raises:
         ConfigError: a field that the configuration does not have, or a value it refuses.
@@ -56,6 +55,7 @@ def config_of(described: Any) -> Any:
             "a model, a name or folder, or a configuration (of transformers, a dict or a "
             f"SimpleNamespace) expected, got {type(described).__name__}"
         )
+    # Synonyms first, so that a field is checked and set alike under either name.
     fields = {SYNONYMS.get(str(name), str(name)): value for name, value in described.items()}
     family = fields.pop("model_type", None)
     return _made(fields) if family is None else _of_family(family, fields)
@@ -104,21 +104,16 @@ def _build(kind: Any, fields: Mapping[str, Any]) -> Any:
 def random_model(config: Any, dtype: torch.dtype | str | None = None) -> nn.Module:
     """A decoder of a configuration with random weights, always the same ones, in evaluation mode.
 
-    The random state of the caller is left as it was.
-
-    Args:
-        config: of transformers.
-        dtype: of the weights; None: the configuration's, else float32.
-
-    Raises:
-        ConfigError: transformers knows no decoder of such a configuration.
+    The caller's random state stays as it was. `dtype` None: the configuration's, else float32.
     """
     from transformers import AutoModelForCausalLM
 
     wanted = {} if dtype is None or dtype == "auto" else {"dtype": dtype}
+    # Weights are made on the CPU, so only its random state is put aside.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         try:
+            # A copy: transformers writes into the configuration that it is given.
             model = AutoModelForCausalLM.from_config(copy.deepcopy(config), **wanted)
         except (ValueError, TypeError) as error:
             raise ConfigError(

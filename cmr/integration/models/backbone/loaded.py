@@ -15,8 +15,6 @@ from cmr.errors import ConfigError, MissingPackageError, ModelNotFoundError
 from cmr.integration.models.backbone.descriptions import config_of, random_model
 from cmr.integration.models.backbone.quantisation import quantisation
 
-WEIGHTS = "a name or a folder of weights"
-
 
 def load_backbone(
     source: Any,
@@ -50,26 +48,23 @@ def load_backbone(
         ConfigError: arguments contradict each other, or the device is not there.
         MissingPackageError: quantised weights, or several GPUs, need a package.
     """
-    named = isinstance(source, str | os.PathLike)
     quantised = quantisation(quantization, use_quantization)
     where = device_of(device)
-    if not named:
-        refused = {
-            "quantization": quantised,
-            "config": config,
-            "dtype": dtype if isinstance(source, nn.Module) else None,
-            **options,
-        }
-        for name, value in refused.items():
+    if not isinstance(source, str | os.PathLike):
+        loaded = isinstance(source, nn.Module)
+        # Arguments that would be ignored are refused.
+        refused = {"quantization": quantised, "config": config, **options}
+        for name, value in {**refused, "dtype": dtype if loaded else None}.items():
             if value is not None:
-                what = "a loaded model" if isinstance(source, nn.Module) else "random weights"
-                raise ConfigError(f"{name}: {WEIGHTS} expected with it, got {what}")
-        if not isinstance(source, nn.Module):
-            source = config_of(source)
+                what = "a loaded model" if loaded else "random weights"
+                raise ConfigError(
+                    f"{name}: a name or a folder of weights expected with it, got {what}"
+                )
+        source = source if loaded else config_of(source)
         if expect is not None:
             expect(source)
-        model = source if isinstance(source, nn.Module) else random_model(source, dtype)
-        return _moved(model, where)
+        return _moved(source if loaded else random_model(source, dtype), where)
+    # A family that is not expected is refused before gigabytes are loaded.
     if expect is not None:
         expect(config_at(source, **options))
     if config is not None:
@@ -78,6 +73,8 @@ def load_backbone(
         options["quantization_config"] = quantised
     if dtype is not None:
         options["dtype"] = dtype
+    # Transformers places these itself, tensor by tensor: quantised weights cannot be moved, and
+    # the weights of a model for several GPUs do not fit one.
     mapped = quantised is not None or where == "auto"
     if mapped:
         if importlib.util.find_spec("accelerate") is None:
@@ -89,11 +86,7 @@ def load_backbone(
 
 
 def device_of(wanted: str | torch.device | None) -> str | None:
-    """Where a model goes: a device's name, 'auto' for several GPUs, None for nowhere else.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
+    """Where a model goes: a device that is here, 'auto' for several GPUs, None: where it is."""
     if wanted is None:
         return None
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -114,7 +107,7 @@ def device_of(wanted: str | torch.device | None) -> str | None:
 
 
 def config_at(source: str | os.PathLike[str], **options: Any) -> Any:
-    """The configuration of a model by name or in a folder; see `load_backbone` for the errors."""
+    """The configuration of a model by name or in a folder."""
     from transformers import AutoConfig
 
     wanted = ("revision", "token", "trust_remote_code", "cache_dir", "subfolder")
@@ -143,6 +136,7 @@ def _found(name: str, load: Callable[[str], Any]) -> Any:
     try:
         return load(name)
     except OSError as error:
+        # Transformers raises OSError for all of it: unknown names, no network, gated models.
         if folder.is_dir():  # it is there: what is wrong with it says the error itself
             raise
         raise ModelNotFoundError(
@@ -164,6 +158,7 @@ def _moved(model: nn.Module, where: str | None) -> nn.Module:
 
         kept = getattr(model, "_no_split_modules", None)
         return dispatch_model(model, infer_auto_device_map(model, no_split_module_classes=kept))
+    # A model that is there already is left alone: `to` refuses quantised ones.
     devices = {parameter.device for parameter in model.parameters()}
     if devices == {_indexed(where)}:
         return model

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmr.reconstruction.plan import Plan
+from cmr.reconstruction.read_plan import ReadPlan
 
 SLOTS = [torch.tensor([-1, 0, 0, 1, -1, 2, 2, 2]), torch.tensor([0, -1, -1, -1, 1, -1, -1, -1])]
 SHARES = [torch.tensor([9.0, 1, 3, 5, 9, 1, 2, 1]), torch.ones(8)]
@@ -23,7 +23,7 @@ def dense(slots: list[torch.Tensor], shares: list[torch.Tensor], read: int) -> t
 
 
 def test_a_plan_is_its_matrix() -> None:
-    plan, matrix = Plan.of(SLOTS, SHARES), dense(SLOTS, SHARES, 3)
+    plan, matrix = ReadPlan.of(SLOTS, SHARES), dense(SLOTS, SHARES, 3)
     states = torch.randn(2, 4, 8, 5)
     expected = matrix[:, None] @ states.double()
     torch.testing.assert_close(plan.apply(states).double(), expected, rtol=1e-6, atol=1e-6)
@@ -32,7 +32,7 @@ def test_a_plan_is_its_matrix() -> None:
 
 
 def test_tokens_that_are_left_out_may_hold_anything() -> None:
-    plan, states = Plan.of(SLOTS, SHARES), torch.randn(2, 1, 8, 5)
+    plan, states = ReadPlan.of(SLOTS, SHARES), torch.randn(2, 1, 8, 5)
     poisoned = states.clone()
     for row, slot in enumerate(SLOTS):
         poisoned[row, :, slot < 0] = torch.nan
@@ -40,7 +40,7 @@ def test_tokens_that_are_left_out_may_hold_anything() -> None:
 
 
 def test_a_token_that_is_read_alone_keeps_its_bits() -> None:
-    plan, states = Plan.of(SLOTS, SHARES), torch.randn(2, 1, 8, 5).to(torch.bfloat16)
+    plan, states = ReadPlan.of(SLOTS, SHARES), torch.randn(2, 1, 8, 5).to(torch.bfloat16)
     found = plan.apply(states)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found[0, :, 1], states[0, :, 3])
@@ -48,27 +48,27 @@ def test_a_token_that_is_read_alone_keeps_its_bits() -> None:
 
 
 def test_a_token_stands_at_the_centre_of_what_is_in_it() -> None:
-    plan = Plan.of(SLOTS, SHARES)
+    plan = ReadPlan.of(SLOTS, SHARES)
     positions = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 20], list(range(40, 48))])
     # 0.25 * 6 + 0.75 * 7 = 6.75; 0.25 * 10 + 0.5 * 11 + 0.25 * 20 = 13
     assert plan.places(positions).tolist() == [[7, 8, 13], [40, 44, -1]]
 
 
 def test_what_is_used_and_of_which_part() -> None:
-    plan = Plan.of(SLOTS, SHARES)
+    plan = ReadPlan.of(SLOTS, SHARES)
     assert torch.equal(plan.used(8), torch.stack(SLOTS) >= 0)
     parts = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
     assert plan.counts(parts, 2).tolist() == [[2, 1], [1, 1]]
 
 
 def test_rows_are_selected_in_their_order() -> None:
-    plan, rows = Plan.of(SLOTS, SHARES), torch.tensor([1, 1, 0])
+    plan, rows = ReadPlan.of(SLOTS, SHARES), torch.tensor([1, 1, 0])
     states = torch.randn(2, 1, 8, 5)
     assert torch.equal(plan.select(rows).apply(states[rows]), plan.apply(states)[rows])
 
 
 def test_a_plan_of_nothing() -> None:
-    plan = Plan.of([torch.tensor([-1, -1])], [torch.ones(2)])
+    plan = ReadPlan.of([torch.tensor([-1, -1])], [torch.ones(2)])
     assert plan.apply(torch.randn(1, 2, 2, 3)).shape == (1, 2, 0, 3)
     assert plan.places(torch.zeros(1, 2, dtype=torch.int64)).shape == (1, 0)
 
@@ -81,7 +81,7 @@ def test_any_plan_is_its_matrix(data: st.DataObject) -> None:
     used = slot[slot >= 0].unique()
     slot = torch.where(slot >= 0, torch.searchsorted(used, slot.clamp(min=0)), -1)
     share = torch.rand(n) + 0.1
-    plan = Plan.of([slot], [share])
+    plan = ReadPlan.of([slot], [share])
     states = torch.randn(1, 2, n, 3, dtype=torch.float64)
     expected = dense([slot], [share], len(used))[:, None] @ states
     torch.testing.assert_close(plan.apply(states), expected, rtol=1e-6, atol=1e-6)

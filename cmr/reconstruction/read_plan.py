@@ -1,4 +1,4 @@
-"""Which recalled tokens go into which read token, and with what share."""
+"""`ReadPlan`: which recalled tokens go into which read token, and with what share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cmr.kernels.reference.attention import wide
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReadPlan:
     """Fewer tokens out of many: each read token is a weighted sum of recalled ones, or just one.
 
     One plan serves every layer, for keys, values and states alike.
@@ -26,13 +26,11 @@ class Plan:
     shares: torch.Tensor
 
     @classmethod
-    def of(cls, slots: Sequence[torch.Tensor], shares: Sequence[torch.Tensor]) -> Plan:
-        """The plan of rows of which each says where its tokens go.
+    def of(cls, slots: Sequence[torch.Tensor], shares: Sequence[torch.Tensor]) -> ReadPlan:
+        """The plan of rows of which each says where its tokens go, `[n]` slots and shares.
 
-        Args:
-            slots: for each row `[n]` int64 number of the read token, from 0 on without gaps, that a
-                recalled token goes into; -1: into none.
-            shares: for each row `[n]` float32 at least 0, not all 0 in a read token.
+        Slots are int64 numbers of read tokens, from 0 on without gaps, -1 for none. Shares are at
+        least 0, and not all 0 in a read token.
         """
         parts = [_members(slot, share) for slot, share in zip(slots, shares, strict=True)]
         read = max((len(columns) for columns, _ in parts), default=0)
@@ -49,19 +47,14 @@ class Plan:
         """`[batch, read]` bool, True where there is a token to read."""
         return self.members[..., 0] >= 0
 
-    @property
-    def pools(self) -> bool:
-        """Whether any read token is made of several."""
-        return self.members.shape[2] > 1
-
-    def to(self, device: torch.device) -> Plan:
+    def to(self, device: torch.device) -> ReadPlan:
         """The same on a device."""
-        return Plan(self.members.to(device), self.shares.to(device))
+        return ReadPlan(self.members.to(device), self.shares.to(device))
 
-    def select(self, rows: torch.Tensor) -> Plan:
-        """The plan of the given rows, in their order."""
+    def select(self, rows: torch.Tensor) -> ReadPlan:
+        """The plan of some rows, in their order."""
         rows = rows.to(self.members.device)
-        return Plan(self.members[rows], self.shares[rows])
+        return ReadPlan(self.members[rows], self.shares[rows])
 
     def apply(self, states: torch.Tensor) -> torch.Tensor:
         """What is read, of what was recalled.
@@ -80,42 +73,35 @@ class Plan:
         found = states.gather(2, at.expand(-1, heads, -1, dim))
         found = found.view(batch, heads, read, width, dim)
         found = found.masked_fill((self.members < 0)[:, None, ..., None], 0.0)
-        if width == 1:
+        if width == 1:  # no sums: what is read alone keeps its bits
             return found[..., 0, :]
         share = self.shares[:, None, ..., None]
         return (wide(found) * share).sum(3).to(states.dtype)
 
     def places(self, positions: torch.Tensor) -> torch.Tensor:
-        """The centre of what goes into each read token, rounded.
+        """The rounded centre of what goes into each read token, `[batch, read]`; -1 for no token.
 
-        Args:
-            positions: `[batch, n]` int64, on the plan's device.
-
-        Returns:
-            `[batch, read]` int64, -1 where there is no token.
+        `positions` are `[batch, n]` int64, on the plan's device.
         """
         batch, read, width = self.members.shape
         at = positions.gather(1, self.members.clamp(min=0).view(batch, -1)).view(batch, read, width)
+        # In float64: positions of a long text are beyond what float32 counts exactly.
         centre = (at.double() * self.shares).sum(-1).round().long()
         return torch.where(self.mask, centre, -1)
 
     def used(self, tokens: int) -> torch.Tensor:
         """Which of the `tokens` recalled ones go into anything, `[batch, tokens]` bool."""
         batch = len(self.members)
+        # The column behind the last takes what the -1 of shorter groups would hit.
         seen = torch.zeros(batch, tokens + 1, dtype=torch.bool, device=self.members.device)
         seen.scatter_(1, torch.where(self.members >= 0, self.members, tokens).view(batch, -1), True)
         return seen[:, :tokens]
 
     def counts(self, parts: torch.Tensor, number: int) -> torch.Tensor:
-        """How many read tokens come of each part of what was recalled.
+        """How many read tokens come of each part of what was recalled, `[batch, number]` int64.
 
-        Args:
-            parts: `[n]` int64 number of the part, from 0 on, that each recalled token is in. A read
-                token that is made of several counts where its first one is.
-            number: of parts.
-
-        Returns:
-            `[batch, number]` int64.
+        `parts` `[n]` says the part, 0 to `number - 1`, that each recalled token is in. A read token
+        that is made of several counts where its first one is.
         """
         first = self.members[..., 0]
         part = torch.where(first >= 0, parts[first.clamp(min=0)], number)
