@@ -293,11 +293,11 @@ class Core:
             bounded: False: nothing ever leaves it.
         """
         return LocalWindow(
+            self.adapter,
             window=self.config.window if bounded else UNBOUNDED,
             whole=whole,
             sinks=self.config.memory.sinks,
             block=self.config.memory.block_size,
-            turn=self.adapter.turn_forward,
             padding=padding,
         )
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from cmr.integration.calibration.facts import Fact, encode
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.decoder.partial_pass import states_entering, stop_before
+from cmr.integration.decoder.partial_pass import states_entering
 from cmr.integration.requests.chat_template import Template
 
 WINDOW, LEFT = 512, 128
@@ -177,7 +177,7 @@ def _states(
     adapter: ModelAdapter, ids: torch.Tensor, layers: Sequence[int]
 ) -> dict[int, torch.Tensor]:
     """States `[rows, tokens, hidden]` that enter some blocks."""
-    with states_entering(adapter, layers) as found, stop_before(adapter, layers[-1] + 1):
+    with states_entering(adapter, layers, stop=layers[-1] + 1) as found:
         adapter.decoder(input_ids=ids.to(adapter.input_device), use_cache=False)
     return found
 

@@ -9,6 +9,7 @@ from transformers.cache_utils import DynamicCache
 
 from cmr.errors import SessionError
 from cmr.integration.capture.window import Take, can_adopt, is_windowed
+from cmr.integration.capture.window_layer import adopt
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
 from cmr.integration.requests.request import Request
@@ -74,7 +75,7 @@ class Windows:
         window.record = record
         window.on_leave = self._leave
         window.on_copy = self._core.records.add
-        window.adopt(cache, self._core.adapter.depth)
+        adopt(cache, window)
         return record
 
     def goes_on(self, cache: object) -> bool:

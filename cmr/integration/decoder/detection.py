@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from cmr.errors import UnsupportedModelError
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.decoder.coverage import covered, require_decoder
-from cmr.integration.decoder.families import FAMILIES, Family
-from cmr.integration.decoder.guesses import Skeleton, Watched, rows, skeleton, watch
+from cmr.integration.decoder.families import FAMILIES, Family, covered, require_decoder
+from cmr.integration.decoder.guesses import Skeleton, Watched, rows, run, skeleton, watch
+from cmr.integration.decoder.partial_pass import at_rest, given
 from cmr.integration.reweave.plugs import plugged
 from cmr.integration.reweave.recall import LayerRows
 from cmr.integration.reweave.scratch import Scratch
@@ -52,7 +50,7 @@ def adapt(model: Any) -> ModelAdapter:
     if config.model_type in FAMILIES:
         return ModelAdapter(model)
     try:
-        with _at_rest(model):
+        with at_rest(model):
             adapter = _detect(model, config)
     except Exception as reason:  # of other people's code, in which anything may break
         said = reason if isinstance(reason, UnsupportedModelError) else repr(reason)
@@ -154,11 +152,12 @@ def _check_reading(
     for plug in ("interface", "sdpa"):
         try:
             adapter = ModelAdapter(model, replace(row, plug=plug))
-            nothing = _Lender(None)
-            found = _attended(adapter, frame, ids, 0, nothing, seen)
+            with plugged(adapter, _Lender(None)):
+                found = run(frame, ids, 0, DynamicCache(), _as_seen(seen, 0))
             _compare(adapter, found, seen, 0, "with nothing to read")
             lender = _Lender([_memory(adapter, n, x, half) for n, x in enumerate(seen.entering)])
-            found = _attended(adapter, frame, ids, half, lender, seen)
+            with plugged(adapter, lender):
+                found = run(frame, ids, half, DynamicCache(), _as_seen(seen, half))
             for layer in range(adapter.depth):
                 if layer not in lender.read:
                     raise UnsupportedModelError(
@@ -173,44 +172,13 @@ def _check_reading(
     raise reason
 
 
-def _attended(
-    adapter: ModelAdapter,
-    frame: Skeleton,
-    ids: torch.Tensor,
-    start: int,
-    lender: _Lender,
-    seen: Watched,
-) -> list[torch.Tensor]:
-    """What each layer attends to from token `start` on, given the states that it saw before."""
-    attended: list[torch.Tensor] = []
+def _as_seen(seen: Watched, start: int) -> Callable[..., Any]:
+    """Gives each block what it saw before, so that no layer's error adds to the next one's."""
 
-    def attends(_: Any, args: Any, output: Any) -> None:
-        attended.append(output[0] if isinstance(output, tuple) else output)
+    def enters(layer: int, args: Any, kwargs: Any) -> Any:
+        return given(args, kwargs, seen.entering[layer][:, start:])
 
-    def enters(layer: int) -> Any:
-        def hook(_: Any, args: Any, kwargs: Any) -> Any:
-            # What enters is given, so that no layer's error adds to the next one's.
-            states = seen.entering[layer][:, start:]
-            if args:
-                return (states, *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": states}
-
-        return hook
-
-    places = torch.arange(start, ids.shape[1], device=ids.device)[None]
-    with ExitStack() as hooks:
-        hooks.enter_context(plugged(adapter, lender))
-        for layer, block in enumerate(frame.blocks):
-            handle = block.register_forward_pre_hook(enters(layer), with_kwargs=True)
-            hooks.callback(handle.remove)
-            hooks.callback(adapter.attention(layer).register_forward_hook(attends).remove)
-        adapter.decoder(
-            input_ids=ids[:, start:],
-            position_ids=places,
-            past_key_values=DynamicCache(),
-            use_cache=True,
-        )
-    return attended
+    return enters
 
 
 def _compare(
@@ -249,16 +217,3 @@ def _text(model: Any, config: Any) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, config.vocab_size, (1, tokens), generator=generator)
     return ids.to(model.get_input_embeddings().weight.device)
-
-
-@contextmanager
-def _at_rest(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, without gradients; afterwards as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 
 from cmr.errors import UnsupportedModelError
 from cmr.integration.decoder.families import Family
+from cmr.integration.decoder.partial_pass import entering
 
 SPLIT = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("wq", "wk", "wv"))
 FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "qkv")
@@ -105,66 +106,77 @@ class Watched:
 
 
 def watch(frame: Skeleton, ids: torch.Tensor, cache: Any) -> Watched:
-    """Run the decoder over a text and note what its blocks do.
-
-    Args:
-        frame: where they are.
-        ids: `[1, tokens]`.
-        cache: an empty one.
+    """Run the decoder over a text `[1, tokens]`, with an empty cache, and note what its blocks do.
 
     Raises:
         UnsupportedModelError: the attention reads neither the states that enter its block nor what
             a norm of the block made of them.
     """
-    entering: list[torch.Tensor] = []
-    attended: list[torch.Tensor] = []
+    states: list[torch.Tensor] = []
     read: list[torch.Tensor] = []
     made: dict[str, torch.Tensor] = {}
 
-    def enters(_: Any, args: Any, kwargs: Any) -> None:
-        entering.append(first(args, kwargs))
+    def enters(layer: int, args: Any, kwargs: Any) -> None:
+        states.append(entering(args, kwargs))
 
     def reads(_: Any, args: Any, kwargs: Any) -> None:
-        read.append(first(args, kwargs))
-
-    def attends(_: Any, args: Any, output: Any) -> None:
-        attended.append(output[0] if isinstance(output, tuple) else output)
+        read.append(entering(args, kwargs))
 
     def normed(name: str) -> Any:
         def hook(_: Any, args: Any, output: Any) -> None:
-            if args and args[0] is entering[0]:
+            if args and args[0] is states[0]:
                 made[name] = output
 
         return hook
 
     with ExitStack() as hooks:
-        for block in frame.blocks:
-            attention = getattr(block, frame.row.attention)
-            for handle in (
-                block.register_forward_pre_hook(enters, with_kwargs=True),
-                attention.register_forward_pre_hook(reads, with_kwargs=True),
-                attention.register_forward_hook(attends),
-            ):
-                hooks.callback(handle.remove)
         for name, child in frame.blocks[0].named_children():
-            if name != frame.row.attention:
-                hooks.callback(child.register_forward_hook(normed(name)).remove)
-        frame.decoder(
-            input_ids=ids,
-            position_ids=torch.arange(ids.shape[1], device=ids.device)[None],
-            past_key_values=cache,
-            use_cache=True,
-        )
-    if not read or not len(entering) == len(attended) == len(frame.blocks):
+            if name == frame.row.attention:
+                handle = child.register_forward_pre_hook(reads, with_kwargs=True)
+            else:
+                handle = child.register_forward_hook(normed(name))
+            hooks.callback(handle.remove)
+        attended = run(frame, ids, 0, cache, enters)
+    if not read or not len(states) == len(attended) == len(frame.blocks):
         raise UnsupportedModelError("its blocks do not call their attention once a forward each")
-    if read[0] is entering[0]:
-        return Watched(entering, attended, None, cache)
+    if read[0] is states[0]:
+        return Watched(states, attended, None, cache)
     norm = next((name for name, output in made.items() if output is read[0]), None)
     if norm is None:
         raise UnsupportedModelError(
             "its attention reads neither what enters a block nor what a norm makes of that"
         )
-    return Watched(entering, attended, norm, cache)
+    return Watched(states, attended, norm, cache)
+
+
+def run(
+    frame: Skeleton, ids: torch.Tensor, start: int, cache: Any, enters: Callable[..., Any]
+) -> list[torch.Tensor]:
+    """What each block's attention gives for a text `[1, tokens]` from token `start` on.
+
+    `enters(layer, args, kwargs)` is asked in front of each block and may put others in their place.
+    """
+    attended: list[torch.Tensor] = []
+
+    def attends(_: Any, args: Any, output: Any) -> None:
+        attended.append(output[0] if isinstance(output, tuple) else output)
+
+    def entered(layer: int) -> Any:
+        return lambda _, args, kwargs: enters(layer, args, kwargs)
+
+    with ExitStack() as hooks:
+        for layer, block in enumerate(frame.blocks):
+            handle = block.register_forward_pre_hook(entered(layer), with_kwargs=True)
+            hooks.callback(handle.remove)
+            attention = getattr(block, frame.row.attention)
+            hooks.callback(attention.register_forward_hook(attends).remove)
+        frame.decoder(
+            input_ids=ids[:, start:],
+            position_ids=torch.arange(start, ids.shape[1], device=ids.device)[None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return attended
 
 
 def rows(frame: Skeleton, norm: str | None) -> Iterator[Family]:
@@ -181,11 +193,6 @@ def rows(frame: Skeleton, norm: str | None) -> Iterator[Family]:
         if fused is not None:
             for layout in ("side_by_side", "by_group"):
                 yield replace(shaped, projection=layout, names=(fused,))
-
-
-def first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """The states that a block or its attention is called with."""
-    return args[0] if args else kwargs["hidden_states"]
 
 
 def _projects(module: nn.Module) -> bool:

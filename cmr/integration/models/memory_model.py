@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from cmr.errors import AttachError, ConfigError
+from cmr.integration.capture.rows import checked
 from cmr.integration.models.attached import AttachedModel
 from cmr.integration.models.outputs import CMROutput
-from cmr.integration.models.passes import checked
 from cmr.integration.requests.scope import Said, call
 from cmr.integration.requests.session import Session
 from cmr.retrieval.strategies.tasks import settings_of as task_settings
