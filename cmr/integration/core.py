@@ -14,7 +14,7 @@ import torch
 from cmr._warning import warn
 from cmr.config import STATE_METHODS, CMRConfig
 from cmr.errors import AttachError, ConfigError
-from cmr.integration.calibration.measured import calibration_for
+from cmr.integration.calibration.files import calibration_for
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.capture.block_writer import BlockWriter, Keep
 from cmr.integration.capture.leaving_text import LeavingText

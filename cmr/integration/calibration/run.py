@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cmr.integration.calibration.facts import Fact
+from cmr.integration.calibration.files import identity
 from cmr.integration.calibration.measures import (
     Passages,
     block_maxima,
@@ -27,7 +28,6 @@ from cmr.integration.calibration.states import (
     running,
 )
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.decoder.fingerprint import identity
 from cmr.retrieval.calibration import Calibration
 
 MOST_BYTES = 1 << 30

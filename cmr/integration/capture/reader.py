@@ -17,8 +17,9 @@ from transformers.cache_utils import DynamicCache
 
 from cmr.config import CMRConfig
 from cmr.errors import AttachError, UnknownSessionError
-from cmr.integration.capture.block_scorer import BlockScorer, Piece
+from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.capture.lasting import lasting
+from cmr.integration.capture.piece_scores import Piece
 from cmr.integration.capture.rows import Rows
 from cmr.integration.capture.window import LocalWindow
 from cmr.integration.capture.window_layer import adopt

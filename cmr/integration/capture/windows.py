@@ -31,16 +31,16 @@ class Windows:
     def record(
         self, request: Request, kwargs: dict[str, Any], mask: torch.Tensor | None, batch: int
     ) -> WindowRecord | None:
-        """The record of the cache of a forward; an empty dynamic cache becomes a bounded one.
+        """The record of the cache of a forward; None where its text cannot become memory.
+
+        An empty dynamic cache becomes a bounded one; one is made where none is given and one is
+        used.
 
         Args:
             request: that the forward belongs to.
-            kwargs: the forward's arguments; a cache is added where none is given and one is used.
+            kwargs: the forward's arguments, to which a new cache is added.
             mask: `[batch, tokens]`, 0 for padding on either side; None where there is none.
             batch: rows.
-
-        Returns:
-            None where the forward's text cannot become memory.
 
         Raises:
             SessionError: the cache belongs to other sessions than the request.
@@ -59,6 +59,7 @@ class Windows:
             self._tell_of_no_window(cache)
             return None
         padding, behind = [0] * batch, None
+        # Only a mask with a 0 in it is looked at closely: each look waits for the device.
         if mask is not None and not bool(mask.all()):
             padding = mask.long().argmax(dim=-1).tolist()
             behind = mask.shape[1], mask.flip(-1).long().argmax(dim=-1).tolist()

@@ -18,15 +18,12 @@ from cmr.integration.decoder.adapter_watch import (
     in_effect,
     without_wrapper,
 )
-from cmr.integration.decoder.placement import named_weights, whole_weight
+from cmr.integration.decoder.placement import named_weights
 
 SAMPLE = 64
 """Numbers looked at of each parameter, spread over it."""
 PACKED_ROWS = 32
 """Rows looked at of 4-bit weights: those that bitsandbytes lays out together on a CPU."""
-EMBEDDING_SAMPLE = 8_192
-"""Numbers looked at of the embeddings for `identity`, spread over them."""
-_SMALLEST = 2.0**-14
 
 
 def of_model(adapter: ModelAdapter) -> dict[str, Any]:
@@ -105,29 +102,6 @@ def _bare(name: str, layers: Collection[str]) -> str | None:
         elif part not in WRAPPED:
             return None
     return ".".join(kept)
-
-
-def identity(adapter: ModelAdapter) -> str:
-    """A hash of what stays the same however a model is loaded: in any dtype, quantised or not.
-
-    It covers the family, the shapes and a sample of the embeddings, which are not quantised,
-    rounded to bfloat16. Fine-tuned models whose embeddings were left alone have that of the model
-    they were made from.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    weight = whole_weight(adapter.model.get_input_embeddings())
-    flat = weight.reshape(-1)
-    sample = flat[:: max(1, flat.numel() // EMBEDDING_SAMPLE)][:EMBEDDING_SAMPLE]
-    rounded = sample.to("cpu", torch.bfloat16)
-    # What float16 cannot hold with all of bfloat16's digits does not count.
-    rounded = torch.where(rounded.abs() < _SMALLEST, torch.zeros_like(rounded), rounded)
-    heads = (adapter.heads * adapter.processes, adapter.kv_heads * adapter.processes)
-    shape = (adapter.hidden, adapter.depth, *heads, adapter.head_dim)
-    digest = hashlib.sha256(f"{adapter.config.model_type} {shape} {list(weight.shape)}".encode())
-    digest.update(rounded.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _add(digest: Any, name: str, weight: torch.Tensor) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from cmr.integration.capture.leaving_text import SCORE, LeavingText
+from cmr.integration.capture.piece_scores import attention_received
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.kernels.reference.rotary import rotate
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.relevance import RelevanceScorer
 from cmr.memory.sessions import SessionTable
@@ -98,20 +98,10 @@ class Feeder:
         for row, first in enumerate(text.first):
             if 0 <= first < mask.shape[1]:
                 seen[row, first] = False
-        inputs = {}
         if layer < self._adapter.depth:
-            query = self._adapter.queries(layer, states)
-            key, _ = self._adapter.keys_values(layer, states)
-            if self._adapter.rotates(layer):
-                rope, reach = (text.columns.get(name) for name in ("rope", "reach"))
-                assert rope is not None
-                turn = self._adapter.rotary(layer, rope.to(states.device), reach)
-                query, key = rotate(query, *turn), rotate(key, *turn)
-            scale = getattr(self._adapter.attention(layer), "scaling", None)
-            if scale is not None:  # of the logits, where it is not one over the root of the width
-                query = query * (scale * query.shape[-1] ** 0.5)
-            inputs = {"query": query, "key": key}
-        found = token_scores("attention_based", states, seen, **inputs)
+            rope, reach = text.columns["rope"], text.columns.get("reach")
+            return attention_received(self._adapter, layer, states, rope, seen, reach)
+        found = token_scores("attention_based", states, seen)
         return found.masked_fill(~seen, 0.0)
 
     def _store(
