@@ -87,13 +87,8 @@ class BlockScorer:
     ) -> torch.Tensor:
         """Relevance of blocks of which only the index states are at hand.
 
-        Args:
-            index: `[batch, tokens, hidden]` states at the index layer.
-            block_size: tokens in a block.
-            valid: each row's half-open range of tokens that are no padding.
-
-        Returns:
-            `[batch, ceil(tokens / block_size)]` float32 in [0, 1].
+        `index` `[batch, tokens, hidden]`, and in `valid` each row's half-open range of tokens that
+        are no padding; `[batch, ceil(tokens / block_size)]` float32 in [0, 1].
         """
         if block_size != self._block:
             raise ValueError(f"block_size {self._block} expected, got {block_size}")
@@ -109,12 +104,8 @@ class BlockScorer:
     def of_scores(self, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Relevance of blocks whose tokens were scored by the configured method elsewhere.
 
-        Args:
-            scores: `[batch, tokens]` float32 at the index layer, before calibration.
-            mask: `[batch, tokens]` bool, True for tokens that are stored.
-
-        Returns:
-            `[batch, blocks]` float32 in [0, 1].
+        `scores` `[batch, tokens]` float32 at the index layer, before calibration, and the `mask` of
+        tokens that are stored; `[batch, blocks]` float32 in [0, 1].
         """
         assert self.method is not None
         return self._relevance(self._read, self.method, {self.method: scores}, mask)

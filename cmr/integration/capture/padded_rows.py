@@ -41,12 +41,8 @@ class PaddedRows:
 
     Padding is no text, so a short row fills its window later than a long one beside it. What the
     rows hold stands at the right end of the columns they share. A row's positions count its
-    padding, as the model's own do; only how much it holds is its own.
-
-    Args:
-        padding: tokens of left padding of each row.
-        sinks: first tokens of a row that are always kept.
-        whole: the sinks are handed on, too, with the first tokens that leave a row.
+    padding, as the model's own do; only how much it holds is its own. See `LocalWindow` for what
+    the arguments say.
     """
 
     def __init__(self, padding: Sequence[int], sinks: int, whole: bool) -> None:
@@ -65,19 +61,20 @@ class PaddedRows:
         seen: int,
         gone: tuple[int, ...],
     ) -> Leave | None:
-        """What leaves the rows; None where nothing does. No device is asked then.
+        """What leaves the rows, with its tensors on a device; None where nothing does.
 
-        Args:
-            leaving: how many tokens leave a row that holds so many.
-            device: where its tensors are wanted.
-            held: columns.
-            seen: columns seen in all.
-            gone: tokens of each row that left before.
+        `leaving` says how many tokens leave a row that holds so many; `held` columns of those
+        `seen` in all are there, and `gone` tokens of each row left before.
         """
+        # The layers ask one after the other, and the numbers are all on the host: one of them pays.
         key = device, held, seen, gone
-        if key != self._last[0]:  # the layers ask one after the other
+        if key != self._last[0]:
             found = self._leaving(leaving, held, seen, gone)
-            self._last = key, None if found is None else _on(found, device)
+            if found is not None:
+                tensors = {n: x for n, x in vars(found).items() if isinstance(x, torch.Tensor)}
+                there: dict[str, Any] = {n: x.to(device) for n, x in tensors.items()}
+                found = replace(found, **there)
+            self._last = key, found
         return self._last[1]
 
     def _leaving(
@@ -88,7 +85,7 @@ class PaddedRows:
         if not any(going):
             return None
         kept = max(held - first - n for first, n in zip(empty, going, strict=True))
-        # Sinks go along with the first tokens that leave a row.
+        # Sinks go along with the first tokens that leave a row, where they become memory.
         along = [self._sinks if self._whole and not n else 0 for n in gone]
         count = [n + extra if n else 0 for n, extra in zip(going, along, strict=True)]
         at = [n + self._sinks - extra for n, extra in zip(empty, along, strict=True)]
@@ -114,13 +111,6 @@ class PaddedRows:
         empty = self._empty(held, seen, gone)
         behind = [held - n - self._sinks for n, left in zip(empty, gone, strict=True) if left]
         return min([held, *behind])
-
-
-def _on(leave: Leave, device: torch.device) -> Leave:
-    there: dict[str, Any] = {
-        name: x.to(device) for name, x in vars(leave).items() if isinstance(x, torch.Tensor)
-    }
-    return replace(leave, **there)
 
 
 def columns_from(first: torch.Tensor, count: int, held: int) -> torch.Tensor:

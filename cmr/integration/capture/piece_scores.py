@@ -77,13 +77,8 @@ def attention_received(
 ) -> torch.Tensor:
     """Attention that tokens receive at a layer from those behind them, `[batch, tokens]` float32.
 
-    Args:
-        adapter: the model.
-        layer: block number.
-        states: `[batch, tokens, hidden]` that enter it.
-        positions: `[batch, tokens]`.
-        mask: `[batch, tokens]` bool, which tokens are looked at; the others get 0.
-        reach: see `ModelAdapter.rotary`.
+    Of `states` `[batch, tokens, hidden]` that enter it; tokens whose `mask` is False get 0. See
+    `ModelAdapter.rotary` for `positions` and `reach`.
     """
     query = adapter.queries(layer, states)
     key, _ = adapter.keys_values(layer, states)

@@ -57,11 +57,7 @@ class _Text:
     """How far the reading of a text has come.
 
     Attributes:
-        rows: the texts.
-        lengths: `[batch, 1]` their tokens, on the model's device.
-        cache: that it goes through.
-        scorer: scores its blocks, whatever is set for others meanwhile: which layers run for a
-            window depends on it.
+        lengths: `[batch, 1]` tokens of the rows, on the model's device.
         start: column of the next window.
         query: `[batch, tokens, hidden]` the end of the window before, as it is indexed.
         before: `[batch, hidden]` state in front of the head of the last token so far, where the
@@ -71,6 +67,8 @@ class _Text:
     def __init__(
         self, rows: Rows, cache: DynamicCache, scorer: BlockScorer, device: torch.device
     ) -> None:
+        # One scorer for all of a text, whatever is set for others meanwhile: which layers run for a
+        # window depends on it.
         self.rows, self.cache, self.scorer = rows, cache, scorer
         self.final, self.gradient = scorer.needs_final, scorer.needs_gradient
         self.lengths = torch.tensor(rows.lengths, device=device)[:, None]
@@ -84,13 +82,7 @@ class _Text:
 
 
 class Reader:
-    """Runs the decoder over a text in windows, each with some left context still in its cache.
-
-    Args:
-        core: the memory's store and settings.
-        config: its configuration.
-        stepper: lends the layers what a window recalls.
-    """
+    """Runs the decoder over a text in windows, each with some left context still in its cache."""
 
     def __init__(self, core: Core, config: CMRConfig, stepper: Stepper) -> None:
         self._core, self._stepper, self._adapter = core, stepper, core.adapter
@@ -113,14 +105,10 @@ class Reader:
         progress: Progress | None = None,
         recall: bool = False,
     ) -> ReadReport:
-        """Read and store.
+        """Read and store, a session number a row; `progress` is told tokens done and in all.
 
-        Args:
-            rows: the texts.
-            sessions: session number of each row.
-            progress: called with tokens done and tokens in all.
-            recall: let each window recall, asked for by the end of the window before it, from what
-                lies behind its left context. Otherwise the forwards are the model's own.
+        With `recall` each window recalls, asked for by the end of the window before it, from what
+        lies behind its left context. Otherwise the forwards are the model's own.
 
         Raises:
             AttachError: the model is being trained with gradient checkpointing.

@@ -38,16 +38,10 @@ class Rows:
         vocabulary: int,
         keep: torch.Tensor | None = None,
     ) -> Rows:
-        """Checks a batch and packs it.
+        """Checks a batch, see `checked`, and packs it.
 
-        Args:
-            input_ids: `[tokens]` or `[batch, tokens]` integers.
-            attention_mask: the same shape, 0 for padding; None: no padding.
-            vocabulary: number of token ids of the model.
-            keep: bool, the same shape, False for tokens that are read and must never be stored.
-
-        Raises:
-            TypeError, ValueError: see `checked`; or `keep` is no bool tensor of that shape.
+        `keep` is bool, of the shape of `input_ids`, False for tokens that are read and must never
+        be stored; `TypeError` or `ValueError` where it is something else.
         """
         ids, mask = checked(input_ids, attention_mask, vocabulary, packed=True)
         if keep is not None:

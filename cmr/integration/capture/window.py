@@ -20,7 +20,7 @@ class LocalWindow:
     """What all layers of one cache share, beside a record of the tokens in it.
 
     Args:
-        adapter: the model, which knows how keys are turned.
+        adapter: the model.
         window: tokens kept behind the sinks.
         sinks: first tokens that are always kept.
         block: tokens that leave at once; half the window where that is less.
@@ -54,7 +54,8 @@ class LocalWindow:
         wanted: frozenset[int] = frozenset(),
     ) -> None:
         self.adapter, self.wanted = adapter, wanted
-        self.window, self.sinks, self.whole = window, sinks, whole
+        self.sinks, self.whole = sinks, whole
+        # Blocks leave, not tokens: memory stores blocks, and the sinks are turned less often.
         self.block = min(block, max(1, window // 2))
         self.on_leave = on_leave
         self.on_copy: Callable[[WindowRecord], None] | None = None
@@ -67,7 +68,7 @@ class LocalWindow:
         self.angles: tuple[object, dict[Any, tuple[torch.Tensor, torch.Tensor]]] = (None, {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LocalWindow:
-        """That of a copied cache: a record of its own, everything else is shared."""
+        # The copy of a cache has a record of its own; everything else is shared.
         other = memo[id(self)] = copy.copy(self)
         if self.record is not None:
             other.record = copy.deepcopy(self.record, memo)

@@ -22,21 +22,19 @@ class WindowLayer(DynamicLayer):
     """A layer's keys and values of the first `sinks` tokens and of the last ones.
 
     Once more than `sinks + window` tokens are held, the oldest behind the sinks leave in steps of
-    `block`. The sinks' keys are turned forward by as many positions, so they stay next to the
-    window (Xiao et al. 2023, StreamingLLM). Rows padded on the left each hold what they would hold
-    alone, see `PaddedRows`; left of a row's first held token there is nothing of it, and `visible`
-    masks it.
+    `block`. Sinks are kept because models put on the first tokens what attention they have to
+    spare, and say nonsense without them. Their keys are turned forward by as many positions as have
+    left, so they stay next to the window (Xiao et al. 2023, StreamingLLM). Rows padded on the left
+    each hold what they would hold alone, see `PaddedRows`; left of a row's first held token there
+    is nothing of it, and `visible` masks it.
 
     The layer reports the length of everything it has seen, so masks and positions come out as for
-    a cache that keeps all; columns of the sinks stand in front of the window without a gap.
-
-    Args:
-        owner: what all layers of the cache share.
-        number: of the layer.
-        sliding_window: tokens that the model itself lets this layer see, None for all: what lies
-            further back is kept for the memory and not shown to the layer.
+    a cache that keeps all.
 
     Attributes:
+        owner: what all layers of the cache share.
+        sliding_window: tokens that the model itself lets this layer see, None for all: what lies
+            further back is kept for the memory and not shown to the layer.
         seen: columns seen in all.
         left: columns that left.
         gone: tokens that left each row, where some are padded.
@@ -101,6 +99,7 @@ class WindowLayer(DynamicLayer):
 
         The mask itself (None: nobody is masked) where every row holds all of its columns.
         """
+        # The model sees columns as if nothing had left: what a row holds less is masked in front.
         if self._begin is None:
             return mask
         columns = torch.arange(self.seen + new, device=self._begin.device)
@@ -118,7 +117,8 @@ class WindowLayer(DynamicLayer):
         return pick(self.keys, columns), pick(self.values, columns)
 
     def _held(self) -> int:
-        """Columns held: a compiled graph knows this number by the shape, whatever has left."""
+        """Columns held."""
+        # By the shape: a compiled graph knows that, whatever has left.
         return self.keys.shape[-2] if self.seen else 0
 
     def _hidden(self) -> int:
@@ -158,11 +158,8 @@ class WindowLayer(DynamicLayer):
         self.left += leave.dropped
 
     def _moved_on(self, sinks: torch.Tensor) -> torch.Tensor:
-        """Sinks, as they first were, at the positions right before what is held.
-
-        They are always turned from where they first were: turning what was turned adds up rounding
-        errors.
-        """
+        """Sinks, as they first were, at the positions right before what is held."""
+        # Always from where they first were: turning what was turned adds up rounding errors.
         owner, device = self.owner, sinks.device
         kind = owner.adapter.rotary_kinds[self.number]
         if kind is None:
@@ -184,10 +181,8 @@ class WindowLayer(DynamicLayer):
         return self.seen
 
     def get_mask_sizes(self, query_length: int | torch.Tensor) -> tuple[int, int]:
-        """Columns that `update` will return for `query_length` new tokens, and their offset.
-
-        The first releases of transformers 5 pass the new tokens' positions instead.
-        """
+        """Columns that `update` will return for `query_length` new tokens, and their offset."""
+        # The first releases of transformers 5 pass the new tokens' positions instead.
         if isinstance(query_length, torch.Tensor):
             query_length = query_length.shape[0]
         held, hidden = self._held(), self._hidden()
@@ -243,11 +238,9 @@ class WindowLayer(DynamicLayer):
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last tokens (a negative number), as assisted decoding does.
 
-        The first releases of transformers 5 give the length that is to stay, a positive number.
-
-        Raises:
-            ValueError: some of them have left the window; nothing is removed then.
+        Raises `ValueError` where some of them have left the window; nothing is removed then.
         """
+        # The first releases of transformers 5 give the length that is to stay, a positive number.
         going = self.seen - tokens_to_remove if tokens_to_remove > 0 else -tokens_to_remove
         if going <= 0 or not self.is_initialized:
             return

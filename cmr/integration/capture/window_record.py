@@ -21,7 +21,7 @@ from cmr.retrieval import RollingQuery
 
 
 class WindowRecord:
-    """The tokens behind the sinks of one cache, and the memory that its rows belong to.
+    """The tokens of one cache, and the memory that its rows belong to.
 
     Chunks are kept as they came and joined only when tokens leave or a search needs them, so a
     decoding step copies nothing.
@@ -94,12 +94,7 @@ class WindowRecord:
         self.steps = self.period = -1
 
     def due(self, tokens: int, refresh: int) -> bool:
-        """Count new tokens of a text that goes on; whether a search is due in front of them.
-
-        Args:
-            tokens: that come.
-            refresh: tokens between two searches.
-        """
+        """Count new tokens of a text that goes on; whether a search is due in front of them."""
         period = (self.steps + 1) // refresh  # of the first of them
         due, self.period = period != self.period, period
         self.steps += tokens
@@ -159,10 +154,10 @@ class WindowRecord:
     def repeats(self, other: WindowRecord, token_ids: torch.Tensor) -> None:
         """Take note of what is stored already, where a text begun anew goes on another's.
 
-        Args:
-            other: the record of the cache that was given up.
-            token_ids: `[batch, tokens]` of the whole text begun anew.
+        `other` is the record of the cache that was given up, `token_ids` `[batch, tokens]` the
+        whole text begun anew.
         """
+        # Where the ids differ the text was edited: it is stored again, as another text.
         held = other.tail("token_ids", other.held)
         there = token_ids[:, other.start : other.start + held.shape[1]].to(held.device)
         if (self.sessions, self.padding) == (other.sessions, other.padding) and held.equal(there):
@@ -246,11 +241,8 @@ class WindowRecord:
         ]
 
     def crop(self, tokens: int) -> None:
-        """Forget the last `tokens`, as assisted decoding does with what was not accepted.
-
-        So many decoding steps are taken back with them. A query that holds one of them is dropped;
-        the next search makes it anew.
-        """
+        """Forget the last `tokens`, as assisted decoding does with what was not accepted."""
+        # So many steps are taken back; a query that holds one of them is made anew.
         self.seen -= tokens
         self.steps -= min(tokens, max(0, self.steps))
         self.unasked -= tokens
@@ -273,17 +265,14 @@ class WindowRecord:
             self.writers = self._writing(range(len(self._inputs)))
 
     def select(self, rows: torch.Tensor) -> None:
-        """Become the record of these rows; who writes goes on, else another row of its input.
-
-        Args:
-            rows: `[rows]` int64 of the batch as it is, in any order and as often as wanted.
-        """
+        """Become the record of these rows `[rows]`, in any order and as often as wanted."""
         self._move(rows)
         if self.query is not None:
             self.query = self.query.select(rows)
         order, writing = rows.tolist(), set(self.writers)
         self._rename(order)
-        # Rows that wrote before come first, so that they go on where any of them is left.
+        # Rows that wrote before come first, so that they go on where any of them is left; of an
+        # input whose writer is gone another row writes.
         ranked = sorted(range(len(order)), key=lambda row: order[row] not in writing)
         self.writers = self._writing(ranked)
 

@@ -113,16 +113,14 @@ class Windows:
             )
 
     def _known(self, cache: object, batch: int) -> WindowRecord | None:
-        """The record of a bounded cache of this memory, None where it tells another story.
-
-        So it is when the cache was used while the memory was paused or when a session of it has
-        ended: such a cache goes on, and what leaves it is not stored.
-        """
+        """The record of a bounded cache of this memory, None where it tells another story."""
         if not is_windowed(cache):
             return None
+        # A cache that was used while the memory was paused, or a session of which has ended, goes
+        # on, and what leaves it is not stored.
         owner = cache.layers[0].owner  # type: ignore[attr-defined]
         record = owner.record
-        if owner.on_leave != self._leave or not isinstance(record, WindowRecord):
+        if owner.on_leave != self._leave or record is None:
             return None
         same = len(record.sessions) == batch and record.seen == cache.get_seq_length()  # type: ignore[attr-defined]
         return record if same and self._core.table.alive(record.sessions) else None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmr.errors import AttachError, ConfigError
+from cmr.errors import AttachError, ConfigError, UnsupportedModelError
 from cmr.integration.decoder.families import (
     Family,
     require_decoder,
@@ -16,7 +16,7 @@ from cmr.integration.decoder.families import (
     rope_types,
     row_of,
 )
-from cmr.integration.decoder.placement import device_of, heads_here, shards
+from cmr.integration.decoder.placement import device_of, shards
 from cmr.integration.decoder.projections import KEY, QUERY, VALUE, project
 from cmr.memory.layer_tensors import LayerShape
 
@@ -61,8 +61,8 @@ class ModelAdapter:
         # The attention goes first: Falcon's configuration says 71 heads where 1 is kept.
         says = (getattr(at, self.family.kv_heads, None) for at in (self.attention(0), self.config))
         self.processes = shards(self.attention(0), self.family.names)
-        self.heads = heads_here(heads, self.processes)
-        self.kv_heads = heads_here(next(filter(None, says), heads), self.processes)
+        self.heads = self._share(heads)
+        self.kv_heads = self._share(next(filter(None, says), heads))
         self.max_positions: int = getattr(self.config, self.family.max_positions)
         self.softcap: float | None = getattr(self.config, "attn_logit_softcapping", None)
         self.has_rotary = self.family.rotary is not None
@@ -70,6 +70,15 @@ class ModelAdapter:
         self.rotary_varies = "longrope" in rope_types(self.config)
         self._embeddings: nn.Module = self.model.get_input_embeddings()
         self._first = self._now()
+
+    def _share(self, heads: int) -> int:
+        """How many of all heads this process has."""
+        if heads % self.processes:
+            raise UnsupportedModelError(
+                f"a number of heads that {self.processes} processes can share evenly expected, "
+                f"got {heads}"
+            )
+        return heads // self.processes
 
     # -- parts -----------------------------------------------------------------------------------
 

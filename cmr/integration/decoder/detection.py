@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache
 from cmr.errors import UnsupportedModelError
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.families import FAMILIES, Family, covered, require_decoder
-from cmr.integration.decoder.guesses import Skeleton, Watched, rows, run, skeleton, watch
+from cmr.integration.decoder.guesses import Watched, rows, run, skeleton, watch
 from cmr.integration.decoder.partial_pass import at_rest, given
 from cmr.integration.reweave.plugs import plugged
 from cmr.integration.reweave.recall import LayerRows
@@ -38,9 +38,6 @@ def adapt(model: Any) -> ModelAdapter:
     each layer equal what the model's own cache holds, and (2) what each layer attends to, with half
     of the text read from memory, equals what it attends to with all of it in the window. The model
     is left as it was.
-
-    Args:
-        model: a transformers decoder with a language-model head.
 
     Raises:
         UnsupportedModelError: for what is not a decoder, is configured in a way that is not
@@ -67,14 +64,15 @@ def adapt(model: Any) -> ModelAdapter:
 
 
 def _detect(model: Any, config: Any) -> ModelAdapter:
-    frame = skeleton(model, config)
+    frame = ModelAdapter(model, skeleton(model, config))
     ids = _text(model, config)
     seen = watch(frame, ids, DynamicCache())
+    # The first guess is the likeliest: if none proves itself, what was wrong with it is told.
     reasons = []
     for row in rows(frame, seen.norm):
         try:
             row = _check_keys(ModelAdapter(model, row), seen)
-            return _check_reading(model, frame, row, ids, seen)
+            return _check_reading(model, row, ids, seen)
         except UnsupportedModelError as reason:
             reasons.append(reason)
         except (AttributeError, RuntimeError, TypeError, ValueError) as reason:
@@ -96,10 +94,12 @@ def _check_keys(adapter: ModelAdapter, seen: Watched) -> Family:
         if not error <= tolerance:
             raise _failed("values", layer, error, tolerance)
         kept = adapter.distinct(held.keys)
+        # Some models leave layers without rotation (SmolLM3): the way that fits is the layer's.
         plain = _apart(kept, keys)
         turned = plain
         if adapter.has_rotary:
             places = torch.arange(states.shape[1], device=states.device)[None]
+            # As the model rotates: with cosines rounded to its own dtype.
             turn = (x.to(kept.dtype).float() for x in adapter.rotary(layer, places))
             turned = _apart(unrotate(kept, *turn), keys)
         if not min(plain, turned) <= tolerance:
@@ -143,21 +143,20 @@ class _Lender:
         self.read.add(layer)
 
 
-def _check_reading(
-    model: Any, frame: Skeleton, row: Family, ids: torch.Tensor, seen: Watched
-) -> ModelAdapter:
+def _check_reading(model: Any, row: Family, ids: torch.Tensor, seen: Watched) -> ModelAdapter:
     """The adapter; raises where a layer attends to something else with the plug in place."""
+    # Nothing to read comes first: a plug that changes a plain forward is no plug.
     reason = None
     half = ids.shape[1] // 2
     for plug in ("interface", "sdpa"):
         try:
             adapter = ModelAdapter(model, replace(row, plug=plug))
             with plugged(adapter, _Lender(None)):
-                found = run(frame, ids, 0, DynamicCache(), _as_seen(seen, 0))
+                found = run(adapter, ids, 0, DynamicCache(), _as_seen(seen, 0))
             _compare(adapter, found, seen, 0, "with nothing to read")
             lender = _Lender([_memory(adapter, n, x, half) for n, x in enumerate(seen.entering)])
             with plugged(adapter, lender):
-                found = run(frame, ids, half, DynamicCache(), _as_seen(seen, half))
+                found = run(adapter, ids, half, DynamicCache(), _as_seen(seen, half))
             for layer in range(adapter.depth):
                 if layer not in lender.read:
                     raise UnsupportedModelError(
@@ -212,6 +211,7 @@ def _memory(adapter: ModelAdapter, layer: int, states: torch.Tensor, tokens: int
 
 def _text(model: Any, config: Any) -> torch.Tensor:
     """Random token ids `[1, tokens]`, no more than a sliding window shows at once."""
+    # Layers that see less than others would not read all of the half that is memory.
     span = getattr(config, "sliding_window", None)
     tokens = min(TOKENS, span) if isinstance(span, int) and span > 1 else TOKENS
     generator = torch.Generator().manual_seed(0)

@@ -62,6 +62,7 @@ class Family:
     refused: tuple[tuple[str, Any, str], ...] = ()
 
 
+# Rows say only what differs from Llama; a family that differs in nothing has Llama's own.
 LLAMA = Family()
 NORMED = Family(query_norm="q_norm", key_norm="k_norm")
 
@@ -177,6 +178,7 @@ def require_settings(config: Any, family: Family) -> None:
 
 def rope_types(config: Any) -> set[str]:
     """The kinds of rotary embedding of a configuration, those of all kinds of layers."""
+    # One dictionary, or one for each kind of layer; before transformers 5 it was `rope_scaling`.
     given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     parts = [given, *(part for part in given.values() if isinstance(part, dict))]
     kinds = (part.get("rope_type", part.get("type")) for part in parts)

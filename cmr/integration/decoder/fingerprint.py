@@ -30,11 +30,9 @@ def of_model(adapter: ModelAdapter) -> dict[str, Any]:
     """Shape, data type and a hash of a sample of all weights: the same in every process.
 
     Those of adapters are left out, see `adapters`: with all of them off a model is the one that it
-    was without them.
-
-    Returns:
-        Plain JSON.
+    was without them. Plain JSON.
     """
+    # Sorted, so that the order in which modules were added does not count.
     digest = hashlib.sha256()
     for name, weight in sorted(_own_weights(adapter.model), key=lambda named: named[0]):
         _add(digest, name, weight)
@@ -52,12 +50,8 @@ def of_model(adapter: ModelAdapter) -> dict[str, Any]:
 def adapters(model: Any, names: Collection[str] | None = None) -> dict[str, str]:
     """A hash of a sample of the weights of a model's adapters (LoRA and its like, by PEFT).
 
-    Args:
-        model: with or without adapters.
-        names: of the adapters wanted; None: those in effect, merged ones among them.
-
-    Returns:
-        Adapter name to 64 hexadecimal digits; empty digits for one that the model does not have.
+    Adapter name to 64 hexadecimal digits, empty for one that the model does not have. `names` None:
+    of those in effect, merged ones among them.
     """
     layers = dict(adapter_layers(model))
     wanted = in_effect(layers.values()) if names is None else names
@@ -67,6 +61,7 @@ def adapters(model: Any, names: Collection[str] | None = None) -> dict[str, str]
 def _of_adapter(layers: dict[str, Any], name: str) -> str:
     digest, found = hashlib.sha256(), False
     for path, layer in sorted(layers.items()):
+        # In these stand an adapter's weights, and numbers such as how strong it is, by its name.
         for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
             held: Any = getattr(layer, attribute, None)
             if name not in getattr(held, "keys", tuple)():
@@ -148,10 +143,7 @@ def require_same(saved: dict[str, Any], here: dict[str, Any]) -> None:
 def require_same_adapters(session: str, read: dict[str, str], here: dict[str, str]) -> None:
     """Raises `ModelMismatchError` where a session was read with other adapters than are in effect.
 
-    Args:
-        session: its name.
-        read: adapter name to its hash when the session was saved; empty: none was in effect.
-        here: the same of those in effect now.
+    `read` and `here` are hashes by adapter name, of when it was saved and of now.
     """
     if read == here:
         return

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from cmr.errors import UnsupportedModelError
+from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.families import Family
 from cmr.integration.decoder.partial_pass import entering
 
@@ -21,31 +22,8 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_seque
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 
 
-@dataclass(frozen=True)
-class Skeleton:
-    """Where a decoder keeps its blocks and their attention, as far as names tell.
-
-    Attributes:
-        decoder: the model without its head.
-        row: what is known of its row.
-    """
-
-    decoder: Any
-    row: Family
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The decoder's blocks."""
-        return getattr(self.decoder, self.row.layers)
-
-
-def skeleton(model: Any, config: Any) -> Skeleton:
-    """What the names of a model's modules tell.
-
-    Raises:
-        UnsupportedModelError: it has no list of blocks with an attention module whose projections
-            are known, or takes no positions.
-    """
+def skeleton(model: Any, config: Any) -> Family:
+    """The row of a model as far as names of modules tell; raises where that is too little."""
     decoder = model.get_decoder()
     depth = getattr(config, "num_hidden_layers", None)
     lists = [
@@ -62,6 +40,7 @@ def skeleton(model: Any, config: Any) -> Skeleton:
         raise UnsupportedModelError(
             f"no module of a block ({names}) projects queries, keys and values in a known way"
         )
+    # What is read stands at positions of its own: a model that counts by itself cannot be told.
     takes = inspect.signature(decoder.forward).parameters
     if "position_ids" not in takes:
         raise UnsupportedModelError("it cannot be told the positions of its tokens")
@@ -73,7 +52,7 @@ def skeleton(model: Any, config: Any) -> Skeleton:
     by_type = rotary is not None and "layer_type" in inspect.signature(
         getattr(decoder, rotary).forward
     ).parameters  # fmt: skip
-    row = Family(
+    return Family(
         layers=lists[0],
         attention=found[0],
         norms=(),
@@ -84,7 +63,6 @@ def skeleton(model: Any, config: Any) -> Skeleton:
         kv_heads=next((n for n in KV_HEADS if getattr(config, n, None)), KV_HEADS[0]),
         max_positions=furthest,
     )
-    return Skeleton(decoder, row)
 
 
 @dataclass(frozen=True)
@@ -105,13 +83,8 @@ class Watched:
     cache: Any
 
 
-def watch(frame: Skeleton, ids: torch.Tensor, cache: Any) -> Watched:
-    """Run the decoder over a text `[1, tokens]`, with an empty cache, and note what its blocks do.
-
-    Raises:
-        UnsupportedModelError: the attention reads neither the states that enter its block nor what
-            a norm of the block made of them.
-    """
+def watch(adapter: ModelAdapter, ids: torch.Tensor, cache: Any) -> Watched:
+    """Run the decoder over a text `[1, tokens]` and note what its blocks do; the cache is empty."""
     states: list[torch.Tensor] = []
     read: list[torch.Tensor] = []
     made: dict[str, torch.Tensor] = {}
@@ -130,14 +103,14 @@ def watch(frame: Skeleton, ids: torch.Tensor, cache: Any) -> Watched:
         return hook
 
     with ExitStack() as hooks:
-        for name, child in frame.blocks[0].named_children():
-            if name == frame.row.attention:
+        for name, child in adapter.layers[0].named_children():
+            if name == adapter.family.attention:
                 handle = child.register_forward_pre_hook(reads, with_kwargs=True)
             else:
                 handle = child.register_forward_hook(normed(name))
             hooks.callback(handle.remove)
-        attended = run(frame, ids, 0, cache, enters)
-    if not read or not len(states) == len(attended) == len(frame.blocks):
+        attended = run(adapter, ids, 0, cache, enters)
+    if not read or not len(states) == len(attended) == adapter.depth:
         raise UnsupportedModelError("its blocks do not call their attention once a forward each")
     if read[0] is states[0]:
         return Watched(states, attended, None, cache)
@@ -150,7 +123,7 @@ def watch(frame: Skeleton, ids: torch.Tensor, cache: Any) -> Watched:
 
 
 def run(
-    frame: Skeleton, ids: torch.Tensor, start: int, cache: Any, enters: Callable[..., Any]
+    adapter: ModelAdapter, ids: torch.Tensor, start: int, cache: Any, enters: Callable[..., Any]
 ) -> list[torch.Tensor]:
     """What each block's attention gives for a text `[1, tokens]` from token `start` on.
 
@@ -165,12 +138,11 @@ def run(
         return lambda _, args, kwargs: enters(layer, args, kwargs)
 
     with ExitStack() as hooks:
-        for layer, block in enumerate(frame.blocks):
+        for layer, block in enumerate(adapter.layers):
             handle = block.register_forward_pre_hook(entered(layer), with_kwargs=True)
             hooks.callback(handle.remove)
-            attention = getattr(block, frame.row.attention)
-            hooks.callback(attention.register_forward_hook(attends).remove)
-        frame.decoder(
+            hooks.callback(adapter.attention(layer).register_forward_hook(attends).remove)
+        adapter.decoder(
             input_ids=ids[:, start:],
             position_ids=torch.arange(start, ids.shape[1], device=ids.device)[None],
             past_key_values=cache,
@@ -179,10 +151,11 @@ def run(
     return attended
 
 
-def rows(frame: Skeleton, norm: str | None) -> Iterator[Family]:
+def rows(frame: ModelAdapter, norm: str | None) -> Iterator[Family]:
     """Rows that fit the skeleton, the likeliest first."""
-    attention = getattr(frame.blocks[0], frame.row.attention)
-    base = replace(frame.row, norms=() if norm is None else (norm,))
+    attention = frame.attention(0)
+    base = replace(frame.family, norms=() if norm is None else (norm,))
+    # No name tells whether a norm is of each head or of all: both are tried.
     normed = base.query_norm is not None or base.key_norm is not None
     for by_head in (True, False) if normed else (True,):
         shaped = replace(base, norm_by_head=by_head)
