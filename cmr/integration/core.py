@@ -18,7 +18,7 @@ from cmr.integration.calibration.files import calibration_for
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.capture.block_writer import BlockWriter, Keep
 from cmr.integration.capture.leaving_text import LeavingText
-from cmr.integration.capture.window import LocalWindow
+from cmr.integration.capture.local_window import LocalWindow
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.layout import plan_tiers

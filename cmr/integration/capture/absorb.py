@@ -5,8 +5,7 @@ from __future__ import annotations
 from transformers.cache_utils import DynamicCache
 
 from cmr.integration.capture.lasting import lasting
-from cmr.integration.capture.window import is_windowed
-from cmr.integration.capture.window_layer import WindowLayer
+from cmr.integration.capture.window import WindowLayer, is_windowed
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,31 +45,29 @@ class PaddedRows:
     the arguments say.
     """
 
-    def __init__(self, padding: Sequence[int], sinks: int, whole: bool) -> None:
+    def __init__(
+        self, padding: Sequence[int], sinks: int, most: int, block: int, whole: bool
+    ) -> None:
         self._padding, self._sinks, self._whole = tuple(padding), sinks, whole
+        self._most, self._block = most, block
         self._last: tuple[object, Leave | None] = (None, None)
 
     def select(self, rows: list[int]) -> PaddedRows:
         """These rows, in this order."""
-        return PaddedRows([self._padding[row] for row in rows], self._sinks, self._whole)
+        padding = [self._padding[row] for row in rows]
+        return PaddedRows(padding, self._sinks, self._most, self._block, self._whole)
 
     def leave(
-        self,
-        leaving: Callable[[int], int],
-        device: torch.device,
-        held: int,
-        seen: int,
-        gone: tuple[int, ...],
+        self, device: torch.device, held: int, seen: int, gone: tuple[int, ...]
     ) -> Leave | None:
         """What leaves the rows, with its tensors on a device; None where nothing does.
 
-        `leaving` says how many tokens leave a row that holds so many; `held` columns of those
-        `seen` in all are there, and `gone` tokens of each row left before.
+        `held` columns of those `seen` in all are there, and `gone` tokens of each row left before.
         """
         # The layers ask one after the other, and the numbers are all on the host: one of them pays.
         key = device, held, seen, gone
         if key != self._last[0]:
-            found = self._leaving(leaving, held, seen, gone)
+            found = self._leaving(held, seen, gone)
             if found is not None:
                 tensors = {n: x for n, x in vars(found).items() if isinstance(x, torch.Tensor)}
                 there: dict[str, Any] = {n: x.to(device) for n, x in tensors.items()}
@@ -77,11 +75,10 @@ class PaddedRows:
             self._last = key, found
         return self._last[1]
 
-    def _leaving(
-        self, leaving: Callable[[int], int], held: int, seen: int, gone: tuple[int, ...]
-    ) -> Leave | None:
-        empty = self._empty(held, seen, gone)
-        going = [leaving(held - first) for first in empty]
+    def _leaving(self, held: int, seen: int, gone: tuple[int, ...]) -> Leave | None:
+        empty, block = self._empty(held, seen, gone), self._block
+        over = [max(0, held - first - self._most) for first in empty]
+        going = [-(-n // block) * block for n in over]
         if not any(going):
             return None
         kept = max(held - first - n for first, n in zip(empty, going, strict=True))

@@ -19,10 +19,10 @@ from cmr.config import CMRConfig
 from cmr.errors import AttachError, UnknownSessionError
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.capture.lasting import lasting
+from cmr.integration.capture.local_window import LocalWindow
 from cmr.integration.capture.piece_scores import Piece
 from cmr.integration.capture.rows import Rows
-from cmr.integration.capture.window import LocalWindow
-from cmr.integration.capture.window_layer import adopt
+from cmr.integration.capture.window import adopt
 from cmr.integration.core import Core
 from cmr.integration.decoder.partial_pass import graph_from, states_entering
 from cmr.integration.hooks.forward import Stepper
@@ -122,8 +122,8 @@ class Reader:
         scorer, device = self._core.scorer, self._adapter.input_device
         text = _Text(rows, self._cache(len(rows.lengths)), scorer, device)
         asking = sessions if recall else None
-        done = blocks = 0
-        while text.start < rows.longest:
+        done, blocks, longest = 0, 0, rows.longest
+        while text.start < longest:
             with self._stepper.alone():  # between two windows others have their turn
                 self._require_alive(sessions, done)
                 tokens, written = self._window(text, sessions, asking)

@@ -1,95 +1,277 @@
-"""What all layers of a bounded cache share."""
+"""A cache layer of transformers, bounded: sinks are kept, and what leaves is handed on.
+
+One forward in order. Each layer's attention calls `WindowLayer.update` with its new keys and
+values and gets back all that the new tokens may attend to. Then, unless the forward is a compiled
+one, `settle` lets the oldest blocks go: they are handed to the owner's `on_leave`, and the sinks
+move up to what stays. `LocalWindow` holds what all layers of one cache share.
+"""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from cmr.integration.capture.padded_rows import PaddedRows
-from cmr.integration.capture.window_record import WindowRecord
-from cmr.integration.decoder.adapter import ModelAdapter
-
-Take = Callable[[int, torch.Tensor, torch.Tensor], None]
+from cmr.integration.capture.local_window import LocalWindow
+from cmr.integration.capture.padded_rows import Leave, columns_from, pick, put
+from cmr.kernels.reference.rotary import rotate
 
 
-class LocalWindow:
-    """What all layers of one cache share, beside a record of the tokens in it.
+class WindowLayer(DynamicLayer):
+    """A layer's keys and values of the first `sinks` tokens and of the last ones.
 
-    Args:
-        adapter: the model.
-        window: tokens kept behind the sinks.
-        sinks: first tokens that are always kept.
-        block: tokens that leave at once; half the window where that is less.
-        padding: tokens of left padding of each row.
-        on_leave: takes `(layer, keys, values)` of the tokens that leave, or None.
-        whole: the sinks are handed to `on_leave`, too, with the first tokens that leave.
-        wanted: layers that keep the keys and values of the newest tokens at hand.
+    Once more than `sinks + window` tokens are held, the oldest behind the sinks leave in steps of
+    `block`. Sinks are kept because models put on the first tokens what attention they have to
+    spare, and say nonsense without them. Their keys are turned forward by as many positions as have
+    left, so they stay next to the window (Xiao et al. 2023, StreamingLLM). Rows padded on the left
+    each hold what they would hold alone, see `PaddedRows`; left of a row's first held token there
+    is nothing of it, and `visible` masks it.
+
+    The layer reports the length of everything it has seen, so masks and positions come out as for
+    a cache that keeps all.
 
     Attributes:
-        most: tokens that are held at most between two forwards.
-        rows: of the batch that the cache began with.
-        padded: what is known of the rows, where some of them are padded; else None.
-        order: rows of the batch before that the present ones were, where some are padded.
-        record: what is known of the tokens in it; None where nobody follows them.
-        on_copy: takes the record of a deep copy of the cache, or None.
-        deferred: whether nothing leaves until `settle` is called, as behind a compiled forward.
-        patient: whether nothing leaves at all, for a piece that is read in several forwards.
-        angles: that turned the sinks last: for which amount, and by kind of layer and device.
+        owner: what all layers of the cache share.
+        sliding_window: tokens that the model itself lets this layer see, None for all: what lies
+            further back is kept for the memory and not shown to the layer.
+        seen: columns seen in all.
+        left: columns that left.
+        gone: tokens that left each row, where some are padded.
+        peeking: whether `update` only shows what it would, and keeps nothing.
+        new: keys and values of the newest tokens, where the owner wants them.
     """
 
-    def __init__(
-        self,
-        adapter: ModelAdapter,
-        *,
-        window: int,
-        sinks: int,
-        block: int,
-        padding: Sequence[int],
-        on_leave: Take | None = None,
-        whole: bool = False,
-        wanted: frozenset[int] = frozenset(),
-    ) -> None:
-        self.adapter, self.wanted = adapter, wanted
-        self.sinks, self.whole = sinks, whole
-        # Blocks leave, not tokens: memory stores blocks, and the sinks are turned less often.
-        self.block = min(block, max(1, window // 2))
-        self.on_leave = on_leave
-        self.on_copy: Callable[[WindowRecord], None] | None = None
-        self.record: WindowRecord | None = None
-        self.deferred = self.patient = False
-        self.most = sinks + window
-        self.rows = len(padding)
-        self.padded = PaddedRows(padding, sinks, whole) if any(padding) else None
-        self.order: list[int] = []
-        self.angles: tuple[object, dict[Any, tuple[torch.Tensor, torch.Tensor]]] = (None, {})
+    def __init__(self, owner: LocalWindow, number: int, sliding_window: int | None = None) -> None:
+        super().__init__()
+        self.owner = owner
+        self.number = number
+        self.sliding_window = sliding_window
+        self.is_sliding = sliding_window is not None
+        self.seen = 0
+        self.left = 0
+        self.peeking = False
+        self.gone = (0,) * owner.rows
+        self.new: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._wanted = number in owner.wanted
+        self._sinks: torch.Tensor | None = None
+        self._begin: torch.Tensor | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> LocalWindow:
-        # The copy of a cache has a record of its own; everything else is shared.
-        other = memo[id(self)] = copy.copy(self)
-        if self.record is not None:
-            other.record = copy.deepcopy(self.record, memo)
-            if self.on_copy is not None:
-                self.on_copy(other.record)
-        return other
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append `[batch, heads, new, dim]`; returns all that the new tokens may attend to."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        held_keys: torch.Tensor = self.keys  # type: ignore[has-type]
+        held_values: torch.Tensor = self.values  # type: ignore[has-type]
+        keys = torch.cat([held_keys, key_states], dim=-2)
+        values = torch.cat([held_values, value_states], dim=-2)
+        hidden = self._hidden()
+        # What is about to leave is still shown: this forward's tokens may attend to all of it.
+        shown = keys[..., hidden:, :], values[..., hidden:, :]
+        if self.peeking:
+            return shown
+        self.seen += key_states.shape[-2]
+        self.keys, self.values = keys, values
+        if self._wanted:
+            self.new = key_states.detach(), value_states.detach()
+        if not self.owner.deferred:
+            self.settle()
+        return shown
 
-    def leaving(self, held: int) -> int:
-        """How many tokens leave when `held` are held: whole blocks, enough to fit the window."""
-        over = held - self.most
-        return -(-over // self.block) * self.block if over > 0 else 0
+    def settle(self) -> None:
+        """Let the tokens leave that are more than the window holds, in whole blocks."""
+        owner, held = self.owner, self._held()
+        over = held - owner.most
+        if owner.patient or over <= 0:
+            return
+        if owner.padded is None:
+            self._let_go(-(-over // owner.block) * owner.block)
+            return
+        leave = owner.padded.leave(self.keys.device, held, self.seen, self.gone)
+        if leave is not None:
+            self._let_go_by_row(leave)
 
-    def room(self, held: int) -> int:
-        """How many tokens may come before any leaves when `held` are held."""
-        return self.most - held
+    def visible(self, mask: torch.Tensor | None, new: int) -> torch.Tensor | None:
+        """A mask `[batch, seen + new]` in which no row sees columns that hold nothing of it.
+
+        The mask itself (None: nobody is masked) where every row holds all of its columns.
+        """
+        # The model sees columns as if nothing had left: what a row holds less is masked in front.
+        if self._begin is None:
+            return mask
+        columns = torch.arange(self.seen + new, device=self._begin.device)
+        held = columns >= self._begin[:, None]
+        return held.long() if mask is None else mask * held.to(mask)
+
+    def newest(self, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the last tokens that are held, so many of each row, left-aligned."""
+        most, held = max(tokens), self.keys.shape[-2]
+        if min(tokens) == most:
+            behind = slice(held - most, None)
+            return self.keys[..., behind, :], self.values[..., behind, :]
+        first = torch.tensor([held - n for n in tokens], device=self.keys.device)
+        columns = columns_from(first, most, held)
+        return pick(self.keys, columns), pick(self.values, columns)
+
+    def _held(self) -> int:
+        """Columns held."""
+        # By the shape: a compiled graph knows that, whatever has left.
+        return self.keys.shape[-2] if self.seen else 0
+
+    def _hidden(self) -> int:
+        """Columns held that lie before the model's own sliding window of a new token."""
+        if self.sliding_window is None:
+            return 0
+        return max(0, self._held() - self.sliding_window + 1)
+
+    def _let_go(self, leaving: int) -> None:
+        owner, sinks = self.owner, self.owner.sinks
+        keys, values = self.keys, self.values
+        behind = slice(sinks + leaving, None)
+        if owner.on_leave is not None:
+            # Where the whole text is wanted, the first ones to go take the sinks along: as they are
+            # before they are turned for the first time.
+            going = slice(0 if owner.whole and not self.left else sinks, sinks + leaving)
+            owner.on_leave(self.number, keys[..., going, :], values[..., going, :])
+        if self._sinks is None:  # a copy: a view would keep all that leaves alive
+            self._sinks = keys[..., :sinks, :].clone()
+        self.left += leaving
+        self.keys = torch.cat([self._moved_on(self._sinks), keys[..., behind, :]], dim=-2)
+        self.values = torch.cat([values[..., :sinks, :], values[..., behind, :]], dim=-2)
+
+    def _let_go_by_row(self, leave: Leave) -> None:
+        owner, keys, values = self.owner, self.keys, self.values
+        if self.number == 0 and owner.record is not None:
+            owner.record.go(leave.going)
+        if owner.on_leave is not None:
+            owner.on_leave(self.number, pick(keys, leave.columns), pick(values, leave.columns))
+        sinks, known = pick(keys, leave.sinks), self._sinks
+        self._sinks = sinks if known is None else sinks.where(leave.new, known)
+        self._begin = leave.begin
+        self.gone = tuple(n + going for n, going in zip(self.gone, leave.going, strict=True))
+        turned, kept = self._moved_on(self._sinks), pick(values, leave.sinks)
+        self.keys = put(keys[..., leave.dropped :, :], leave.places, turned, leave.moved)
+        self.values = put(values[..., leave.dropped :, :], leave.places, kept, leave.moved)
+        self.left += leave.dropped
+
+    def _moved_on(self, sinks: torch.Tensor) -> torch.Tensor:
+        """Sinks, as they first were, at the positions right before what is held."""
+        # Always from where they first were: turning what was turned adds up rounding errors.
+        owner, device = self.owner, sinks.device
+        kind = owner.adapter.rotary_kinds[self.number]
+        if kind is None:
+            return sinks
+        # A tensor that was made in inference mode may not take part in a gradient later.
+        asked = self.left, self.gone, self.seen, torch.is_inference_mode_enabled()
+        if owner.angles[0] != asked:
+            owner.angles = asked, {}
+        known = owner.angles[1]
+        if (kind, device) not in known:  # layers of a kind share theirs
+            amount = torch.full((1,), self.left, device=device)
+            if owner.padded is not None:
+                amount = torch.tensor(self.gone, device=device)
+            known[kind, device] = owner.adapter.shift(self.number, amount, self.seen)
+        return rotate(sinks, *known[kind, device])
+
+    def get_seq_length(self) -> int:
+        """Tokens seen so far, those that left included."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int | torch.Tensor) -> tuple[int, int]:
+        """Columns that `update` will return for `query_length` new tokens, and their offset."""
+        # The first releases of transformers 5 pass the new tokens' positions instead.
+        if isinstance(query_length, torch.Tensor):
+            query_length = query_length.shape[0]
+        held, hidden = self._held(), self._hidden()
+        return held - hidden + query_length, self.seen - held + hidden
+
+    def reset(self) -> None:
+        """Drop everything; the text that comes next is another one, with a record of its own."""
+        super().reset()
+        self.is_initialized = False  # the first releases of transformers 5 keep zeroed tensors
+        self.seen = self.left = 0
+        self.gone = ()
+        self.new = self._sinks = self._begin = None
+        # Nobody knows the next text's padding.
+        self.owner.record = self.owner.padded = None
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Rows follow their beams; the record of the window follows once."""
+        self._take(beam_idx)
+        if self.seen and self.number == 0 and self.owner.record is not None:
+            self.owner.record.reorder(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row becomes a group of so many; the first of each goes on writing to memory."""
+        self._select(lambda rows: rows.repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows; each goes on with its own session."""
+        self._select(lambda rows: rows[indices])
+
+    def _select(self, chosen: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        if not self.seen:
+            return
+        rows = chosen(torch.arange(len(self.keys), device=self.keys.device))
+        self._take(rows)
+        if self.number == 0 and self.owner.record is not None:
+            self.owner.record.select(rows)
+
+    def _take(self, rows: torch.Tensor) -> None:
+        if not self.seen:
+            return
+        rows = rows.to(self.keys.device)
+        self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+        if self._sinks is not None:
+            self._sinks = self._sinks.index_select(0, rows)
+        if self._begin is not None:
+            self._begin = self._begin.index_select(0, rows.to(self._begin.device))
+        if self.owner.padded is not None:
+            if self.number == 0:  # the device is asked once
+                self.owner.order = rows.tolist()
+                self.owner.padded = self.owner.padded.select(self.owner.order)
+            self.gone = tuple(self.gone[row] for row in self.owner.order)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last tokens (a negative number), as assisted decoding does.
+
+        Raises `ValueError` where some of them have left the window; nothing is removed then.
+        """
+        # The first releases of transformers 5 give the length that is to stay, a positive number.
+        going = self.seen - tokens_to_remove if tokens_to_remove > 0 else -tokens_to_remove
+        if going <= 0 or not self.is_initialized:
+            return
+        # Once something has left, the sinks are not next to what they stood next to: they stay.
+        kept = self._held() - self.owner.sinks if self.left else self._held()
+        if self.owner.padded is not None:
+            kept = self.owner.padded.croppable(self._held(), self.seen, self.gone)
+        if going > kept:
+            raise ValueError(
+                f"crop: at most {kept} tokens can be taken back, the others left the window for "
+                f"memory; got {going}"
+            )
+        self.keys, self.values = self.keys[..., :-going, :], self.values[..., :-going, :]
+        self.seen -= going
+        if self.number == 0 and self.owner.record is not None:
+            self.owner.record.crop(going)
+
+
+def adopt(cache: DynamicCache, window: LocalWindow) -> DynamicCache:
+    """Make every layer of an empty cache a bounded one."""
+    depth = window.adapter.depth
+    sliding = [getattr(layer, "sliding_window", None) for layer in cache.layers]
+    sliding += [None] * (depth - len(sliding))
+    cache.layers = [WindowLayer(window, i, sliding[i]) for i in range(depth)]
+    cache.layer_class_to_replicate = None
+    return cache
 
 
 def is_windowed(cache: object) -> bool:
     """Whether the cache's layers are ours."""
     layers = getattr(cache, "layers", None) or [None]
-    return isinstance(getattr(layers[0], "owner", None), LocalWindow)
+    return isinstance(layers[0], WindowLayer)
 
 
 def can_adopt(cache: object) -> bool:

@@ -8,8 +8,8 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from cmr.errors import SessionError
-from cmr.integration.capture.window import Take, can_adopt, is_windowed
-from cmr.integration.capture.window_layer import adopt
+from cmr.integration.capture.local_window import Take
+from cmr.integration.capture.window import adopt, can_adopt, is_windowed
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
 from cmr.integration.requests.request import Request

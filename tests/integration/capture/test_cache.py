@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from cmr.integration.capture.window import LocalWindow
-from cmr.integration.capture.window_layer import adopt
+from cmr.integration.capture.local_window import LocalWindow
+from cmr.integration.capture.window import adopt
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.kernels.reference.rotary import rotate
 from tests.kernels.compare import assert_error_at_most_twice

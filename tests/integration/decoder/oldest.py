@@ -11,7 +11,7 @@ from torch import nn
 from transformers import DynamicCache
 
 import cmr
-from cmr.integration.capture.window_layer import adopt
+from cmr.integration.capture.window import adopt
 from tests.integration.tiny import READS_ALL, greedy, text
 
 
