@@ -12,7 +12,8 @@ import torch
 
 from benchmarks.retention.scores import BLOCK
 from cmr.config import SCORING_METHODS, CMRConfig
-from cmr.integration.capture.block_scorer import BlockScorer, Piece
+from cmr.integration.capture.block_scorer import BlockScorer
+from cmr.integration.capture.piece_scores import Piece
 from cmr.memory.running_quantiles import RunningQuantiles
 
 PIECE = 384  # tokens that the reader takes at once in a window of 512

@@ -25,7 +25,7 @@ from benchmarks.texts.stream import documents
 from cmr._folders import cache_root
 from cmr.demo import load_smollm2
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.decoder.partial_pass import stop_before
+from cmr.integration.decoder.partial_pass import states_entering
 
 LAYER, WINDOW, CONTEXT = 12, 512, 128
 _APART = ("site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__")
@@ -84,10 +84,9 @@ def token_ids(tokenizer: Any, tokens: int) -> list[int]:
 @torch.inference_mode()
 def index_states(adapter: ModelAdapter, ids: torch.Tensor) -> torch.Tensor:
     """Unit states `[batch, tokens, hidden]` float32 that enter block `LAYER`."""
-    with stop_before(adapter, LAYER) as stopped:
+    with states_entering(adapter, [LAYER], stop=LAYER) as states:
         adapter.decoder(input_ids=ids, use_cache=False)
-    assert stopped.states is not None
-    return F.normalize(stopped.states.float(), dim=-1)
+    return F.normalize(states[LAYER].float(), dim=-1)
 
 
 def build(tokens: int, batch: int = 8) -> None:

@@ -14,11 +14,11 @@ import torch
 from cmr._warning import warn
 from cmr.config import STATE_METHODS, CMRConfig
 from cmr.errors import AttachError, ConfigError
-from cmr.integration.calibration.measured import calibration_for
+from cmr.integration.calibration.files import calibration_for
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.capture.block_writer import BlockWriter, Captured, Keep
 from cmr.integration.capture.leaving_text import LeavingText
-from cmr.integration.capture.window import LocalWindow
+from cmr.integration.capture.local_window import LocalWindow
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.layout import plan_tiers
@@ -305,11 +305,11 @@ class Core:
             bounded: False: nothing ever leaves it.
         """
         return LocalWindow(
+            self.adapter,
             window=self.config.window if bounded else UNBOUNDED,
             whole=whole,
             sinks=self.config.memory.sinks,
             block=self.config.memory.block_size,
-            turn=self.adapter.turn_forward,
             padding=padding,
         )
 

@@ -18,7 +18,8 @@ from cmr.config.memory import lifetime
 from cmr.errors import AttachError
 from cmr.integration.capture.absorb import absorb
 from cmr.integration.capture.block_writer import Keep
-from cmr.integration.capture.reader import Reader, ReadReport, Rows
+from cmr.integration.capture.reader import Reader, ReadReport
+from cmr.integration.capture.rows import Rows
 from cmr.integration.change import change, changed
 from cmr.integration.consolidation import ConsolidationReport, consolidate, lift
 from cmr.integration.core import Core

@@ -56,7 +56,8 @@ class Gathered:
         places = [i for i, entry in enumerate(entries) if layer in (None, entry.layer_idx)]
         places.sort(key=lambda i: (*_text(entries[i]), entries[i].position_idx))
         chosen = [entries[i] for i in places]
-        runs, before = [], None
+        runs: list[int] = []
+        before = None
         for entry in chosen:
             begins = before is None or not _follows(entry, before)
             runs.append((runs[-1] if runs else -1) + begins)

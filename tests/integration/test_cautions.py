@@ -12,8 +12,8 @@ from torch import nn
 
 import cmr
 from cmr.errors import CMRWarning
+from cmr.integration.calibration.files import identity
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.decoder.fingerprint import identity
 from cmr.retrieval.calibration import Calibration
 from tests.integration.test_detach import attributes, hooks
 from tests.integration.tiny import LAYERS, READS_ALL, text

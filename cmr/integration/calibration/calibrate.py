@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from cmr.errors import AttachError, ConfigError
@@ -18,6 +17,7 @@ from cmr.integration.calibration.run import Run
 from cmr.integration.calibration.states import plant
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.detection import adapt
+from cmr.integration.decoder.partial_pass import at_rest
 from cmr.integration.memory import ATTACHED
 from cmr.retrieval.calibration import Calibration
 
@@ -93,7 +93,7 @@ def calibrate(
     pieces = _pieces(tokenizer, text, needed, seed)
     planted = plant(tokenizer, pieces, FACTS)
     run = Run(adapter, tokenizer, planted, FACTS, seed)
-    with _evaluating(model), torch.no_grad(), _bar(progress, run, tried) as show:
+    with at_rest(model), _bar(progress, run, tried) as show:
         trials = run.trials(tried, wanted, show)
         best = run.choose(trials)
         found, heads = run.look_closely(best, show)
@@ -150,18 +150,6 @@ def _pieces(tokenizer: Any, text: str | None, needed: int, seed: int) -> list[li
             f"widths asked for, got {got} tokens in {len(found)} pieces"
         )
     return found
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, and afterwards each in the mode that it was in."""
-    trained = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in trained:
-            module.training = True
 
 
 @contextmanager

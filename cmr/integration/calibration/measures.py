@@ -26,6 +26,11 @@ class Passages:
         tokens: of the text; what is left over behind the last whole block is no block.
         spans: each fact's half-open range of tokens.
         device: where scores are computed.
+
+    Attributes:
+        right: `[facts, blocks]` bool: passages that hold as much of a fact as any.
+        holding: those that hold some of it.
+        near: these and the ones beside them.
     """
 
     def __init__(self, tokens: int, spans: Sequence[tuple[int, int]], device: torch.device) -> None:
@@ -37,14 +42,11 @@ class Passages:
             [(last.clamp(max=stop) - first.clamp(min=start)).clamp(min=0) for start, stop in spans]
         )
         self.right = (inside == inside.amax(-1, keepdim=True)).to(device)
-        """`[facts, blocks]` bool: passages that hold as much of a fact as any."""
         self.holding = (inside > 0).to(device)
-        """`[facts, blocks]` bool: passages that hold some of a fact."""
         near = torch.zeros_like(inside, dtype=torch.bool)
         near[:, :-1] |= inside[:, 1:] > 0
         near[:, 1:] |= inside[:, :-1] > 0
         self.near = (near | (inside > 0)).to(device)
-        """`[facts, blocks]` bool: those and the ones beside them."""
 
     def line(
         self, maxima: torch.Tensor, mask: torch.Tensor, visible: torch.Tensor, power: int
@@ -57,13 +59,9 @@ class Passages:
     def reciprocal_ranks(self, line: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
         """One over the place of the right passage among the peaks of each row's line.
 
-        Args:
-            line: `[rows, blocks]`.
-            facts: `[rows]` int64, which fact each row asks for.
-
-        Returns:
-            `[rows]` float32.
+        Of lines `[rows, blocks]` and `[rows]` int64, which fact each asks for; `[rows]` float32.
         """
+        # Passages overlap, so a good one lifts its neighbours: only peaks count, and none near it.
         best = line.masked_fill(~self.right[facts], -math.inf).amax(-1, keepdim=True)
         ahead = torch.nn.functional.pad(line, (1, 1), value=-math.inf)
         peaks = (line >= ahead[:, 2:]) & (line > ahead[:, :-2])
@@ -91,8 +89,7 @@ def rows_of(maxima: torch.Tensor, counts: Sequence[int]) -> tuple[torch.Tensor, 
 def spectrum(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mean `[hidden]`, variances in falling order `[hidden]` and their directions, float32.
 
-    Args:
-        states: `[tokens, hidden]` of norm 1.
+    Of `states` `[tokens, hidden]` of norm 1, a part at a time: all in float32 might not fit.
     """
     mean = sum((part.float().sum(0) for part in states.split(_CHUNK)), torch.zeros(())) / len(
         states
@@ -109,6 +106,8 @@ def spectrum(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 def whitening(values: torch.Tensor, vectors: torch.Tensor, width: int) -> torch.Tensor:
     """Projection `[hidden, width]` on the first directions, each divided by how much it varies."""
+    # Directions that hardly vary would be blown up to the size of all others: an even share of the
+    # mean is added first.
     kept = values[:width]
     return vectors[:, :width] * (kept + EVEN * kept.mean()).rsqrt()
 
@@ -122,13 +121,10 @@ def null(
 ) -> Null:
     """Median best score of a passage when no fact is stored, as base + slope * ln(blocks).
 
-    Args:
-        passages: of the text.
-        maxima: `[rows, longest, blocks]` float32.
-        mask: `[rows, longest]` bool.
-        power: of the weights.
-        generator: says where in the text smaller memories begin.
+    `maxima` `[rows, longest, blocks]` float32 with their `mask` `[rows, longest]`; `power` is that
+    of the weights, and `generator` says where in the text smaller memories begin.
     """
+    # The best of more wrong passages is higher: memories of several sizes show by how much.
     free = ~passages.holding.any(0)
     sizes, size = [], float(FEWEST)
     while size < passages.blocks:

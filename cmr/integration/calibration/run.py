@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cmr.integration.calibration.facts import Fact
+from cmr.integration.calibration.files import identity
 from cmr.integration.calibration.measures import (
     Passages,
     block_maxima,
@@ -27,7 +28,6 @@ from cmr.integration.calibration.states import (
     running,
 )
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.decoder.fingerprint import identity
 from cmr.retrieval.calibration import Calibration
 
 MOST_BYTES = 1 << 30
@@ -93,7 +93,7 @@ class Run:
     def tokens(self, layers: int) -> int:
         """How many tokens go through the model when so many layers are tried."""
         once = len(self._planted.ids) + sum(len(prompt.ids) for prompt in self._prompts)
-        return once * -(-layers // self._at_once())
+        return once * len(self._groups(range(layers)))
 
     def read(self, layers: Sequence[int], show: Show) -> dict[int, LayerStates]:
         """States at some layers."""
@@ -106,7 +106,7 @@ class Run:
         found = []
         for group in self._groups(layers):
             for layer, states in self.read(group, show).items():
-                values = self._fitted(states) if any(widths) else None
+                values = spectrum(states.text[self._background]) if any(widths) else None
                 for width in widths:
                     fitted = self._calibration(layer, width, values)
                     ranks = self._ranks(self._maxima(fitted, states, self._asking))
@@ -127,7 +127,7 @@ class Run:
     def look_closely(self, best: Trial, show: Show) -> tuple[Calibration, list[dict[str, Any]]]:
         """The chosen index with its nulls and heads, and what each head found."""
         states = self.read([best.layer], show)[best.layer]
-        values = self._fitted(states) if best.width else None
+        values = spectrum(states.text[self._background]) if best.width else None
         found = self._calibration(best.layer, best.width, values)
         maxima, mask = rows_of(self._maxima(found, states), self._counts)
         n = self._questions
@@ -172,15 +172,10 @@ class Run:
             "rank": round(self.rank(trial), 4),
         }
 
-    def _at_once(self) -> int:
-        return max(1, MOST_BYTES // (len(self._planted.ids) * self._adapter.hidden * 2))
-
     def _groups(self, layers: Sequence[int]) -> list[Sequence[int]]:
-        size = self._at_once()
+        """Layers whose states are held at once."""
+        size = max(1, MOST_BYTES // (len(self._planted.ids) * self._adapter.hidden * 2))
         return [layers[first : first + size] for first in range(0, len(layers), size)]
-
-    def _fitted(self, states: LayerStates) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return spectrum(states.text[self._background])
 
     def _calibration(
         self,
@@ -225,6 +220,7 @@ class Run:
             entered = self._entering(unit, norms, layer)
             keys.append(adapter.keys_values(layer, entered)[0][0].float())
             queries.append(adapter.queries(layer, entered)[0].float().sum(1))
+        # What all tokens have in common says nothing: each head is centred before it is asked.
         key = torch.cat(keys, dim=1)
         key -= key[:, self._background].mean(1, keepdim=True)
         usual = torch.stack(queries).sum(0) / key.shape[1]

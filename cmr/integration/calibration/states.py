@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from cmr.integration.calibration.facts import Fact, encode
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.decoder.partial_pass import states_entering, stop_before
+from cmr.integration.decoder.partial_pass import states_entering
 from cmr.integration.requests.chat_template import Template
 
 WINDOW, LEFT = 512, 128
@@ -111,16 +111,12 @@ def read(
 ) -> dict[int, LayerStates]:
     """Run the model up to the highest of some layers over a text, in windows, and over prompts.
 
-    Args:
-        adapter: the model; it is in evaluation mode.
-        planted: the text.
-        prompts: what asks.
-        layers: blocks, in rising order.
-        show: told how many tokens were read since it was told last.
+    `layers` come in rising order; `show` is told how many tokens were read since it was told last.
     """
     total = len(planted.ids)
     asking = sum(sum(prompt.asks) for prompt in prompts)
     found = {layer: _empty(adapter, total, asking) for layer in layers}
+    # Each window begins with context that an earlier one has read: only what lies behind it counts.
     for places, keep in _windows(total, min(WINDOW, adapter.max_positions)):
         states = _states(adapter, planted.ids[places], layers)
         for layer, held in found.items():
@@ -128,6 +124,7 @@ def read(
             at = places[:, keep:].to(unit.device)
             held.text[at], held.text_norms[at] = unit[:, keep:], norms[:, keep:]
         show(places[:, keep:].numel())
+    # Prompts of about the same length go together: less padding is run.
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n].ids))
     ends = torch.tensor([0, *(sum(prompt.asks) for prompt in prompts)]).cumsum(0).tolist()
     for first in range(0, len(order), _PROMPTS):
@@ -177,7 +174,7 @@ def _states(
     adapter: ModelAdapter, ids: torch.Tensor, layers: Sequence[int]
 ) -> dict[int, torch.Tensor]:
     """States `[rows, tokens, hidden]` that enter some blocks."""
-    with states_entering(adapter, layers) as found, stop_before(adapter, layers[-1] + 1):
+    with states_entering(adapter, layers, stop=layers[-1] + 1) as found:
         adapter.decoder(input_ids=ids.to(adapter.input_device), use_cache=False)
     return found
 

@@ -24,7 +24,9 @@ def absorb(core: Core, cache: DynamicCache) -> int:
         layers[layer.number] = keys.detach(), values.detach()
     with lasting():
         blocks = core.leave(record, layers, finished=True)
-    _end(cache)
+    # The text is over: what comes later into this cache is not stored, and nothing twice.
+    owner = cache.layers[0].owner
+    owner.record = owner.on_leave = None
     return blocks
 
 
@@ -41,9 +43,8 @@ def _record_of(core: Core, cache: object) -> WindowRecord:
             "cache: past_key_values of a forward with this memory attached expected (a dynamic "
             f"cache that was empty when it began), got {type(cache).__name__}"
         )
-    owner = cache.layers[0].owner
-    record = owner.record
-    if not isinstance(record, WindowRecord) or record not in core.records:
+    record = cache.layers[0].owner.record
+    if record is None or record not in core.records:
         raise ValueError("cache: one that this memory follows expected; this one was absorbed "
                          "already, or belongs to another memory")  # fmt: skip
     if record.seen != cache.get_seq_length():
@@ -54,9 +55,3 @@ def _record_of(core: Core, cache: object) -> WindowRecord:
     if not core.table.alive(record.sessions):
         raise ValueError("cache: a session of it has ended; nothing can be stored for it")
     return record
-
-
-def _end(cache: DynamicCache) -> None:
-    """The cache's text is over: what goes on with it is not stored, and nothing twice."""
-    owner = cache.layers[0].owner
-    owner.record = owner.on_leave = None

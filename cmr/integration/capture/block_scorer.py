@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,47 +11,17 @@ from torch import nn
 
 from cmr.config import CMRConfig
 from cmr.errors import ConfigError
+from cmr.integration.capture.piece_scores import Piece, raw_scores
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.kernels.reference.rotary import rotate
 from cmr.kernels.reference.score import pool_blocks
-from cmr.kernels.score import surprise
 from cmr.memory.relevance import RelevanceScorer
 from cmr.memory.running_quantiles import PlaceMeans
-from cmr.memory.token_scores import gradient_times_state, token_scores
+from cmr.memory.token_scores import token_scores
 
 SAMPLE_BLOCKS = 4_096
 """Newest blocks that a block is compared with."""
-LOGIT_BYTES = 32 << 20
-"""Most bytes of logits at once."""
 NEUTRAL = 0.5
 """Relevance of a block that is not scored."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What the reader knows of a piece of text that has just gone through the model.
-
-    Attributes:
-        token_ids: `[batch, tokens]`.
-        positions: `[batch, tokens]` as the rotary embedding was given them.
-        index: `[batch, tokens, hidden]` states at the index layer.
-        mask: `[batch, tokens]` bool, True for tokens that are no padding and may be stored.
-        first: whether the texts start with this piece.
-        before: `[batch, hidden]` state in front of the head of the token before the piece; None
-            unless asked for, and in the first piece.
-        final: `[batch, tokens, hidden]` states in front of the head; None unless asked for.
-        source: the index layer's states in the graph that `final` was computed from; None unless
-            gradients were asked for.
-    """
-
-    token_ids: torch.Tensor
-    positions: torch.Tensor
-    index: torch.Tensor
-    mask: torch.Tensor
-    first: bool
-    before: torch.Tensor | None = None
-    final: torch.Tensor | None = None
-    source: torch.Tensor | None = None
 
 
 class BlockScorer:
@@ -86,9 +56,6 @@ class BlockScorer:
                 "give none (bitsandbytes lays them out for inference); another scoring_method "
                 "expected, such as 'surprise'"
             )
-        self._read = self._fresh(self.method or "variance_based")
-        self._leaving = self._fresh("variance_based")
-        self._places = PlaceMeans()
         self._counts: dict[str, int] = {}
 
     @property
@@ -120,13 +87,8 @@ class BlockScorer:
     ) -> torch.Tensor:
         """Relevance of blocks of which only the index states are at hand.
 
-        Args:
-            index: `[batch, tokens, hidden]` states at the index layer.
-            block_size: tokens in a block.
-            valid: each row's half-open range of tokens that are no padding.
-
-        Returns:
-            `[batch, ceil(tokens / block_size)]` float32 in [0, 1].
+        `index` `[batch, tokens, hidden]`, and in `valid` each row's half-open range of tokens that
+        are no padding; `[batch, ceil(tokens / block_size)]` float32 in [0, 1].
         """
         if block_size != self._block:
             raise ValueError(f"block_size {self._block} expected, got {block_size}")
@@ -142,12 +104,8 @@ class BlockScorer:
     def of_scores(self, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Relevance of blocks whose tokens were scored by the configured method elsewhere.
 
-        Args:
-            scores: `[batch, tokens]` float32 at the index layer, before calibration.
-            mask: `[batch, tokens]` bool, True for tokens that are stored.
-
-        Returns:
-            `[batch, blocks]` float32 in [0, 1].
+        `scores` `[batch, tokens]` float32 at the index layer, before calibration, and the `mask` of
+        tokens that are stored; `[batch, blocks]` float32 in [0, 1].
         """
         assert self.method is not None
         return self._relevance(self._read, self.method, {self.method: scores}, mask)
@@ -155,17 +113,7 @@ class BlockScorer:
     @torch.no_grad()
     def raw(self, piece: Piece, methods: Sequence[str]) -> dict[str, torch.Tensor]:
         """Scores of a piece's tokens before calibration, `[batch, tokens]` float32 by method."""
-        found = {}
-        if "variance_based" in methods:
-            found["variance_based"] = token_scores("variance_based", piece.index, piece.mask)
-        if "attention_based" in methods:
-            found["attention_based"] = self._attention(piece)
-        if "surprise" in methods or "gradient_based" in methods:
-            losses, gradients = self._losses(piece, "gradient_based" in methods)
-            found["surprise"] = losses
-            if gradients is not None:
-                found["gradient_based"] = gradients
-        return {name: found[name] for name in methods}
+        return raw_scores(self._adapter, self._layer, piece, methods)
 
     def stats(self) -> dict[str, Any]:
         """`method`, `blocks` scored by method, and `scores`: see `get_scoring_stats`, of blocks."""
@@ -202,7 +150,19 @@ class BlockScorer:
         places = PlaceMeans.from_state(parts["places"]) if parts["places"] else PlaceMeans()
         self._read, self._leaving, self._places = read, leaving, places
 
-    # -- blocks ----------------------------------------------------------------------------------
+    # What has been learnt is made when something is scored first: an attach does without.
+
+    @cached_property
+    def _read(self) -> RelevanceScorer:
+        return self._fresh(self.method or "variance_based")
+
+    @cached_property
+    def _leaving(self) -> RelevanceScorer:
+        return self._fresh("variance_based")
+
+    @cached_property
+    def _places(self) -> PlaceMeans:
+        return PlaceMeans()
 
     def _fresh(self, method: str) -> RelevanceScorer:
         return RelevanceScorer(self._adapter.hidden, method, sample_size=SAMPLE_BLOCKS)
@@ -221,95 +181,17 @@ class BlockScorer:
         """The blocks' means over the tokens that count, as quantiles of such means."""
         share = pool_blocks(mask.float(), self._block)
         held = share > 0
+        # Both divide by all of a block's tokens: the quotient is the mean of those that count.
         means = {
             method: pool_blocks(scores.masked_fill(~mask, 0.0), self._block)
             / share.clamp(min=1 / self._block)
             for method, scores in raw.items()
         }
         if "attention_based" in means:
+            # Tokens late in a piece have few behind them, in every text: that is taken out.
             means["attention_based"] = self._places.without(means["attention_based"], held)
         self._counts[name] = self._counts.get(name, 0) + int(held.sum())
         return scorer.calibrated(means, held, layer_idx=self._layer)
-
-    # -- tokens ----------------------------------------------------------------------------------
-
-    def _attention(self, piece: Piece) -> torch.Tensor:
-        """Attention within the piece at the index layer; a text's first token, its sink, gets 0."""
-        query = self._adapter.queries(self._layer, piece.index)
-        key, _ = self._adapter.keys_values(self._layer, piece.index)
-        if self._adapter.rotates(self._layer):
-            turn = self._adapter.rotary(self._layer, piece.positions.to(piece.index.device))
-            query, key = rotate(query, *turn), rotate(key, *turn)
-        scale = getattr(self._adapter.attention(self._layer), "scaling", None)
-        if scale is not None:  # of the logits, where it is not one over the root of the width
-            query = query * (scale * query.shape[-1] ** 0.5)
-        mask = piece.mask
-        if piece.first:
-            mask = mask.clone()
-            mask[:, 0] = False
-        found = token_scores("attention_based", piece.index, mask, query=query, key=key)
-        return found.masked_fill(~mask, 0.0)
-
-    def _losses(self, piece: Piece, gradients: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Each token's own loss, and |g·h| of the losses' sum at the index layer where asked for.
-
-        The logits are computed in slices and never kept.
-        """
-        final = piece.final
-        assert final is not None
-        ids, mask = piece.token_ids.to(final.device), piece.mask.to(final.device)
-        previous = None if piece.before is None else self._head(piece.before)
-        batch, tokens = ids.shape
-        step = max(1, LOGIT_BYTES // max(1, batch * self._vocabulary * final.element_size()))
-        losses = torch.empty(batch, tokens, device=final.device)
-        back = torch.zeros_like(final) if gradients else None
-        for start in range(0, tokens, step):
-            part = final[:, start : start + step].detach()
-            if back is None:
-                logits = self._head(part)
-            else:
-                logits, back[:, start : start + step] = self._backward(
-                    part, ids[:, start + 1 : start + step + 1], mask[:, start + 1 :]
-                )
-            losses[:, start : start + step] = surprise(
-                logits, ids[:, start : start + step], previous
-            )
-            previous = logits[:, -1]
-        if piece.before is None:  # nothing predicts the first token
-            rest = mask[:, 1:]
-            losses[:, 0] = (losses[:, 1:] * rest).sum(1) / rest.sum(1).clamp(min=1)
-        losses = losses.to(piece.index.device)
-        if back is None:
-            return losses, None
-        assert piece.source is not None
-        (found,) = torch.autograd.grad(final, piece.source, back)
-        return losses, gradient_times_state(found, piece.source)
-
-    def _backward(
-        self, final: torch.Tensor, following: torch.Tensor, mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of a slice, and the gradient of the following tokens' losses by its states."""
-        following = following.clone()  # of a text made in inference mode nothing could be saved
-        known = following.shape[1]
-        with torch.enable_grad():
-            leaf = final.requires_grad_()
-            logits = self._head(leaf)
-            losses = nn.functional.cross_entropy(  # flat: several times as fast on a CPU
-                logits[:, :known].float().flatten(0, 1), following.flatten(), reduction="none"
-            )
-            (found,) = torch.autograd.grad((losses * mask[:, :known].flatten()).sum(), leaf)
-        return logits.detach(), found
-
-    @property
-    def _vocabulary(self) -> int:
-        return self._adapter.config.vocab_size
-
-    def _head(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits of final states, as the model gives them."""
-        head = self._adapter.model.get_output_embeddings()
-        logits = head(states.to(head.weight.device))
-        cap = getattr(self._adapter.config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def _loses_gradients(model: nn.Module) -> bool:

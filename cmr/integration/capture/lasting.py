@@ -1,4 +1,8 @@
-"""Tensors that outlive the forward in which they are made."""
+"""Tensors that outlive the forward in which they are made.
+
+A forward may run in `torch.inference_mode()`. A tensor made there may never be changed outside of
+it, nor take part in what is differentiated; what the memory keeps is made outside of it, therefore.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +15,18 @@ import torch
 
 
 class lasting:
-    """What is made inside has no graph and is no inference tensor, whatever the forward is.
-
-    A tensor that was made in `torch.inference_mode()` may never be changed outside of it, nor take
-    part in what is differentiated. Also a decorator. Where the mode is right already, as in stock
-    `generate`, nothing is switched: every decoding step comes by here.
-    """
+    """What is made inside has no graph and is no inference tensor. Also a decorator."""
 
     def __init__(self) -> None:
         self._modes: ExitStack | None = None
 
     def __enter__(self) -> lasting:
+        # In stock `generate` the mode is right already: every decoding step comes by here, and
+        # switching would cost it.
         if torch.is_inference_mode_enabled() or torch.is_grad_enabled():
             self._modes = ExitStack()
-            # The former alone would switch graphs on.
             self._modes.enter_context(torch.inference_mode(False))
+            # The former alone would switch graphs on.
             self._modes.enter_context(torch.no_grad())
         return self
 

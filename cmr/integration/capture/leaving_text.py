@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from cmr.integration.capture.block_scorer import BlockScorer, Piece
+from cmr.integration.capture.block_scorer import BlockScorer
+from cmr.integration.capture.piece_scores import Piece
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.memory.sessions import SessionTable
 
@@ -49,24 +50,20 @@ class LeavingText:
         kept: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor | None],
         finished: bool,
     ) -> LeavingText:
-        """Take the oldest `tokens` out of a record.
-
-        Args:
-            record: of the window.
-            tokens: that leave.
-            table: positions of the sessions' texts.
-            kept: says which token ids may be stored.
-            finished: whether the text ends with them.
-        """
+        """Take the oldest `tokens` out of a record; `kept` says which ids may be stored."""
         columns, valid, first = record.pop(tokens)
         writers = record.writers
         rows = torch.tensor(writers)
         columns = {name: column[rows] for name, column in columns.items()}
         sessions = [record.sessions[row] for row in writers]
-        valid = [valid[row] for row in writers]
-        first = [first[row] for row in writers]
+        valid, first = [valid[row] for row in writers], [first[row] for row in writers]
         if any(0 <= at < tokens for at in first):
-            columns["index"] = _without_sink(columns["index"], first)
+            # The attention sink's state is no content: it must match nothing.
+            index = columns["index"]
+            places = torch.arange(tokens, device=index.device)
+            sink = places == torch.tensor(first, device=index.device)[:, None]
+            columns["index"] = index.masked_fill(sink[..., None], 0.0)
+        # Rows of one session follow each other in its text.
         starts, ahead = [], dict.fromkeys(sessions, 0)
         for session, (start, stop) in zip(sessions, valid, strict=True):
             starts.append(table.position(session) + ahead[session])
@@ -87,27 +84,14 @@ class LeavingText:
         Of a text that goes on only the states are at hand, see `BlockScorer.of_states`; a finished
         one is scored by the configured method, where what it needs was noted.
         """
-        index, method = self.columns["index"], scorer.method
+        columns, method = self.columns, scorer.method
+        index = columns["index"]
         if self.finished and method is not None:
             mask = self.mask.to(index.device)
             if method in FROM_STATES:
-                return scorer.of_piece(self._piece(mask))
-            if SCORE + method in self.columns:
-                return scorer.of_scores(self.columns[SCORE + method].to(index.device), mask)
+                # Not `first`: the first token's state is 0 already where it is one.
+                piece = Piece(columns["token_ids"], columns["rope"], index, mask, first=False)
+                return scorer.of_piece(piece)
+            if SCORE + method in columns:
+                return scorer.of_scores(columns[SCORE + method].to(index.device), mask)
         return scorer.of_states(index, block_size, self.valid)
-
-    def _piece(self, mask: torch.Tensor) -> Piece:
-        return Piece(
-            token_ids=self.columns["token_ids"],
-            positions=self.columns["rope"],
-            index=self.columns["index"],
-            mask=mask,
-            first=False,  # the first token's state is 0 where it is one
-        )
-
-
-def _without_sink(index: torch.Tensor, first: list[int]) -> torch.Tensor:
-    """The attention sink's state is no content: it must match nothing."""
-    at = torch.arange(index.shape[1], device=index.device)
-    sink = at == torch.tensor(first, device=index.device)[:, None]
-    return index.masked_fill(sink[..., None], 0.0)

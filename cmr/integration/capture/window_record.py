@@ -1,4 +1,9 @@
-"""What is known of the tokens in a local window: ids, validity and index states."""
+"""What is known of the tokens in a local window: ids, positions and index states.
+
+Tokens are counted in columns: column n is the n-th that the cache has seen, padding and sinks
+included. The record holds those from `_first` on. Of a row `_gone` tokens have left behind its
+sinks; without padding that is the same for all rows.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,7 @@ from cmr.retrieval import RollingQuery
 
 
 class WindowRecord:
-    """The tokens behind the sinks of one cache, and the memory that its rows belong to.
+    """The tokens of one cache, and the memory that its rows belong to.
 
     Chunks are kept as they came and joined only when tokens leave or a search needs them, so a
     decoding step copies nothing.
@@ -63,13 +68,12 @@ class WindowRecord:
         self.located = False
         self.whole = whole
         self._sinks = sinks
-        # Of padded rows all columns are kept: where one row has its sinks another has its text.
         self._padded = any(padding)
-        self._left_out = self._skip = self._first = 0 if whole or self._padded else sinks
+        self._first = 0
         self._gone = [0] * len(padding)
         self._going: Sequence[int] | None = None
-        self._heads: list[dict[str, torch.Tensor]] = []
         self._chunks: list[dict[str, torch.Tensor]] = []
+        # Column in front of which all of a row is stored already, see `repeats`.
         self._known = [0] * len(padding)
         # Which input each row was made of: 1, 1, 1, 2, 2, 2 for three beams of two inputs.
         self._inputs = list(accumulate(int(row in self.writers) for row in range(len(sessions))))
@@ -79,7 +83,6 @@ class WindowRecord:
         other = copy.copy(self)
         rows = torch.arange(len(self.sessions))
         other._gone = list(self._gone)
-        other._heads = [dict(chunk) for chunk in self._heads]
         other._chunks = [dict(chunk) for chunk in self._chunks]
         other.recall = None if self.recall is None else self.recall.select(rows)
         other.query = None if self.query is None else self.query.select(rows)
@@ -91,12 +94,7 @@ class WindowRecord:
         self.steps = self.period = -1
 
     def due(self, tokens: int, refresh: int) -> bool:
-        """Count new tokens of a text that goes on; whether a search is due in front of them.
-
-        Args:
-            tokens: that come.
-            refresh: tokens between two searches.
-        """
+        """Count new tokens of a text that goes on; whether a search is due in front of them."""
         period = (self.steps + 1) // refresh  # of the first of them
         due, self.period = period != self.period, period
         self.steps += tokens
@@ -107,22 +105,18 @@ class WindowRecord:
         tokens = next(iter(columns.values())).shape[1]
         self.seen += tokens
         self.unasked += tokens
-        if self._skip:
-            dropped = min(self._skip, tokens)
-            self._skip -= dropped
-            self._heads.append({name: column[:, :dropped] for name, column in columns.items()})
-            columns = {name: column[:, dropped:] for name, column in columns.items()}
         self._chunks.append(columns)
 
     def tail(self, name: str, tokens: int) -> torch.Tensor:
         """The last `tokens` of a column, or as many as there are, `[batch, tokens, ...]`."""
+        tokens = min(tokens, self.held)
         parts, held = [], 0
         for chunk in reversed(self._chunks):
             parts.append(chunk[name])
             held += chunk[name].shape[1]
             if held >= tokens:
                 break
-        return torch.cat(parts[::-1], dim=1)[:, -tokens:]
+        return torch.cat(parts[::-1], dim=1)[:, held - tokens :]
 
     def behind_sinks(self, tokens: int) -> torch.Tensor | None:
         """Which of the last `tokens` a row holds behind its sinks, `[batch, tokens]`; None: all.
@@ -138,32 +132,32 @@ class WindowRecord:
 
     def reach(self, device: torch.device) -> int | torch.Tensor:
         """Tokens behind the sinks that are held: of each row, `[batch]`, where some are padded."""
-        if not self._padded:
-            return max(0, self.seen - self.start)
-        return torch.tensor([max(0, n) for n in self.rest()], device=device)
+        return torch.tensor(self.rest(), device=device) if self._padded else self.held
+
+    @property
+    def start(self) -> int:
+        """Column of the first token in the record; sinks are in it where they become memory.
+
+        Of padded rows all columns count: where one row has its sinks another has its text.
+        """
+        return self._first if self.whole or self._padded else max(self._first, self._sinks)
 
     @property
     def held(self) -> int:
         """Tokens in the record."""
-        return sum(next(iter(chunk.values())).shape[1] for chunk in self._chunks)
+        return max(0, self.seen - self.start)
 
-    def with_sinks(self) -> bool:
-        """Take the sinks in, where nothing has left yet; whether the record begins with them."""
-        if not self.whole and self._padded:
-            self.whole = True  # of the rows that nothing has left; see `_next`
-        elif not self.whole and self._first == self._sinks:
-            self._chunks[:0] = self._heads
-            self._left_out = self._first = 0
-            self.whole = True
-        return self.whole
+    def with_sinks(self) -> None:
+        """Take the sinks in, where nothing has left yet; of padded rows, in those rows."""
+        self.whole = self.whole or self._padded or self._first == 0
 
     def repeats(self, other: WindowRecord, token_ids: torch.Tensor) -> None:
         """Take note of what is stored already, where a text begun anew goes on another's.
 
-        Args:
-            other: the record of the cache that was given up.
-            token_ids: `[batch, tokens]` of the whole text begun anew.
+        `other` is the record of the cache that was given up, `token_ids` `[batch, tokens]` the
+        whole text begun anew.
         """
+        # Where the ids differ the text was edited: it is stored again, as another text.
         held = other.tail("token_ids", other.held)
         there = token_ids[:, other.start : other.start + held.shape[1]].to(held.device)
         if (self.sessions, self.padding) == (other.sessions, other.padding) and held.equal(there):
@@ -180,14 +174,12 @@ class WindowRecord:
 
     def rest(self) -> list[int]:
         """How many tokens of each row may still leave."""
-        if not self._padded:
-            return [self.held] * len(self.padding)
         return [max(0, self.seen - stop) for stop in self._stops()]
 
     def _stops(self) -> list[int]:
-        """Column, in all that the cache has seen, of the next token of each row to leave."""
+        """Column of the next token of each row to leave."""
         if not self._padded:
-            return [self._first] * len(self.padding)
+            return [self.start] * len(self.padding)
         rows = zip(self.padding, self._gone, strict=True)
         return [
             padding + (0 if self.whole and not gone else self._sinks + gone)
@@ -200,23 +192,41 @@ class WindowRecord:
         Returns:
             The columns, `[batch, tokens, ...]`; for each row the half-open range in them that
             is neither padding nor, unless the whole text is wanted, one of the sinks, a row's first
-            real tokens, empty where the second number is not above the first; and the column of
+            real tokens, empty where the second number is not above the first; and the place of
             each row's first token, which may be outside of them.
         """
+        joined = {n: torch.cat([c[n] for c in self._chunks], dim=1) for n in self._chunks[0]}
+        at = self._stops()
         if self._padded:
-            return self._pop_by_row(tokens)
-        names = self._chunks[0]
-        joined = {n: torch.cat([c[n] for c in self._chunks], dim=1) for n in names}
-        self._chunks = [{n: x[:, tokens:] for n, x in joined.items()}]
-        start, many = self._first, len(self.padding)
-        skipped = [max(self._left_out, known) - start for known in self._known]
-        valid = self._valid([start] * many, skipped, [tokens] * many)
-        self._first += tokens
-        return {n: x[:, :tokens] for n, x in joined.items()}, valid, [-start] * many
+            columns, count, dropped = self._pop_by_row(joined, at, tokens)
+        else:
+            behind = self.start - self._first
+            columns = {n: x[:, behind : behind + tokens] for n, x in joined.items()}
+            count, dropped = [tokens] * len(at), behind + tokens
+        self._chunks = [{n: x[:, dropped:] for n, x in joined.items()}]
+        self._first += dropped
+        first = [padding - start for padding, start in zip(self.padding, at, strict=True)]
+        return columns, self._valid(at, count), first
 
-    def _valid(
-        self, start: list[int], skipped: list[int], tokens: list[int]
-    ) -> list[tuple[int, int]]:
+    def _pop_by_row(
+        self, joined: dict[str, torch.Tensor], at: list[int], tokens: int
+    ) -> tuple[dict[str, torch.Tensor], list[int], int]:
+        """Columns of padded rows, how many count of each, and how many no row needs any more."""
+        going, self._going = self._going, None
+        if going is None:
+            going = count = self.rest()
+        else:
+            sinks = [self._sinks if self.whole and not gone else 0 for gone in self._gone]
+            count = [n + extra if n else 0 for n, extra in zip(going, sinks, strict=True)]
+        places = torch.tensor(at)[:, None] - self._first + torch.arange(tokens)
+        columns = {n: _gather(x, places.clamp(0, x.shape[1] - 1)) for n, x in joined.items()}
+        self._gone = [gone + n for gone, n in zip(self._gone, going, strict=True)]
+        # Of rows that nothing has left the sinks stay at hand, for `with_sinks`.
+        rows = zip(self.padding, self._gone, strict=True)
+        needed = [padding + (self._sinks + gone if gone else 0) for padding, gone in rows]
+        return columns, count, min(min(needed), self.seen) - self._first
+
+    def _valid(self, start: list[int], tokens: list[int]) -> list[tuple[int, int]]:
         """The half-open ranges of tokens to store, of so many behind a column of each row."""
         last = tokens
         if self.behind is not None:
@@ -225,45 +235,14 @@ class WindowRecord:
                 n if not p or first >= length else length - p - first
                 for n, p, first in zip(tokens, behind, start, strict=True)
             ]
+        rows = zip(tokens, self._known, start, last, strict=True)
         return [
-            (min(n, max(0, first)), min(n, max(0, stop)))
-            for n, first, stop in zip(tokens, skipped, last, strict=True)
+            (min(n, max(0, known - first)), min(n, max(0, stop))) for n, known, first, stop in rows
         ]
 
-    def _pop_by_row(
-        self, tokens: int
-    ) -> tuple[dict[str, torch.Tensor], list[tuple[int, int]], list[int]]:
-        at, going, self._going = self._stops(), self._going, None
-        if going is None:
-            going = count = self.rest()
-        else:
-            sinks = [self._sinks if self.whole and not gone else 0 for gone in self._gone]
-            count = [n + extra if n else 0 for n, extra in zip(going, sinks, strict=True)]
-        joined = {n: torch.cat([c[n] for c in self._chunks], dim=1) for n in self._chunks[0]}
-        places = torch.tensor(at)[:, None] - self._first + torch.arange(tokens)
-        columns = {n: _gather(x, places.clamp(0, x.shape[1] - 1)) for n, x in joined.items()}
-        skipped = [known - first for known, first in zip(self._known, at, strict=True)]
-        valid = self._valid(at, skipped, count)
-        self._gone = [gone + n for gone, n in zip(self._gone, going, strict=True)]
-        # Of rows that nothing has left the sinks stay at hand, for `with_sinks`.
-        rows = zip(self.padding, self._gone, strict=True)
-        needed = [padding + (self._sinks + gone if gone else 0) for padding, gone in rows]
-        dropped = min(min(needed), self.seen) - self._first
-        self._chunks = [{n: x[:, dropped:] for n, x in joined.items()}]
-        self._first += dropped
-        return columns, valid, [p - first for p, first in zip(self.padding, at, strict=True)]
-
-    @property
-    def start(self) -> int:
-        """Column, in all that the cache has seen, of the first token in the record."""
-        return self._first
-
     def crop(self, tokens: int) -> None:
-        """Forget the last `tokens`, as assisted decoding does with what was not accepted.
-
-        So many decoding steps are taken back with them. A query that holds one of them is dropped;
-        the next search makes it anew.
-        """
+        """Forget the last `tokens`, as assisted decoding does with what was not accepted."""
+        # So many steps are taken back; a query that holds one of them is made anew.
         self.seen -= tokens
         self.steps -= min(tokens, max(0, self.steps))
         self.unasked -= tokens
@@ -275,10 +254,6 @@ class WindowRecord:
             if held > tokens:
                 self._chunks.append({n: x[:, : held - tokens] for n, x in chunk.items()})
             tokens -= min(held, tokens)
-        if tokens:  # sinks come again
-            self._skip += tokens
-            head = {n: torch.cat([h[n] for h in self._heads], dim=1) for n in self._heads[0]}
-            self._heads = [{n: x[:, :-tokens] for n, x in head.items()}]
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Rows follow their beams: those of one input share its session, its first one writes."""
@@ -290,23 +265,22 @@ class WindowRecord:
             self.writers = self._writing(range(len(self._inputs)))
 
     def select(self, rows: torch.Tensor) -> None:
-        """Become the record of these rows; who writes goes on, else another row of its input.
-
-        Args:
-            rows: `[rows]` int64 of the batch as it is, in any order and as often as wanted.
-        """
+        """Become the record of these rows `[rows]`, in any order and as often as wanted."""
         self._move(rows)
         if self.query is not None:
             self.query = self.query.select(rows)
         order, writing = rows.tolist(), set(self.writers)
         self._rename(order)
-        # Rows that wrote before come first, so that they go on where any of them is left.
+        # Rows that wrote before come first, so that they go on where any of them is left; of an
+        # input whose writer is gone another row writes.
         ranked = sorted(range(len(order)), key=lambda row: order[row] not in writing)
         self.writers = self._writing(ranked)
 
     def _move(self, rows: torch.Tensor) -> None:
-        for chunks in (self._heads, self._chunks):
-            chunks[:] = [{n: _rows(x, rows) for n, x in c.items()} for c in chunks]
+        self._chunks = [
+            {n: x.index_select(0, rows.to(x.device)) for n, x in chunk.items()}
+            for chunk in self._chunks
+        ]
         if self.recall is not None:
             self.recall = self.recall.select(rows)
 
@@ -333,7 +307,3 @@ def _gather(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """`[batch, n, ...]` of `[batch, tokens, ...]`, at places `[batch, n]`."""
     places = places.to(x.device)
     return x[torch.arange(len(x), device=x.device)[:, None], places]
-
-
-def _rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    return x.index_select(0, rows.to(x.device))

@@ -8,7 +8,8 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from cmr.errors import SessionError
-from cmr.integration.capture.window import Take, can_adopt, is_windowed
+from cmr.integration.capture.local_window import Take
+from cmr.integration.capture.window import adopt, can_adopt, is_windowed
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
 from cmr.integration.requests.request import Request
@@ -30,16 +31,16 @@ class Windows:
     def record(
         self, request: Request, kwargs: dict[str, Any], mask: torch.Tensor | None, batch: int
     ) -> WindowRecord | None:
-        """The record of the cache of a forward; an empty dynamic cache becomes a bounded one.
+        """The record of the cache of a forward; None where its text cannot become memory.
+
+        An empty dynamic cache becomes a bounded one; one is made where none is given and one is
+        used.
 
         Args:
             request: that the forward belongs to.
-            kwargs: the forward's arguments; a cache is added where none is given and one is used.
+            kwargs: the forward's arguments, to which a new cache is added.
             mask: `[batch, tokens]`, 0 for padding on either side; None where there is none.
             batch: rows.
-
-        Returns:
-            None where the forward's text cannot become memory.
 
         Raises:
             SessionError: the cache belongs to other sessions than the request.
@@ -58,6 +59,7 @@ class Windows:
             self._tell_of_no_window(cache)
             return None
         padding, behind = [0] * batch, None
+        # Only a mask with a 0 in it is looked at closely: each look waits for the device.
         if mask is not None and not bool(mask.all()):
             padding = mask.long().argmax(dim=-1).tolist()
             behind = mask.shape[1], mask.flip(-1).long().argmax(dim=-1).tolist()
@@ -74,7 +76,7 @@ class Windows:
         window.record = record
         window.on_leave = self._leave
         window.on_copy = self._core.records.add
-        window.adopt(cache, self._core.adapter.depth)
+        adopt(cache, window)
         return record
 
     def goes_on(self, cache: object) -> bool:
@@ -111,16 +113,14 @@ class Windows:
             )
 
     def _known(self, cache: object, batch: int) -> WindowRecord | None:
-        """The record of a bounded cache of this memory, None where it tells another story.
-
-        So it is when the cache was used while the memory was paused or when a session of it has
-        ended: such a cache goes on, and what leaves it is not stored.
-        """
+        """The record of a bounded cache of this memory, None where it tells another story."""
         if not is_windowed(cache):
             return None
+        # A cache that was used while the memory was paused, or a session of which has ended, goes
+        # on, and what leaves it is not stored.
         owner = cache.layers[0].owner  # type: ignore[attr-defined]
         record = owner.record
-        if owner.on_leave != self._leave or not isinstance(record, WindowRecord):
+        if owner.on_leave != self._leave or record is None:
             return None
         same = len(record.sessions) == batch and record.seen == cache.get_seq_length()  # type: ignore[attr-defined]
         return record if same and self._core.table.alive(record.sessions) else None

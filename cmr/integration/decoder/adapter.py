@@ -8,12 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmr.errors import AttachError, ConfigError
-from cmr.integration.decoder.coverage import require_decoder, require_settings, rope_types, row_of
-from cmr.integration.decoder.families import Family
-from cmr.integration.decoder.placement import device_of, heads_here, shards
+from cmr.errors import AttachError, ConfigError, UnsupportedModelError
+from cmr.integration.decoder.families import (
+    Family,
+    require_decoder,
+    require_settings,
+    rope_types,
+    row_of,
+)
+from cmr.integration.decoder.placement import device_of, shards
 from cmr.integration.decoder.projections import KEY, QUERY, VALUE, project
-from cmr.kernels.reference.rotary import rotate
 from cmr.memory.allocation import LayerShape
 
 FIRST_SHARE, LAST_SHARE = 0.13, 0.83
@@ -34,6 +38,9 @@ class ModelAdapter:
         heads: query heads of this process.
         kv_heads: key-value heads of this process.
         detected: whether the row was given, and not found by the family's name.
+        rotary_kinds: of each block, which rotary embedding it shares with others of its kind; None
+            where it rotates nothing.
+        rotary_varies: whether the embedding changes with the length of a text (LongRoPE).
 
     Raises:
         UnsupportedModelError: for what is not a decoder of a covered family.
@@ -51,15 +58,27 @@ class ModelAdapter:
         self.hidden: int = self.config.hidden_size
         heads: int = self.config.num_attention_heads
         self.head_dim: int = getattr(self.config, "head_dim", None) or self.hidden // heads
+        # The attention goes first: Falcon's configuration says 71 heads where 1 is kept.
+        says = (getattr(at, self.family.kv_heads, None) for at in (self.attention(0), self.config))
         self.processes = shards(self.attention(0), self.family.names)
-        self.heads = heads_here(heads, self.processes)
-        self.kv_heads = heads_here(self._kv_heads(), self.processes)
+        self.heads = self._share(heads)
+        self.kv_heads = self._share(next(filter(None, says), heads))
         self.max_positions: int = getattr(self.config, self.family.max_positions)
         self.softcap: float | None = getattr(self.config, "attn_logit_softcapping", None)
         self.has_rotary = self.family.rotary is not None
+        self.rotary_kinds = tuple(self._kind(layer) for layer in range(self.depth))
         self.rotary_varies = "longrope" in rope_types(self.config)
         self._embeddings: nn.Module = self.model.get_input_embeddings()
         self._first = self._now()
+
+    def _share(self, heads: int) -> int:
+        """How many of all heads this process has."""
+        if heads % self.processes:
+            raise UnsupportedModelError(
+                f"a number of heads that {self.processes} processes can share evenly expected, "
+                f"got {heads}"
+            )
+        return heads // self.processes
 
     # -- parts -----------------------------------------------------------------------------------
 
@@ -99,22 +118,6 @@ class ModelAdapter:
     def _now(self) -> tuple[torch.dtype, torch.device]:
         weight: Any = self._embeddings.weight
         return weight.dtype, weight.device
-
-    def layer_type(self, layer: int) -> str:
-        """The layer's attention type, such as `full_attention` or `sliding_attention`."""
-        types = getattr(self.config, "layer_types", None)
-        return types[layer] if types else "full_attention"
-
-    def _kv_heads(self) -> int:
-        """Key-value heads, where the attention or the configuration says so; else all heads.
-
-        Those of all processes together.
-        """
-        for where in (self.attention(0), self.config):
-            count = getattr(where, self.family.kv_heads, None)
-            if count:
-                return count
-        return self.config.num_attention_heads
 
     # -- choices ---------------------------------------------------------------------------------
 
@@ -165,18 +168,29 @@ class ModelAdapter:
             return LayerShape(1, self.hidden, 0, *at)
         return LayerShape(self.kv_heads, self.head_dim, self.head_dim, *at)
 
-    # -- computations ----------------------------------------------------------------------------
+    # -- positions -------------------------------------------------------------------------------
+
+    def _kind(self, layer: int) -> str | None:
+        says = self.family.rotates
+        if isinstance(says, str):
+            rotates = bool(getattr(self.config, says)[layer])
+        else:
+            rotates = says is None or layer in says
+        if not (rotates and self.has_rotary):
+            return None
+        return self._layer_type(layer) if self.family.rotary_by_layer_type else ""
+
+    def _layer_type(self, layer: int) -> str:
+        types = getattr(self.config, "layer_types", None)
+        return types[layer] if types else "full_attention"
 
     def rotates(self, layer: int) -> bool:
         """Whether block `layer` rotates queries and keys; SmolLM3 has layers that do not."""
-        if not self.has_rotary:
-            return False
-        says = self.family.rotates
-        if says is None:
-            return True
-        if isinstance(says, str):
-            return bool(getattr(self.config, says)[layer])
-        return layer in says
+        return self.rotary_kinds[layer] is not None
+
+    def rotary_kind(self, layer: int) -> str:
+        """Layers of one kind share their rotary embedding."""
+        return self.rotary_kinds[layer] or ""
 
     def rotary(
         self, layer: int, positions: torch.Tensor, reach: torch.Tensor | None = None
@@ -194,57 +208,47 @@ class ModelAdapter:
             Two `[batch, tokens, rotary_dim]`, times the embedding's attention scaling.
         """
         if reach is not None and self.rotary_varies:
+            # The module looks at the largest position it is given: one more column says how far.
             furthest = reach.max().to(positions.device).expand(len(positions), 1)
             cos, sin = self.rotary(layer, torch.cat([positions, furthest], dim=1))
             return cos[:, :-1], sin[:, :-1]
         module = getattr(self.decoder, self.family.rotary or "")
+        # It rounds to the dtype of what it is given, and sums of angles need float32.
         like = torch.empty(0, dtype=torch.float32, device=positions.device)
         if self.family.rotary_by_layer_type:
-            return module(like, positions, self.layer_type(layer))
+            return module(like, positions, self._layer_type(layer))
         return module(like, positions)
 
-    def turn_forward(
-        self, layer: int, keys: torch.Tensor, amount: torch.Tensor, seen: int = 0
-    ) -> torch.Tensor:
-        """Rotated keys `[batch, heads, tokens, dim]` moved on by `amount` `[batch]` positions.
+    def shift(
+        self, layer: int, amount: torch.Tensor, seen: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What moves keys that are rotated already on by `amount` `[batch]` positions.
 
-        `seen` is the length of their text, which LongRoPE's frequencies depend on.
+        Cosine and sine `[batch, 1, rotary_dim]` float32 for `rotate`. `seen` is the length of the
+        keys' text, which LongRoPE's frequencies depend on.
         """
-        if not self.rotates(layer):
-            return keys
         reach = torch.tensor(seen - 1) if seen and self.rotary_varies else None
-        cos, sin = self.rotary(layer, amount[:, None].to(keys.device), reach)
+        cos, sin = self.rotary(layer, amount[:, None], reach)
+        # The keys have the embedding's attention scaling (YaRN) already.
         norm = (cos * cos + sin * sin).sqrt()
-        return rotate(keys, cos / norm, sin / norm)
+        return cos / norm, sin / norm
 
-    def rotary_kind(self, layer: int) -> str:
-        """Layers of one kind share their rotary embedding."""
-        return self.layer_type(layer) if self.family.rotary_by_layer_type else ""
+    # -- queries, keys and values ----------------------------------------------------------------
 
     def keys_values(self, layer: int, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Un-rotated keys and values of states that enter block `layer`.
+        """Un-rotated keys and values of states `[batch, tokens, hidden]` that enter block `layer`.
 
-        Args:
-            layer: block number.
-            states: `[batch, tokens, hidden]`.
-
-        Returns:
-            Two `[batch, kv_heads, tokens, head_dim]`.
+        Two `[batch, kv_heads, tokens, head_dim]`.
         """
         heads = (self.heads, self.kv_heads)
         key, value = project(self.family, self.layers[layer], states, heads, (KEY, VALUE))
         return key, value
 
     def queries(self, layer: int, states: torch.Tensor) -> torch.Tensor:
-        """Un-rotated queries of states that enter block `layer`, not yet scaled.
+        """Un-rotated queries of states `[batch, tokens, hidden]` that enter block `layer`.
 
-        Args:
-            layer: block number.
-            states: `[batch, tokens, hidden]`.
-
-        Returns:
-            `[batch, heads, tokens, head_dim]`. Query head h reads key-value head
-            `h // (heads // kv_heads)`.
+        Not yet scaled, `[batch, heads, tokens, head_dim]`. Query head h reads key-value head
+        `h // (heads // kv_heads)`.
         """
         heads = (self.heads, self.kv_heads)
         (query,) = project(self.family, self.layers[layer], states, heads, (QUERY,))

@@ -73,19 +73,17 @@ class AdapterWatch:
         """Before a forward of these sessions: note the adapters of new ones, warn of the others.
 
         What is stored of a session are keys and values of the model as it was, and under other
-        adapters it is another model. It takes some microseconds, and next to nothing where no
-        adapter was ever there.
-
-        Args:
-            sessions: numbers of the rows' sessions; `NO_SESSION` for none.
+        adapters it is another model.
         """
+        # Every step comes by: next to nothing is done where no adapter was ever there.
         if not self._ever and "peft_config" not in self._model.__dict__:
             return
         if self._changed():
             before = self._names
             self._look()
             self._ever = True
-            if self._names != before:  # both are kept for a while, and are the other model's
+            # What was recomputed, and what texts recall now, is the other model's.
+            if self._names != before:
                 self._core.recomputed.forget()
                 self._search_anew()
         table = self._core.table
@@ -112,6 +110,7 @@ class AdapterWatch:
 
     def _look(self) -> None:
         """Look at all adapter layers; the first and the last show when something is switched."""
+        # PEFT switches all of its layers together, and there are hundreds: two tell for all.
         layers = dict(adapter_layers(self._model))
         self._names = in_effect(layers.values())
         self._shown: list[tuple[dict[str, Any], str, Any]] = []

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from cmr.errors import UnsupportedModelError
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.decoder.coverage import covered, require_decoder
-from cmr.integration.decoder.families import FAMILIES, Family
-from cmr.integration.decoder.guesses import Skeleton, Watched, rows, skeleton, watch
+from cmr.integration.decoder.families import FAMILIES, Family, covered, require_decoder
+from cmr.integration.decoder.guesses import Watched, rows, run, skeleton, watch
+from cmr.integration.decoder.partial_pass import at_rest, given
 from cmr.integration.reweave.plugs import plugged
 from cmr.integration.reweave.recall import LayerRows
 from cmr.integration.reweave.scratch import Scratch
@@ -41,9 +39,6 @@ def adapt(model: Any) -> ModelAdapter:
     of the text read from memory, equals what it attends to with all of it in the window. The model
     is left as it was.
 
-    Args:
-        model: a transformers decoder with a language-model head.
-
     Raises:
         UnsupportedModelError: for what is not a decoder, is configured in a way that is not
             covered, or has no row and failed a check. It names the check, the layer and the error.
@@ -52,7 +47,7 @@ def adapt(model: Any) -> ModelAdapter:
     if config.model_type in FAMILIES:
         return ModelAdapter(model)
     try:
-        with _at_rest(model):
+        with at_rest(model):
             adapter = _detect(model, config)
     except Exception as reason:  # of other people's code, in which anything may break
         said = reason if isinstance(reason, UnsupportedModelError) else repr(reason)
@@ -69,14 +64,15 @@ def adapt(model: Any) -> ModelAdapter:
 
 
 def _detect(model: Any, config: Any) -> ModelAdapter:
-    frame = skeleton(model, config)
+    frame = ModelAdapter(model, skeleton(model, config))
     ids = _text(model, config)
     seen = watch(frame, ids, DynamicCache())
+    # The first guess is the likeliest: if none proves itself, what was wrong with it is told.
     reasons = []
     for row in rows(frame, seen.norm):
         try:
             row = _check_keys(ModelAdapter(model, row), seen)
-            return _check_reading(model, frame, row, ids, seen)
+            return _check_reading(model, row, ids, seen)
         except UnsupportedModelError as reason:
             reasons.append(reason)
         except (AttributeError, RuntimeError, TypeError, ValueError) as reason:
@@ -98,10 +94,12 @@ def _check_keys(adapter: ModelAdapter, seen: Watched) -> Family:
         if not error <= tolerance:
             raise _failed("values", layer, error, tolerance)
         kept = adapter.distinct(held.keys)
+        # Some models leave layers without rotation (SmolLM3): the way that fits is the layer's.
         plain = _apart(kept, keys)
         turned = plain
         if adapter.has_rotary:
             places = torch.arange(states.shape[1], device=states.device)[None]
+            # As the model rotates: with cosines rounded to its own dtype.
             turn = (x.to(kept.dtype).float() for x in adapter.rotary(layer, places))
             turned = _apart(unrotate(kept, *turn), keys)
         if not min(plain, turned) <= tolerance:
@@ -145,20 +143,20 @@ class _Lender:
         self.read.add(layer)
 
 
-def _check_reading(
-    model: Any, frame: Skeleton, row: Family, ids: torch.Tensor, seen: Watched
-) -> ModelAdapter:
+def _check_reading(model: Any, row: Family, ids: torch.Tensor, seen: Watched) -> ModelAdapter:
     """The adapter; raises where a layer attends to something else with the plug in place."""
+    # Nothing to read comes first: a plug that changes a plain forward is no plug.
     reason = None
     half = ids.shape[1] // 2
     for plug in ("interface", "sdpa"):
         try:
             adapter = ModelAdapter(model, replace(row, plug=plug))
-            nothing = _Lender(None)
-            found = _attended(adapter, frame, ids, 0, nothing, seen)
+            with plugged(adapter, _Lender(None)):
+                found = run(adapter, ids, 0, DynamicCache(), _as_seen(seen, 0))
             _compare(adapter, found, seen, 0, "with nothing to read")
             lender = _Lender([_memory(adapter, n, x, half) for n, x in enumerate(seen.entering)])
-            found = _attended(adapter, frame, ids, half, lender, seen)
+            with plugged(adapter, lender):
+                found = run(adapter, ids, half, DynamicCache(), _as_seen(seen, half))
             for layer in range(adapter.depth):
                 if layer not in lender.read:
                     raise UnsupportedModelError(
@@ -173,44 +171,13 @@ def _check_reading(
     raise reason
 
 
-def _attended(
-    adapter: ModelAdapter,
-    frame: Skeleton,
-    ids: torch.Tensor,
-    start: int,
-    lender: _Lender,
-    seen: Watched,
-) -> list[torch.Tensor]:
-    """What each layer attends to from token `start` on, given the states that it saw before."""
-    attended: list[torch.Tensor] = []
+def _as_seen(seen: Watched, start: int) -> Callable[..., Any]:
+    """Gives each block what it saw before, so that no layer's error adds to the next one's."""
 
-    def attends(_: Any, args: Any, output: Any) -> None:
-        attended.append(output[0] if isinstance(output, tuple) else output)
+    def enters(layer: int, args: Any, kwargs: Any) -> Any:
+        return given(args, kwargs, seen.entering[layer][:, start:])
 
-    def enters(layer: int) -> Any:
-        def hook(_: Any, args: Any, kwargs: Any) -> Any:
-            # What enters is given, so that no layer's error adds to the next one's.
-            states = seen.entering[layer][:, start:]
-            if args:
-                return (states, *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": states}
-
-        return hook
-
-    places = torch.arange(start, ids.shape[1], device=ids.device)[None]
-    with ExitStack() as hooks:
-        hooks.enter_context(plugged(adapter, lender))
-        for layer, block in enumerate(frame.blocks):
-            handle = block.register_forward_pre_hook(enters(layer), with_kwargs=True)
-            hooks.callback(handle.remove)
-            hooks.callback(adapter.attention(layer).register_forward_hook(attends).remove)
-        adapter.decoder(
-            input_ids=ids[:, start:],
-            position_ids=places,
-            past_key_values=DynamicCache(),
-            use_cache=True,
-        )
-    return attended
+    return enters
 
 
 def _compare(
@@ -244,21 +211,9 @@ def _memory(adapter: ModelAdapter, layer: int, states: torch.Tensor, tokens: int
 
 def _text(model: Any, config: Any) -> torch.Tensor:
     """Random token ids `[1, tokens]`, no more than a sliding window shows at once."""
+    # Layers that see less than others would not read all of the half that is memory.
     span = getattr(config, "sliding_window", None)
     tokens = min(TOKENS, span) if isinstance(span, int) and span > 1 else TOKENS
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, config.vocab_size, (1, tokens), generator=generator)
     return ids.to(model.get_input_embeddings().weight.device)
-
-
-@contextmanager
-def _at_rest(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, without gradients; afterwards as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True

@@ -18,26 +18,21 @@ from cmr.integration.decoder.adapter_watch import (
     in_effect,
     without_wrapper,
 )
-from cmr.integration.decoder.placement import named_weights, whole_weight
+from cmr.integration.decoder.placement import named_weights
 
 SAMPLE = 64
 """Numbers looked at of each parameter, spread over it."""
 PACKED_ROWS = 32
 """Rows looked at of 4-bit weights: those that bitsandbytes lays out together on a CPU."""
-EMBEDDING_SAMPLE = 8_192
-"""Numbers looked at of the embeddings for `identity`, spread over them."""
-_SMALLEST = 2.0**-14
 
 
 def of_model(adapter: ModelAdapter) -> dict[str, Any]:
     """Shape, data type and a hash of a sample of all weights: the same in every process.
 
     Those of adapters are left out, see `adapters`: with all of them off a model is the one that it
-    was without them.
-
-    Returns:
-        Plain JSON.
+    was without them. Plain JSON.
     """
+    # Sorted, so that the order in which modules were added does not count.
     digest = hashlib.sha256()
     for name, weight in sorted(_own_weights(adapter.model), key=lambda named: named[0]):
         _add(digest, name, weight)
@@ -55,12 +50,8 @@ def of_model(adapter: ModelAdapter) -> dict[str, Any]:
 def adapters(model: Any, names: Collection[str] | None = None) -> dict[str, str]:
     """A hash of a sample of the weights of a model's adapters (LoRA and its like, by PEFT).
 
-    Args:
-        model: with or without adapters.
-        names: of the adapters wanted; None: those in effect, merged ones among them.
-
-    Returns:
-        Adapter name to 64 hexadecimal digits; empty digits for one that the model does not have.
+    Adapter name to 64 hexadecimal digits, empty for one that the model does not have. `names` None:
+    of those in effect, merged ones among them.
     """
     layers = dict(adapter_layers(model))
     wanted = in_effect(layers.values()) if names is None else names
@@ -70,6 +61,7 @@ def adapters(model: Any, names: Collection[str] | None = None) -> dict[str, str]
 def _of_adapter(layers: dict[str, Any], name: str) -> str:
     digest, found = hashlib.sha256(), False
     for path, layer in sorted(layers.items()):
+        # In these stand an adapter's weights, and numbers such as how strong it is, by its name.
         for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
             held: Any = getattr(layer, attribute, None)
             if name not in getattr(held, "keys", tuple)():
@@ -105,29 +97,6 @@ def _bare(name: str, layers: Collection[str]) -> str | None:
         elif part not in WRAPPED:
             return None
     return ".".join(kept)
-
-
-def identity(adapter: ModelAdapter) -> str:
-    """A hash of what stays the same however a model is loaded: in any dtype, quantised or not.
-
-    It covers the family, the shapes and a sample of the embeddings, which are not quantised,
-    rounded to bfloat16. Fine-tuned models whose embeddings were left alone have that of the model
-    they were made from.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    weight = whole_weight(adapter.model.get_input_embeddings())
-    flat = weight.reshape(-1)
-    sample = flat[:: max(1, flat.numel() // EMBEDDING_SAMPLE)][:EMBEDDING_SAMPLE]
-    rounded = sample.to("cpu", torch.bfloat16)
-    # What float16 cannot hold with all of bfloat16's digits does not count.
-    rounded = torch.where(rounded.abs() < _SMALLEST, torch.zeros_like(rounded), rounded)
-    heads = (adapter.heads * adapter.processes, adapter.kv_heads * adapter.processes)
-    shape = (adapter.hidden, adapter.depth, *heads, adapter.head_dim)
-    digest = hashlib.sha256(f"{adapter.config.model_type} {shape} {list(weight.shape)}".encode())
-    digest.update(rounded.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _add(digest: Any, name: str, weight: torch.Tensor) -> None:
@@ -174,10 +143,7 @@ def require_same(saved: dict[str, Any], here: dict[str, Any]) -> None:
 def require_same_adapters(session: str, read: dict[str, str], here: dict[str, str]) -> None:
     """Raises `ModelMismatchError` where a session was read with other adapters than are in effect.
 
-    Args:
-        session: its name.
-        read: adapter name to its hash when the session was saved; empty: none was in effect.
-        here: the same of those in effect now.
+    `read` and `here` are hashes by adapter name, of when it was saved and of now.
     """
     if read == here:
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from cmr.errors import UnsupportedModelError
+from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.families import Family
+from cmr.integration.decoder.partial_pass import entering
 
 SPLIT = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("wq", "wk", "wv"))
 FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "qkv")
@@ -20,31 +22,8 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_seque
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 
 
-@dataclass(frozen=True)
-class Skeleton:
-    """Where a decoder keeps its blocks and their attention, as far as names tell.
-
-    Attributes:
-        decoder: the model without its head.
-        row: what is known of its row.
-    """
-
-    decoder: Any
-    row: Family
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The decoder's blocks."""
-        return getattr(self.decoder, self.row.layers)
-
-
-def skeleton(model: Any, config: Any) -> Skeleton:
-    """What the names of a model's modules tell.
-
-    Raises:
-        UnsupportedModelError: it has no list of blocks with an attention module whose projections
-            are known, or takes no positions.
-    """
+def skeleton(model: Any, config: Any) -> Family:
+    """The row of a model as far as names of modules tell; raises where that is too little."""
     decoder = model.get_decoder()
     depth = getattr(config, "num_hidden_layers", None)
     lists = [
@@ -61,6 +40,7 @@ def skeleton(model: Any, config: Any) -> Skeleton:
         raise UnsupportedModelError(
             f"no module of a block ({names}) projects queries, keys and values in a known way"
         )
+    # What is read stands at positions of its own: a model that counts by itself cannot be told.
     takes = inspect.signature(decoder.forward).parameters
     if "position_ids" not in takes:
         raise UnsupportedModelError("it cannot be told the positions of its tokens")
@@ -72,7 +52,7 @@ def skeleton(model: Any, config: Any) -> Skeleton:
     by_type = rotary is not None and "layer_type" in inspect.signature(
         getattr(decoder, rotary).forward
     ).parameters  # fmt: skip
-    row = Family(
+    return Family(
         layers=lists[0],
         attention=found[0],
         norms=(),
@@ -83,7 +63,6 @@ def skeleton(model: Any, config: Any) -> Skeleton:
         kv_heads=next((n for n in KV_HEADS if getattr(config, n, None)), KV_HEADS[0]),
         max_positions=furthest,
     )
-    return Skeleton(decoder, row)
 
 
 @dataclass(frozen=True)
@@ -104,73 +83,79 @@ class Watched:
     cache: Any
 
 
-def watch(frame: Skeleton, ids: torch.Tensor, cache: Any) -> Watched:
-    """Run the decoder over a text and note what its blocks do.
-
-    Args:
-        frame: where they are.
-        ids: `[1, tokens]`.
-        cache: an empty one.
-
-    Raises:
-        UnsupportedModelError: the attention reads neither the states that enter its block nor what
-            a norm of the block made of them.
-    """
-    entering: list[torch.Tensor] = []
-    attended: list[torch.Tensor] = []
+def watch(adapter: ModelAdapter, ids: torch.Tensor, cache: Any) -> Watched:
+    """Run the decoder over a text `[1, tokens]` and note what its blocks do; the cache is empty."""
+    states: list[torch.Tensor] = []
     read: list[torch.Tensor] = []
     made: dict[str, torch.Tensor] = {}
 
-    def enters(_: Any, args: Any, kwargs: Any) -> None:
-        entering.append(first(args, kwargs))
+    def enters(layer: int, args: Any, kwargs: Any) -> None:
+        states.append(entering(args, kwargs))
 
     def reads(_: Any, args: Any, kwargs: Any) -> None:
-        read.append(first(args, kwargs))
-
-    def attends(_: Any, args: Any, output: Any) -> None:
-        attended.append(output[0] if isinstance(output, tuple) else output)
+        read.append(entering(args, kwargs))
 
     def normed(name: str) -> Any:
         def hook(_: Any, args: Any, output: Any) -> None:
-            if args and args[0] is entering[0]:
+            if args and args[0] is states[0]:
                 made[name] = output
 
         return hook
 
     with ExitStack() as hooks:
-        for block in frame.blocks:
-            attention = getattr(block, frame.row.attention)
-            for handle in (
-                block.register_forward_pre_hook(enters, with_kwargs=True),
-                attention.register_forward_pre_hook(reads, with_kwargs=True),
-                attention.register_forward_hook(attends),
-            ):
-                hooks.callback(handle.remove)
-        for name, child in frame.blocks[0].named_children():
-            if name != frame.row.attention:
-                hooks.callback(child.register_forward_hook(normed(name)).remove)
-        frame.decoder(
-            input_ids=ids,
-            position_ids=torch.arange(ids.shape[1], device=ids.device)[None],
-            past_key_values=cache,
-            use_cache=True,
-        )
-    if not read or not len(entering) == len(attended) == len(frame.blocks):
+        for name, child in adapter.layers[0].named_children():
+            if name == adapter.family.attention:
+                handle = child.register_forward_pre_hook(reads, with_kwargs=True)
+            else:
+                handle = child.register_forward_hook(normed(name))
+            hooks.callback(handle.remove)
+        attended = run(adapter, ids, 0, cache, enters)
+    if not read or not len(states) == len(attended) == adapter.depth:
         raise UnsupportedModelError("its blocks do not call their attention once a forward each")
-    if read[0] is entering[0]:
-        return Watched(entering, attended, None, cache)
+    if read[0] is states[0]:
+        return Watched(states, attended, None, cache)
     norm = next((name for name, output in made.items() if output is read[0]), None)
     if norm is None:
         raise UnsupportedModelError(
             "its attention reads neither what enters a block nor what a norm makes of that"
         )
-    return Watched(entering, attended, norm, cache)
+    return Watched(states, attended, norm, cache)
 
 
-def rows(frame: Skeleton, norm: str | None) -> Iterator[Family]:
+def run(
+    adapter: ModelAdapter, ids: torch.Tensor, start: int, cache: Any, enters: Callable[..., Any]
+) -> list[torch.Tensor]:
+    """What each block's attention gives for a text `[1, tokens]` from token `start` on.
+
+    `enters(layer, args, kwargs)` is asked in front of each block and may put others in their place.
+    """
+    attended: list[torch.Tensor] = []
+
+    def attends(_: Any, args: Any, output: Any) -> None:
+        attended.append(output[0] if isinstance(output, tuple) else output)
+
+    def entered(layer: int) -> Any:
+        return lambda _, args, kwargs: enters(layer, args, kwargs)
+
+    with ExitStack() as hooks:
+        for layer, block in enumerate(adapter.layers):
+            handle = block.register_forward_pre_hook(entered(layer), with_kwargs=True)
+            hooks.callback(handle.remove)
+            hooks.callback(adapter.attention(layer).register_forward_hook(attends).remove)
+        adapter.decoder(
+            input_ids=ids[:, start:],
+            position_ids=torch.arange(start, ids.shape[1], device=ids.device)[None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return attended
+
+
+def rows(frame: ModelAdapter, norm: str | None) -> Iterator[Family]:
     """Rows that fit the skeleton, the likeliest first."""
-    attention = getattr(frame.blocks[0], frame.row.attention)
-    base = replace(frame.row, norms=() if norm is None else (norm,))
+    attention = frame.attention(0)
+    base = replace(frame.family, norms=() if norm is None else (norm,))
+    # No name tells whether a norm is of each head or of all: both are tried.
     normed = base.query_norm is not None or base.key_norm is not None
     for by_head in (True, False) if normed else (True,):
         shaped = replace(base, norm_by_head=by_head)
@@ -181,11 +166,6 @@ def rows(frame: Skeleton, norm: str | None) -> Iterator[Family]:
         if fused is not None:
             for layout in ("side_by_side", "by_group"):
                 yield replace(shaped, projection=layout, names=(fused,))
-
-
-def first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """The states that a block or its attention is called with."""
-    return args[0] if args else kwargs["hidden_states"]
 
 
 def _projects(module: nn.Module) -> bool:

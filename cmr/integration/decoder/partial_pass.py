@@ -1,9 +1,9 @@
-"""A pass over the first layers of a decoder only, and what enters layers on the way."""
+"""Passes that look inside a decoder: what enters its blocks, and an end in front of one of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -16,54 +16,88 @@ class _EnoughError(Exception):
     """Leaves a decoder in front of a block; never reaches a user."""
 
 
-class Stopped:
-    """What a partial pass gave: the states that were about to enter the block, or None."""
-
-    states: torch.Tensor | None = None
-
-
 @contextmanager
-def stop_before(adapter: ModelAdapter, layer: int) -> Iterator[Stopped]:
-    """Forwards inside end in front of block `layer`; those of a shallower decoder run to the end.
+def states_entering(
+    adapter: ModelAdapter, layers: Iterable[int], stop: int | None = None
+) -> Iterator[dict[int, torch.Tensor]]:
+    """Layer number to the states `[batch, tokens, hidden]` that entered it in a forward inside.
 
     Args:
         adapter: the model.
-        layer: the first block that is not run.
+        layers: numbers of blocks.
+        stop: the first block that is not run, although what would enter it is known; None, or the
+            depth: the forward runs to its end, and gives what it gives.
     """
-    stopped = Stopped()
-    if layer >= adapter.depth:
-        yield stopped
-        return
-
-    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        stopped.states = args[0] if args else kwargs["hidden_states"]
-        raise _EnoughError
-
-    handle = adapter.layers[layer].register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        with torch.compiler.set_stance("force_eager"):  # whoever compiled the decoder itself
-            yield stopped
-    except _EnoughError:
-        pass
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def states_entering(
-    adapter: ModelAdapter, layers: Iterable[int]
-) -> Iterator[dict[int, torch.Tensor]]:
-    """Layer number to the states `[batch, tokens, hidden]` that entered it in a forward inside."""
     found: dict[int, torch.Tensor] = {}
 
     def keep(layer: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found[layer] = args[0] if args else kwargs["hidden_states"]
+            found[layer] = entering(args, kwargs)
 
         return hook
+
+    def end(*_: Any) -> None:
+        raise _EnoughError
 
     with ExitStack() as hooks:
         for layer in layers:
             handle = adapter.layers[layer].register_forward_pre_hook(keep(layer), with_kwargs=True)
             hooks.callback(handle.remove)
-        yield found
+        if stop is None or stop >= adapter.depth:
+            yield found
+            return
+        hooks.callback(adapter.layers[stop].register_forward_pre_hook(end).remove)
+        # Whoever compiled the decoder itself: an exception cannot leave a compiled graph.
+        hooks.enter_context(torch.compiler.set_stance("force_eager"))
+        with suppress(_EnoughError):
+            yield found
+
+
+@contextmanager
+def graph_from(adapter: ModelAdapter, layer: int) -> Iterator[None]:
+    """Forwards inside have a graph from the states that enter block `layer` on.
+
+    Where the caller has one already it is left as it is.
+    """
+
+    def begin(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        states = entering(args, kwargs)
+        if torch.is_grad_enabled() and states.requires_grad:
+            return None
+        torch.set_grad_enabled(True)
+        return given(args, kwargs, states.detach().requires_grad_())
+
+    before = torch.is_grad_enabled()
+    handle = adapter.layers[layer].register_forward_pre_hook(begin, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+        torch.set_grad_enabled(before)
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, without gradients; afterwards every module as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """The states that a block, or its attention, is called with."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def given(
+    args: tuple[Any, ...], kwargs: dict[str, Any], states: torch.Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of such a call with other states."""
+    return ((states, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": states})

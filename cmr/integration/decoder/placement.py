@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmr.errors import UnsupportedModelError
-
 
 def device_of(module: nn.Module) -> torch.device:
     """Device on which a module computes.
@@ -20,15 +18,17 @@ def device_of(module: nn.Module) -> torch.device:
     device = next(module.parameters()).device
     if device.type != "meta":
         return device
-    for hook in _hooks(module):
-        found = getattr(hook, "execution_device", None)
-        if found is not None:
-            return torch.device("cuda", found) if isinstance(found, int) else torch.device(found)
+    for part in module.modules():
+        for hook in _own_hooks(part):
+            at = getattr(hook, "execution_device", None)
+            if at is not None:
+                return torch.device("cuda", at) if isinstance(at, int) else torch.device(at)
     return device
 
 
 def shards(module: nn.Module, names: tuple[str, ...]) -> int:
     """Processes among which tensor parallelism divides the projections `names`; 1: it does not."""
+    # A bias may be whole in every process: what is divided most tells.
     found = 1
     for name in names:
         projection = getattr(module, name, None)
@@ -38,19 +38,6 @@ def shards(module: nn.Module, names: tuple[str, ...]) -> int:
             here = own_part(weight)
             found = max(found, round(weight.numel() / max(1, here.numel())))
     return found
-
-
-def heads_here(heads: int, among: int) -> int:
-    """How many of `heads` this process has.
-
-    Raises:
-        UnsupportedModelError: they cannot be divided evenly.
-    """
-    if heads % among:
-        raise UnsupportedModelError(
-            f"a number of heads that {among} processes can share evenly expected, got {heads}"
-        )
-    return heads // among
 
 
 def own_part(weight: torch.Tensor) -> torch.Tensor:
@@ -95,13 +82,8 @@ def _present(owner: nn.Module, name: str, weight: torch.Tensor) -> torch.Tensor:
     return weight
 
 
-def _hooks(module: nn.Module) -> Iterator[Any]:
-    """The hooks of accelerate on a module and on those in it."""
-    for part in module.modules():
-        yield from _own_hooks(part)
-
-
 def _own_hooks(module: nn.Module) -> Iterator[Any]:
+    """The hooks of accelerate on a module."""
     hook = getattr(module, "_hf_hook", None)
     if hook is not None:
         yield from getattr(hook, "hooks", (hook,))

@@ -14,7 +14,7 @@ from cmr.config import RetrievalConfig
 from cmr.integration.capture.window import is_windowed
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
-from cmr.integration.decoder.partial_pass import states_entering, stop_before
+from cmr.integration.decoder.partial_pass import states_entering
 from cmr.integration.hooks.step import Step
 from cmr.integration.requests.request import Request
 from cmr.integration.reweave.recall import Recall
@@ -180,21 +180,15 @@ class Asker:
             seen["attention_mask"] = None if new is None else new.long()
         for layer in layers:
             layer.peeking = True
-        partial = stop_before(adapter, core.index_layer)
-        wanted = retriever.layers
+        index, wanted = core.index_layer, retriever.layers
+        partial = states_entering(adapter, {index, *wanted}, stop=index)
         try:
-            with (
-                self._alone(),
-                torch.no_grad(),
-                states_entering(adapter, wanted) as noted,
-                partial as ended,
-            ):
+            with self._alone(), torch.no_grad(), partial as noted:
                 decoder(**seen)
         finally:
             for layer in layers:
                 layer.peeking = False
-        assert ended.states is not None, "the decoder never reached its index layer"
-        noted[core.index_layer] = ended.states
+        assert index in noted, "the decoder never reached its index layer"
         with torch.no_grad():
             heads = {n: adapter.queries(n, noted[n]).to(core.ring.device) for n in wanted}
-        return ended.states, heads
+        return noted[index], heads

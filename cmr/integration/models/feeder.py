@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from cmr.integration.capture.leaving_text import SCORE, LeavingText
+from cmr.integration.capture.piece_scores import attention_received
 from cmr.integration.memory import Memory
-from cmr.kernels.reference.rotary import rotate
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.relevance import RelevanceScorer
 from cmr.memory.token_scores import token_scores
@@ -120,23 +120,10 @@ class Feeder:
         for row, first in enumerate(text.first):
             if 0 <= first < mask.shape[1]:
                 seen[row, first] = False
-        # States behind the last block have no attention of their own: they are compared as such.
-        inputs = {}
         if layer < self._adapter.depth:
-            # The layer's projections are run once more: only its states were noted.
-            query = self._adapter.queries(layer, states)
-            key, _ = self._adapter.keys_values(layer, states)
-            if self._adapter.rotates(layer):
-                rope, reach = (text.columns.get(name) for name in ("rope", "reach"))
-                assert rope is not None
-                # At the positions that the tokens had in the window.
-                turn = self._adapter.rotary(layer, rope.to(states.device), reach)
-                query, key = rotate(query, *turn), rotate(key, *turn)
-            scale = getattr(self._adapter.attention(layer), "scaling", None)
-            if scale is not None:  # of the logits, where it is not one over the root of the width
-                query = query * (scale * query.shape[-1] ** 0.5)
-            inputs = {"query": query, "key": key}
-        found = token_scores("attention_based", states, seen, **inputs)
+            rope, reach = text.columns["rope"], text.columns.get("reach")
+            return attention_received(self._adapter, layer, states, rope, seen, reach)
+        found = token_scores("attention_based", states, seen)
         return found.masked_fill(~seen, 0.0)
 
     def _store(

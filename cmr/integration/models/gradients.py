@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
 
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.decoder.partial_pass import states_entering
+from cmr.integration.decoder.partial_pass import graph_from, states_entering
 from cmr.memory.token_scores import gradient_times_state
-
-
-@contextmanager
-def graph_from(adapter: ModelAdapter, layer: int) -> Iterator[None]:
-    """Forwards inside have a graph from the states that enter block `layer` on.
-
-    Where the caller has one already it is left as it is.
-    """
-
-    def begin(
-        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        states = args[0] if args else kwargs["hidden_states"]
-        if torch.is_grad_enabled() and states.requires_grad:
-            return None
-        # Only from here on: the blocks in front of the first wanted state need no graph.
-        torch.set_grad_enabled(True)
-        leaf = states.detach().requires_grad_()
-        return ((leaf, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": leaf})
-
-    before = torch.is_grad_enabled()
-    handle = adapter.layers[layer].register_forward_pre_hook(begin, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-        torch.set_grad_enabled(before)
 
 
 def scored_forward(

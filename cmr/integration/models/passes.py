@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache
 
 from cmr.errors import ConfigError
 from cmr.integration.capture.leaving_text import SCORE
-from cmr.integration.capture.reader import INTEGERS, require_known
+from cmr.integration.capture.rows import checked
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.memory import Memory
 from cmr.integration.models.feeder import GRADIENT, Feeder
@@ -24,39 +24,6 @@ from cmr.retrieval.strategies.tasks import settings_of
 
 Sessions = str | Sequence[str] | None
 """One name for all rows, or one a row; None: `str(row)`."""
-
-
-def checked(
-    input_ids: Any, attention_mask: Any, vocabulary: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Token ids `[batch, tokens]` int64 and their mask, before any work is done with them.
-
-    Raises:
-        TypeError: `input_ids` is no integer tensor, or the mask none at all.
-        ValueError: no tokens, an id outside the vocabulary, or a mask of another shape.
-    """
-    kind = getattr(input_ids, "dtype", type(input_ids).__name__)
-    if kind not in INTEGERS:
-        raise TypeError(f"input_ids: an integer tensor of token ids expected, got {kind}")
-    if input_ids.ndim != 2 or not input_ids.numel():
-        raise ValueError(
-            f"input_ids: [batch, tokens] with a token at least expected, got "
-            f"{list(input_ids.shape)}"
-        )
-    ids = input_ids.long()
-    require_known(ids, vocabulary)
-    if attention_mask is not None:
-        if not isinstance(attention_mask, torch.Tensor):
-            what = type(attention_mask).__name__
-            raise TypeError(f"attention_mask: a tensor or None expected, got {what}")
-        if attention_mask.shape != ids.shape:
-            raise ValueError(
-                f"attention_mask: {list(ids.shape)} expected (as input_ids), "
-                f"got {list(attention_mask.shape)}"
-            )
-        if not bool(attention_mask.any(-1).all()):
-            raise ValueError("attention_mask: a token at least in every row expected, got none")
-    return ids, attention_mask
 
 
 @dataclass(frozen=True)

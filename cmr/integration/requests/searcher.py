@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cmr.integration.capture.reader import INTEGERS, require_known
+from cmr.integration.capture.rows import INTEGERS, require_known
 from cmr.integration.core import Core
 from cmr.integration.hooks.forward import Stepper
 from cmr.integration.requests.request import new_request, under_way

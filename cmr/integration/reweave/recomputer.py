@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from transformers.cache_utils import DynamicCache
 
-from cmr.integration.capture.window import LocalWindow
+from cmr.integration.capture.local_window import LocalWindow
+from cmr.integration.capture.window import adopt
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.decoder.partial_pass import states_entering, stop_before
+from cmr.integration.decoder.partial_pass import states_entering
 from cmr.kernels.reference.rotary import unrotate
 from cmr.memory.block_store import BlockStore
 
@@ -87,24 +88,19 @@ class Recomputer:
         return ahead
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> Layers:
-        found: Layers = {}
-
-        def take(layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-            if layer in self._layers and not self._states:
-                found[layer] = (keys, values)
-
         window = LocalWindow(
-            window=ids.shape[1],
+            self._adapter,
+            window=ids.shape[1],  # nothing leaves
             sinks=0,
             block=1,
-            turn=self._adapter.turn_forward,
             padding=[0] * len(ids),
-            on_new=take,
+            wanted=frozenset() if self._states else self._layers,
         )
-        cache = window.adopt(DynamicCache(config=self._adapter.config), self._adapter.depth)
-        noted = states_entering(self._adapter, self._layers if self._states else ())
-        last = stop_before(self._adapter, max(self._layers) + 1)
-        with torch.no_grad(), noted as states, last:
+        cache = adopt(DynamicCache(config=self._adapter.config), window)
+        noted = states_entering(
+            self._adapter, self._layers if self._states else (), stop=max(self._layers) + 1
+        )
+        with torch.no_grad(), noted as states:
             self._adapter.decoder(
                 input_ids=ids,
                 attention_mask=mask.long(),
@@ -112,4 +108,6 @@ class Recomputer:
                 past_key_values=cache,
                 use_cache=True,
             )
-        return found | {n: (x[:, None], x[:, None]) for n, x in states.items()}
+        if self._states:
+            return {n: (x[:, None], x[:, None]) for n, x in states.items()}
+        return {n: cache.layers[n].new for n in self._layers}  # type: ignore[attr-defined]

@@ -95,9 +95,15 @@ class LayerStore:
 
     def candidates(self, slots: torch.Tensor) -> Candidates:
         """What eviction looks at."""
-        names = ("sequence", "created", "last_access", "access_count", "relevance")
-        pinned = torch.zeros(len(slots), dtype=torch.bool)
-        return Candidates(*(self.columns[name][slots] for name in names), pinned)
+        columns = {
+            name: self.columns[name][slots]
+            for name in ("created", "last_access", "access_count", "relevance")
+        }
+        return Candidates(
+            owner=self.columns["sequence"][slots],
+            pinned=torch.zeros(len(slots), dtype=torch.bool),
+            **columns,
+        )
 
     def duplicates(self) -> torch.Tensor:
         """Slots of entries for which a newer one has the same sequence, token and state."""

@@ -19,6 +19,7 @@ from cmr.integration.calibration import calibrate as calibrating
 from cmr.integration.calibration import files as calibrations
 from cmr.integration.calibration.calibrate import calibrate
 from cmr.integration.calibration.facts import FACTS, chunks, ordinary_text
+from cmr.integration.calibration.files import identity
 from cmr.integration.calibration.measures import (
     BLOCK,
     Passages,
@@ -31,7 +32,6 @@ from cmr.integration.calibration.measures import (
 from cmr.integration.calibration.run import Run, Trial
 from cmr.integration.calibration.states import LayerStates, plant, question, read, running
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.decoder.fingerprint import identity
 from cmr.retrieval.calibration import Calibration
 from tests.integration import tiny
 

@@ -11,9 +11,10 @@ from torch.nn import functional
 
 import cmr
 from cmr.config import SCORING_METHODS
-from cmr.integration.capture import block_scorer as scoring
-from cmr.integration.capture.block_scorer import BlockScorer, Piece
-from cmr.integration.capture.reader import Rows
+from cmr.integration.capture import piece_scores as scoring
+from cmr.integration.capture.block_scorer import BlockScorer
+from cmr.integration.capture.piece_scores import Piece
+from cmr.integration.capture.rows import Rows
 from cmr.memory.token_scores import token_scores
 from tests.integration.tiny import VOCABULARY, padded, text
 from tests.kernels.compare import assert_close

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from cmr.integration.capture.window import LocalWindow
+from cmr.integration.capture.local_window import LocalWindow
+from cmr.integration.capture.window import adopt
 from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.kernels.reference.rotary import rotate
 from tests.kernels.compare import assert_error_at_most_twice
 
 Left = list[tuple[int, torch.Tensor, torch.Tensor]]
@@ -18,14 +20,14 @@ def windowed(
     adapter: ModelAdapter, padding: list[int], left: Left, window: int = 32, sinks: int = 4
 ) -> DynamicCache:
     owner = LocalWindow(
+        adapter,
         window=window,
         sinks=sinks,
         block=8,
-        turn=adapter.turn_forward,
         padding=padding,
         on_leave=lambda *going: left.append(going),
     )
-    return owner.adopt(DynamicCache(), adapter.depth)
+    return adopt(DynamicCache(), owner)
 
 
 def test_sinks_gather_no_rounding_errors(llama: nn.Module) -> None:
@@ -40,7 +42,7 @@ def test_sinks_gather_no_rounding_errors(llama: nn.Module) -> None:
         layer.update(new, new)
     assert layer.left == 3600 + 4 - layer.keys.shape[2] and len(left) > 400
     amount = torch.tensor([layer.left])
-    exact = adapter.turn_forward(2, first.double(), amount)
+    exact = rotate(first.double(), *adapter.shift(2, amount))
     assert_error_at_most_twice(
         "sinks", layer.keys[:, :, :4], exact.bfloat16(), exact.double(), floor=0.0
     )

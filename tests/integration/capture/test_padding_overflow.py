@@ -176,7 +176,7 @@ def test_a_chat_goes_on_row_by_row(llama: nn.Module) -> None:
 def test_rows_without_padding_take_no_other_way(llama: nn.Module) -> None:
     with cmr.attach(llama, **SETTINGS):
         cache = llama(text(2, 90), use_cache=True).past_key_values
-        assert cache.layers[0].owner.padding == ()
+        assert cache.layers[0].owner.padded is None
         mask = torch.ones(2, 91).long()
         assert cache.layers[0].visible(mask, 1) is mask
         assert cache.layers[0].left % BLOCK == 0

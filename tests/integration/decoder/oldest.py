@@ -11,7 +11,8 @@ from torch import nn
 from transformers import DynamicCache
 
 import cmr
-from tests.integration.tiny import LAYERS, READS_ALL, greedy, text
+from cmr.integration.capture.window import adopt
+from tests.integration.tiny import READS_ALL, greedy, text
 
 
 def test_version() -> None:
@@ -34,7 +35,7 @@ def test_a_window_is_cropped_by_what_goes_and_by_what_stays(given: int, llama: n
     """Releases differ in what they say: 7 of 30 tokens go, 23 stay."""
     with cmr.attach(llama, window=64) as memory:
         window = memory._core.new_window([0])
-    cache = window.adopt(DynamicCache(config=llama.config), len(LAYERS))
+    cache = adopt(DynamicCache(config=llama.config), window)
     keys = torch.randn(1, 2, 30, 16)
     cache.update(keys, keys, 0)
     cache.crop(given)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import cmr
+from cmr.integration.calibration.files import identity
 from cmr.integration.decoder import fingerprint
 from cmr.integration.decoder.adapter import ModelAdapter
 from tests.integration.tiny import LAYERS, READS_ALL, build, greedy, text
@@ -82,7 +83,7 @@ def test_an_offloaded_model_is_where_it_computes_and_is_known(
     assert {there.device(layer).type for layer in LAYERS} == {"cpu"}
     assert there.input_device.type == "cpu" and there.dtype == torch.float32
     assert fingerprint.of_model(there) == fingerprint.of_model(here)
-    assert fingerprint.identity(there) == fingerprint.identity(here)
+    assert identity(there) == identity(here)
 
 
 def test_what_a_layer_stores_lies_on_its_device() -> None:

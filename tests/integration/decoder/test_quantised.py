@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import cmr
 from cmr.errors import ConfigError
+from cmr.integration.calibration.files import identity
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.decoder.fingerprint import identity
 from tests.integration.test_detach import attributes, hooks
 from tests.integration.tiny import READS_ALL, build, greedy, stepwise, text
 

@@ -1,0 +1,82 @@
+"""What all layers of a bounded cache share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from cmr.integration.capture.padded_rows import PaddedRows
+from cmr.integration.capture.window_record import WindowRecord
+from cmr.integration.decoder.adapter import ModelAdapter
+
+Take = Callable[[int, torch.Tensor, torch.Tensor], None]
+
+
+class LocalWindow:
+    """What all layers of one cache share, beside a record of the tokens in it.
+
+    Args:
+        adapter: the model.
+        window: tokens kept behind the sinks.
+        sinks: first tokens that are always kept.
+        block: tokens that leave at once; half the window where that is less.
+        padding: tokens of left padding of each row.
+        on_leave: takes `(layer, keys, values)` of the tokens that leave, or None.
+        whole: the sinks are handed to `on_leave`, too, with the first tokens that leave.
+        wanted: layers that keep the keys and values of the newest tokens at hand.
+
+    Attributes:
+        most: tokens that are held at most between two forwards.
+        rows: of the batch that the cache began with.
+        padded: what is known of the rows, where some of them are padded; else None.
+        order: rows of the batch before that the present ones were, where some are padded.
+        record: what is known of the tokens in it; None where nobody follows them.
+        on_copy: takes the record of a deep copy of the cache, or None.
+        deferred: whether nothing leaves until `settle` is called, as behind a compiled forward.
+        patient: whether nothing leaves at all, for a piece that is read in several forwards.
+        angles: that turned the sinks last: for which amount, and by kind of layer and device.
+    """
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        *,
+        window: int,
+        sinks: int,
+        block: int,
+        padding: Sequence[int],
+        on_leave: Take | None = None,
+        whole: bool = False,
+        wanted: frozenset[int] = frozenset(),
+    ) -> None:
+        self.adapter, self.wanted = adapter, wanted
+        self.sinks, self.whole = sinks, whole
+        # Blocks leave, not tokens: memory stores blocks, and the sinks are turned less often.
+        self.block = min(block, max(1, window // 2))
+        self.on_leave = on_leave
+        self.on_copy: Callable[[WindowRecord], None] | None = None
+        self.record: WindowRecord | None = None
+        self.deferred = self.patient = False
+        self.most = sinks + window
+        self.rows = len(padding)
+        self.padded = None
+        if any(padding):
+            self.padded = PaddedRows(padding, sinks, self.most, self.block, whole)
+        self.order: list[int] = []
+        self.angles: tuple[object, dict[Any, tuple[torch.Tensor, torch.Tensor]]] = (None, {})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LocalWindow:
+        # The copy of a cache has a record of its own; everything else is shared.
+        other = memo[id(self)] = copy.copy(self)
+        if self.record is not None:
+            other.record = copy.deepcopy(self.record, memo)
+            if self.on_copy is not None:
+                self.on_copy(other.record)
+        return other
+
+    def room(self, held: int) -> int:
+        """How many tokens may come before any leaves when `held` are held."""
+        return self.most - held
