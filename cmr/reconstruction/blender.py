@@ -131,6 +131,7 @@ class ContextBlender:
         """`[n]` float32 of sum 1."""
         similarity, timestamp, n = joined.similarity, joined.timestamp, len(joined)
         low, high = similarity.aminmax()
+        # A place between the extremes: similarities of states lie close together, far from 0.
         place = torch.where(high > low, (similarity - low) / (high - low), 1.0)
         ages = timestamp.sort().values
         newer = n - torch.searchsorted(ages, timestamp, right=True)
@@ -144,6 +145,7 @@ class ContextBlender:
 
     def _heads(self, cosine: torch.Tensor) -> torch.Tensor:
         """For each state the first one `[n]` int64, itself or before it, that it is one with."""
+        # Compared on the CPU, where the loop below waits for nobody.
         alike = (cosine >= self.merge_similarity - ROUNDING).cpu()
         places = torch.arange(len(alike))
         heads = places.clone()

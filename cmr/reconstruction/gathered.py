@@ -35,6 +35,7 @@ class Gathered:
         n = len(states)
         layers = torch.full((n,), -1 if layer is None else layer)
         zeros = torch.zeros(n, dtype=torch.int64)
+        # Nothing is known of them: the middle of the scale, and no time.
         half, clock = torch.full((n,), 0.5), torch.zeros(n, dtype=torch.float64)
         return cls(states, zeros, half, clock, layers, torch.arange(n))
 
@@ -54,10 +55,11 @@ class Gathered:
             first = entries[0].hidden_state
             expect_dtype("hidden_state", entry.hidden_state, first, "of the first entry")
         places = [i for i, entry in enumerate(entries) if layer in (None, entry.layer_idx)]
+        # By text and place, so that neighbours come one after the other.
         places.sort(key=lambda i: (*_text(entries[i]), entries[i].position_idx))
         chosen = [entries[i] for i in places]
         runs: list[int] = []
-        before = None
+        before: MemoryEntry | None = None
         for entry in chosen:
             begins = before is None or not _follows(entry, before)
             runs.append((runs[-1] if runs else -1) + begins)

@@ -156,6 +156,7 @@ class ReconstructionIntegrator:
         ones = torch.ones(memory.shape[:-1], dtype=torch.bool, device=memory.device)
         mask = ones if memory_mask is None else memory_mask.to(memory.device) != 0
         size = (batch, memory.shape[-2])
+        # A view: all rows read the same states.
         states = memory.expand(*size, self.hidden_size)
         one_run = torch.zeros(size, dtype=torch.int64, device=memory.device)
         return _Read(states, mask.expand(size), one_run, None, None)
@@ -163,6 +164,7 @@ class ReconstructionIntegrator:
     def _of_rows(self, rows: Sequence[Reconstruction | None], hidden: torch.Tensor) -> _Read:
         given = [row for row in rows if row is not None]
         kinds = sorted({row.method for row in given})
+        # The method decides how all rows of the batch are summed.
         if len(kinds) > 1:
             raise ValueError(f"memory: reconstructions of one method expected, got {kinds}")
         for row in given:

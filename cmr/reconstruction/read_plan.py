@@ -72,6 +72,7 @@ class ReadPlan:
         at = self.members.clamp(min=0).view(batch, 1, read * width, 1)
         found = states.gather(2, at.expand(-1, heads, -1, dim))
         found = found.view(batch, heads, read, width, dim)
+        # Filled before the sum: a share of 0 would not hide a NaN.
         found = found.masked_fill((self.members < 0)[:, None, ..., None], 0.0)
         if width == 1:  # no sums: what is read alone keeps its bits
             return found[..., 0, :]

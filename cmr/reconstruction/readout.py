@@ -107,6 +107,7 @@ def _with_prior(
     scores: torch.Tensor, mask: torch.Tensor, prior: torch.Tensor | None
 ) -> torch.Tensor:
     if prior is not None:
+        # A factor in front of the softmax is a summand of the logits.
         scores = scores + prior.to(scores.dtype).log()[:, None]
     return scores.masked_fill(~mask[:, None], NEG_INF)
 

@@ -104,6 +104,7 @@ class LayeredStateReconstructor:
         """
         expect_states("query_states", query_states, self.hidden_size, (2, 3))
         asks = expect_mask(attention_mask, query_states)
+        # Tokens of all rows ask together.
         query = query_states.reshape(1, -1, self.hidden_size)
         asks = None if asks is None else asks.reshape(1, -1)
         gathered = self._gathered(memories, query_states, layer_idx)
@@ -153,6 +154,7 @@ class LayeredStateReconstructor:
         sources = gathered.sources[at]
         return Reconstruction(
             states=states,
+            # Even ones: what counts more is told by the sum itself, not in front of it.
             weights=torch.full((m,), 1.0 / max(1, m), device=states.device),
             similarity=_similarity(query, asks, states),
             relevance=(gathered.relevance[at] * shares).sum(-1),

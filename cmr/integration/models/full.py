@@ -79,6 +79,7 @@ class FullCMRModel(MemoryModel):
         self.reconstructor = LayeredStateReconstructor(
             hidden, method or "attention", tokens, ratio, model=self.model
         )
+        # "auto" follows the certainty of a search, which a blend of given states does not have.
         weight = WEIGHT if isinstance(reweave.memory_weight, str) else reweave.memory_weight
         self.integrator = ReconstructionIntegrator(hidden, reweave.method, weight)
         criteria_weights = None if criteria is None else dict(criteria)

@@ -22,9 +22,8 @@ from cmr.integration.models.backbone.backbones import BackboneAdapter, decoder_f
 from cmr.integration.models.backbone.loaded import load_backbone
 from cmr.integration.models.backbone.quantisation import ready_to_save
 from cmr.integration.models.feeder import Feeder, Scorer
-from cmr.integration.models.outputs import CMROutput
+from cmr.integration.models.outputs import CMROutput, Projection
 from cmr.integration.models.passes import Passes, Sessions, forward_tokens, generated_tokens
-from cmr.integration.models.projection import Projection
 from cmr.integration.models.recorder import Recorder
 from cmr.integration.models.saved import MEMORY, load_about, load_memory, save_about, save_memory
 from cmr.integration.models.settings import expect_parts, model_settings
@@ -127,6 +126,7 @@ class MemoryModel(nn.Module):
         # The parts: what captures and stores states, and what runs texts.
         self._feeder = Feeder(self.memory, self.memory_buffer, self.scorer, self.target_layers)
         self._passes = Passes(model, self._feeder)
+        # Made last: its hook feeds the parts above.
         self.hooks = HookManager(model, adapter=core.adapter)
         self.register_memory_hooks()
 

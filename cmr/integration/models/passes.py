@@ -167,6 +167,7 @@ class Passes:
             "past_key_values": DynamicCache(config=self._memory._core.adapter.config),
             "use_cache": True,
         }
+        # Nothing leaves the cache on the way, so the text is scored and stored as a whole.
         with self._memory._stepper.following(bounded=False) as caches:
             output = self._scored(inputs, final)
         return output, sum(self._memory.absorb(cache) for cache in caches)

@@ -77,6 +77,7 @@ def model_settings(
         "max_total_entries": config.memory.max_total_entries or max(TOTAL, entries),
         "relevance_threshold": config.memory.relevance_threshold,
     }
+    # Only where they were said: memory and buffer have other defaults.
     for name in ("eviction_strategy", "cleanup_threshold"):
         if name in memory:
             buffer[name] = memory[name]

@@ -57,6 +57,7 @@ class LayerStore:
         full_rows: int | None,
     ) -> None:
         self.slots, self.hidden, self.dtype, self.device = slots, hidden, dtype, device
+        # Whether the long-term tier is kept in 8 bits.
         self.reduces = full_rows is not None
         rows = slots if full_rows is None else min(full_rows, slots)
         self.columns = {
@@ -95,15 +96,10 @@ class LayerStore:
 
     def candidates(self, slots: torch.Tensor) -> Candidates:
         """What eviction looks at."""
-        columns = {
-            name: self.columns[name][slots]
-            for name in ("created", "last_access", "access_count", "relevance")
-        }
-        return Candidates(
-            owner=self.columns["sequence"][slots],
-            pinned=torch.zeros(len(slots), dtype=torch.bool),
-            **columns,
-        )
+        names = ("sequence", "created", "last_access", "access_count", "relevance")
+        parts = [self.columns[name][slots] for name in names]
+        parts.append(torch.zeros(len(slots), dtype=torch.bool))  # none is pinned
+        return Candidates(*parts)
 
     def duplicates(self) -> torch.Tensor:
         """Slots of entries for which a newer one has the same sequence, token and state."""
@@ -223,6 +219,7 @@ class LayerStore:
     def states(self, slots: torch.Tensor) -> torch.Tensor:
         """Copies of the states, `[k, hidden]` in the layer's dtype; codes are turned back."""
         rows = self._row[slots]
+        # Row 0 stands in for states in codes, which are put over it.
         out = self._states[rows.clamp(min=0).to(self.device)]
         coded = rows < 0
         if bool(coded.any()):

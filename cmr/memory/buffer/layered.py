@@ -47,8 +47,7 @@ class LayeredMemoryBuffer:
             What is in neither is long-term.
         reduce_long_term: keep long-term states in 8 bits with a scale each; what is given back of
             them is off by half a step of 1/127 of the state's largest value.
-        relevance_threshold: entries of lower relevance are evicted before all others; None: no
-            such limit.
+        relevance_threshold: entries of lower relevance are evicted first; None: no such limit.
         device: where the states are kept; None: where a layer's first state is.
 
     Attributes:
@@ -92,7 +91,7 @@ class LayeredMemoryBuffer:
 
     @property
     def limits(self) -> BufferLimits:
-        """How much is kept, and what of it."""
+        """The numbers that the buffer was made with, and the threshold that holds now."""
         return self._layers.limits
 
     # -- writing ---------------------------------------------------------------------------------
@@ -100,8 +99,7 @@ class LayeredMemoryBuffer:
     def add_entry(self, entry: MemoryEntry) -> range:
         """Store an entry; one of several tokens becomes as many entries, see `store_state`.
 
-        What an entry says of its use and place elsewhere (`timestamp`, `access_count`,
-        `last_access`, `slot`, `tier`) starts anew here.
+        What it says of its use and place elsewhere (`timestamp`, `slot`, …) starts anew here.
         """
         return self.store_state(
             entry.hidden_state,
@@ -154,6 +152,7 @@ class LayeredMemoryBuffer:
         relevance = relevance_to_store(relevance_score, count)
         if token_ids and len(token_ids) != count:
             raise ValueError(f"token_ids: {count} or none expected, got {len(token_ids)}")
+        # All is checked before the lock is taken and before anything is stored.
         ids = [check.integer("token_ids", token, 0) for token in token_ids]
         with self.lock:
             name = self._layers.names.get(sequence, session)
@@ -363,6 +362,7 @@ class LayeredMemoryBuffer:
         """
         with self.lock:
             content = BufferContent(self._layers, self._settings())
+            # The last save, so that only what is new is written.
             report = save(path, content, base=self._base, key=key)
             self._base = report.id
             return report
@@ -370,8 +370,8 @@ class LayeredMemoryBuffer:
     def load_state(self, path: str | os.PathLike[str], *, key: bytes | str | None = None) -> int:
         """Take what was saved in the place of all that is stored; returns how many entries it is.
 
-        Entries come back in their slots and tiers, with their numbers and their use. Counts of
-        what happened, and the settings, are this buffer's. `key`: what it was encrypted with.
+        Entries come back in their slots and tiers, with their numbers and their use; settings and
+        counts of what happened are this buffer's. `key`: what it was encrypted with.
 
         Raises:
             MemoryNotFoundError, CorruptMemoryError, NewerFormatError, MemoryKeyError: as

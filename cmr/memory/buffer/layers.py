@@ -102,6 +102,7 @@ class Layers:
     ) -> LayerStore:
         """An empty layer of this size, which takes its place among the stores."""
         of = self.limits
+        # A layer never holds more than all layers may.
         slots = min(of.max_entries_per_layer, of.max_total_entries)
         full = of.recent + of.working if of.reduce_long_term else None
         with torch.inference_mode(False):  # what is made in it could not be changed outside
@@ -166,6 +167,7 @@ class Layers:
         # Entries of all layers compete: a layer may shrink for another one.
         if len(self) == of.max_total_entries:
             self._evict([*self.stores.values()], of.kept(of.max_total_entries), sequence)
+        # Sinking comes after eviction, which may have made room in the first tier.
         if store.by_tier[RECENT] == of.recent:
             self._sink(store, RECENT, of.kept(of.recent))
             if store.by_tier[WORKING] > of.working:
@@ -232,6 +234,7 @@ class Layers:
         after = {number: numbers.get(number, number) for number in self.sequences()}
         if len(set(after.values())) != len(after):
             raise ValueError(f"numbers: one of its own for each sequence expected, got {after}")
+        # All at once: one after the other, two sequences could not swap their numbers.
         for store in self.stores.values():
             slots = store.find()
             old = store.columns["sequence"][slots].tolist()

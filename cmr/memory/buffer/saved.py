@@ -93,6 +93,7 @@ def restore(
         raise ValueError(
             f"{opened.path}: settings {dict(settings)} expected, got {header.get('settings')}"
         )
+    # The checksums of all files first: nothing is read of a damaged save.
     opened.verify()
     forms = _forms_in(opened, codes=bool(settings["reduce_long_term"]))
     into.clock, into.names = _clock_and_names(opened)

@@ -109,6 +109,7 @@ class AdvancedMemoryRetriever:
         """Add a strategy, made when it is asked for first, or put another one in its place."""
         with self.memory_buffer.lock:
             self._makers[name] = maker
+            # Answers and the strategy made before are those of the old maker.
             self._made.pop(name, None)
             self.retrieval_cache.forget()
 

@@ -51,6 +51,7 @@ class RetrievalContext:
         name, ranks = "current_hidden_states", (2, 3)
         states = expect_states(name, self.current_hidden_states, hidden_size, ranks).detach()
         expect_finite(name, states)
+        # Tokens of all rows ask together, as one row.
         mask = expect_mask(self.attention_mask, states)
         return Ask(
             states=states.reshape(1, -1, hidden_size).to(device),
