@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 import numbers
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cmr.errors import ConfigError
@@ -20,6 +21,27 @@ def refuse(field: str, value: object, expected: str) -> ConfigError:
 def put(instance: object, name: str, value: object) -> None:
     """Set a field of a frozen dataclass while it is made."""
     object.__setattr__(instance, name, value)
+
+
+def setting(default: Any, check: Callable[..., Any], *arguments: Any) -> Any:
+    """A field of a `Checked` dataclass, whose value is `check(name, value, *arguments)`."""
+    return dataclasses.field(default=default, metadata={"check": check, "arguments": arguments})
+
+
+class Checked:
+    """What settings have in common: each `setting` is checked when they are made.
+
+    A field whose default is None may be None; no other may.
+    """
+
+    def __post_init__(self) -> None:
+        """Checks every field; what belongs to two of them is checked by who has them."""
+        settings: Any = self  # the classes below this one are dataclasses
+        for item in dataclasses.fields(settings):
+            value = getattr(self, item.name)
+            if item.metadata and not (value is None and item.default is None):
+                check, arguments = item.metadata["check"], item.metadata["arguments"]
+                put(self, item.name, check(item.name, value, *arguments))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -55,6 +77,29 @@ def real(field: str, value: Any, low: float, high: float = math.inf) -> float:
     return number
 
 
+def share(field: str, value: Any) -> float:
+    """`value` as float, if it is in (0, 1]."""
+    number = real(field, value, 0.0, 1.0)
+    if number == 0:
+        raise refuse(field, value, "a number in (0, 1]")
+    return number
+
+
+def positive(field: str, value: Any, what: str = "a number") -> float:
+    """`value` as float, if it is above 0; `what` it is, for the error."""
+    number = real(field, value, 0.0)
+    if number == 0:
+        raise refuse(field, value, f"{what} above 0")
+    return number
+
+
+def text(field: str, value: Any, expected: str) -> str:
+    """`value`, if it is a string."""
+    if not isinstance(value, str):
+        raise refuse(field, value, expected)
+    return value
+
+
 def flag(field: str, value: Any) -> bool:
     """`value`, if it is a bool."""
     if not isinstance(value, bool):
@@ -85,18 +130,6 @@ def layers(field: str, value: Any) -> tuple[int, ...]:
     if wrong or not numbers_ or len(set(numbers_)) != len(numbers_):
         raise refuse(field, value, expected)
     return tuple(sorted(numbers_))
-
-
-def read_limits(config: Any) -> None:
-    """Checks `max_memory_tokens` and `compression_ratio` of a frozen dataclass, where given."""
-    if config.max_memory_tokens is not None:
-        most = integer("max_memory_tokens", config.max_memory_tokens, 1)
-        put(config, "max_memory_tokens", most)
-    if config.compression_ratio is not None:
-        ratio = real("compression_ratio", config.compression_ratio, 0.0, 1.0)
-        if ratio == 0:
-            raise refuse("compression_ratio", ratio, "a number in (0, 1]")
-        put(config, "compression_ratio", ratio)
 
 
 def weights(field: str, value: Any, criteria: Iterable[str]) -> tuple[tuple[str, float], ...]:

@@ -31,9 +31,7 @@ class BackgroundOptimizer:
     """
 
     def __init__(self, upkeep: Callable[[], Any], seconds: float = 60.0) -> None:
-        self.seconds = check.real("seconds", seconds, 0.0)
-        if self.seconds == 0:
-            raise check.refuse("seconds", seconds, "a number above 0")
+        self.seconds = check.positive("seconds", seconds)
         self.runs = 0
         self.error: Exception | None = None
         self._upkeep = upkeep
