@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from cmr.config import CMRConfig
-from cmr.errors import AttachError, CMRWarning, ConfigError
+from cmr.errors import CMRWarning, ConfigError
 from cmr.integration.capture.block_writer import Keep
 from cmr.integration.capture.lasting import lasting
 from cmr.integration.cautions import caution
@@ -17,7 +17,7 @@ from cmr.integration.decoder import fingerprint
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.detection import adapt
 from cmr.integration.files.folders import open_saved
-from cmr.integration.memory import ATTACHED, Memory
+from cmr.integration.memory import Memory, require_free
 
 
 def attach(
@@ -58,7 +58,7 @@ def attach(
     elif config is not None and not isinstance(config, CMRConfig):
         raise ConfigError(f"config: a CMRConfig or a dictionary expected, got {config!r}")
     settings = (config or CMRConfig()).with_overrides(**overrides)
-    _require_free(model)
+    require_free(model)
     return _memory(adapt(model), settings, tokenizer, keep)
 
 
@@ -105,7 +105,7 @@ def load(
     if not saved.header.get("calibrated", saved.header.get("index") is not None):
         overrides.setdefault("calibration", "none")
     wanted = CMRConfig.from_dict(settings).with_overrides(**overrides)
-    _require_free(model)
+    require_free(model)
     memory = _memory(adapter, wanted, tokenizer, keep)
     try:
         memory._files.take(saved, sessions, key)
@@ -113,11 +113,6 @@ def load(
         memory.detach()
         raise
     return memory
-
-
-def _require_free(model: nn.Module) -> None:
-    if hasattr(model, ATTACHED):
-        raise AttachError("this model has a memory attached already; detach() that one first")
 
 
 def _memory(

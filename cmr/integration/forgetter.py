@@ -48,7 +48,6 @@ class Forgetter:
 
     def __init__(self, core: Core, stepper: Stepper) -> None:
         self._core, self._stepper = core, stepper
-        core.ring.keeper.on_expired = self.drop_copies
 
     def select(
         self,

@@ -16,16 +16,15 @@ from cmr.integration.decoder.detection import adapt
 from cmr.integration.hooks.attention_watcher import Watcher
 from cmr.integration.memory import ATTACHED, Memory
 
-CAPTURE, INTERVENTION, ATTENTION, GRADIENT, CUSTOM = (
-    "capture",
-    "intervention",
-    "attention",
-    "gradient",
-    "custom",
-)
+INTERVENTION, ATTENTION = "intervention", "attention"
 KEEP = ("last", "all")
 WHERE = ("entering", "leaving")
-CUSTOM_KINDS = ("forward", "forward_pre", "backward")
+CUSTOM_KINDS = {
+    "forward": "register_forward_hook",
+    "forward_pre": "register_forward_pre_hook",
+    "backward": "register_full_backward_hook",
+}
+"""Kinds of hooks on any module, and the method of a module that registers one."""
 
 Take = Callable[[int, torch.Tensor], None]
 Change = Callable[[torch.Tensor, int], torch.Tensor]
@@ -72,6 +71,11 @@ class HookManager:
     what the model then thinks. Interventions come before whatever captures the same states,
     the memory included.
 
+    What the methods that register a hook have in common: `name` is what it is called, `layers` are
+    the blocks that it is on, `keep` says what of its values stays in `Hook.values`, 'last' or a
+    list of 'all', and with `into`, which takes layer and value, nothing is kept. They raise
+    `ConfigError` where the name is taken, or a layer or value is out of its range.
+
     Args:
         model: a transformers decoder with a language-model head.
         adapter: its view, where there is one already; None: a new one.
@@ -88,6 +92,7 @@ class HookManager:
         self._adapter = adapt(model) if adapter is None else adapter
         self.hooks: dict[str, Hook] = {}
         self._handles: dict[str, list[Any]] = {}
+        self._arranged: list[Any] = []
         self._watcher: Watcher | None = None
 
     def __enter__(self) -> HookManager:
@@ -114,30 +119,23 @@ class HookManager:
         """Capture states `[batch, tokens, hidden]`.
 
         Args:
-            name: of the hook.
+            name: see the class, as for `keep` and `into`.
             layers: with 'entering' indices into `hidden_states`: state i enters block i, and that
                 of `num_hidden_layers` stands in front of the head. With 'leaving' blocks.
             where: 'entering', or 'leaving': a block's output before any further norm.
-            keep: 'last' keeps the newest forward's states in `values`, 'all' a list.
+            keep: of each forward.
             detach: without the graph that they came from.
-            into: takes layer and states; nothing is kept then.
-
-        Raises:
-            ConfigError: the name is taken, or a layer or value is out of its range.
+            into: takes layer and states.
         """
         check.choice("where", where, WHERE)
-        check.choice("keep", keep, KEEP)
         last = self._adapter.depth if where == "entering" else self._adapter.depth - 1
-        hook = self._new(name, CAPTURE, layers, last)
-        hook.keep, hook.function = keep, into
+        hook = self._new(name, "capture", self._numbers(layers, last), keep, into)
 
         def see(layer: int, states: torch.Tensor) -> None:
             if self._on(hook):
                 hook.take(layer, states.detach() if detach else states)
 
-        for layer in hook.layers:
-            self._put(hook, self._states_hook(layer, where, see))
-        return hook
+        return self._see_states(hook, where, see)
 
     def intervene(
         self, name: str, layers: Iterable[int] | int, change: Change, *, order: int | None = None
@@ -145,21 +143,22 @@ class HookManager:
         """Change the states that enter blocks.
 
         Args:
-            name: of the hook.
+            name: see the class, as for `layers`.
             layers: blocks.
             change: takes states and layer, gives states of the same shape, dtype and device.
             order: among the interventions of a layer, the lowest first; needed where there are
                 several.
 
         Raises:
-            ConfigError: the name is taken, a layer is out of its range, another intervention on
-                it has no order or the same, or an attached memory blends states into it.
+            ConfigError: also where another intervention on a layer has no order or the same, or an
+                attached memory blends states into it.
         """
         if not callable(change):
             raise check.refuse("change", change, "a function of states and layer")
-        self._check_interventions(name, self._numbers(layers, self._adapter.depth - 1), order)
-        hook = self._new(name, INTERVENTION, layers, self._adapter.depth - 1)
-        hook.order, hook.function = order, change
+        numbers = self._numbers(layers, self._adapter.depth - 1)
+        self._check_interventions(name, numbers, order)
+        hook = self._new(name, INTERVENTION, numbers, into=change)
+        hook.order = order
         self._arrange()
         return hook
 
@@ -174,22 +173,16 @@ class HookManager:
         """Capture attention weights `[batch, heads, tokens, seen]` float32 over the local window.
 
         They are computed beside the model's own attention, which stays as it is, in whatever
-        implementation. Where a layer also reads memory, these are the weights without it.
-
-        Args:
-            name: of the hook.
-            layers: blocks.
-            keep: 'last' or 'all'.
-            into: takes layer and weights; nothing is kept then.
+        implementation. Where a layer also reads memory, these are the weights without it. The
+        arguments are as the class says.
 
         Raises:
-            ConfigError: the name is taken, or a layer or value is out of its range.
             UnsupportedModelError: the family's attention cannot be looked at.
         """
-        check.choice("keep", keep, KEEP)
         watcher = self._watcher or Watcher(self._adapter)
-        hook = self._new(name, ATTENTION, layers, self._adapter.depth - 1)
-        hook.keep, hook.function, self._watcher = keep, into, watcher
+        numbers = self._numbers(layers, self._adapter.depth - 1)
+        hook = self._new(name, ATTENTION, numbers, keep, into)
+        self._watcher = watcher
         self._arrange()
         return hook
 
@@ -201,20 +194,12 @@ class HookManager:
         keep: str = "last",
         into: Callable[[int, float], None] | None = None,
     ) -> Hook:
-        """Watch the flow of gradients: their norm at states, in every backward.
+        """Watch the flow of gradients: their norm, a float, at states, in every backward.
 
-        Args:
-            name: of the hook.
-            layers: as for `capture` with 'entering'.
-            keep: 'last' keeps the newest norm, 'all' a list.
-            into: takes layer and norm; nothing is kept then.
-
-        Raises:
-            ConfigError: the name is taken, or a layer or value is out of its range.
+        The arguments are as the class says, `layers` as for `capture` with 'entering'.
         """
-        check.choice("keep", keep, KEEP)
-        hook = self._new(name, GRADIENT, layers, self._adapter.depth)
-        hook.keep, hook.function = keep, into
+        numbers = self._numbers(layers, self._adapter.depth)
+        hook = self._new(name, "gradient", numbers, keep, into)
 
         def see(layer: int, states: torch.Tensor) -> None:
             if self._on(hook) and states.requires_grad:
@@ -224,9 +209,7 @@ class HookManager:
             if self._on(hook):
                 hook.take(layer, float(gradient.float().norm()))
 
-        for layer in hook.layers:
-            self._put(hook, self._states_hook(layer, "entering", see))
-        return hook
+        return self._see_states(hook, "entering", see)
 
     def custom(
         self, name: str, module: str, function: Callable[..., Any], kind: str = "forward"
@@ -234,16 +217,13 @@ class HookManager:
         """A hook of your own on any module.
 
         Args:
-            name: of the hook.
-            module: name of the module, as `model.named_modules()` gives it.
+            name: see the class.
+            module: name of the module, as `model.named_modules()` gives it; the error of one that
+                is not there names the nearest one.
             function: as PyTorch calls it: `(module, args, output)` for 'forward', `(module, args)`
                 for 'forward_pre', `(module, grad_input, grad_output)` for 'backward'. What it
                 returns takes the place of output, arguments or gradient; None changes nothing.
             kind: one of these.
-
-        Raises:
-            ConfigError: the name is taken, or there is no such module; the message names the
-                nearest one.
         """
         check.choice("kind", kind, CUSTOM_KINDS)
         if not callable(function):
@@ -251,18 +231,13 @@ class HookManager:
         modules = dict(self.model.named_modules())
         if module not in modules:
             raise ConfigError(f"module {module!r}: {check.nearest(module, modules)}")
-        hook = self._new(name, CUSTOM, (), 0)
-        at = modules[module]
+        hook = self._new(name, "custom", ())
 
         def call(*args: Any) -> Any:
             return function(*args) if self._on(hook) else None
 
-        if kind == "backward":
-            self._put(hook, at.register_full_backward_hook(call))
-        elif kind == "forward":
-            self._put(hook, at.register_forward_hook(call))
-        else:
-            self._put(hook, at.register_forward_pre_hook(call))
+        register = getattr(modules[module], CUSTOM_KINDS[kind])
+        self._handles[name].append(register(call))
         return hook
 
     # -- switching and removing ------------------------------------------------------------------
@@ -304,13 +279,21 @@ class HookManager:
 
     # -- parts -----------------------------------------------------------------------------------
 
-    def _new(self, name: str, kind: str, layers: Iterable[int] | int, last: int) -> Hook:
+    def _new(
+        self,
+        name: str,
+        kind: str,
+        layers: tuple[int, ...],
+        keep: str = "last",
+        into: Callable[..., Any] | None = None,
+    ) -> Hook:
+        check.choice("keep", keep, KEEP)
         if not isinstance(name, str) or not name:
             raise check.refuse("name", name, "a name")
         if name in self.hooks:
             raise ConfigError(f"name: a hook is named {name!r} already ({self.hooks[name].kind})")
-        hook = Hook(name, kind, () if kind == CUSTOM else self._numbers(layers, last))
-        self.hooks[name], self._handles[name] = hook, []
+        self.hooks[name] = hook = Hook(name, kind, layers, keep=keep, function=into)
+        self._handles[name] = []
         return hook
 
     @staticmethod
@@ -325,17 +308,19 @@ class HookManager:
             raise ConfigError(f"no hook is named {name!r}: {check.nearest(name, self.hooks)}")
         return self.hooks[name]
 
-    def _put(self, hook: Hook, handle: Any) -> None:
-        self._handles[hook.name].append(handle)
-
     def _on(self, hook: Hook) -> bool:
         """Whether a hook looks at the forward under way."""
         memory: Memory | None = getattr(self.model, ATTACHED, None)
         return hook.enabled and not (memory is not None and memory._stepper.busy)
 
+    def _see_states(self, hook: Hook, where: str, see: Take) -> Hook:
+        """Shows a hook the states that enter or leave its layers."""
+        self._handles[hook.name] += [self._states_hook(n, where, see) for n in hook.layers]
+        return hook
+
     def _states_hook(self, layer: int, where: str, see: Take) -> Any:
-        """Shows the states that enter or leave a layer."""
         if where == "leaving" or layer == self._adapter.depth:
+            # The state in front of the head is the decoder's output, behind its last norm.
             final = where == "entering"
             module = self._adapter.decoder if final else self._adapter.layers[layer]
 
@@ -377,31 +362,36 @@ class HookManager:
 
     def _arrange(self) -> None:
         """One hook a layer runs its interventions in their order; the watcher knows its layers."""
-        for handle in self._handles.pop("", []):
+        for handle in self._arranged:
             handle.remove()
-        changes: dict[int, list[Hook]] = {}
-        watching: dict[int, list[Hook]] = {}
-        for hook in self.hooks.values():
-            where = {INTERVENTION: changes, ATTENTION: watching}.get(hook.kind)
-            for layer in hook.layers if where is not None and hook.enabled else ():
-                assert where is not None
-                where.setdefault(layer, []).append(hook)
-        self._handles[""] = [
+        # Each layer's anew: PyTorch runs hooks as they were registered, and the order may differ.
+        self._arranged = [
             self._adapter.layers[layer].register_forward_pre_hook(
-                _changing(layer, sorted(found, key=lambda hook: hook.order or 0)),
+                _changing(layer, sorted(hooks, key=lambda hook: hook.order or 0)),
                 with_kwargs=True,
                 prepend=True,
             )
-            for layer, found in changes.items()
+            for layer, hooks in self._by_layer(INTERVENTION).items()
         ]
-        if self._watcher is not None:
+        if self._watcher is None:
+            return
+        watching = self._by_layer(ATTENTION)
 
-            def tell(layer: int, weights: torch.Tensor) -> None:
-                for hook in watching[layer]:
-                    if self._on(hook):
-                        hook.take(layer, weights)
+        def tell(layer: int, weights: torch.Tensor) -> None:
+            for hook in watching[layer]:
+                if self._on(hook):
+                    hook.take(layer, weights)
 
-            self._watcher.watch(set(watching), tell)
+        self._watcher.watch(set(watching), tell)
+
+    def _by_layer(self, kind: str) -> dict[int, list[Hook]]:
+        """Hooks of a kind that are on, by their layers."""
+        found: dict[int, list[Hook]] = {}
+        for hook in self.hooks.values():
+            if hook.kind == kind and hook.enabled:
+                for layer in hook.layers:
+                    found.setdefault(layer, []).append(hook)
+        return found
 
 
 def _changing(layer: int, hooks: list[Hook]) -> Callable[..., Any]:
