@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from cmr.integration.capture.reader import ReadReport as ReadReport
     from cmr.integration.consolidation import ConsolidationReport as ConsolidationReport
     from cmr.integration.forgetter import ForgetReport as ForgetReport
-    from cmr.integration.hooks.hook_manager import Hook as Hook
+    from cmr.integration.hooks.hook import Hook as Hook
     from cmr.integration.hooks.hook_manager import HookManager as HookManager
     from cmr.integration.memory import Memory as Memory
     from cmr.integration.models.backbone.backbones import BackboneAdapter as BackboneAdapter
@@ -101,7 +101,8 @@ _HOMES = {
     "cmr.integration.capture.reader": "ReadReport",
     "cmr.integration.consolidation": "ConsolidationReport",
     "cmr.integration.forgetter": "ForgetReport",
-    "cmr.integration.hooks.hook_manager": "Hook HookManager",
+    "cmr.integration.hooks.hook": "Hook",
+    "cmr.integration.hooks.hook_manager": "HookManager",
     "cmr.integration.memory": "Memory",
     "cmr.integration.models.backbone.backbones": "BackboneAdapter GemmaAdapter MistralAdapter",
     "cmr.integration.models.full": "FullCMRModel",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ from cmr.errors import ConfigError
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.detection import adapt
 from cmr.integration.hooks.attention_watcher import Watcher
+from cmr.integration.hooks.hook import Hook, by_layer
+from cmr.integration.hooks.interventions import Interventions
 from cmr.integration.memory import ATTACHED, Memory
 
 INTERVENTION, ATTENTION = "intervention", "attention"
@@ -29,38 +30,6 @@ CUSTOM_KINDS = {
 Take = Callable[[int, torch.Tensor], None]
 Change = Callable[[torch.Tensor, int], torch.Tensor]
 """Takes the states `[batch, tokens, hidden]` that enter a layer, and its number."""
-
-
-@dataclass
-class Hook:
-    """One registered hook.
-
-    Attributes:
-        name: what it is called.
-        kind: 'capture', 'intervention', 'attention', 'gradient' or 'custom'.
-        layers: the layers that it is on, as indices into `hidden_states`; empty for custom ones.
-        enabled: whether it does anything at present.
-        values: what was captured, by layer: the newest, or a list of all with `keep="all"`.
-        order: of an intervention among those of its layer: the lowest first.
-    """
-
-    name: str
-    kind: str
-    layers: tuple[int, ...] = ()
-    enabled: bool = True
-    values: dict[int, Any] = field(default_factory=dict)
-    order: int | None = None
-    keep: str = "last"
-    function: Callable[..., Any] | None = None
-
-    def take(self, layer: int, value: Any) -> None:
-        """Hand a value over, or keep it."""
-        if self.function is not None:
-            self.function(layer, value)
-        elif self.keep == "all":
-            self.values.setdefault(layer, []).append(value)
-        else:
-            self.values[layer] = value
 
 
 class HookManager:
@@ -92,7 +61,7 @@ class HookManager:
         self._adapter = adapt(model) if adapter is None else adapter
         self.hooks: dict[str, Hook] = {}
         self._handles: dict[str, list[Any]] = {}
-        self._arranged: list[Any] = []
+        self._interventions = Interventions(model, self._adapter)
         self._watcher: Watcher | None = None
 
     def __enter__(self) -> HookManager:
@@ -156,7 +125,7 @@ class HookManager:
         if not callable(change):
             raise check.refuse("change", change, "a function of states and layer")
         numbers = self._numbers(layers, self._adapter.depth - 1)
-        self._check_interventions(name, numbers, order)
+        self._interventions.require_decided(name, numbers, order, self._enabled(INTERVENTION))
         hook = self._new(name, INTERVENTION, numbers, into=change)
         hook.order = order
         self._arrange()
@@ -250,7 +219,9 @@ class HookManager:
         """
         hook = self._named(name)
         if hook.kind == INTERVENTION and not hook.enabled:
-            self._check_interventions(name, hook.layers, hook.order)
+            self._interventions.require_decided(
+                name, hook.layers, hook.order, self._enabled(INTERVENTION)
+            )
         hook.enabled = True
         self._arrange()
 
@@ -335,47 +306,15 @@ class HookManager:
 
         return self._adapter.layers[layer].register_forward_pre_hook(before, with_kwargs=True)
 
-    # -- interventions and attention -------------------------------------------------------------
-
-    def _check_interventions(self, name: str, layers: tuple[int, ...], order: int | None) -> None:
-        """Raises `ConfigError` for what would not be decided by anybody."""
-        if order is not None:
-            order = check.integer("order", order, -(1 << 31))
-        memory: Memory | None = getattr(self.model, ATTACHED, None)
-        if memory is not None and memory._core.residual:
-            both = sorted(set(layers) & memory._core.read_layers)
-            if both:
-                raise ConfigError(
-                    f"intervention {name!r}: the attached memory blends states into layers {both} "
-                    f"(method={memory.config.reweave.method!r}); other layers expected, or "
-                    "method='attention'"
-                )
-        for other in self.hooks.values():
-            if other.kind != INTERVENTION or not other.enabled or other.name == name:
-                continue
-            both = sorted(set(layers) & set(other.layers))
-            if both and (order is None or other.order is None or order == other.order):
-                raise ConfigError(
-                    f"intervention {name!r} meets {other.name!r} on layers {both}: an order of its "
-                    f"own expected for each, got {order} and {other.order}"
-                )
+    def _enabled(self, kind: str) -> list[Hook]:
+        return [hook for hook in self.hooks.values() if hook.kind == kind and hook.enabled]
 
     def _arrange(self) -> None:
-        """One hook a layer runs its interventions in their order; the watcher knows its layers."""
-        for handle in self._arranged:
-            handle.remove()
-        # Each layer's anew: PyTorch runs hooks as they were registered, and the order may differ.
-        self._arranged = [
-            self._adapter.layers[layer].register_forward_pre_hook(
-                _changing(layer, sorted(hooks, key=lambda hook: hook.order or 0)),
-                with_kwargs=True,
-                prepend=True,
-            )
-            for layer, hooks in self._by_layer(INTERVENTION).items()
-        ]
+        """Interventions run in their order, and the watcher knows whose weights are wanted."""
+        self._interventions.arrange(self._enabled(INTERVENTION))
         if self._watcher is None:
             return
-        watching = self._by_layer(ATTENTION)
+        watching = by_layer(self._enabled(ATTENTION))
 
         def tell(layer: int, weights: torch.Tensor) -> None:
             for hook in watching[layer]:
@@ -383,41 +322,3 @@ class HookManager:
                     hook.take(layer, weights)
 
         self._watcher.watch(set(watching), tell)
-
-    def _by_layer(self, kind: str) -> dict[int, list[Hook]]:
-        """Hooks of a kind that are on, by their layers."""
-        found: dict[int, list[Hook]] = {}
-        for hook in self.hooks.values():
-            if hook.kind == kind and hook.enabled:
-                for layer in hook.layers:
-                    found.setdefault(layer, []).append(hook)
-        return found
-
-
-def _changing(layer: int, hooks: list[Hook]) -> Callable[..., Any]:
-    """Runs interventions on the states that enter a block."""
-
-    def hook(
-        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        states = args[0] if args else kwargs["hidden_states"]
-        for each in hooks:
-            assert each.function is not None
-            found = each.function(states, layer)
-            _require_like(each.name, found, states)
-            states = found
-        return ((states, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": states})
-
-    return hook
-
-
-def _require_like(name: str, found: Any, states: torch.Tensor) -> None:
-    """Raises where an intervention gave something that the layer cannot take."""
-    if not isinstance(found, torch.Tensor):
-        raise TypeError(
-            f"intervention {name!r}: a tensor of states expected, got {type(found).__name__}"
-        )
-    wanted = (list(states.shape), states.dtype, states.device)
-    have = (list(found.shape), found.dtype, found.device)
-    if have != wanted:
-        raise ValueError(f"intervention {name!r}: states of {wanted} expected, got {have}")

@@ -15,7 +15,8 @@ from cmr.integration.attaching import attach
 from cmr.integration.capture.leaving_text import LeavingText
 from cmr.integration.cautions import caution_captured
 from cmr.integration.decoder.detection import adapt
-from cmr.integration.hooks.hook_manager import Hook, HookManager
+from cmr.integration.hooks.hook import Hook
+from cmr.integration.hooks.hook_manager import HookManager
 from cmr.integration.memory import Memory
 from cmr.integration.models.feeder import NOTE, Feeder, Scorer
 from cmr.integration.models.passes import Passes
