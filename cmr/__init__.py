@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from cmr.errors import StoreError as StoreError
     from cmr.errors import UnknownSessionError as UnknownSessionError
     from cmr.errors import UnsupportedModelError as UnsupportedModelError
-    from cmr.integration.attaching import attach as attach
-    from cmr.integration.attaching import load as load
+    from cmr.integration.attach import attach as attach
+    from cmr.integration.attach import load as load
     from cmr.integration.calibration.calibrate import calibrate as calibrate
     from cmr.integration.capture.reader import ReadReport as ReadReport
     from cmr.integration.consolidation import ConsolidationReport as ConsolidationReport
@@ -96,7 +96,7 @@ _HOMES = {
         "NewerFormatError SessionError StoreBusyError StoreError UnknownSessionError "
         "UnsupportedModelError"
     ),
-    "cmr.integration.attaching": "attach load",
+    "cmr.integration.attach": "attach load",
     "cmr.integration.calibration.calibrate": "calibrate",
     "cmr.integration.capture.reader": "ReadReport",
     "cmr.integration.consolidation": "ConsolidationReport",

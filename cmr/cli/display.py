@@ -97,6 +97,11 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+def counted(count: int, what: str) -> str:
+    """A number and its noun."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def conditions(model: Any) -> str:
     """What the numbers were measured on: dtype, device, threads."""
     dtype = str(model.dtype).removeprefix("torch.")

@@ -15,8 +15,9 @@ from rich.markup import escape
 
 import cmr
 from cmr.cli import common as shared
-from cmr.cli.display import progress_bar, size, working
+from cmr.cli.display import counted, progress_bar, size, working
 from cmr.cli.errors import UsageError
+from cmr.cli.keys import Key
 from cmr.cli.settings import Settings
 from cmr.cli.stored import Stored, named, open_stored
 from cmr.memory.store.folder import LOCK, OUR_NAME, STAGING, Folder
@@ -40,13 +41,9 @@ def opened(
 ) -> Iterator[Opened]:
     """Check all a user can get wrong, then load and read; save at the end, if nothing went wrong.
 
-    Args:
-        out: where it says what it does.
-        settings: the options.
-        documents: files to read first.
-        may_begin: whether a session that a loaded memory does not have may begin without one.
+    With `may_begin`, a session that a loaded memory does not have may begin without a document.
     """
-    texts = {path: shared.read_document(path) for path in shared.unique(documents)}
+    texts = {path: shared.read_document(path) for path in dict.fromkeys(documents)}
     source = None
     if settings.load is not None:
         source = open_stored(settings.load, settings.key, "--load", settings.save is not None)
@@ -57,6 +54,7 @@ def opened(
     with working(out, f"loading {settings.model or 'SmolLM2-135M-Instruct'}"):
         model, tokenizer = shared.load_model(settings.model)
     with ExitStack() as stack:
+        # Saved inside of the session and before detaching, and only where nothing was raised.
         try:
             memory = stack.enter_context(_attach(out, settings, source, model, tokenizer))
             if name is not None:
@@ -104,12 +102,13 @@ def _attach(
 def _enter(stack: ExitStack, memory: Any, name: str) -> None:
     try:
         stack.enter_context(memory.session(name, create=True))
-    except ValueError as error:  # one session more than the settings allow
+    except ValueError as error:
+        # One session more than the settings allow.
         raise UsageError(f"--session {name}: {error}") from None
 
 
 def _save(out: Console, settings: Settings, memory: Any) -> None:
-    key = None if settings.key is None else settings.key.value
+    key = settings.key.value
     try:
         report = memory.save(settings.save, key=key)
     except OSError as error:
@@ -152,9 +151,9 @@ def _session(settings: Settings, source: Stored | None, may_begin: bool) -> str 
 
 def _check_target(settings: Settings, source: Stored | None) -> None:
     """What can be seen beforehand of why saving would fail, or replace what nobody looked at."""
-    path, key = settings.save, settings.key
+    path, key = settings.save, settings.key.value
     assert path is not None
-    check_key(None if key is None else key.value)
+    check_key(key)
     folder = Folder(path)
     if folder.exists():
         loaded = source is not None and os.path.samefile(path, source.path)
@@ -164,7 +163,8 @@ def _check_target(settings: Settings, source: Stored | None) -> None:
                 "from it, or --force to replace it"
             )
         if not loaded and key is None:
-            open_stored(path, None, "--save")
+            # Without a key, what only a key can read is not replaced either.
+            open_stored(path, Key(), "--save")
     elif path.is_dir():
         known = (STAGING, LOCK)
         if any(name not in known and not OUR_NAME.fullmatch(name) for name in os.listdir(path)):
@@ -176,8 +176,3 @@ def _check_target(settings: Settings, source: Stored | None) -> None:
     there = next(one for one in (path, *path.absolute().parents) if one.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UsageError(f"--save {path}: nothing can be written in {there}")
-
-
-def counted(count: int, what: str) -> str:
-    """A number and its noun."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -53,6 +53,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def integer(field: str, value: Any, low: int, high: int | None = None) -> int:
     """`value` as int, if it is an integer (not a bool) in [low, high]."""
+    # `index` takes numpy's integers, too, and no float; a bool is an int that nobody means as one.
     expected = f"an integer of at least {low}" if high is None else f"an integer in {low}..{high}"
     try:
         number = operator.index(value)
@@ -72,9 +73,19 @@ def real(field: str, value: Any, low: float, high: float = math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise refuse(field, value, expected)
     number = float(value)
+    # Every comparison with NaN is false, so a range alone would not refuse it.
     if not math.isfinite(number) or not low <= number <= high:
         raise refuse(field, value, expected)
     return number
+
+
+def auto_or_real(field: str, value: Any, low: float, high: float) -> float | str:
+    """`value`, if it is 'auto', or a real number in [low, high] as float."""
+    if not isinstance(value, str):
+        return real(field, value, low, high)
+    if value != "auto":
+        raise refuse(field, value, f"'auto' or a number in [{low:g}, {high:g}]")
+    return value
 
 
 def share(field: str, value: Any) -> float:
@@ -119,6 +130,7 @@ def choice(field: str, value: Any, allowed: Iterable[str]) -> str:
 def layers(field: str, value: Any) -> tuple[int, ...]:
     """`value` as a sorted tuple of distinct layer numbers, none negative, at least one."""
     expected = "a non-empty sequence of distinct layer numbers from 0 on"
+    # A string is a sequence as well, and '12' is not layers 1 and 2.
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise refuse(field, value, expected)
     items = list(value)
@@ -136,6 +148,7 @@ def weights(field: str, value: Any, criteria: Iterable[str]) -> tuple[tuple[str,
     """`value` (a mapping, or its items) as items: known names, weights >= 0, not all of them 0."""
     criteria = tuple(criteria)
     expected = f"a dict of weights of at least 0, one above 0, for {', '.join(criteria)}"
+    # Items, as those of a dictionary: what a frozen dataclass keeps can be hashed.
     try:
         given = dict(value)
     except (TypeError, ValueError):

@@ -63,6 +63,7 @@ class CMRConfig(check.Checked):
         for topic, kind in TOPICS.items():
             if not isinstance(getattr(self, topic), kind):
                 raise check.refuse(topic, getattr(self, topic), f"a {kind.__name__}")
+        # Sinks never leave the window, and guarded tokens do not read: something must.
         least = max(self.memory.sinks, self.reweave.sink_guard)
         if self.window <= least:
             raise check.refuse(
@@ -93,6 +94,7 @@ class CMRConfig(check.Checked):
         return self._changed(keys.resolve(flat, TOPICS))
 
     def _changed(self, changes: dict[str, dict[str, Any]]) -> CMRConfig:
+        # Whole blocks are stored: of a budget below one block nothing would ever be.
         memory = changes.get("memory", {})
         budget = memory.get("budget")
         if isinstance(budget, int) and 0 < budget < self.memory.block_size:
@@ -119,6 +121,8 @@ class CMRConfig(check.Checked):
 
     def unavailable(self) -> list[str]:
         """One line for each value that is legal but not implemented in this version."""
+        # They parse, as the specification's dictionaries have them all in one, and are refused
+        # where they would be ignored.
         lines = []
         if self.memory.device is not None:
             device = self.memory.device

@@ -10,19 +10,11 @@ from cmr.config import checks as check
 from cmr.errors import ConfigError
 
 SECTIONS = {
-    "memory": "memory",
-    "memory_config": "memory",
-    "retrieval": "retrieval",
-    "retrieval_config": "retrieval",
-    "reweave": "reweave",
-    "reweave_config": "reweave",
-    "reconstruction": "reweave",
-    "reconstruction_config": "reweave",
-    "next_token": "next_token",
-    "next_token_config": "next_token",
-    "optimization": "optimization",
-    "optimization_config": "optimization",
+    f"{topic}{ending}": topic
+    for topic in ("memory", "retrieval", "reweave", "next_token", "optimization")
+    for ending in ("", "_config")
 }
+SECTIONS |= {"reconstruction": "reweave", "reconstruction_config": "reweave"}
 """Names of nested dictionaries, and the topic of each."""
 SYNONYMS = {
     "buffer_size": "budget",
@@ -66,6 +58,7 @@ def resolve(settings: Mapping[str, Any], topics: Mapping[str, Any]) -> dict[str,
         if name not in home:
             known = {*home, *SYNONYMS} if section else {*home, *SYNONYMS, *SECTIONS}
             raise ConfigError(f"unknown setting {path}: {check.nearest(key, known)}")
+        # The same field may come twice, from two sections or by a synonym.
         topic = found.setdefault(home[name], {})
         if name in topic and not _same(topic[name], value):
             if name not in LEAST_HOLDS or not _numbers(topic[name], value):

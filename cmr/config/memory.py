@@ -12,6 +12,7 @@ INDEX_DTYPES = ("model", "float32", "bfloat16", "float16")
 SCORING_METHODS = ("surprise", "attention_based", "variance_based", "hybrid", "gradient_based")
 EVICTION_STRATEGIES = ("oldest", "lru_relevance", "lru", "relevance")
 LONG_TERM_STORES = ("tokens", "kv")
+# Powers of ten as on a disk's label, powers of two with an i.
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -117,6 +118,7 @@ class MemoryConfig(check.Checked):
     def __post_init__(self) -> None:
         """Checks every field, and that a block fits into each budget."""
         super().__post_init__()
+        # A budget in bytes is held against the model's blocks, at attach.
         for name in ("budget", "working_budget", "long_term_budget", "session_budget"):
             tokens = getattr(self, name)
             if isinstance(tokens, int) and 0 < tokens < self.block_size:
@@ -127,6 +129,7 @@ class MemoryConfig(check.Checked):
     @property
     def scoring(self) -> str | None:
         """The scoring method in use; None where nothing looks at relevance."""
+        # Scored reading takes half as long again, so nothing is scored that nobody looks at.
         looks = "relevance" in self.eviction_strategy or self.relevance_threshold is not None
         return self.scoring_method or ("surprise" if looks else None)
 

@@ -18,6 +18,7 @@ STRATEGIES = (
 )
 STRATEGY_SYNONYMS = {"semantic_similarity": "maxsim"}
 CRITERIA = ("relevance", "similarity", "recency", "diversity")
+# Names alone: the settings know of no strategy, and what makes one is kept by the registry.
 _PLUGGED_IN: set[str] = set()
 
 

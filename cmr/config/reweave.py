@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from cmr.config import checks as check
 
@@ -13,14 +12,6 @@ STATE_METHODS = ("weighted_sum", "gated", "residual")
 """Those that blend stored states into what enters a layer."""
 RECONSTRUCTION_METHODS = ("hierarchical", "attention", "weighted_sum", "recompute")
 POSITIONS = ("constant", "layout", "true")
-
-
-def _weight(field: str, value: Any) -> float | str:
-    if not isinstance(value, str):
-        return check.real(field, value, 0.0, 1.0)
-    if value != "auto":
-        raise check.refuse(field, value, "'auto' or a number in [0, 1]")
-    return value
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ class ReweaveConfig(check.Checked):
     """
 
     method: str = check.setting("attention", check.choice, METHODS)
-    memory_weight: float | str = check.setting("auto", _weight)
+    memory_weight: float | str = check.setting("auto", check.auto_or_real, 0.0, 1.0)
     positions: str = check.setting("constant", check.choice, POSITIONS)
     sink_guard: int = check.setting(8, check.integer, 0, 64)
     layers: tuple[int, ...] | None = check.setting(None, check.layers)
@@ -74,6 +65,7 @@ class ReweaveConfig(check.Checked):
         """logit(memory_weight): -inf at 0, +inf at 1; None where 'auto' decides at each recall."""
         if isinstance(self.memory_weight, str):
             return None
+        # Their logits are infinite: memory off, and nothing but memory.
         if self.memory_weight in (0.0, 1.0):
             return math.copysign(math.inf, self.memory_weight - 0.5)
         return math.log(self.memory_weight) - math.log1p(-self.memory_weight)

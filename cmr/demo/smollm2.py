@@ -144,7 +144,8 @@ def _convert_into(gguf_file: Path, folder: Path) -> None:
 def _convert(gguf_file: Path) -> tuple[Any, Any]:
     import transformers
 
-    for package in ("gguf", "accelerate"):  # transformers asks for both when it reads a GGUF file
+    # transformers asks for both when it reads a GGUF file.
+    for package in ("gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
             raise MissingDemoDependencyError(
                 f"converting the small model needs the package {package}: "
@@ -168,7 +169,8 @@ def _convert(gguf_file: Path) -> tuple[Any, Any]:
 def _mend_model(model: Any) -> None:
     from transformers import GenerationConfig
 
-    model.config.rms_norm_eps = 1e-5  # the file's float32 reads 9.9999997e-06
+    # The file's float32 reads 9.9999997e-06.
+    model.config.rms_norm_eps = 1e-5
     model.config._name_or_path = "SmolLM2-135M-Instruct"
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -188,7 +190,8 @@ def _mend_tokenizer(tokenizer: Any) -> None:
     )
     tokenizer.model_max_length = MAX_LENGTH
     tokenizer.padding_side = "left"
-    tokenizer.init_kwargs["padding_side"] = "left"  # what save_pretrained writes
+    # What `save_pretrained` writes.
+    tokenizer.init_kwargs["padding_side"] = "left"
 
 
 @contextmanager

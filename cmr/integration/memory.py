@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from cmr.errors import AttachError
 from cmr.integration.capture.absorb import absorb
 from cmr.integration.capture.block_writer import Keep
 from cmr.integration.capture.reader import Reader, ReadReport, Rows
-from cmr.integration.change import change, changed
+from cmr.integration.change import change
 from cmr.integration.core import Core
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.first_use import first_use
@@ -32,7 +31,6 @@ from cmr.integration.requests.request import new_request, under_way
 from cmr.integration.requests.scope import Opener, Said
 from cmr.integration.requests.searcher import Searcher
 from cmr.integration.requests.session import Session
-from cmr.memory.store import SaveReport
 
 ATTACHED = "_cmr_memory"
 """Attribute of a model that has a memory, present only while attached."""
@@ -94,6 +92,7 @@ class Memory(MemoryUpkeep):
 
     def detach(self) -> None:
         """Take every hook away; the model is as it was, bit for bit. Safe to call twice."""
+        # The lock lets a forward of another thread end first; it has hooks half through otherwise.
         with self._core.lock:
             if not self._attached:
                 return
@@ -114,6 +113,8 @@ class Memory(MemoryUpkeep):
                 return
             require_free(self._core.adapter.model)
             self._put_hooks()
+            # Once sessions have names, requests without one are this thread's alone: a server's
+            # worker that forgets to say whose request it runs is refused.
             self._core.home = threading.get_ident()
             self._attached = True
 
@@ -122,12 +123,14 @@ class Memory(MemoryUpkeep):
         for plug in self._plugs:
             plug.attach()
         setattr(model, ATTACHED, self)
-        model.__deepcopy__ = self._copied  # as `copy.deepcopy` looks it up: on the instance
+        # `copy.deepcopy` looks this up on the instance, so no class of anybody's is changed.
+        model.__deepcopy__ = self._copied
 
     def _take_hooks_away(self) -> None:
         model = self._core.adapter.model
         del model.__deepcopy__
         delattr(model, ATTACHED)
+        # The last one in place comes off first, as each wraps what stood there before it.
         for plug in reversed(self._plugs):
             plug.detach()
 
@@ -141,6 +144,7 @@ class Memory(MemoryUpkeep):
             if self._stepper.under_way:
                 raise AttachError("copy.deepcopy: a model between two forwards expected, got one "
                                   "in the middle of a forward")  # fmt: skip
+            # Copying follows the hooks to the memory and would copy all that is stored.
             self._take_hooks_away()
             try:
                 return copy.deepcopy(self._core.adapter.model, memo)
@@ -196,8 +200,7 @@ class Memory(MemoryUpkeep):
             ConfigError: a setting is unknown, fixed while attached, or out of its range.
         """
         with self._core.lock:
-            self.config = changed(self.config, **settings)
-            change(self._core, self.config)
+            self.config = change(self._core, settings)
 
     # -- reading and sessions --------------------------------------------------------------------
 
@@ -230,6 +233,7 @@ class Memory(MemoryUpkeep):
         """
         self._require_attached()
         core = self._core
+        # All that can be wrong is found before the first token is read, so nothing is half stored.
         core.adapter.require_unmoved()
         rows = Rows.pack(input_ids, attention_mask, core.adapter.config.vocab_size, keep)
         request = new_request(core, named=sessions is not None)
@@ -310,62 +314,10 @@ class Memory(MemoryUpkeep):
             SessionError: on leaving it in another order than entering.
         """
         self._require_attached()
-        self._core.retriever_with(settings)  # what cannot be is refused here
+        # What cannot be is refused here, not at the first forward inside.
+        self._core.retriever_with(settings)
         said = Said(settings=dict(settings), about=(task,))
         return Opener(self._core, said, "memory.retrieval(...)")
-
-    # -- files -----------------------------------------------------------------------------------
-
-    def save(
-        self,
-        path: str | os.PathLike[str],
-        sessions: Sequence[str] | None = None,
-        *,
-        key: bytes | str | None = None,
-    ) -> SaveReport:
-        """Save the memory to a folder, all of it or not at all; what was saved there is replaced.
-
-        Saved again to the same folder, only blocks that are new since then are written. Ephemeral
-        sessions are left out. Others may use the memory meanwhile: what is saved is what was stored
-        when the save began, and who wants to forget waits for its end. A saved memory is raw user
-        data: token ids in the clear, and states from which text can be won back. Give a key, or
-        guard the folder.
-
-        Args:
-            path: a folder: new, empty, or a saved memory.
-            sessions: names of the sessions to save; None: all.
-            key: encrypts it: 32 bytes, or a passphrase (needs `pip install 'cmr[crypt]'`).
-
-        Raises:
-            UnknownSessionError: there is no such session.
-            StoreError: it could not be saved; what was there before still is.
-        """
-        return self._files.save(path, sessions, key, self.tokenizer)
-
-    def load(
-        self,
-        path: str | os.PathLike[str],
-        sessions: Sequence[str] | None = None,
-        *,
-        key: bytes | str | None = None,
-    ) -> int:
-        """Take saved sessions into this memory; returns the blocks loaded.
-
-        Args:
-            path: folder of a saved memory.
-            sessions: names of the sessions wanted; None: all.
-            key: of an encrypted one.
-
-        Raises:
-            StoreError: there is none, it is damaged, of a newer format, or the key is wrong.
-            ModelMismatchError: another model or tokenizer saved it, or a session was read with
-                other adapters than are in effect.
-            UnknownSessionError: it has no such session.
-            ConfigError: it stores other layers, or there is no room for it.
-            ValueError: a session of that name exists here already.
-        """
-        self._require_attached()
-        return self._files.load(path, sessions, key, self.tokenizer)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""What a memory does with what it stores: pass it on, keep it, tidy it up and forget it."""
+"""What a memory does with what it stores: pass it on, forget it, tidy it up, save and load it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -12,12 +13,15 @@ from cmr.integration.first_use import first_use
 from cmr.integration.forgetter import ForgetReport, Forgetter
 from cmr.integration.memory_view import MemoryView
 from cmr.memory.copies import fork, merge
+from cmr.memory.store import SaveReport
 
 
 class MemoryUpkeep(MemoryView):
     """The part of `Memory` that changes what is stored, without the model's forwards."""
 
     _attached: bool
+
+    # -- parts, made when they are needed --------------------------------------------------------
 
     @first_use
     def _files(self) -> Files:
@@ -30,6 +34,8 @@ class MemoryUpkeep(MemoryView):
     def _require_attached(self) -> None:
         if not self._attached:
             raise AttachError("this memory was detached; attach a new one with cmr.attach(model)")
+
+    # -- whose it is -----------------------------------------------------------------------------
 
     def rename(self, session: str, to: str) -> None:
         """Give a session another name; the new one must be free."""
@@ -56,8 +62,11 @@ class MemoryUpkeep(MemoryView):
         with self._core.lock:
             number = self._core.table.require(session)
             moved = merge(self._core.ring, self._core.table, session, into)
+            # Forwards may have recalled blocks under the session's number, which is free now.
             self._forgetter.drop_copies({number})
             return moved
+
+    # -- keeping and forgetting ------------------------------------------------------------------
 
     def pin(self, ids: Iterable[int] | int, pinned: bool = True) -> None:
         """Let blocks (numbers as `inspect` shows them) never be evicted; `pinned=False` ends it.
@@ -67,7 +76,7 @@ class MemoryUpkeep(MemoryView):
         """
         ledger = self._core.ring.ledger
         with self._core.lock:
-            slots = self._forgetter.select(None, ids, None, None, None)
+            slots = self._forgetter.select(ids=ids)
             if pinned:
                 ledger.check_pins(slots)
             ledger.pinned[slots] = pinned
@@ -105,7 +114,8 @@ class MemoryUpkeep(MemoryView):
             raise ValueError("forget what? Give session, ids, text or older_than; clear() is all")
         alone = ids is None and text is None and older_than is None
         ending = [session] if session and alone else []
-        with self._files.still():  # a save that began before would bring back what goes
+        # A save that is under way ends first: it would bring back what goes.
+        with self._files.still():
             with self._core.lock:
                 slots = self._forgetter.select(session, ids, text, older_than, self.tokenizer)
                 numbers = self._core.ring.ledger.number[slots].tolist()
@@ -133,7 +143,8 @@ class MemoryUpkeep(MemoryView):
             report, _ = self._forgetter.forget(numbers, ending)
             if session is None:
                 with core.lock:
-                    if not len(ledger.slots_of(None)):  # nobody has stored anything meanwhile
+                    # Others may have stored something meanwhile, between two pieces.
+                    if not len(ledger.slots_of(None)):
                         core.ring.clear()
         return report.blocks
 
@@ -164,3 +175,56 @@ class MemoryUpkeep(MemoryView):
         self._require_attached()
         numbers = [self._core.table.require(name) for name in sessions]
         return sum(lift(self._core, number, self._stepper.alone) for number in numbers)
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        sessions: Sequence[str] | None = None,
+        *,
+        key: bytes | str | None = None,
+    ) -> SaveReport:
+        """Save the memory to a folder, all of it or not at all; what was saved there is replaced.
+
+        Saved again to the same folder, only blocks that are new since then are written. Ephemeral
+        sessions are left out. Others may use the memory meanwhile: what is saved is what was stored
+        when the save began, and who wants to forget waits for its end. A saved memory is raw user
+        data: token ids in the clear, and states from which text can be won back. Give a key, or
+        guard the folder.
+
+        Args:
+            path: a folder: new, empty, or a saved memory.
+            sessions: names of the sessions to save; None: all.
+            key: encrypts it: 32 bytes, or a passphrase (needs `pip install 'cmr[crypt]'`).
+
+        Raises:
+            UnknownSessionError: there is no such session.
+            StoreError: it could not be saved; what was there before still is.
+        """
+        return self._files.save(path, sessions, key, self.tokenizer)
+
+    def load(
+        self,
+        path: str | os.PathLike[str],
+        sessions: Sequence[str] | None = None,
+        *,
+        key: bytes | str | None = None,
+    ) -> int:
+        """Take saved sessions into this memory; returns the blocks loaded.
+
+        Args:
+            path: folder of a saved memory.
+            sessions: names of the sessions wanted; None: all.
+            key: of an encrypted one.
+
+        Raises:
+            StoreError: there is none, it is damaged, of a newer format, or the key is wrong.
+            ModelMismatchError: another model or tokenizer saved it, or a session was read with
+                other adapters than are in effect.
+            UnknownSessionError: it has no such session.
+            ConfigError: it stores other layers, or there is no room for it.
+            ValueError: a session of that name exists here already.
+        """
+        self._require_attached()
+        return self._files.load(path, sessions, key, self.tokenizer)

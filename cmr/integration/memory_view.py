@@ -50,6 +50,7 @@ class MemoryView:
 
     def _recalled_in(self, step: Step | None) -> list[list[RecalledPassage]]:
         """What a forward recalled, nothing where something of it has been forgotten since."""
+        # A request that may name nobody's forward sees none, rather than somebody else's.
         if step is None:
             return []
         if step.recall is None:
@@ -163,9 +164,11 @@ class MemoryView:
     def _stored_blocks(self) -> list[StoredBlock]:
         """What is stored, for people, in the order of the blocks' numbers."""
         ring, table = self._core.ring, self._core.table
+        # What is shown is what a search could find now.
         ring.keeper.expire()
         ledger = ring.ledger
         slots = ledger.slots_of(None)
+        # Whole columns come over from the device at once, not a value a block.
         at = slots.to(ring.device)
         positions, ids = ring.positions[at].cpu(), ring.token_ids[at].cpu()
         relevance, counts = ring.relevance[at].tolist(), ring.access_count[at].tolist()

@@ -35,7 +35,8 @@ class BackgroundOptimizer:
         self.runs = 0
         self.error: Exception | None = None
         self._upkeep = upkeep
-        self._turning = threading.Lock()  # on or off, by one thread at a time
+        # Held while the thread is started or ended: two that do so at once would leave one over.
+        self._turning = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -74,6 +75,7 @@ class BackgroundOptimizer:
                 self._upkeep()
                 self.runs += 1
             except Exception as error:
+                # It would fail again, and a thread that dies silently would be noticed by nobody.
                 self.error = error
                 # Its words may hold what is stored: they are for who asks for `error`, not a log.
                 logger.error("upkeep failed with %s; not tried again", type(error).__name__)

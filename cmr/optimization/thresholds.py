@@ -73,6 +73,7 @@ class AdaptiveThresholdManager:
             before = now = self.threshold
             for read in recalled:
                 now += self.step * (float(read) - self.rate)
+                # Without bounds a long run of one kind would take as long a run to be undone.
                 now = min(max(now, self.low), self.high)
                 self.seen += 1
                 self.recalled += bool(read)

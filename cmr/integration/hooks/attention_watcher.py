@@ -45,6 +45,8 @@ class Watcher:
                 setattr(module, WATCH, lambda *args, n=number: tell(n, _weights(*args)))
             elif hasattr(module, WATCH):
                 delattr(module, WATCH)
+        # The implementation that was chosen, under ours; an attached memory needs ours as well, so
+        # it only goes where no module is marked as one that reads.
         own = decoder.config._attn_implementation.removeprefix(PREFIX)
         if layers:
             decoder.set_attn_implementation(plug(own))

@@ -148,6 +148,7 @@ class HookManager:
         Raises:
             UnsupportedModelError: the family's attention cannot be looked at.
         """
+        # Made first: where the family cannot be looked at, no hook is to be left behind.
         watcher = self._watcher or Watcher(self._adapter)
         numbers = self._numbers(layers, self._adapter.depth - 1)
         hook = self._new(name, ATTENTION, numbers, keep, into)
@@ -217,6 +218,7 @@ class HookManager:
         Raises:
             ConfigError: there is none of that name, or by now it would be in conflict.
         """
+        # While it rested another intervention may have come to the same place.
         hook = self._named(name)
         if hook.kind == INTERVENTION and not hook.enabled:
             self._interventions.require_decided(
@@ -281,6 +283,7 @@ class HookManager:
 
     def _on(self, hook: Hook) -> bool:
         """Whether a hook looks at the forward under way."""
+        # The memory is busy in passes of its own: looking ahead, reading, running passages again.
         memory: Memory | None = getattr(self.model, ATTACHED, None)
         return hook.enabled and not (memory is not None and memory._stepper.busy)
 

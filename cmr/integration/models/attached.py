@@ -11,9 +11,8 @@ from torch import nn
 from cmr.config import CMRConfig
 from cmr.config import checks as check
 from cmr.errors import AttachError, ConfigError
-from cmr.integration.attaching import attach
+from cmr.integration.attach import attach, caution_captured
 from cmr.integration.capture.leaving_text import LeavingText
-from cmr.integration.cautions import caution_captured
 from cmr.integration.decoder.detection import adapt
 from cmr.integration.hooks.hook import Hook
 from cmr.integration.hooks.hook_manager import HookManager
