@@ -45,8 +45,7 @@ def run(
         key=lambda block: (rank[block.session], block.start, block.id),
     )
     if plain:
-        if not texts.known:
-            raise UsageError(f"--out {target}: no text without a tokenizer: {texts.why_not}")
+        texts.require(f"--out {target}")
         lines = _plain(blocks, texts)
     else:
         lines = (json.dumps(asdict(b), ensure_ascii=False) + "\n" for b in texts.of(blocks))

@@ -111,8 +111,7 @@ def _chosen(
     if age is not None:
         gone &= saved.columns["time"] <= time.time() - age
     if text is not None:
-        if not texts.known:
-            raise UsageError(f"--text: no text without a tokenizer: {texts.why_not}")
+        texts.require("--text")
         # A span is looked for in all that the session said, then narrowed down.
         there = torch.ones_like(gone) if session is None else archive.of_sessions(saved, [session])
         gone &= holding_saved(saved, there, text, texts.decode)

@@ -36,8 +36,7 @@ def run(path: Path, wanted: dict[str, Any], as_json: bool, model: str | None, ke
     blocks = stored.blocks()
     # Text is made only where it is looked at: of all blocks to search it, else of those shown.
     if question.text is not None:
-        if not texts.known:
-            raise UsageError(f"--contains: no text without a tokenizer: {texts.why_not}")
+        texts.require("--contains")
         found = question.of(texts.of(blocks))
     else:
         few = question.of(blocks)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -27,21 +27,14 @@ DEFAULT_SESSION = "0"
 """What the first row of a batch writes to where no session is named."""
 
 
-class Opened(NamedTuple):
-    """A model with its memory, in the session that was asked for."""
-
-    model: Any
-    tokenizer: Any
-    memory: Any
-
-
 @contextmanager
 def opened(
     out: Console, settings: Settings, documents: list[Path], may_begin: bool
-) -> Iterator[Opened]:
+) -> Iterator[tuple[Any, Any, Any]]:
     """Check all a user can get wrong, then load and read; save at the end, if nothing went wrong.
 
-    With `may_begin`, a session that a loaded memory does not have may begin without a document.
+    Gives the model, its tokenizer and its memory, in the session that was asked for. With
+    `may_begin`, a session that a loaded memory does not have may begin without a document.
     """
     texts = {path: shared.read_document(path) for path in dict.fromkeys(documents)}
     source = None
@@ -62,7 +55,7 @@ def opened(
                 if source is not None and settings.session is None:
                     out.print(f"[dim]session {escape(name)}, the only one in it[/dim]")
             read_all(out, memory, tokenizer, texts)
-            yield Opened(model, tokenizer, memory)
+            yield model, tokenizer, memory
         except KeyboardInterrupt:
             if settings.save is not None:
                 print(f"nothing was saved to {settings.save}", file=sys.stderr)

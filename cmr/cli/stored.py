@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -171,13 +171,14 @@ class Texts:
         """Whether there are texts."""
         return self._tokenizer is not None
 
-    @property
-    def decode(self) -> Callable[[list[int]], str]:
-        """Text of token ids; raises `UsageError` where there is none."""
-        if self._tokenizer is None:
-            raise UsageError(f"no text without a tokenizer: {self.why_not}")
-        tokenizer = self._tokenizer
-        return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False))
+    def require(self, option: str) -> None:
+        """Raises `UsageError` for an option that needs texts, where there are none."""
+        if not self.known:
+            raise UsageError(f"{option}: no text without a tokenizer: {self.why_not}")
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
 
     def of(self, blocks: Sequence[StoredBlock]) -> list[StoredBlock]:
         """The blocks with their texts, as far as there are any."""

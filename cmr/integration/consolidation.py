@@ -159,14 +159,14 @@ def _up(
 ) -> int:
     """Blocks go up one tier, those used last before others, until half a tier has come.
 
-    Blocks that keep no states are run through the model again; where hidden states are stored,
-    that does not give them, and such blocks stay where they are. `chosen` says which slots of the
-    tier are theirs (bool, on the CPU), `yields` whether the block in its second slot may sink for
-    the one in the first.
+    `chosen` says which slots of the tier are theirs (bool, on the CPU), `yields` whether the block
+    in its second slot may sink for the one in the first.
     """
     ring, ledger = core.ring, core.ring.ledger
     with core.lock:
         slots = ledger.tiers[tier].first + chosen().nonzero()[:, 0]
+        # What keeps no states is run through the model again, which gives keys and values alone:
+        # of blocks that store hidden states, those without any stay where they are.
         if core.store == "states":
             slots = slots[ring.keeps_states(slots)]
         used = ring.last_access[slots.to(ring.device)].cpu()
@@ -195,7 +195,7 @@ def _one_up(
     one = torch.tensor([slot])
     wanted = [name for name in ring.parts(tier - 1) if name.startswith(("keys.", "values."))]
     states = {}
-    # Tiers may keep more or less of a block: what the upper one has and the lower has not is made.
+    # A lower tier may keep token ids alone: what the upper one has besides is made again.
     if wanted and not bool(ring.keeps_states(one)):
         with alone():
             layers = core.recomputed.get(one[:, None])[0]

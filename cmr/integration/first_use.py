@@ -19,6 +19,9 @@ class first_use(Generic[T]):
         self.__doc__ = make.__doc__
 
     def __get__(self, whole: Any, _: Any = None) -> T:
+        if whole is None:
+            # Asked of the class, as documentation tools do: there is no part to be had.
+            return cast(T, self)
         # `setdefault` is one step, so whoever comes second finds the first one's part. Afterwards
         # Python finds it in the object by itself and does not come by here.
         return cast(T, whole.__dict__.setdefault(self._make.__name__, self._make(whole)))

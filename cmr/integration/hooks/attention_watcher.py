@@ -21,9 +21,6 @@ _weights = torch.no_grad()(attention_weights)
 class Watcher:
     """Lets chosen attention modules tell their weights; what they compute stays as it is.
 
-    Args:
-        adapter: the model.
-
     Raises:
         UnsupportedModelError: the family's attention does not go through transformers' interface.
     """

@@ -16,12 +16,7 @@ from cmr.integration.memory import ATTACHED, Memory
 
 
 class Interventions:
-    """The interventions on one model.
-
-    Args:
-        model: the model, which may have a memory.
-        adapter: its view.
-    """
+    """The interventions on one model, which may have a memory."""
 
     def __init__(self, model: nn.Module, adapter: ModelAdapter) -> None:
         self._model, self._adapter = model, adapter
@@ -32,11 +27,7 @@ class Interventions:
     ) -> None:
         """Raises `ConfigError` where nothing says which of two changes of a state comes first.
 
-        Args:
-            name: of an intervention.
-            layers: that it is on.
-            order: among the interventions of a layer, if it has one.
-            others: interventions that are on.
+        `others` are the interventions that are on beside the one of that name.
         """
         if order is not None:
             order = check.integer("order", order, -(1 << 31))
