@@ -64,6 +64,7 @@ class Conversation:
         self._cache, self.recalled = found.cache, found.recalled
         self._ids = torch.cat([ids, ids.new_tensor([found.token_ids])], dim=1)
         self._messages.append({"role": "assistant", "content": found.text})
+        # With special tokens, as the template writes them in front of the next turn.
         self._fed += self._tokenizer.decode(found.token_ids, skip_special_tokens=False)
         return found
 
@@ -100,8 +101,10 @@ class _Pieces:
     def add(self, token: int) -> None:
         self._waiting.append(token)
         text = self._tokenizer.decode(self._waiting, skip_special_tokens=True)
+        # A replacement character at the end is the first half of one that is not whole yet.
         if not text.endswith("\ufffd"):
             self._show(text)
+        # Begun anew at each line, or every token would decode the whole answer again.
         if text.endswith("\n"):
             self._waiting, self._shown = [], ""
 
@@ -122,6 +125,7 @@ def run(settings: Settings, documents: list[Path]) -> None:
         conversation = Conversation(model, tokenizer, memory, settings.max_new_tokens)
         talk(out, conversation, memory)
         if settings.save is not None:
+            # What is still in the window would be missing from what is saved.
             rest = conversation.unstored(memory.config.memory.sinks)
             if rest.shape[1]:
                 memory.read(rest)

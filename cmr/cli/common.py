@@ -53,6 +53,7 @@ def load_model(name: str | None) -> tuple[Any, Any]:
         raise UsageError(
             f"--model {name}: cannot be loaded as a decoder: {_first(error)}"
         ) from error
+    # The whole model on one GPU: who wants it spread over several uses the library.
     if torch.cuda.is_available():
         model.to("cuda")
     return model.eval(), tokenizer
@@ -98,6 +99,7 @@ def _first(error: Exception) -> str:
 
 def read_document(path: Path) -> str:
     """The text of a file; ``-`` is standard input."""
+    # Strictly UTF-8: a document of another encoding would be read as text that nobody wrote.
     try:
         if str(path) == "-":
             text = Path("/dev/stdin").read_text(encoding="utf-8")
@@ -168,6 +170,7 @@ class Listener:
     def _look(self, rows: list[list[Any]]) -> None:
         for passage in rows[0] if rows else []:
             key = (passage.start, passage.end)
+            # The same passage may be read at several steps: its best score stands for it.
             known = self._passages.get(key)
             if known is None or passage.score > known.score:
                 self._passages[key] = passage
@@ -198,6 +201,7 @@ def answer(
     listener = Listener(memory, on_token)
     input_ids = input_ids.to(model.device)
     pad = tokenizer.pad_token_id
+    # Greedy, so that the same question gets the same answer, with and without memory.
     began = time.perf_counter()
     output = model.generate(
         input_ids=input_ids,

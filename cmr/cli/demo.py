@@ -40,6 +40,7 @@ def run(tokens: int, window: int, max_new_tokens: int) -> None:
         for question in document.questions:
             with working(out, f"asking: {question.text}"):
                 prompt = shared.encode_question(tokenizer, question.text)
+                # Paused, so that without memory the model is exactly itself.
                 memory.pause()
                 without = shared.answer(model, tokenizer, None, prompt, max_new_tokens)
                 memory.resume()

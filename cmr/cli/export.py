@@ -33,6 +33,7 @@ def run(
         raise UsageError(f"--out {target}: a name that ends in .jsonl or .txt expected")
     if target.is_dir():
         raise UsageError(f"--out {target}: is a folder, a file is expected")
+    # Also a link that leads nowhere: what it names would be written.
     if os.path.lexists(target) and not force:
         raise UsageError(f"--out {target}: the file exists; --force replaces it")
     stored = open_stored(path, key)
@@ -84,6 +85,7 @@ def write_private(target: Path, pieces: Iterator[str], force: bool) -> int:
     # A file that is replaced stays as it is until the new one is whole.
     path = target.with_name(f".{target.name}.{secrets.token_hex(4)}") if force else target
     try:
+        # The mode is set as the file is made, so it is never readable by others, not for a moment.
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(fd, "w", encoding="utf-8", errors="replace", newline="") as file:

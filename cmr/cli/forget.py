@@ -61,6 +61,7 @@ def run(
     if (going or ended) and not yes and not _agreed(going, tokens, ended):
         out.print("nothing was changed")
         raise typer.Exit(1)
+    # Said afterwards, as forgetting writes the files anew and they may well get smaller.
     before = stored.bytes_on_disk
     # Also where nothing matches: files may still have rows of blocks that were dropped since.
     try:

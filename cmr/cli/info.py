@@ -27,6 +27,7 @@ PACKAGES = (
 
 def version(package: str) -> str | None:
     """The installed version of a distribution, without importing it."""
+    # Importing some of them takes seconds, and a broken one would end the command.
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

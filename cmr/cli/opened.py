@@ -36,6 +36,7 @@ def opened(
     Gives the model, its tokenizer and its memory, in the session that was asked for. With
     `may_begin`, a session that a loaded memory does not have may begin without a document.
     """
+    # All that needs no model comes first: loading one takes long, and mistakes are told at once.
     texts = {path: shared.read_document(path) for path in dict.fromkeys(documents)}
     source = None
     if settings.load is not None:
@@ -135,6 +136,7 @@ def _session(settings: Settings, source: Stored | None, may_begin: bool) -> str 
         if not may_begin:
             source.require([settings.session])
         return settings.session
+    # Without a name it goes on where scripts without names write, if anything is there.
     if not there or DEFAULT_SESSION in there:
         return None
     if len(there) == 1:
@@ -159,6 +161,7 @@ def _check_target(settings: Settings, source: Stored | None) -> None:
             # Without a key, what only a key can read is not replaced either.
             open_stored(path, Key(), "--save")
     elif path.is_dir():
+        # What a save that was killed has left may be replaced; anything else is somebody's.
         known = (STAGING, LOCK)
         if any(name not in known and not OUR_NAME.fullmatch(name) for name in os.listdir(path)):
             raise UsageError(
@@ -166,6 +169,7 @@ def _check_target(settings: Settings, source: Stored | None) -> None:
             )
     elif path.exists():
         raise UsageError(f"--save {path}: is a file, a folder is expected")
+    # The folder may not exist yet: it is made in the nearest one that does.
     there = next(one for one in (path, *path.absolute().parents) if one.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UsageError(f"--save {path}: nothing can be written in {there}")

@@ -61,12 +61,14 @@ class Settings:
         }
         if memory_weight is not None:
             overrides["memory_weight"] = _weight(memory_weight)
+        # Checked against the defaults already here; with `--load` what was saved decides once more.
         try:
             CMRConfig().with_overrides(**overrides)
         except ConfigError as error:
             name, colon, rest = str(error).partition(":")
             option = f"--{name.replace('_', '-')}" if name in overrides else name
             raise UsageError(f"{option}{colon}{rest}") from None
+        # A key that is asked for and used for nothing would let somebody believe in it.
         key = find_key(key_file)
         if key_file is not None and load is None and save is None:
             raise UsageError("--key-file: it is for --load and --save, and neither is given")

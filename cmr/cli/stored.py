@@ -80,6 +80,7 @@ class Stored:
 
     def blocks(self) -> list[StoredBlock]:
         """What it holds, without texts."""
+        # Columns that are not those of a memory fail in any of these ways.
         try:
             return archive.stored_blocks(self.saved, None)
         except CMRError:
@@ -138,6 +139,8 @@ class Texts:
             saved_by = f"saved by the model {name!r}" if name else "saved by another model"
             self.why_not = f"it was {saved_by}: give that with --model"
             return
+        # A model that was named and cannot be loaded is an error; without the small one, which
+        # nobody named, there is just no text.
         try:
             tokenizer = self._load(model)
         except UsageError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import numbers
 import operator
@@ -36,12 +37,24 @@ class Checked:
 
     def __post_init__(self) -> None:
         """Checks every field; what belongs to two of them is checked by who has them."""
-        settings: Any = self  # the classes below this one are dataclasses
-        for item in dataclasses.fields(settings):
-            value = getattr(self, item.name)
-            if item.metadata and not (value is None and item.default is None):
-                check, arguments = item.metadata["check"], item.metadata["arguments"]
-                put(self, item.name, check(item.name, value, *arguments))
+        for name, may_be_none, check, arguments in _checks_of(type(self)):
+            value = getattr(self, name)
+            if value is None and may_be_none:
+                continue
+            checked = check(name, value, *arguments)
+            if checked is not value:
+                put(self, name, checked)
+
+
+@functools.cache
+def _checks_of(kind: Any) -> list[tuple[str, bool, Callable[..., Any], tuple[Any, ...]]]:
+    """Name, whether it may be None, check and its arguments of each setting of a dataclass."""
+    # Looked up once a class: requests with settings of their own make these anew.
+    return [
+        (item.name, item.default is None, item.metadata["check"], item.metadata["arguments"])
+        for item in dataclasses.fields(kind)
+        if item.metadata
+    ]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -140,6 +140,7 @@ class MemoryConfig(check.Checked):
             amount: tokens, or a size.
             block_bytes: bytes of a block, for a size.
         """
+        # Rounded down: a budget is never exceeded.
         if isinstance(amount, int):
             return amount // self.block_size
         return size(amount) // block_bytes

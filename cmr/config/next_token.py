@@ -38,4 +38,5 @@ class NextTokenConfig(check.Checked):
     @property
     def on(self) -> bool:
         """Whether it can change anything."""
+        # With a weight of 0 nothing is compared, so that it costs nothing either.
         return self.knn and self.knn_weight > 0

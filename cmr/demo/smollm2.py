@@ -44,6 +44,7 @@ def find_gguf() -> Path:
     Raises:
         MissingDemoDependencyError: the package is not installed, or carries no GGUF file.
     """
+    # Importing it would load its runtime, which cmr does not need and which may not be there.
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise MissingDemoDependencyError(
@@ -66,6 +67,8 @@ def cache_folder(gguf_file: Path) -> Path:
     """
     import transformers
 
+    # By content and version: a new file, or weights that another version would read differently,
+    # get a folder of their own.
     digest = hashlib.blake2b(digest_size=6)
     digest.update(f"{CONVERSION}:{transformers.__version__.split('.')[0]}:".encode())
     with gguf_file.open("rb") as stream:
@@ -152,6 +155,7 @@ def _convert(gguf_file: Path) -> tuple[Any, Any]:
                 "run `pip install 'cmr[demo]'`"
             )
     _log.info("converting %s to safetensors, once", gguf_file.name)
+    # bfloat16, so that every dtype it is loaded in later sees equal weights.
     options: dict[str, Any] = {"gguf_file": gguf_file.name, "dtype": torch.bfloat16}
     # transformers 5.x loads GGUF files dequantised by default in its early releases only.
     gguf_config = getattr(transformers, "GgufConfig", None)

@@ -138,6 +138,7 @@ def demo_document(
     for question in questions:
         if not 0.0 <= question.depth <= 1.0:
             raise ValueError(f"depth in [0, 1] expected, got {question.depth} for {question.fact}")
+    # Facts stand between paragraphs, as a real text would have them, and never split a sentence.
     paragraphs = _take(tokenizer, reference_text().split("\n\n"), tokens)
     total = sum(count for _, count in paragraphs)
     pieces: list[str] = []

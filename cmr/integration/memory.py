@@ -62,6 +62,7 @@ class Memory(MemoryUpkeep):
         template = None if tokenizer is None else Template.of(tokenizer)
         self._core = core = Core(adapter, config, keep, template)
         self._stepper = Stepper(core, config)
+        # The decoder's own hooks first: the others read what they prepare.
         self._plugs: list[Any] = [self._stepper]
         if core.residual:
             self._plugs.append(ResidualReader(core, self._stepper))
@@ -293,6 +294,7 @@ class Memory(MemoryUpkeep):
         self._require_attached()
         if not names:
             raise ValueError("session() needs at least one name")
+        # Names and times are looked at before any session is made.
         self._core.table.check(*names)
         lasts = None if ttl is None else lifetime("ttl", ttl)
         handle = Session(self, names, create, ephemeral, lasts)

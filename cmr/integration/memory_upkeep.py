@@ -173,6 +173,7 @@ class MemoryUpkeep(MemoryView):
             UnknownSessionError: there is no session of that name; nothing is moved then.
         """
         self._require_attached()
+        # All names are looked up before the first block moves.
         numbers = [self._core.table.require(name) for name in sessions]
         return sum(lift(self._core, number, self._stepper.alone) for number in numbers)
 

@@ -173,6 +173,7 @@ class HookManager:
 
         def see(layer: int, states: torch.Tensor) -> None:
             if self._on(hook) and states.requires_grad:
+                # On the tensor, as the norm is of the gradient that arrives at these states.
                 states.register_hook(lambda gradient: flow(layer, gradient))
 
         def flow(layer: int, gradient: torch.Tensor) -> None:
@@ -206,6 +207,7 @@ class HookManager:
         def call(*args: Any) -> Any:
             return function(*args) if self._on(hook) else None
 
+        # Looked at in every call, so that it can rest without being registered anew.
         register = getattr(modules[module], CUSTOM_KINDS[kind])
         self._handles[name].append(register(call))
         return hook

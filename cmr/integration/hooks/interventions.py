@@ -31,6 +31,7 @@ class Interventions:
         """
         if order is not None:
             order = check.integer("order", order, -(1 << 31))
+        # Blending is a change of the same states, and its place among others is fixed by nothing.
         memory: Memory | None = getattr(self._model, ATTACHED, None)
         if memory is not None and memory._core.residual:
             both = sorted(set(layers) & memory._core.read_layers)
@@ -73,6 +74,7 @@ def _changing(layer: int, hooks: list[Hook]) -> Callable[..., Any]:
         states = args[0] if args else kwargs["hidden_states"]
         for each in hooks:
             assert each.function is not None
+            # Each sees what the one before it made.
             found = each.function(states, layer)
             _require_like(each.name, found, states)
             states = found
