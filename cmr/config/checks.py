@@ -37,7 +37,8 @@ class Checked:
 
     def __post_init__(self) -> None:
         """Checks every field; what belongs to two of them is checked by who has them."""
-        for name, may_be_none, check, arguments in _checks_of(type(self)):
+        kind: Any = type(self)
+        for name, may_be_none, check, arguments in _checks_of(kind):
             value = getattr(self, name)
             if value is None and may_be_none:
                 continue
