@@ -12,6 +12,7 @@ _PACKAGE = __name__.partition(".")[0]
 
 def warn(message: str) -> None:
     """Warn, as a `CMRWarning`, at the line outside this package that called into it."""
+    # Counted here, as `skip_file_prefixes` of `warnings.warn` came with Python 3.12 only.
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and _ours(frame.f_globals.get("__name__", "")):
         level, frame = level + 1, frame.f_back

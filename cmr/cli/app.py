@@ -1,29 +1,16 @@
-"""The commands and their options."""
+"""The commands and their options. What they do stands in modules that are loaded when called."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from cmr.cli.errors import friendly
-from cmr.cli.memory_app import app as memory_app
-from cmr.cli.options import (
-    BudgetOption,
-    KeyFileOption,
-    LoadOption,
-    LongTermBudgetOption,
-    ModelOption,
-    NewTokensOption,
-    ReplaceOption,
-    SaveOption,
-    SessionOption,
-    WeightOption,
-    WindowOption,
-    WorkingBudgetOption,
-)
+from cmr.cli.keys import find_key
 
+# Nothing heavy is imported here: help and completion answer at once.
 app = typer.Typer(
     help="A memory for any Hugging Face decoder: contextual memory reweaving.",
     no_args_is_help=True,
@@ -32,8 +19,98 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
+memory_app = typer.Typer(
+    help="Look at, forget from and export saved memories; no model is loaded.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
 app.add_typer(memory_app, name="memory")
+
+# -- options that several commands share ---------------------------------------------------------
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Folder or name of a decoder; without it the small one, SmolLM2-135M-Instruct.",
+    ),
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Folder or name of the model that saved it: its tokenizer gives the text. "
+        "Not needed for the small one, SmolLM2-135M-Instruct.",
+    ),
+]
+SessionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Name of the memory to use: no other one is read. "
+        "With --load it may be left out where only one was saved."
+    ),
+]
+WindowOption = Annotated[
+    int | None,
+    typer.Option(min=16, help="Local window, in tokens.", show_default="512, or as saved"),
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TOKENS|SIZE",
+        help="Memory beside the model: tokens, or a size such as 2GB.",
+        show_default="32768, or as saved",
+    ),
+]
+WorkingBudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TOKENS|SIZE",
+        help="Memory below it, in the computer's main memory.",
+        show_default="0, or as saved",
+    ),
+]
+LongTermBudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TOKENS|SIZE",
+        help="Memory below that, in a file, small but slower.",
+        show_default="0, or as saved",
+    ),
+]
+WeightOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|0..1",
+        help="How strongly memory is read: 'auto' follows how sure retrieval is, 0 is off, "
+        "0.5 one joint softmax.",
+        show_default="auto, or as saved",
+    ),
+]
+NewTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+LoadOption = Annotated[Path | None, typer.Option(help="Folder of a saved memory to start from.")]
+SaveOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder to save the memory to at the end; the one of --load writes only what is new."
+    ),
+]
+ReplaceOption = Annotated[
+    bool, typer.Option("--force", help="Let --save replace a memory that was not loaded.")
+]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Encrypts and opens saved memories: a file of 32 bytes, or of a passphrase on one "
+        "line. Without it the passphrase in CMR_MEMORY_KEY, if that is set.",
+    ),
+]
+PathArgument = Annotated[Path, typer.Argument(metavar="PATH", help="Folder of the saved memory.")]
+OnlySession = Annotated[str | None, typer.Option("--session", help="Only this session.")]
+
+# -- the commands --------------------------------------------------------------------------------
 
 
 @app.command()
@@ -53,18 +130,14 @@ def demo(
 @friendly
 def ask(
     document: Annotated[
-        Optional[list[Path]],  # noqa: UP045
+        list[Path] | None,
         typer.Option(
-            help="Text file to read; may be given several times. With --load none is needed.",
-            show_default=False,
+            help="Text file to read; may be given several times. With --load none is needed."
         ),
     ] = None,
     question: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            help="Question; may be given several times. With --save none is needed.",
-            show_default=False,
-        ),
+        list[str] | None,
+        typer.Option(help="Question; may be given several times. With --save none is needed."),
     ] = None,
     load: LoadOption = None,
     save: SaveOption = None,
@@ -80,34 +153,20 @@ def ask(
     max_new_tokens: NewTokensOption = 64,
 ) -> None:
     """Read documents of any length into memory and answer questions about them."""
+    # Before anything else is a local: all options by name, as `Settings` takes them.
+    options = dict(locals())
+    documents, questions = options.pop("document") or [], options.pop("question") or []
     from cmr.cli.ask import run
     from cmr.cli.settings import Settings
 
-    settings = Settings.parse(
-        model=model,
-        session=session,
-        max_new_tokens=max_new_tokens,
-        load=load,
-        save=save,
-        force=force,
-        key_file=key_file,
-        memory_weight=memory_weight,
-        window=window,
-        budget=budget,
-        working_budget=working_budget,
-        long_term_budget=long_term_budget,
-    )
-    run(settings, documents=document or [], questions=question or [])
+    run(Settings.parse(**options), documents, questions)
 
 
 @app.command()
 @friendly
 def chat(
     document: Annotated[
-        Optional[list[Path]],  # noqa: UP045
-        typer.Option(
-            help="Text file to read first; may be given several times.", show_default=False
-        ),
+        list[Path] | None, typer.Option(help="Text file to read first; may be given several times.")
     ] = None,
     load: LoadOption = None,
     save: SaveOption = None,
@@ -123,24 +182,13 @@ def chat(
     max_new_tokens: NewTokensOption = 256,
 ) -> None:
     """Chat without a limit: what leaves the window becomes memory. /quit /stats /recalled."""
+    # As in `ask`.
+    options = dict(locals())
+    documents = options.pop("document") or []
     from cmr.cli.chat import run
     from cmr.cli.settings import Settings
 
-    settings = Settings.parse(
-        model=model,
-        session=session,
-        max_new_tokens=max_new_tokens,
-        load=load,
-        save=save,
-        force=force,
-        key_file=key_file,
-        memory_weight=memory_weight,
-        window=window,
-        budget=budget,
-        working_budget=working_budget,
-        long_term_budget=long_term_budget,
-    )
-    run(settings, documents=document or [])
+    run(Settings.parse(**options), documents)
 
 
 @app.command()
@@ -150,3 +198,122 @@ def info() -> None:
     from cmr.cli.info import run
 
     run()
+
+
+# -- cmr memory ----------------------------------------------------------------------------------
+
+
+@memory_app.command()
+@friendly
+def inspect(
+    path: PathArgument,
+    session: OnlySession = None,
+    tier: Annotated[
+        str | None,
+        typer.Option(metavar="TIER", help="Only this tier: recent, working or long_term."),
+    ] = None,
+    contains: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Only blocks with this text, in any case.")
+    ] = None,
+    min_relevance: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Only blocks at least so relevant.")
+    ] = 0.0,
+    order: Annotated[
+        str, typer.Option(help="position, relevance, recalled or newest; best first.")
+    ] = "position",
+    limit: Annotated[int, typer.Option(min=0, help="Most blocks to show; 0 shows all.")] = 20,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    model: TokenizerOption = None,
+    key_file: KeyFileOption = None,
+) -> None:
+    """Show what is stored, as text with scores and positions."""
+    from cmr.cli.inspect import run
+
+    run(
+        path,
+        wanted={
+            "session": session,
+            "tier": tier,
+            "text": contains,
+            "min_relevance": min_relevance,
+            "order": order,
+            "limit": limit or None,
+        },
+        as_json=json,
+        model=model,
+        key=find_key(key_file),
+    )
+
+
+@memory_app.command()
+@friendly
+def forget(
+    path: PathArgument,
+    session: Annotated[
+        str | None, typer.Option(help="This session; alone, it ends with all it stored.")
+    ] = None,
+    id: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            help="This block, by the number that inspect shows; may be given several times.",
+        ),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPAN",
+            help="Blocks that hold a part of this text, in any case and line breaks.",
+        ),
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option(metavar="AGE", help="Blocks stored longer ago than 90s, 15m, 12h or 30d."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    model: TokenizerOption = None,
+    key_file: KeyFileOption = None,
+) -> None:
+    """Erase blocks for good: those that fit [bold]all[/bold] that is given. Shows them and asks.
+
+    Whole blocks go, and what was on the disk is overwritten with zeros.
+
+    Memories that were loaded before, and copies of the folder, still have them.
+    """
+    from cmr.cli.forget import run
+
+    run(
+        path,
+        session=session,
+        ids=id or [],
+        text=text,
+        older_than=older_than,
+        yes=yes,
+        model=model,
+        key=find_key(key_file),
+    )
+
+
+@memory_app.command()
+@friendly
+def export(
+    path: PathArgument,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help=".jsonl: one block a line, with all that is known of it. "
+            ".txt: the text alone, session by session, gaps marked.",
+        ),
+    ],
+    session: Annotated[
+        list[str] | None, typer.Option(help="Only this session; may be given several times.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+    model: TokenizerOption = None,
+    key_file: KeyFileOption = None,
+) -> None:
+    """Write what is stored to a file that only you may read."""
+    from cmr.cli.export import run
+
+    run(path, out, sessions=session or [], force=force, model=model, key=find_key(key_file))

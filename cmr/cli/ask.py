@@ -44,7 +44,9 @@ def _ask(
     found = shared.answer(model, tokenizer, memory, ids, max_new_tokens)
     out.print()
     out.print(Text.assemble(("Q ", "bold cyan"), (question, "bold")))
-    out.print(Text.assemble(("A ", "bold green"), found.text or "(the model answered nothing)"))
+    out.print(
+        Text.assemble(("A ", "bold green"), found.text.strip() or "(the model answered nothing)")
+    )
     if found.recalled:
         out.print(passages(found.recalled))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,7 @@ HELP = "/quit ends, /stats shows the memory, /recalled what the last answer read
 class Conversation:
     """A running conversation over one key-value cache.
 
-    Attributes:
-        recalled: the passages that the last answer read.
-        tokens: length of the conversation so far, in tokens.
+    `recalled` are the passages that the last answer read.
     """
 
     def __init__(self, model: Any, tokenizer: Any, memory: Any, max_new_tokens: int) -> None:
@@ -45,39 +42,31 @@ class Conversation:
     def unstored(self, sinks: int) -> torch.Tensor:
         """Token ids `[1, T]` that are still in the window and in no memory.
 
-        Args:
-            sinks: first tokens of the window that never leave it; they are not among them.
+        The `sinks` first tokens of the window never leave it, and are not among them.
         """
         left = self._cache.layers[0].left if is_windowed(self._cache) else 0
         return self._ids[:, sinks + left :]
 
-    @torch.inference_mode()
     def say(self, text: str, on_text: Any) -> shared.Answer:
         """Answer a message, handing each piece of text to ``on_text`` as it comes."""
-        new = self._encode(text).to(self._ids.device)
-        ids = torch.cat([self._ids, new], dim=1)
+        ids = torch.cat([self._ids, self._encode(text).to(self._ids.device)], dim=1)
         pieces = _Pieces(self._tokenizer, on_text)
-        listener = shared.Listener(self._memory, pieces.add)
-        began = time.perf_counter()
-        output = self._model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            past_key_values=self._cache,
-            max_new_tokens=self._max_new_tokens,
-            do_sample=False,
-            return_dict_in_generate=True,
-            pad_token_id=self._tokenizer.pad_token_id,
-            streamer=listener,
+        found = shared.answer(
+            self._model,
+            self._tokenizer,
+            self._memory,
+            ids,
+            self._max_new_tokens,
+            self._cache,
+            pieces.add,
         )
         pieces.finish()
-        seconds = time.perf_counter() - began
-        self._ids, self._cache = output.sequences, output.past_key_values
-        generated = output.sequences[0, ids.shape[1] :].tolist()
-        reply = self._tokenizer.decode(generated, skip_special_tokens=True)
-        self._messages.append({"role": "assistant", "content": reply})
-        self._fed += self._tokenizer.decode(generated, skip_special_tokens=False)
-        self.recalled = listener.passages
-        return shared.Answer(reply, generated, seconds, self.recalled)
+        self._cache, self.recalled = found.cache, found.recalled
+        self._ids = torch.cat([ids, ids.new_tensor([found.token_ids])], dim=1)
+        self._messages.append({"role": "assistant", "content": found.text})
+        # With special tokens, as the template writes them in front of the next turn.
+        self._fed += self._tokenizer.decode(found.token_ids, skip_special_tokens=False)
+        return found
 
     def _encode(self, text: str) -> torch.Tensor:
         """Token ids ``[1, T]`` of what the template adds for one more message."""
@@ -112,8 +101,10 @@ class _Pieces:
     def add(self, token: int) -> None:
         self._waiting.append(token)
         text = self._tokenizer.decode(self._waiting, skip_special_tokens=True)
+        # A replacement character at the end is the first half of one that is not whole yet.
         if not text.endswith("\ufffd"):
             self._show(text)
+        # Begun anew at each line, or every token would decode the whole answer again.
         if text.endswith("\n"):
             self._waiting, self._shown = [], ""
 
@@ -134,6 +125,7 @@ def run(settings: Settings, documents: list[Path]) -> None:
         conversation = Conversation(model, tokenizer, memory, settings.max_new_tokens)
         talk(out, conversation, memory)
         if settings.save is not None:
+            # What is still in the window would be missing from what is saved.
             rest = conversation.unstored(memory.config.memory.sinks)
             if rest.shape[1]:
                 memory.read(rest)

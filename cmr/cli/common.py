@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ class Answer:
         token_ids: as generated.
         seconds: for the prompt and all tokens.
         recalled: the passages that were read while answering, best first.
+        cache: the keys and values of all tokens.
     """
 
     text: str
     token_ids: list[int]
     seconds: float
     recalled: list[Any] = field(default_factory=list)
+    cache: Any = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -37,11 +39,7 @@ class Answer:
 
 
 def load_model(name: str | None) -> tuple[Any, Any]:
-    """The decoder and its tokenizer: a folder or a name that transformers knows.
-
-    Raises:
-        UsageError: it cannot be loaded, or is not a decoder that generates.
-    """
+    """The decoder and its tokenizer: a folder or a name that transformers knows."""
     if name is None:
         return load_smollm2()
     import transformers
@@ -55,17 +53,14 @@ def load_model(name: str | None) -> tuple[Any, Any]:
         raise UsageError(
             f"--model {name}: cannot be loaded as a decoder: {_first(error)}"
         ) from error
+    # The whole model on one GPU: who wants it spread over several uses the library.
     if torch.cuda.is_available():
         model.to("cuda")
     return model.eval(), tokenizer
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a model: a folder or a name that transformers knows.
-
-    Raises:
-        UsageError: it cannot be loaded.
-    """
+    """The tokenizer of a model: a folder or a name that transformers knows."""
     import transformers
 
     try:
@@ -78,19 +73,14 @@ def load_tokenizer(name: str) -> Any:
 def load_vocabulary(name: str | None) -> Any:
     """What turns a model's token ids into text, by `decode(ids, skip_special_tokens=...)`.
 
-    Where the model's folder has a file of the tokenizers package, that package alone reads it:
-    transformers takes several seconds more.
-
-    Args:
-        name: folder or name; None: the small model, which is converted if it was not yet.
-
-    Raises:
-        UsageError: it cannot be loaded.
+    Of the small model where `name` is None, which is converted if it was not yet.
     """
     if name is None:
         if not smollm2.is_cached():
             return load_smollm2()[1]
         name = str(smollm2.cache_folder(smollm2.find_gguf()))
+    # Of a file of the tokenizers package that package alone makes it: transformers takes several
+    # seconds more.
     file = Path(name) / "tokenizer.json"
     if not file.is_file():
         return load_tokenizer(name)
@@ -98,7 +88,8 @@ def load_vocabulary(name: str | None) -> Any:
 
     try:
         return tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the package raises nothing more special
+    except Exception as error:
+        # The package raises nothing more special.
         raise UsageError(f"--model {name}: {file.name}: {_first(error)}") from error
 
 
@@ -107,11 +98,8 @@ def _first(error: Exception) -> str:
 
 
 def read_document(path: Path) -> str:
-    """The text of a file; ``-`` is standard input.
-
-    Raises:
-        UsageError: no such file, a folder, not UTF-8 text, or nothing in it.
-    """
+    """The text of a file; ``-`` is standard input."""
+    # Strictly UTF-8: a document of another encoding would be read as text that nobody wrote.
     try:
         if str(path) == "-":
             text = Path("/dev/stdin").read_text(encoding="utf-8")
@@ -152,7 +140,8 @@ def encode_question(tokenizer: Any, question: str) -> torch.Tensor:
     return ids
 
 
-LOOK_EVERY = 8  # tokens between looks at what is recalled; looking decodes the passages
+# Tokens between two looks at what is recalled: looking decodes the passages.
+LOOK_EVERY = 8
 
 
 class Listener:
@@ -166,7 +155,8 @@ class Listener:
         self._passages: dict[tuple[int, int], Any] = {}
 
     def put(self, value: torch.Tensor) -> None:
-        """Called by ``generate`` with the prompt first, then with each new token."""
+        """Takes the prompt, then each new token."""
+        # `generate` hands over the prompt first.
         if not self._prompt_seen:
             self._prompt_seen = True
             return
@@ -180,6 +170,7 @@ class Listener:
     def _look(self, rows: list[list[Any]]) -> None:
         for passage in rows[0] if rows else []:
             key = (passage.start, passage.end)
+            # The same passage may be read at several steps: its best score stands for it.
             known = self._passages.get(key)
             if known is None or passage.score > known.score:
                 self._passages[key] = passage
@@ -200,30 +191,29 @@ def answer(
     memory: Any | None,
     input_ids: torch.Tensor,
     max_new_tokens: int,
+    cache: Any = None,
+    on_token: Callable[[int], None] | None = None,
 ) -> Answer:
-    """Generate greedily through the stock ``generate``; ``memory=None`` notes no recall."""
-    listener = Listener(memory)
+    """Generate greedily through the stock ``generate``; ``memory=None`` notes no recall.
+
+    With the `cache` of the last answer, `input_ids` go on from what that holds.
+    """
+    listener = Listener(memory, on_token)
     input_ids = input_ids.to(model.device)
+    pad = tokenizer.pad_token_id
+    # Greedy, so that the same question gets the same answer, with and without memory.
     began = time.perf_counter()
     output = model.generate(
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
+        past_key_values=cache,
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        pad_token_id=_pad_token(tokenizer),
+        return_dict_in_generate=True,
+        pad_token_id=tokenizer.eos_token_id if pad is None else pad,
         streamer=listener,
     )
     seconds = time.perf_counter() - began
-    new = output[0, input_ids.shape[1] :].tolist()
-    text = tokenizer.decode(new, skip_special_tokens=True).strip()
-    return Answer(text, new, seconds, listener.passages)
-
-
-def _pad_token(tokenizer: Any) -> int | None:
-    pad: int | None = tokenizer.pad_token_id
-    return tokenizer.eos_token_id if pad is None else pad
-
-
-def unique(paths: Sequence[Path]) -> list[Path]:
-    """The paths without repetitions, in order."""
-    return list(dict.fromkeys(paths))
+    new = output.sequences[0, input_ids.shape[1] :].tolist()
+    text = tokenizer.decode(new, skip_special_tokens=True)
+    return Answer(text, new, seconds, listener.passages, output.past_key_values)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 import cmr
@@ -40,6 +40,7 @@ def run(tokens: int, window: int, max_new_tokens: int) -> None:
         for question in document.questions:
             with working(out, f"asking: {question.text}"):
                 prompt = shared.encode_question(tokenizer, question.text)
+                # Paused, so that without memory the model is exactly itself.
                 memory.pause()
                 without = shared.answer(model, tokenizer, None, prompt, max_new_tokens)
                 memory.resume()
@@ -55,9 +56,7 @@ def _budget(document: Document) -> int:
 
 
 def _introduce(out: Console, model: Any, document: Document, window: int) -> None:
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column()
+    facts = Table.grid(Column(style="dim", no_wrap=True), Column(), padding=(0, 2))
     facts.add_row("Model", f"SmolLM2-135M-Instruct, {conditions(model)}")
     facts.add_row("Text", document.title)
     facts.add_row(
@@ -70,9 +69,8 @@ def _introduce(out: Console, model: Any, document: Document, window: int) -> Non
         f"{len(document.questions)} invented facts are planted in the text, so that the model "
         "cannot know them from its training:"
     )
-    table = Table(box=None, padding=(0, 1), show_header=False)
-    table.add_column(justify="right", no_wrap=True, style="dim")
-    table.add_column()
+    positions = Column(justify="right", no_wrap=True, style="dim")
+    table = Table(positions, Column(), box=None, padding=(0, 1), show_header=False)
     for question in document.questions:
         table.add_row(f"at token {question.position:,}", question.fact)
     out.print(table)
@@ -85,10 +83,9 @@ def _show(
     document: Document,
     report: Any,
 ) -> None:
-    table = Table(title="The same model, the same question", show_lines=True, expand=True)
-    table.add_column("Question", ratio=4)
-    table.add_column("Without memory", ratio=4)
-    table.add_column("With memory", ratio=4)
+    columns = [Column(name, ratio=4) for name in ("Question", "Without memory", "With memory")]
+    title = "The same model, the same question"
+    table = Table(*columns, title=title, show_lines=True, expand=True)
     for question, without, with_memory in pairs:
         back = document.tokens - question.position
         asked = Text(question.text)
@@ -107,7 +104,7 @@ def _show(
 
 def _cell(out: Console, question: Question, found: shared.Answer) -> Text:
     cell = Text.from_markup(mark(out, question.answered_by(found.text)) + " ")
-    cell.append(found.text or "(nothing)")
+    cell.append(found.text.strip() or "(nothing)")
     return cell
 
 
@@ -130,10 +127,8 @@ def _sum_up(
         return f"{tokens / sum(found.seconds for found in answers):.1f}"
 
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    table = Table(box=None, padding=(0, 2), header_style="bold")
-    table.add_column()
-    table.add_column("without memory", justify="right")
-    table.add_column("with memory", justify="right")
+    columns = [Column(f"{which} memory", justify="right") for which in ("without", "with")]
+    table = Table(Column(), *columns, box=None, padding=(0, 2), header_style="bold")
     table.add_row("right answers", *map(right, sides))
     table.add_row("answer tokens/s, prompt included", *map(speed, sides))
     table.add_row("tokens held outside the window", "0", f"{memory.tokens:,}")

@@ -52,12 +52,14 @@ def progress_bar(out: Console, doing: str) -> Iterator[Callable[[int, int], None
 
 def mark(out: Console, right: bool) -> str:
     """A coloured sign for right or wrong, in letters where the encoding has no sign."""
+    # In a pipe of another encoding the signs would come out as question marks.
     sign = ("✓", "✗") if out.encoding.lower().startswith("utf") else ("yes", "no")
     return f"[green]{sign[0]}[/green]" if right else f"[red]{sign[1]}[/red]"
 
 
 def snippet(text: str, words: str = "", length: int = 160) -> Text:
     """A passage on one line, cut to ``length`` around bold ``words``, else around its middle."""
+    # One line a passage; where words are to be shown, they are what the cut is around.
     flat = re.sub(r"\s+", " ", text).strip()
     at = flat.casefold().find(words.casefold()) if words else -1
     if len(flat) > length:
@@ -95,6 +97,11 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
+
+
+def counted(count: int, what: str) -> str:
+    """A number and its noun."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def conditions(model: Any) -> str:

@@ -28,9 +28,11 @@ def friendly(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except CMRError as error:
             print(f"error: {error}", file=sys.stderr)
+            # As the option parser exits for a wrong option.
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
+            # As a shell reports Ctrl-C: 128 and the signal's number.
             raise typer.Exit(130) from None
 
     return wrapper

@@ -9,13 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 
-from cmr.cli.display import console, size
+from cmr.cli.display import console, counted, size
 from cmr.cli.errors import UsageError
 from cmr.cli.keys import Key
-from cmr.cli.opened import counted
 from cmr.cli.stored import Texts, open_stored
 from cmr.memory.inspection import StoredBlock
 
@@ -27,29 +25,20 @@ def run(
     sessions: list[str],
     force: bool,
     model: str | None,
-    key: Key | None,
+    key: Key,
 ) -> None:
-    """Write the blocks of some sessions, or of all, to a file.
-
-    Args:
-        path: folder of the saved memory.
-        target: the file, whose ending says the form.
-        sessions: their names; none: all.
-        force: whether to replace a file that exists.
-        model: whose tokenizer gives the text.
-        key: of an encrypted one.
-    """
+    """Write the blocks of some sessions, or of all, to a file, whose ending says the form."""
     plain = target.suffix.lower() == ".txt"
     if not plain and target.suffix.lower() != ".jsonl":
         raise UsageError(f"--out {target}: a name that ends in .jsonl or .txt expected")
     if target.is_dir():
         raise UsageError(f"--out {target}: is a folder, a file is expected")
+    # Also a link that leads nowhere: what it names would be written.
     if os.path.lexists(target) and not force:
         raise UsageError(f"--out {target}: the file exists; --force replaces it")
     stored = open_stored(path, key)
     stored.require(sessions)
-    err = Console(stderr=True, highlight=False)
-    texts = Texts(stored, model, err)
+    texts = Texts(stored, model)
     wanted = sessions or stored.sessions
     rank = {name: number for number, name in enumerate(wanted)}
     blocks = sorted(
@@ -57,17 +46,15 @@ def run(
         key=lambda block: (rank[block.session], block.start, block.id),
     )
     if plain:
-        if not texts.known:
-            raise UsageError(f"--out {target}: no text without a tokenizer: {texts.why_not}")
+        texts.require(f"--out {target}")
         lines = _plain(blocks, texts)
     else:
         lines = (json.dumps(asdict(b), ensure_ascii=False) + "\n" for b in texts.of(blocks))
     written = write_private(target, lines, force)
-    out = console()
     if not texts.known:
-        err.print(f"[dim]without text: {escape(texts.why_not)}[/dim]")
+        texts.err.print(f"[dim]without text: {escape(texts.why_not)}[/dim]")
     count = len({block.session for block in blocks})
-    out.print(
+    console().print(
         f"wrote {counted(len(blocks), 'block')} of {counted(count, 'session')} to "
         f"{escape(str(target))}: {size(written)}, not encrypted, readable by you alone",
     )
@@ -94,14 +81,11 @@ def _plain(blocks: Sequence[StoredBlock], texts: Texts) -> Iterator[str]:
 
 
 def write_private(target: Path, pieces: Iterator[str], force: bool) -> int:
-    """Write a file of mode 0600, all of it or not at all; returns its bytes.
-
-    Raises:
-        UsageError: it exists and `force` is false, or cannot be written.
-    """
+    """Write a file of mode 0600, all of it or not at all; returns its bytes."""
     # A file that is replaced stays as it is until the new one is whole.
     path = target.with_name(f".{target.name}.{secrets.token_hex(4)}") if force else target
     try:
+        # The mode is set as the file is made, so it is never readable by others, not for a moment.
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(fd, "w", encoding="utf-8", errors="replace", newline="") as file:

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import torch
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from cmr.cli.display import console, size
+from cmr.cli.display import console, counted, size
 from cmr.cli.errors import UsageError
 from cmr.cli.inspect import shown
 from cmr.cli.keys import Key
-from cmr.cli.opened import counted
 from cmr.cli.stored import Stored, Texts, named, open_stored
 from cmr.errors import CorruptMemoryError
 from cmr.memory import archive
@@ -35,20 +33,9 @@ def run(
     older_than: str | None,
     yes: bool,
     model: str | None,
-    key: Key | None,
+    key: Key,
 ) -> None:
-    """Forget the blocks of a saved memory that fit all that is given.
-
-    Args:
-        path: folder of the saved memory.
-        session: name of a session; alone it ends.
-        ids: numbers of blocks.
-        text: a span of text.
-        older_than: an age, such as '30d'.
-        yes: do not ask.
-        model: whose tokenizer gives the text.
-        key: of an encrypted one.
-    """
+    """Forget the blocks that fit all that is given; a session that is given alone ends."""
     if session is None and not ids and text is None and older_than is None:
         raise UsageError("forget what? Give --session, --id, --text or --older-than")
     if text is not None and not text.strip():
@@ -58,7 +45,7 @@ def run(
     if session is not None:
         stored.require([session])
     out = console()
-    texts = Texts(stored, model, Console(stderr=True, highlight=False))
+    texts = Texts(stored, model)
     blocks = stored.blocks()
     gone = _chosen(stored, texts, session, ids, text, age)
     ended = [session] if session is not None and not ids and text is None and age is None else []
@@ -74,6 +61,7 @@ def run(
     if (going or ended) and not yes and not _agreed(going, tokens, ended):
         out.print("nothing was changed")
         raise typer.Exit(1)
+    # Said afterwards, as forgetting writes the files anew and they may well get smaller.
     before = stored.bytes_on_disk
     # Also where nothing matches: files may still have rows of blocks that were dropped since.
     try:
@@ -93,11 +81,7 @@ def run(
 
 
 def duration(text: str) -> float:
-    """Seconds of '90s', '15m', '12h' or '30d'.
-
-    Raises:
-        UsageError: it is none of these.
-    """
+    """Seconds of '90s', '15m', '12h' or '30d'."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip().lower())
     if found is None:
         raise UsageError(f"--older-than: an age such as 90s, 12h or 30d expected, got {text!r}")
@@ -128,8 +112,7 @@ def _chosen(
     if age is not None:
         gone &= saved.columns["time"] <= time.time() - age
     if text is not None:
-        if not texts.known:
-            raise UsageError(f"--text: no text without a tokenizer: {texts.why_not}")
+        texts.require("--text")
         # A span is looked for in all that the session said, then narrowed down.
         there = torch.ones_like(gone) if session is None else archive.of_sessions(saved, [session])
         gone &= holding_saved(saved, there, text, texts.decode)
@@ -141,17 +124,14 @@ def _agreed(going: list[StoredBlock], tokens: int, ended: list[str]) -> bool:
     asked = f"Forget {counted(len(going), 'block')} ({tokens:,} tokens){end} for good?"
     try:
         return typer.confirm(asked)
-    except typer.Abort:  # the end of the input is no yes
+    except typer.Abort:
+        # The end of the input is no yes.
         typer.echo()
         return False
 
 
-def _look(path: Path, key: Key | None, gone: list[StoredBlock], ended: list[str]) -> Stored:
-    """The memory opened anew, with checksums right and nothing of what went.
-
-    Raises:
-        CorruptMemoryError: it is not so.
-    """
+def _look(path: Path, key: Key, gone: list[StoredBlock], ended: list[str]) -> Stored:
+    """The memory opened anew, with checksums right and nothing of what went."""
     stored = open_stored(path, key)
     stored.saved.verify()
     numbers = torch.tensor([block.id for block in gone], dtype=torch.int64)

@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 
 import cmr
 from cmr.cli.display import console, size
@@ -27,6 +27,7 @@ PACKAGES = (
 
 def version(package: str) -> str | None:
     """The installed version of a distribution, without importing it."""
+    # Importing some of them takes seconds, and a broken one would end the command.
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -45,16 +46,14 @@ def devices() -> list[str]:
 def run() -> None:
     """Print everything as one table."""
     out = console()
-    table = Table(box=None, padding=(0, 1), show_header=False)
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column()
+    names = Column(style="cyan", no_wrap=True)
+    table = Table(names, Column(), box=None, padding=(0, 1), show_header=False)
     table.add_row("python", f"{platform.python_version()} on {platform.system()}")
     table.add_row("cmr", cmr.__version__)
     for package in PACKAGES:
         table.add_row(package, version(package) or "[dim]not installed[/dim]")
     for device in devices():
-        name, _, rest = device.partition(": ")
-        table.add_row(name, rest)
+        table.add_row(*device.split(": ", 1))
     for number, device in enumerate(["cpu", *["cuda"][: torch.cuda.is_available()]]):
         chosen = f"on {device}: {implementation(device)}"
         table.add_row("" if number else "kernels", chosen)

@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
 from rich.text import Text
 
-from cmr.cli.display import console, size
+from cmr.cli.display import console, counted, size
 from cmr.cli.errors import UsageError
 from cmr.cli.keys import Key
-from cmr.cli.opened import counted
 from cmr.cli.stored import Stored, Texts, open_stored
 from cmr.memory.inspection import Inspection, Question, StoredBlock
 
@@ -27,32 +26,23 @@ SHOWN_CHARACTERS = 240
 OPTIONS = {"text": "contains", "min_relevance": "min-relevance"}
 
 
-def run(
-    path: Path, wanted: dict[str, Any], as_json: bool, model: str | None, key: Key | None
-) -> None:
-    """Show the blocks wanted, then a line on the whole memory.
-
-    Args:
-        path: folder of the saved memory.
-        wanted: fields of a `Question`.
-        as_json: JSON lines on standard output, everything else on standard error.
-        model: whose tokenizer gives the text.
-        key: of an encrypted one.
-    """
+def run(path: Path, wanted: dict[str, Any], as_json: bool, model: str | None, key: Key) -> None:
+    """Show the blocks that fit a `Question`'s fields, then a line on the whole memory."""
     question = _question(wanted)
     stored = open_stored(path, key)
     if question.session is not None:
         stored.require([question.session])
-    err = Console(stderr=True, highlight=False)
-    texts = Texts(stored, model, err)
+    texts = Texts(stored, model)
     blocks = stored.blocks()
     # Text is made only where it is looked at: of all blocks to search it, else of those shown.
     if question.text is not None:
-        found = question.of(_texts_for_search(texts, blocks))
+        texts.require("--contains")
+        found = question.of(texts.of(blocks))
     else:
         few = question.of(blocks)
         found = Inspection(texts.of(few), few.total)
-    say = err if as_json else console()
+    # JSON lines stand alone on standard output, so that a program can read them.
+    say = texts.err if as_json else console()
     if as_json:
         for block in found.to_dicts():
             print(json.dumps(block, ensure_ascii=False))
@@ -73,19 +63,10 @@ def _question(wanted: dict[str, Any]) -> Question:
         raise UsageError(f"--{OPTIONS.get(name, name)}:{rest}") from None
 
 
-def _texts_for_search(texts: Texts, blocks: list[StoredBlock]) -> list[StoredBlock]:
-    if not texts.known:
-        raise UsageError(f"--contains: no text without a tokenizer: {texts.why_not}")
-    return texts.of(blocks)
-
-
 def shown(found: Inspection, width: int, hint: str = "") -> RenderableType:
     """The blocks as a table; where that would squeeze the text, two paragraphs a block.
 
-    Args:
-        found: the blocks.
-        width: columns of the terminal.
-        hint: said where there are more than are shown.
+    `hint` is said where there are more than are shown.
     """
     more = counted(found.total, "block")
     if len(found) < found.total:
@@ -96,16 +77,12 @@ def shown(found: Inspection, width: int, hint: str = "") -> RenderableType:
         return table
     parts: list[RenderableType] = []
     for block in found:
-        parts.append(_headline(block))
+        line = Text(f"{block.id}", "bold cyan")
+        line.append("".join(f" · {part}" for part in _facts(block)), "not bold default dim")
+        parts.append(line)
         parts.append(Padding(Text(_flat(block)), (0, 0, 0, 2)))
     parts.append(Text(more, "dim italic"))
     return Group(*parts)
-
-
-def _headline(block: StoredBlock) -> Text:
-    line = Text(f"{block.id}", "bold cyan")
-    line.append("".join(f" · {part}" for part in _facts(block)), "not bold default dim")
-    return line
 
 
 def _facts(block: StoredBlock) -> list[str]:

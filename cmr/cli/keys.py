@@ -17,30 +17,27 @@ class Key:
     """What encrypts and opens saved memories.
 
     Attributes:
-        value: 32 bytes, or a passphrase.
+        value: 32 bytes, or a passphrase; None: there is no key.
         asked_for: whether it was given for this command, by `--key-file`: a memory in the clear is
             then an error, while the environment's passphrase is for those that need it.
     """
 
-    value: bytes | str = field(repr=False)
-    asked_for: bool
+    value: bytes | str | None = field(default=None, repr=False)
+    asked_for: bool = False
 
 
-def find_key(file: Path | None) -> Key | None:
+def find_key(file: Path | None) -> Key:
     """The key in a file, else the passphrase of the environment, if any.
 
     A file of 32 bytes that are no printable text is a key; any other is a passphrase on one line.
-
-    Raises:
-        UsageError: no such file, or neither of the two in it.
     """
     if file is None:
-        passphrase = os.environ.get(VARIABLE)
-        return Key(passphrase, asked_for=False) if passphrase else None
+        return Key(os.environ.get(VARIABLE) or None)
     try:
         raw = file.read_bytes()
     except OSError as error:
         raise UsageError(f"--key-file {file}: {error.strerror or error}") from None
+    # A passphrase may have 32 characters, too: random bytes are hardly ever printable text.
     try:
         text = raw.decode("utf-8").rstrip("\r\n")
         readable = text.isprintable()

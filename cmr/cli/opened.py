@@ -8,15 +8,16 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 import cmr
 from cmr.cli import common as shared
-from cmr.cli.display import progress_bar, size, working
+from cmr.cli.display import counted, progress_bar, size, working
 from cmr.cli.errors import UsageError
+from cmr.cli.keys import Key
 from cmr.cli.settings import Settings
 from cmr.cli.stored import Stored, named, open_stored
 from cmr.memory.store.folder import LOCK, OUR_NAME, STAGING, Folder
@@ -26,27 +27,17 @@ DEFAULT_SESSION = "0"
 """What the first row of a batch writes to where no session is named."""
 
 
-class Opened(NamedTuple):
-    """A model with its memory, in the session that was asked for."""
-
-    model: Any
-    tokenizer: Any
-    memory: Any
-
-
 @contextmanager
 def opened(
     out: Console, settings: Settings, documents: list[Path], may_begin: bool
-) -> Iterator[Opened]:
+) -> Iterator[tuple[Any, Any, Any]]:
     """Check all a user can get wrong, then load and read; save at the end, if nothing went wrong.
 
-    Args:
-        out: where it says what it does.
-        settings: the options.
-        documents: files to read first.
-        may_begin: whether a session that a loaded memory does not have may begin without one.
+    Gives the model, its tokenizer and its memory, in the session that was asked for. With
+    `may_begin`, a session that a loaded memory does not have may begin without a document.
     """
-    texts = {path: shared.read_document(path) for path in shared.unique(documents)}
+    # All that needs no model comes first: loading one takes long, and mistakes are told at once.
+    texts = {path: shared.read_document(path) for path in dict.fromkeys(documents)}
     source = None
     if settings.load is not None:
         source = open_stored(settings.load, settings.key, "--load", settings.save is not None)
@@ -57,6 +48,7 @@ def opened(
     with working(out, f"loading {settings.model or 'SmolLM2-135M-Instruct'}"):
         model, tokenizer = shared.load_model(settings.model)
     with ExitStack() as stack:
+        # Saved inside of the session and before detaching, and only where nothing was raised.
         try:
             memory = stack.enter_context(_attach(out, settings, source, model, tokenizer))
             if name is not None:
@@ -64,7 +56,7 @@ def opened(
                 if source is not None and settings.session is None:
                     out.print(f"[dim]session {escape(name)}, the only one in it[/dim]")
             read_all(out, memory, tokenizer, texts)
-            yield Opened(model, tokenizer, memory)
+            yield model, tokenizer, memory
         except KeyboardInterrupt:
             if settings.save is not None:
                 print(f"nothing was saved to {settings.save}", file=sys.stderr)
@@ -104,12 +96,13 @@ def _attach(
 def _enter(stack: ExitStack, memory: Any, name: str) -> None:
     try:
         stack.enter_context(memory.session(name, create=True))
-    except ValueError as error:  # one session more than the settings allow
+    except ValueError as error:
+        # One session more than the settings allow.
         raise UsageError(f"--session {name}: {error}") from None
 
 
 def _save(out: Console, settings: Settings, memory: Any) -> None:
-    key = None if settings.key is None else settings.key.value
+    key = settings.key.value
     try:
         report = memory.save(settings.save, key=key)
     except OSError as error:
@@ -143,6 +136,7 @@ def _session(settings: Settings, source: Stored | None, may_begin: bool) -> str 
         if not may_begin:
             source.require([settings.session])
         return settings.session
+    # Without a name it goes on where scripts without names write, if anything is there.
     if not there or DEFAULT_SESSION in there:
         return None
     if len(there) == 1:
@@ -152,9 +146,9 @@ def _session(settings: Settings, source: Stored | None, may_begin: bool) -> str 
 
 def _check_target(settings: Settings, source: Stored | None) -> None:
     """What can be seen beforehand of why saving would fail, or replace what nobody looked at."""
-    path, key = settings.save, settings.key
+    path, key = settings.save, settings.key.value
     assert path is not None
-    check_key(None if key is None else key.value)
+    check_key(key)
     folder = Folder(path)
     if folder.exists():
         loaded = source is not None and os.path.samefile(path, source.path)
@@ -164,8 +158,10 @@ def _check_target(settings: Settings, source: Stored | None) -> None:
                 "from it, or --force to replace it"
             )
         if not loaded and key is None:
-            open_stored(path, None, "--save")
+            # Without a key, what only a key can read is not replaced either.
+            open_stored(path, Key(), "--save")
     elif path.is_dir():
+        # What a save that was killed has left may be replaced; anything else is somebody's.
         known = (STAGING, LOCK)
         if any(name not in known and not OUR_NAME.fullmatch(name) for name in os.listdir(path)):
             raise UsageError(
@@ -173,11 +169,7 @@ def _check_target(settings: Settings, source: Stored | None) -> None:
             )
     elif path.exists():
         raise UsageError(f"--save {path}: is a file, a folder is expected")
+    # The folder may not exist yet: it is made in the nearest one that does.
     there = next(one for one in (path, *path.absolute().parents) if one.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UsageError(f"--save {path}: nothing can be written in {there}")
-
-
-def counted(count: int, what: str) -> str:
-    """A number and its noun."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -23,7 +23,7 @@ class Settings:
         load: folder of a saved memory, if any.
         save: folder to save to, if any.
         force: whether `save` may replace a memory that was not loaded.
-        key: of saved memories, if any.
+        key: of saved memories.
         overrides: the settings that were given, as `cmr.attach` and `cmr.load` take them.
     """
 
@@ -33,7 +33,7 @@ class Settings:
     load: Path | None = None
     save: Path | None = None
     force: bool = False
-    key: Key | None = None
+    key: Key = field(default_factory=Key)
     overrides: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -50,21 +50,9 @@ class Settings:
         memory_weight: str | None,
         **given: int | str | None,
     ) -> Settings:
-        """Check what the option parser cannot.
+        """Check what the option parser cannot; None: not given.
 
-        Args:
-            model: see the attributes, as for those below.
-            session: likewise.
-            max_new_tokens: likewise.
-            load: likewise.
-            save: likewise.
-            force: likewise.
-            key_file: file of the key.
-            memory_weight: 'auto' or a number in words.
-            **given: other settings by name, budgets as numbers or sizes in words; None: not given.
-
-        Raises:
-            UsageError: a value is out of its range.
+        `memory_weight` and budgets are numbers or sizes in words.
         """
         if session is not None and not session.strip():
             raise UsageError("--session: the name is empty")
@@ -73,12 +61,14 @@ class Settings:
         }
         if memory_weight is not None:
             overrides["memory_weight"] = _weight(memory_weight)
+        # Checked against the defaults already here; with `--load` what was saved decides once more.
         try:
             CMRConfig().with_overrides(**overrides)
         except ConfigError as error:
             name, colon, rest = str(error).partition(":")
             option = f"--{name.replace('_', '-')}" if name in overrides else name
             raise UsageError(f"{option}{colon}{rest}") from None
+        # A key that is asked for and used for nothing would let somebody believe in it.
         key = find_key(key_file)
         if key_file is not None and load is None and save is None:
             raise UsageError("--key-file: it is for --load and --save, and neither is given")

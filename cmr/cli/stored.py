@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,11 +79,8 @@ class Stored:
                 )
 
     def blocks(self) -> list[StoredBlock]:
-        """What it holds, without texts.
-
-        Raises:
-            CorruptMemoryError: its columns are not those of a memory.
-        """
+        """What it holds, without texts."""
+        # Columns that are not those of a memory fail in any of these ways.
         try:
             return archive.stored_blocks(self.saved, None)
         except CMRError:
@@ -94,24 +91,18 @@ class Stored:
             ) from None
 
 
-def open_stored(path: Path, key: Key | None, option: str = "", will_save: bool = False) -> Stored:
-    """Open a saved memory.
+def open_stored(path: Path, key: Key, option: str = "", will_save: bool = False) -> Stored:
+    """Open a saved memory; `option` is the one that named it, for errors.
 
-    Args:
-        path: its folder.
-        key: the user's, if any.
-        option: the option that named it, for errors.
-        will_save: it will be saved with the key: one in the clear is fine then.
-
-    Raises:
-        StoreError: there is none, it is damaged, of a newer format, or the key is wrong.
+    With `will_save` it will be saved with the key, and one in the clear is fine then.
     """
-    value = None if key is None else key.value
     try:
-        return Stored(Saved.open(path, key=value), path, value)
+        return Stored(Saved.open(path, key=key.value), path, key.value)
     except MemoryKeyError as error:
+        # A key that does not open it is either wrong, or of another memory: this one is in the
+        # clear, which is an error only where the key was given for it.
         said = f"{option} {path}".strip()
-        if key is None:
+        if key.value is None:
             raise UsageError(f"{said}: it is encrypted, give its key: {HOW}") from None
         try:
             clear = Saved.open(path)
@@ -132,53 +123,50 @@ def named(names: Sequence[str], most: int = 8) -> str:
 class Texts:
     """Gives the text of token ids, where the tokenizer that they are of can be had.
 
-    Args:
-        stored: the memory.
-        model: folder or name of a model; None: the small one, if its name fits.
-        err: where waiting is shown.
+    That of `model`, a folder or name; None: of the small one, if its name fits.
 
     Attributes:
+        err: standard error, where waiting is shown.
         why_not: why there is no text; '' where there is.
     """
 
-    def __init__(self, stored: Stored, model: str | None, err: Console) -> None:
+    def __init__(self, stored: Stored, model: str | None) -> None:
+        self.err = Console(stderr=True, highlight=False)
         self.why_not = ""
         self._tokenizer: Any = None
-        tokenizer: Any = None
+        name = stored.model_name
+        if model is None and not stored.by_small_model:
+            saved_by = f"saved by the model {name!r}" if name else "saved by another model"
+            self.why_not = f"it was {saved_by}: give that with --model"
+            return
+        # A model that was named and cannot be loaded is an error; without the small one, which
+        # nobody named, there is just no text.
         try:
-            tokenizer = self._find(stored, model, err)
+            tokenizer = self._load(model)
         except UsageError:
             raise
         except CMRError as error:
             self.why_not = str(error)
-        if tokenizer is None:
             return
         from cmr.integration.decoder.fingerprint import of_tokenizer
 
         wanted = stored.saved.header.get("tokenizer")
-        if wanted is not None and wanted != of_tokenizer(tokenizer):
-            self.why_not = (
-                f"the tokenizer of {model or SMALL} is not the one it was saved "
-                f"with (model {stored.model_name or 'without a name'})"
-            )
+        # Ids of another tokenizer would be shown as text that nobody wrote.
+        if wanted is None or wanted == of_tokenizer(tokenizer):
+            self._tokenizer = tokenizer
             return
-        self._tokenizer = tokenizer
+        self.why_not = (
+            f"the tokenizer of {model or SMALL} is not the one it was saved "
+            f"with (model {name or 'without a name'})"
+        )
 
-    def _find(self, stored: Stored, model: str | None, err: Console) -> Any:
+    def _load(self, model: str | None) -> Any:
         from cmr.cli.common import load_vocabulary
-
-        if model is not None:
-            return load_vocabulary(model)
-        if not stored.by_small_model:
-            name = stored.model_name
-            saved_by = f"saved by the model {name!r}" if name else "saved by another model"
-            self.why_not = f"it was {saved_by}: give that with --model"
-            return None
         from cmr.demo.smollm2 import is_cached
 
-        if is_cached():
-            return load_vocabulary(None)
-        with working(err, f"converting {SMALL}, once"):
+        if model is not None or is_cached():
+            return load_vocabulary(model)
+        with working(self.err, f"converting {SMALL}, once"):
             return load_vocabulary(None)
 
     @property
@@ -186,17 +174,14 @@ class Texts:
         """Whether there are texts."""
         return self._tokenizer is not None
 
-    @property
-    def decode(self) -> Callable[[list[int]], str]:
-        """Text of token ids.
+    def require(self, option: str) -> None:
+        """Raises `UsageError` for an option that needs texts, where there are none."""
+        if not self.known:
+            raise UsageError(f"{option}: no text without a tokenizer: {self.why_not}")
 
-        Raises:
-            UsageError: there is none.
-        """
-        if self._tokenizer is None:
-            raise UsageError(f"no text without a tokenizer: {self.why_not}")
-        tokenizer = self._tokenizer
-        return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False))
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
 
     def of(self, blocks: Sequence[StoredBlock]) -> list[StoredBlock]:
         """The blocks with their texts, as far as there are any."""

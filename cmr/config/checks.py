@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
 import math
 import numbers
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cmr.errors import ConfigError
@@ -22,6 +24,40 @@ def put(instance: object, name: str, value: object) -> None:
     object.__setattr__(instance, name, value)
 
 
+def setting(default: Any, check: Callable[..., Any], *arguments: Any) -> Any:
+    """A field of a `Checked` dataclass, whose value is `check(name, value, *arguments)`."""
+    return dataclasses.field(default=default, metadata={"check": check, "arguments": arguments})
+
+
+class Checked:
+    """What settings have in common: each `setting` is checked when they are made.
+
+    A field whose default is None may be None; no other may.
+    """
+
+    def __post_init__(self) -> None:
+        """Checks every field; what belongs to two of them is checked by who has them."""
+        kind: Any = type(self)
+        for name, may_be_none, check, arguments in _checks_of(kind):
+            value = getattr(self, name)
+            if value is None and may_be_none:
+                continue
+            checked = check(name, value, *arguments)
+            if checked is not value:
+                put(self, name, checked)
+
+
+@functools.cache
+def _checks_of(kind: Any) -> list[tuple[str, bool, Callable[..., Any], tuple[Any, ...]]]:
+    """Name, whether it may be None, check and its arguments of each setting of a dataclass."""
+    # Looked up once a class: requests with settings of their own make these anew.
+    return [
+        (item.name, item.default is None, item.metadata["check"], item.metadata["arguments"])
+        for item in dataclasses.fields(kind)
+        if item.metadata
+    ]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """'; did you mean ...?' for the known name that is closest, else the list of known names."""
     known = sorted(known)
@@ -31,6 +67,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def integer(field: str, value: Any, low: int, high: int | None = None) -> int:
     """`value` as int, if it is an integer (not a bool) in [low, high]."""
+    # `index` takes numpy's integers, too, and no float; a bool is an int that nobody means as one.
     expected = f"an integer of at least {low}" if high is None else f"an integer in {low}..{high}"
     try:
         number = operator.index(value)
@@ -50,9 +87,42 @@ def real(field: str, value: Any, low: float, high: float = math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise refuse(field, value, expected)
     number = float(value)
+    # Every comparison with NaN is false, so a range alone would not refuse it.
     if not math.isfinite(number) or not low <= number <= high:
         raise refuse(field, value, expected)
     return number
+
+
+def auto_or_real(field: str, value: Any, low: float, high: float) -> float | str:
+    """`value`, if it is 'auto', or a real number in [low, high] as float."""
+    if not isinstance(value, str):
+        return real(field, value, low, high)
+    if value != "auto":
+        raise refuse(field, value, f"'auto' or a number in [{low:g}, {high:g}]")
+    return value
+
+
+def share(field: str, value: Any) -> float:
+    """`value` as float, if it is in (0, 1]."""
+    number = real(field, value, 0.0, 1.0)
+    if number == 0:
+        raise refuse(field, value, "a number in (0, 1]")
+    return number
+
+
+def positive(field: str, value: Any, what: str = "a number") -> float:
+    """`value` as float, if it is above 0; `what` it is, for the error."""
+    number = real(field, value, 0.0)
+    if number == 0:
+        raise refuse(field, value, f"{what} above 0")
+    return number
+
+
+def text(field: str, value: Any, expected: str) -> str:
+    """`value`, if it is a string."""
+    if not isinstance(value, str):
+        raise refuse(field, value, expected)
+    return value
 
 
 def flag(field: str, value: Any) -> bool:
@@ -74,6 +144,7 @@ def choice(field: str, value: Any, allowed: Iterable[str]) -> str:
 def layers(field: str, value: Any) -> tuple[int, ...]:
     """`value` as a sorted tuple of distinct layer numbers, none negative, at least one."""
     expected = "a non-empty sequence of distinct layer numbers from 0 on"
+    # A string is a sequence as well, and '12' is not layers 1 and 2.
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise refuse(field, value, expected)
     items = list(value)
@@ -87,22 +158,11 @@ def layers(field: str, value: Any) -> tuple[int, ...]:
     return tuple(sorted(numbers_))
 
 
-def read_limits(config: Any) -> None:
-    """Checks `max_memory_tokens` and `compression_ratio` of a frozen dataclass, where given."""
-    if config.max_memory_tokens is not None:
-        most = integer("max_memory_tokens", config.max_memory_tokens, 1)
-        put(config, "max_memory_tokens", most)
-    if config.compression_ratio is not None:
-        ratio = real("compression_ratio", config.compression_ratio, 0.0, 1.0)
-        if ratio == 0:
-            raise refuse("compression_ratio", ratio, "a number in (0, 1]")
-        put(config, "compression_ratio", ratio)
-
-
 def weights(field: str, value: Any, criteria: Iterable[str]) -> tuple[tuple[str, float], ...]:
     """`value` (a mapping, or its items) as items: known names, weights >= 0, not all of them 0."""
     criteria = tuple(criteria)
     expected = f"a dict of weights of at least 0, one above 0, for {', '.join(criteria)}"
+    # Items, as those of a dictionary: what a frozen dataclass keeps can be hashed.
     try:
         given = dict(value)
     except (TypeError, ValueError):

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cmr.config import checks as check
 from cmr.errors import ConfigError
 
 SECTIONS = {
-    "memory": "memory",
-    "memory_config": "memory",
-    "retrieval": "retrieval",
-    "retrieval_config": "retrieval",
-    "reweave": "reweave",
-    "reweave_config": "reweave",
-    "reconstruction": "reweave",
-    "reconstruction_config": "reweave",
-    "next_token": "next_token",
-    "next_token_config": "next_token",
-    "optimization": "optimization",
-    "optimization_config": "optimization",
+    f"{topic}{ending}": topic
+    for topic in ("memory", "retrieval", "reweave", "next_token", "optimization")
+    for ending in ("", "_config")
 }
+SECTIONS |= {"reconstruction": "reweave", "reconstruction_config": "reweave"}
+"""Names of nested dictionaries, and the topic of each."""
 SYNONYMS = {
     "buffer_size": "budget",
     "max_entries_per_layer": "budget",
@@ -31,23 +24,6 @@ SYNONYMS = {
     "intervention_layers": "layers",
     "integration_method": "method",
 }
-AVAILABLE: dict[str, dict[str, tuple[object, ...]]] = {
-    "memory": {
-        "device": (None,),
-    },
-    "optimization": {
-        "enable_adaptive_thresholds": (False,),
-        "enable_batch_optimization": (False,),
-        "enable_prefetching": (False,),
-        "enable_background_optimization": (False,),
-    },
-}
-"""Values that this version implements, for the fields where that is not every legal value."""
-INSTEAD = {
-    "optimization": "a memory does not steer itself, give this to "
-    "cmr.CMRPerformanceOptimizer(model, optimization_config)",
-}
-"""Who takes the settings of a topic where an attached memory does not."""
 LEAST_HOLDS = {"budget"}
 """Upper bounds: given under several names, the least holds."""
 
@@ -76,41 +52,48 @@ def resolve(settings: Mapping[str, Any], topics: Mapping[str, Any]) -> dict[str,
     home["window"] = home["unnamed"] = ""
     found: dict[str, dict[str, Any]] = {}
     origin: dict[str, str] = {}
-
-    def put(key: str, name: str, value: Any) -> None:
+    for section, key, value in _flat(settings, topics):
+        path = f"{section}.{key}" if section else key
+        name = _field(section, key)
+        if name not in home:
+            known = {*home, *SYNONYMS} if section else {*home, *SYNONYMS, *SECTIONS}
+            raise ConfigError(f"unknown setting {path}: {check.nearest(key, known)}")
+        # The same field may come twice, from two sections or by a synonym.
         topic = found.setdefault(home[name], {})
         if name in topic and not _same(topic[name], value):
             if name not in LEAST_HOLDS or not _numbers(topic[name], value):
                 raise ConfigError(
-                    f"{origin[name]}={topic[name]!r} and {key}={value!r} both set {name!r}: "
+                    f"{origin[name]}={topic[name]!r} and {path}={value!r} both set {name!r}: "
                     "one of them expected"
                 )
             value = min(topic[name], value)
-        topic[name] = value
-        origin[name] = key
-
-    def walk(part: Mapping[str, Any], section: str, path: str) -> None:
-        for key, value in part.items():
-            name = SYNONYMS.get(key, key)
-            if section.startswith("reconstruction") and key == "method":
-                name = "reconstruction_method"
-            if not section and key in SECTIONS:
-                if dataclasses.is_dataclass(value) and isinstance(value, topics[SECTIONS[key]]):
-                    value = {item: getattr(value, item) for item in fields_of(value)}
-                if not isinstance(value, Mapping):
-                    raise check.refuse(str(key), value, "a dict of settings")
-                walk(value, key, f"{key}.")
-            elif name in home:
-                put(f"{path}{key}", name, value)
-            else:
-                known = {*home, *SYNONYMS} if section else {*home, *SYNONYMS, *SECTIONS}
-                raise ConfigError(f"unknown setting {path}{key}: {check.nearest(key, known)}")
-
-    walk(settings, "", "")
+        topic[name], origin[name] = value, path
     return found
 
 
+def _flat(settings: Mapping[str, Any], topics: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Each setting as it was given: its section ('' for none), its key and its value."""
+    for key, value in settings.items():
+        if key not in SECTIONS:
+            yield "", key, value
+            continue
+        if isinstance(value, topics.get(SECTIONS[key], ())):
+            value = {name: getattr(value, name) for name in fields_of(value)}
+        if not isinstance(value, Mapping):
+            raise check.refuse(key, value, "a dict of settings")
+        for inner, item in value.items():
+            yield key, inner, item
+
+
+def _field(section: str, key: str) -> str:
+    """The field that a key means: the one word that two topics share is the section's own."""
+    if section.startswith("reconstruction") and key == "method":
+        return "reconstruction_method"
+    return SYNONYMS.get(key, key)
+
+
 def _same(first: Any, second: Any) -> bool:
+    # 1 and True are equal, and say different things.
     return type(first) is type(second) and bool(first == second)
 
 

@@ -12,11 +12,37 @@ INDEX_DTYPES = ("model", "float32", "bfloat16", "float16")
 SCORING_METHODS = ("surprise", "attention_based", "variance_based", "hybrid", "gradient_based")
 EVICTION_STRATEGIES = ("oldest", "lru_relevance", "lru", "relevance")
 LONG_TERM_STORES = ("tokens", "kv")
+# Powers of ten as on a disk's label, powers of two with an i.
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
+def size(text: str) -> int:
+    """Bytes of '512MiB', '1.5 GB' and the like; raises ValueError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B)", text.strip().upper())
+    if found is None or found[2] not in UNITS:
+        raise ValueError(f"a size such as '512MiB' or '1.5GB' expected, got {text!r}")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def budget_of(name: str, value: object, least: int) -> int | str:
+    """`value`, if it is a number of tokens of at least `least`, or a size."""
+    if not isinstance(value, str):
+        return check.integer(name, value, least)
+    try:
+        size(value)
+    except ValueError:
+        wanted = f"a number of tokens of at least {least}, or a size such as '512MiB' or '1.5GB',"
+        raise check.refuse(name, value, wanted) from None
+    return value
+
+
+def lifetime(name: str, value: object) -> float:
+    """`value` as seconds above 0."""
+    return check.positive(name, value, "a number of seconds")
+
+
 @dataclass(frozen=True)
-class MemoryConfig:
+class MemoryConfig(check.Checked):
     """What is stored, and how much of it.
 
     A budget is a number of tokens, or a size such as '512MiB' or '1.5GB'. Whole blocks are stored:
@@ -67,72 +93,43 @@ class MemoryConfig:
         ConfigError: a value is of the wrong type or out of its range.
     """
 
-    target_layers: tuple[int, ...] | None = None
-    budget: int | str = 32768
-    working_budget: int | str = 0
-    long_term_budget: int | str = 0
-    long_term_store: str = "tokens"
-    long_term_folder: str | None = None
-    recall_context: int = 64
-    block_size: int = 32
-    store: str = "auto"
-    sinks: int = 4
-    left_context: int = 128
-    index_dtype: str = "model"
-    scoring_method: str | None = None
-    relevance_threshold: float | None = None
-    eviction_strategy: str = "oldest"
-    cleanup_threshold: float = 1.0
-    session_budget: int | str | None = None
-    max_sessions: int | None = None
-    ttl: float | None = None
-    max_total_entries: int | None = None
-    device: str | None = None
+    target_layers: tuple[int, ...] | None = check.setting(None, check.layers)
+    budget: int | str = check.setting(32768, budget_of, 1)
+    working_budget: int | str = check.setting(0, budget_of, 0)
+    long_term_budget: int | str = check.setting(0, budget_of, 0)
+    long_term_store: str = check.setting("tokens", check.choice, LONG_TERM_STORES)
+    long_term_folder: str | None = check.setting(None, check.text, "None or a name")
+    recall_context: int = check.setting(64, check.integer, 0)
+    block_size: int = check.setting(32, check.integer, 1, 512)
+    store: str = check.setting("auto", check.choice, STORES)
+    sinks: int = check.setting(4, check.integer, 0, 64)
+    left_context: int = check.setting(128, check.integer, 0)
+    index_dtype: str = check.setting("model", check.choice, INDEX_DTYPES)
+    scoring_method: str | None = check.setting(None, check.choice, SCORING_METHODS)
+    relevance_threshold: float | None = check.setting(None, check.real, 0.0, 1.0)
+    eviction_strategy: str = check.setting("oldest", check.choice, EVICTION_STRATEGIES)
+    cleanup_threshold: float = check.setting(1.0, check.share)
+    session_budget: int | str | None = check.setting(None, budget_of, 1)
+    max_sessions: int | None = check.setting(None, check.integer, 1)
+    ttl: float | None = check.setting(None, lifetime)
+    max_total_entries: int | None = check.setting(None, check.integer, 1)
+    device: str | None = check.setting(None, check.text, "None or a name")
 
     def __post_init__(self) -> None:
-        """Checks every field."""
-        if self.target_layers is not None:
-            check.put(self, "target_layers", check.layers("target_layers", self.target_layers))
-        check.put(self, "budget", budget("budget", self.budget, 1))
-        check.put(self, "block_size", check.integer("block_size", self.block_size, 1, 512))
-        for name in ("working_budget", "long_term_budget"):
-            check.put(self, name, budget(name, getattr(self, name), 0))
-        if self.session_budget is not None:
-            check.put(self, "session_budget", budget("session_budget", self.session_budget, 1))
+        """Checks every field, and that a block fits into each budget."""
+        super().__post_init__()
+        # A budget in bytes is held against the model's blocks, at attach.
         for name in ("budget", "working_budget", "long_term_budget", "session_budget"):
             tokens = getattr(self, name)
             if isinstance(tokens, int) and 0 < tokens < self.block_size:
                 raise check.refuse(
                     "block_size", self.block_size, f"at most the {name} of {tokens} tokens"
                 )
-        check.choice("long_term_store", self.long_term_store, LONG_TERM_STORES)
-        check.choice("store", self.store, STORES)
-        check.put(self, "sinks", check.integer("sinks", self.sinks, 0, 64))
-        check.put(self, "left_context", check.integer("left_context", self.left_context, 0))
-        check.put(self, "recall_context", check.integer("recall_context", self.recall_context, 0))
-        check.choice("index_dtype", self.index_dtype, INDEX_DTYPES)
-        if self.scoring_method is not None:
-            check.choice("scoring_method", self.scoring_method, SCORING_METHODS)
-        if self.relevance_threshold is not None:
-            threshold = check.real("relevance_threshold", self.relevance_threshold, 0.0, 1.0)
-            check.put(self, "relevance_threshold", threshold)
-        check.choice("eviction_strategy", self.eviction_strategy, EVICTION_STRATEGIES)
-        share = check.real("cleanup_threshold", self.cleanup_threshold, 0.0, 1.0)
-        if share == 0:
-            raise check.refuse("cleanup_threshold", share, "a number in (0, 1]")
-        check.put(self, "cleanup_threshold", share)
-        for name in ("max_total_entries", "max_sessions"):
-            if getattr(self, name) is not None:
-                check.put(self, name, check.integer(name, getattr(self, name), 1))
-        if self.ttl is not None:
-            check.put(self, "ttl", lifetime("ttl", self.ttl))
-        for name in ("device", "long_term_folder"):
-            if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
-                raise check.refuse(name, getattr(self, name), "None or a name")
 
     @property
     def scoring(self) -> str | None:
         """The scoring method in use; None where nothing looks at relevance."""
+        # Scored reading takes half as long again, so nothing is scored that nobody looks at.
         looks = "relevance" in self.eviction_strategy or self.relevance_threshold is not None
         return self.scoring_method or ("surprise" if looks else None)
 
@@ -143,34 +140,7 @@ class MemoryConfig:
             amount: tokens, or a size.
             block_bytes: bytes of a block, for a size.
         """
+        # Rounded down: a budget is never exceeded.
         if isinstance(amount, int):
             return amount // self.block_size
         return size(amount) // block_bytes
-
-
-def size(text: str) -> int:
-    """Bytes of '512MiB', '1.5 GB' and the like; raises ValueError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B)", text.strip().upper())
-    if found is None or found[2] not in UNITS:
-        raise ValueError(f"a size such as '512MiB' or '1.5GB' expected, got {text!r}")
-    return int(float(found[1]) * UNITS[found[2]])
-
-
-def budget(name: str, value: object, least: int) -> int | str:
-    """`value`, if it is a number of tokens of at least `least`, or a size."""
-    if not isinstance(value, str):
-        return check.integer(name, value, least)
-    try:
-        size(value)
-    except ValueError:
-        wanted = f"a number of tokens of at least {least}, or a size such as '512MiB' or '1.5GB',"
-        raise check.refuse(name, value, wanted) from None
-    return value
-
-
-def lifetime(name: str, value: object) -> float:
-    """`value` as seconds above 0."""
-    seconds = check.real(name, value, 0.0)
-    if seconds == 0:
-        raise check.refuse(name, value, "a number of seconds above 0")
-    return seconds

@@ -8,7 +8,7 @@ from cmr.config import checks as check
 
 
 @dataclass(frozen=True)
-class NextTokenConfig:
+class NextTokenConfig(check.Checked):
     """Whether and how stored tokens say what comes next, beside what the layers read.
 
     Attributes:
@@ -28,28 +28,15 @@ class NextTokenConfig:
         ConfigError: a value is of the wrong type or out of its range.
     """
 
-    knn: bool = False
-    knn_layers: tuple[int, ...] | None = None
-    knn_weight: float = 0.9
-    knn_threshold: float = 0.7
-    knn_neighbours: int = 16
-    knn_temperature: float = 0.02
-
-    def __post_init__(self) -> None:
-        """Checks every field."""
-        check.flag("knn", self.knn)
-        if self.knn_layers is not None:
-            check.put(self, "knn_layers", check.layers("knn_layers", self.knn_layers))
-        for name, most in (("knn_weight", 1.0), ("knn_threshold", 1.5)):
-            check.put(self, name, check.real(name, getattr(self, name), 0.0, most))
-        neighbours = check.integer("knn_neighbours", self.knn_neighbours, 1, 1024)
-        check.put(self, "knn_neighbours", neighbours)
-        temperature = check.real("knn_temperature", self.knn_temperature, 0.0)
-        if temperature == 0:
-            raise check.refuse("knn_temperature", temperature, "a number above 0")
-        check.put(self, "knn_temperature", temperature)
+    knn: bool = check.setting(False, check.flag)
+    knn_layers: tuple[int, ...] | None = check.setting(None, check.layers)
+    knn_weight: float = check.setting(0.9, check.real, 0.0, 1.0)
+    knn_threshold: float = check.setting(0.7, check.real, 0.0, 1.5)
+    knn_neighbours: int = check.setting(16, check.integer, 1, 1024)
+    knn_temperature: float = check.setting(0.02, check.positive)
 
     @property
     def on(self) -> bool:
         """Whether it can change anything."""
+        # With a weight of 0 nothing is compared, so that it costs nothing either.
         return self.knn and self.knn_weight > 0

@@ -44,6 +44,7 @@ def find_gguf() -> Path:
     Raises:
         MissingDemoDependencyError: the package is not installed, or carries no GGUF file.
     """
+    # Importing it would load its runtime, which cmr does not need and which may not be there.
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise MissingDemoDependencyError(
@@ -66,6 +67,8 @@ def cache_folder(gguf_file: Path) -> Path:
     """
     import transformers
 
+    # By content and version: a new file, or weights that another version would read differently,
+    # get a folder of their own.
     digest = hashlib.blake2b(digest_size=6)
     digest.update(f"{CONVERSION}:{transformers.__version__.split('.')[0]}:".encode())
     with gguf_file.open("rb") as stream:
@@ -144,13 +147,15 @@ def _convert_into(gguf_file: Path, folder: Path) -> None:
 def _convert(gguf_file: Path) -> tuple[Any, Any]:
     import transformers
 
-    for package in ("gguf", "accelerate"):  # transformers asks for both when it reads a GGUF file
+    # transformers asks for both when it reads a GGUF file.
+    for package in ("gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
             raise MissingDemoDependencyError(
                 f"converting the small model needs the package {package}: "
                 "run `pip install 'cmr[demo]'`"
             )
     _log.info("converting %s to safetensors, once", gguf_file.name)
+    # bfloat16, so that every dtype it is loaded in later sees equal weights.
     options: dict[str, Any] = {"gguf_file": gguf_file.name, "dtype": torch.bfloat16}
     # transformers 5.x loads GGUF files dequantised by default in its early releases only.
     gguf_config = getattr(transformers, "GgufConfig", None)
@@ -168,7 +173,8 @@ def _convert(gguf_file: Path) -> tuple[Any, Any]:
 def _mend_model(model: Any) -> None:
     from transformers import GenerationConfig
 
-    model.config.rms_norm_eps = 1e-5  # the file's float32 reads 9.9999997e-06
+    # The file's float32 reads 9.9999997e-06.
+    model.config.rms_norm_eps = 1e-5
     model.config._name_or_path = "SmolLM2-135M-Instruct"
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -188,7 +194,8 @@ def _mend_tokenizer(tokenizer: Any) -> None:
     )
     tokenizer.model_max_length = MAX_LENGTH
     tokenizer.padding_side = "left"
-    tokenizer.init_kwargs["padding_side"] = "left"  # what save_pretrained writes
+    # What `save_pretrained` writes.
+    tokenizer.init_kwargs["padding_side"] = "left"
 
 
 @contextmanager

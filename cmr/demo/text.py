@@ -8,7 +8,7 @@ its training; whoever shows this document says so.
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ def demo_document(
     for question in questions:
         if not 0.0 <= question.depth <= 1.0:
             raise ValueError(f"depth in [0, 1] expected, got {question.depth} for {question.fact}")
+    # Facts stand between paragraphs, as a real text would have them, and never split a sentence.
     paragraphs = _take(tokenizer, reference_text().split("\n\n"), tokens)
     total = sum(count for _, count in paragraphs)
     pieces: list[str] = []
@@ -148,11 +149,10 @@ def demo_document(
         last = not paragraph
         while waiting and (last or seen >= waiting[0].depth * total):
             question = waiting.pop(0)
+            # Counted anew from the whole text: tokens of pieces do not add up where they meet.
             start = len(_ids(tokenizer, "\n\n".join(pieces)))
             pieces.append(question.fact)
-            placed.append(
-                Question(question.text, question.fact, question.answer, question.depth, start)
-            )
+            placed.append(replace(question, position=start))
         if not last:
             pieces.append(paragraph)
             seen += count

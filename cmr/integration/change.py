@@ -14,42 +14,30 @@ from cmr.retrieval.retriever import PER_REQUEST
 
 RECONSTRUCTION = ("reconstruction_method", "max_memory_tokens", "compression_ratio")
 """Settings of how much of what is recalled is read."""
-CHANGEABLE = {
-    **dict.fromkeys(PER_REQUEST, "retrieval"),
-    "relevance_threshold": "memory",
-    "scoring_method": "memory",
-    **dict.fromkeys(RECONSTRUCTION, "reweave"),
-}
-"""Settings that may change, by topic; the others shape the store or the hooks."""
+CHANGEABLE = (*PER_REQUEST, "relevance_threshold", "scoring_method", *RECONSTRUCTION)
+"""Settings that may change; the others shape the store or the hooks."""
 
 
-def changed(config: CMRConfig, **settings: Any) -> CMRConfig:
-    """The settings with some of `CHANGEABLE` changed, all checked.
-
-    Raises:
-        ConfigError: a setting is unknown, fixed while attached, or out of its range.
-    """
-    for name in settings:
-        check.choice("a setting that may change while attached", name, CHANGEABLE)
-    new = config.with_overrides(**settings)
-    missing = new.unavailable()
-    if missing:
-        raise check.refuse("settings", settings, missing[0])
-    return new
-
-
-def change(core: Core, config: CMRConfig) -> None:
-    """Let a running memory follow new settings, which differ from its own as `changed` allows.
+def change(core: Core, settings: dict[str, Any]) -> CMRConfig:
+    """Let a running memory follow some new settings; gives all that hold now.
 
     What a change of `scoring_method` has learnt of the scale of scores starts anew; relevance that
     blocks have already is kept.
+
+    Raises:
+        ConfigError: see `Memory.change`; nothing is changed then.
     """
-    old, core.config = core.config, config
+    for name in settings:
+        check.choice("a setting that may change while attached", name, CHANGEABLE)
+    old, new = core.config, core.config.with_overrides(**settings)
+    # Only what reads these settings is made anew; the store and the hooks are as they were built.
     core.retriever = core.retriever_with(
-        {name: getattr(config.retrieval, name) for name in PER_REQUEST}
+        {name: getattr(new.retrieval, name) for name in PER_REQUEST}
     )
-    core.reducer = Reducer(core.ring, config.reweave)
+    core.reducer = Reducer(core.ring, new.reweave)
     keeper = core.keeper
-    keeper.policy = replace(keeper.policy, threshold=config.memory.relevance_threshold)
-    if config.memory.scoring != old.memory.scoring:
-        core.scorer = BlockScorer(core.adapter, config, core.index_layer)
+    keeper.policy = replace(keeper.policy, threshold=new.memory.relevance_threshold)
+    if new.memory.scoring != old.memory.scoring:
+        core.scorer = BlockScorer(core.adapter, new, core.index_layer)
+    core.config = new
+    return new

@@ -38,15 +38,13 @@ def consolidate(core: Core, alone: Alone) -> ConsolidationReport:
     """Tidy up; see `Memory.consolidate`.
 
     `core.lock` is held for one piece of it at a time: others may use the memory between two, and
-    each piece looks whether the blocks that it is about are still what they were.
-
-    Args:
-        core: the memory's store.
-        alone: lets the decoder's hooks rest, where a passage is run through the model again.
+    each piece looks whether the blocks that it is about are still what they were. `alone` lets the
+    decoder's hooks rest, where a passage is run through the model again.
     """
     ring = core.ring
     with core.lock:
-        began = ring.tick()  # what is recalled from here on counts the next time
+        # What is recalled from here on counts the next time.
+        began = ring.tick()
         expired = core.keeper.expire()
     gone = _merge(core)
     risen = sum(_rise(core, alone, tier) for tier in range(1, len(ring.ledger.tiers)))
@@ -70,7 +68,8 @@ def _merge(core: Core) -> int:
     # Of slots that change meanwhile this may find anything: such pairs are left out below.
     pairs, gone = near_duplicates(states, *found.values()), 0
     owners = found["session"][pairs.earlier]
-    for session in owners.unique().tolist():  # pairs of two sessions have no block in common
+    # Pairs of two sessions have no block in common, so each session is planned by itself.
+    for session in owners.unique().tolist():
         mine = Duplicates(*(column[owners == session] for column in pairs))
         goes, numbers = _plan(core, mine, found["created"])
         for part in torch.arange(len(goes)).split(EMPTIED):
@@ -86,14 +85,13 @@ def _plan(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Let blocks that stay take over from those that go; slots `[k]` of these, and their numbers.
 
-    Args:
-        core: the memory's store.
-        pairs: of one session.
-        created: `[n]` int64, number of the block that each slot had when the pairs were found.
+    `created` `[n]` int64 is the number of the block that each slot had when the pairs, which are of
+    one session, were found.
     """
     ring = core.ring
     with core.lock:
         there = ring.ledger.number[: len(created)] == created
+        # Of pairs found without the lock, only those whose blocks all still are where they were.
         same = there[pairs.earlier] & there[pairs.later]
         same &= (pairs.second < 0) | there[pairs.second]
         pairs = Duplicates(*(column[same] for column in pairs))
@@ -131,15 +129,10 @@ def _rise(core: Core, alone: Alone, tier: int) -> int:
 
 
 def lift(core: Core, session: int, alone: Alone) -> int:
-    """Bring a session's blocks up; see `Memory.lift`. Holds `core.lock` for a block at a time.
-
-    Args:
-        core: the memory's store.
-        session: number of the session.
-        alone: as for `consolidate`.
-    """
+    """Bring a session's blocks up; see `Memory.lift`. Holds `core.lock` for a block at a time."""
     ledger = core.ring.ledger
     risen = 0
+    # From the lowest tier on, so that a block may go up more than one.
     for tier in reversed(range(1, len(ledger.tiers))):
         at = ledger.tiers[tier]
 
@@ -166,19 +159,14 @@ def _up(
 ) -> int:
     """Blocks go up one tier, those used last before others, until half a tier has come.
 
-    Blocks that keep no states are run through the model again; where hidden states are stored,
-    that does not give them, and such blocks stay where they are.
-
-    Args:
-        core: the memory's store.
-        alone: as for `consolidate`.
-        tier: from which they come.
-        chosen: which slots of the tier are theirs, `[slots of the tier]` bool on the CPU.
-        yields: whether the block in its second slot may sink for the one in the first.
+    `chosen` says which slots of the tier are theirs (bool, on the CPU), `yields` whether the block
+    in its second slot may sink for the one in the first.
     """
     ring, ledger = core.ring, core.ring.ledger
     with core.lock:
         slots = ledger.tiers[tier].first + chosen().nonzero()[:, 0]
+        # What keeps no states is run through the model again, which gives keys and values alone:
+        # of blocks that store hidden states, those without any stay where they are.
         if core.store == "states":
             slots = slots[ring.keeps_states(slots)]
         used = ring.last_access[slots.to(ring.device)].cpu()
@@ -188,6 +176,7 @@ def _up(
     risen = 0
     for slot, number in zip(slots.tolist(), numbers, strict=True):
         with core.lock:
+            # The slot may hold another block by now.
             if int(ledger.number[slot]) == number:
                 risen += _one_up(core, alone, tier, slot, yields)
     return risen
@@ -206,6 +195,7 @@ def _one_up(
     one = torch.tensor([slot])
     wanted = [name for name in ring.parts[tier - 1] if name.startswith(("keys.", "values."))]
     states = {}
+    # A lower tier may keep token ids alone: what the upper one has besides is made again.
     if wanted and not bool(ring.keeps_states(one)):
         with alone():
             layers = core.recomputed.get(one[:, None])[0]

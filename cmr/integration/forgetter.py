@@ -14,6 +14,9 @@ from cmr.integration.core import Core
 from cmr.integration.hooks.forward import Stepper
 from cmr.memory.spans import holding
 
+PIECE = 1024
+"""Blocks that are zeroed before others have their turn."""
+
 
 @dataclass(frozen=True)
 class ForgetReport:
@@ -34,35 +37,37 @@ class ForgetReport:
     files: tuple[str, ...] = ()
 
 
-PIECE = 1024
-"""Blocks that are zeroed before others have their turn."""
-
-
 class Forgetter:
-    """Finds what is to be forgotten and zeroes every copy of it.
-
-    Args:
-        core: the memory's store and settings.
-        stepper: knows the forwards, which hold copies of what they recalled.
-    """
+    """Finds what is to be forgotten and zeroes every copy of it, those in forwards too."""
 
     def __init__(self, core: Core, stepper: Stepper) -> None:
         self._core, self._stepper = core, stepper
-        core.keeper.on_expired = self.drop_copies
 
     def select(
         self,
-        session: str | None,
-        ids: Iterable[int] | int | None,
-        text: str | Sequence[int] | None,
-        older_than: float | None,
-        tokenizer: Any,
+        session: str | None = None,
+        ids: Iterable[int] | int | None = None,
+        text: str | Sequence[int] | None = None,
+        older_than: float | None = None,
+        tokenizer: Any = None,
     ) -> torch.Tensor:
         """Slots `[n]` of the blocks that fit all that is given; see `Memory.forget`."""
         core, ledger = self._core, self._core.ring.ledger
         number = None if session is None else core.table.require(session)
+        slots = ledger.slots_of(number)
         if ids is not None:
-            ids = [ids] if isinstance(ids, int) else list(ids)
+            wanted = {ids} if isinstance(ids, int) else set(ids)
+            strange = sorted(wanted - set(ledger.number[slots].tolist()))
+            if strange:
+                raise ValueError(
+                    f"ids: numbers of stored blocks expected (see inspect), got {strange[:8]}"
+                )
+            numbers = torch.tensor(sorted(wanted), dtype=torch.int64)
+            slots = slots[torch.isin(ledger.number[slots], numbers)]
+        if older_than is not None:
+            if not older_than >= 0:
+                raise ValueError(f"older_than: seconds of at least 0 expected, got {older_than!r}")
+            slots = slots[ledger.born[slots] <= time.time() - older_than]
         if text is not None:
             if isinstance(text, str) and tokenizer is None:
                 raise ValueError(
@@ -73,54 +78,32 @@ class Forgetter:
                 raise ValueError("text: a span to forget expected, got an empty one")
             if not isinstance(text, str):
                 text = [int(token) for token in text]
-        if older_than is not None and not older_than >= 0:
-            raise ValueError(f"older_than: seconds of at least 0 expected, got {older_than!r}")
-        slots = ledger.slots_of(number)
-        if ids is not None:
-            known = set(ledger.number[slots].tolist())
-            strange = sorted(set(ids) - known)
-            if strange:
-                raise ValueError(
-                    f"ids: numbers of stored blocks expected (see inspect), got {strange[:8]}"
-                )
-            wanted = torch.tensor(sorted(set(ids)), dtype=torch.int64)
-            slots = slots[torch.isin(ledger.number[slots], wanted)]
-        if older_than is not None:
-            slots = slots[ledger.born[slots] <= time.time() - older_than]
-        if text is not None:
             slots = slots[torch.isin(slots, holding(core.ring, number, text, tokenizer))]
         return slots
 
     def forget(
-        self, numbers: Sequence[int], sessions: Mapping[str, int] | None = None
+        self, numbers: Sequence[int], sessions: Mapping[str, int]
     ) -> tuple[ForgetReport, list[int]]:
         """Zero blocks and every copy of them; end sessions.
 
         In short pieces, between which others have their turn. What a session that ends has stored
         meanwhile goes with it; a block that somebody else has forgotten meanwhile is passed over.
-
-        Args:
-            numbers: of the blocks.
-            sessions: name and number of sessions to end; None: none.
-
-        Returns:
-            What was done, and the numbers of the blocks that were zeroed.
-
-        Raises:
-            CMRError: a byte was not 0 afterwards.
+        Returns what was done, and the numbers of the blocks that were zeroed; raises `CMRError`
+        where a byte was not 0 afterwards.
         """
         core, ledger = self._core, self._core.ring.ledger
         gone: list[int] = []
         counts = torch.zeros(2, dtype=torch.int64)
+        # By numbers, not slots: between two pieces a slot may have come to hold another block.
         for piece in torch.tensor(list(numbers), dtype=torch.int64).split(PIECE):
             with core.lock:
                 held = ledger.slots_of(None)
                 counts += self._zero(held[torch.isin(ledger.number[held], piece)], gone)
         ended = []
         with core.lock:
-            for name, number in (sessions or {}).items():
-                if core.table.find(name) != number:  # somebody else has ended it
-                    continue
+            for name, number in sessions.items():
+                if core.table.find(name) != number:
+                    continue  # somebody else has ended it, and its name may be of another by now
                 counts += self._zero(ledger.slots_of(number), gone)
                 core.table.remove(name)
                 self.drop_copies({number})
@@ -142,6 +125,8 @@ class Forgetter:
 
     def drop_copies(self, sessions: set[int]) -> None:
         """Let go of what was run again, and of what forwards have recalled of these sessions."""
+        # Each of these may hold what was forgotten: passages run again, results of searches, and
+        # forwards under way; whoever saves looks at the count.
         self._core.forgotten += 1
         self._core.recomputed.forget()
         self._core.retriever.forget(self._core.ring)
@@ -156,6 +141,7 @@ class Forgetter:
             here = slots[tier.holds(slots)] - tier.first
             for name, part in ring.parts[number].items() if len(here) else ():
                 rows = part.index_select(0, here.to(part.device))
+                # As bytes: -0.0 is equal to 0, and would be something that is left.
                 if bool(rows.view(torch.uint8).any()):
                     raise CMRError(f"{name} of the tier {tier.name!r} is not 0 after forgetting")
                 found += rows.numel() * rows.element_size()

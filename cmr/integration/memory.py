@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from cmr.config import CMRConfig
@@ -18,32 +17,32 @@ from cmr.config.memory import lifetime
 from cmr.errors import AttachError
 from cmr.integration.capture.absorb import absorb
 from cmr.integration.capture.block_writer import Keep
-from cmr.integration.capture.reader import Reader, ReadReport
-from cmr.integration.capture.rows import Rows
-from cmr.integration.change import change, changed
-from cmr.integration.consolidation import ConsolidationReport, consolidate, lift
+from cmr.integration.capture.reader import Reader, ReadReport, Rows
+from cmr.integration.change import change
 from cmr.integration.core import Core
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.files.folders import Files
-from cmr.integration.forgetter import ForgetReport, Forgetter
+from cmr.integration.first_use import first_use
 from cmr.integration.hooks.forward import Stepper
 from cmr.integration.hooks.generation import GenerationPlug
-from cmr.integration.hooks.next_token import NextTokenReader
 from cmr.integration.hooks.residual import ResidualReader
+from cmr.integration.memory_upkeep import MemoryUpkeep
 from cmr.integration.requests.chat_template import Template
 from cmr.integration.requests.request import new_request, under_way
 from cmr.integration.requests.scope import Opener, Said
 from cmr.integration.requests.searcher import Searcher
 from cmr.integration.requests.session import Session
-from cmr.integration.views import Looking
-from cmr.memory.copies import fork, merge
-from cmr.memory.store import SaveReport
 
 ATTACHED = "_cmr_memory"
 """Attribute of a model that has a memory, present only while attached."""
 
 
-class Memory(Looking):
+def require_free(model: nn.Module) -> None:
+    """Raises `AttachError` where a model has a memory already."""
+    if hasattr(model, ATTACHED):
+        raise AttachError("this model has a memory attached already; detach() that one first")
+
+
+class Memory(MemoryUpkeep):
     """A memory attached to a model. Made by `cmr.attach`.
 
     Without session names, row i of a batch is session `str(i)`. A row only ever reads what its own
@@ -60,17 +59,28 @@ class Memory(Looking):
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
-        self._core = core = Core(adapter, config, keep, Template.of(tokenizer))
+        template = None if tokenizer is None else Template.of(tokenizer)
+        self._core = core = Core(adapter, config, keep, template)
         self._stepper = Stepper(core, config)
-        self._forgetter = Forgetter(core, self._stepper)
-        self._files = Files(core)
-        self._residual = ResidualReader(core, self._stepper)
-        self._next_token = NextTokenReader(core, self._stepper)
-        self._generation = GenerationPlug(core, self._stepper)
-        self._reader = Reader(core, config, self._stepper)
-        self._searcher = Searcher(core, self._stepper)
+        # The decoder's own hooks first: the others read what they prepare.
+        self._plugs: list[Any] = [self._stepper]
+        if core.residual:
+            self._plugs.append(ResidualReader(core, self._stepper))
+        if core.knn_layers:
+            self._plugs.append(self._next_token)
+        self._plugs.append(GenerationPlug(core, self._stepper))
+        # Not the method itself: the forgetter is made when something is first to be forgotten.
+        core.keeper.on_expired = lambda sessions: self._forgetter.drop_copies(sessions)
         self._attached = False
         self.reattach()
+
+    @first_use
+    def _reader(self) -> Reader:
+        return Reader(self._core, self.config, self._stepper)
+
+    @first_use
+    def _searcher(self) -> Searcher:
+        return Searcher(self._core, self._stepper)
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -83,6 +93,7 @@ class Memory(Looking):
 
     def detach(self) -> None:
         """Take every hook away; the model is as it was, bit for bit. Safe to call twice."""
+        # The lock lets a forward of another thread end first; it has hooks half through otherwise.
         with self._core.lock:
             if not self._attached:
                 return
@@ -101,32 +112,28 @@ class Memory(Looking):
         with self._core.lock:
             if self._attached:
                 return
-            model = self._core.adapter.model
-            if hasattr(model, ATTACHED):
-                raise AttachError(
-                    "this model has a memory attached already; detach() that one first"
-                )
+            require_free(self._core.adapter.model)
             self._put_hooks()
+            # Once sessions have names, requests without one are this thread's alone: a server's
+            # worker that forgets to say whose request it runs is refused.
             self._core.home = threading.get_ident()
             self._attached = True
 
     def _put_hooks(self) -> None:
         model = self._core.adapter.model
-        self._stepper.attach()
-        self._residual.attach()
-        self._next_token.attach()
-        self._generation.attach()
+        for plug in self._plugs:
+            plug.attach()
         setattr(model, ATTACHED, self)
-        model.__deepcopy__ = self._copied  # as `copy.deepcopy` looks it up: on the instance
+        # `copy.deepcopy` looks this up on the instance, so no class of anybody's is changed.
+        model.__deepcopy__ = self._copied
 
     def _take_hooks_away(self) -> None:
         model = self._core.adapter.model
         del model.__deepcopy__
         delattr(model, ATTACHED)
-        self._generation.detach()
-        self._next_token.detach()
-        self._residual.detach()
-        self._stepper.detach()
+        # The last one in place comes off first, as each wraps what stood there before it.
+        for plug in reversed(self._plugs):
+            plug.detach()
 
     def _copied(self, memo: dict[int, Any]) -> Any:
         """A copy of the model as it is without a memory; the memory stays with the model.
@@ -138,6 +145,7 @@ class Memory(Looking):
             if self._stepper.under_way:
                 raise AttachError("copy.deepcopy: a model between two forwards expected, got one "
                                   "in the middle of a forward")  # fmt: skip
+            # Copying follows the hooks to the memory and would copy all that is stored.
             self._take_hooks_away()
             try:
                 return copy.deepcopy(self._core.adapter.model, memo)
@@ -193,8 +201,7 @@ class Memory(Looking):
             ConfigError: a setting is unknown, fixed while attached, or out of its range.
         """
         with self._core.lock:
-            self.config = changed(self.config, **settings)
-            change(self._core, self.config)
+            self.config = change(self._core, settings)
 
     # -- reading and sessions --------------------------------------------------------------------
 
@@ -226,10 +233,10 @@ class Memory(Looking):
             TypeError, ValueError: for ids or masks that cannot be read; nothing is stored then.
         """
         self._require_attached()
-        self._core.adapter.require_unmoved()
-        vocabulary = self._core.adapter.config.vocab_size
-        rows = Rows.pack(input_ids, attention_mask, vocabulary, keep)
         core = self._core
+        # All that can be wrong is found before the first token is read, so nothing is half stored.
+        core.adapter.require_unmoved()
+        rows = Rows.pack(input_ids, attention_mask, core.adapter.config.vocab_size, keep)
         request = new_request(core, named=sessions is not None)
         with core.lock:
             numbers = core.sessions_to_write(request, sessions, len(rows.lengths))
@@ -287,6 +294,7 @@ class Memory(Looking):
         self._require_attached()
         if not names:
             raise ValueError("session() needs at least one name")
+        # Names and times are looked at before any session is made.
         self._core.table.check(*names)
         lasts = None if ttl is None else lifetime("ttl", ttl)
         handle = Session(self, names, create, ephemeral, lasts)
@@ -308,203 +316,10 @@ class Memory(Looking):
             SessionError: on leaving it in another order than entering.
         """
         self._require_attached()
-        self._core.retriever_with(settings)  # what cannot be is refused here
+        # What cannot be is refused here, not at the first forward inside.
+        self._core.retriever_with(settings)
         said = Said(settings=dict(settings), about=(task,))
         return Opener(self._core, said, "memory.retrieval(...)")
-
-    def rename(self, session: str, to: str) -> None:
-        """Give a session another name; the new one must be free."""
-        with self._core.lock:
-            self._core.table.rename(session, to)
-
-    def fork(self, session: str, to: str) -> int:
-        """Make session `to` with a copy of all that another one stores; returns blocks copied.
-
-        Raises:
-            UnknownSessionError: there is no session of that name.
-            ValueError: `to` exists, or there is no room for the copy; nothing is copied then.
-        """
-        with self._core.lock:
-            return fork(self._core.keeper, self._core.table, session, to)
-
-    def merge(self, session: str, into: str) -> int:
-        """Put one session's text behind another one's and end it; returns the blocks that moved.
-
-        Raises:
-            UnknownSessionError: there is no such session.
-            ValueError: the two are one, or only one of them is ephemeral.
-        """
-        with self._core.lock:
-            number = self._core.table.require(session)
-            moved = merge(self._core.ring, self._core.table, session, into)
-            self._forgetter.drop_copies({number})
-            return moved
-
-    # -- keeping and forgetting ------------------------------------------------------------------
-
-    def pin(self, ids: Iterable[int] | int, pinned: bool = True) -> None:
-        """Let blocks (numbers as `inspect` shows them) never be evicted; `pinned=False` ends it.
-
-        Raises:
-            ValueError: a number that no block has, or more than half of a tier would be pinned.
-        """
-        ledger = self._core.ring.ledger
-        with self._core.lock:
-            slots = self._forgetter.select(None, ids, None, None, None)
-            if pinned:
-                ledger.check_pins(slots)
-            ledger.pinned[slots] = pinned
-
-    def forget(
-        self,
-        session: str | None = None,
-        *,
-        ids: Iterable[int] | int | None = None,
-        text: str | Sequence[int] | None = None,
-        older_than: float | None = None,
-        files: bool = True,
-    ) -> ForgetReport:
-        """Zero what is stored, wherever it is, and look that it is gone.
-
-        Whole blocks are forgotten: those that fit everything that is given. A session given alone
-        ends. What a model thought of text near a forgotten span may have been coloured by it;
-        `neighbours` of the span are blocks of their own and can be named by `ids`.
-
-        Args:
-            session: name of a session; None: of all.
-            ids: numbers of blocks, as `inspect` shows them.
-            text: a span of text (a tokenizer must be known) or of token ids: every block that holds
-                a part of one of its occurrences.
-            older_than: seconds; blocks stored longer ago.
-            files: also forget it in the memories that were saved or loaded here, where they still
-                are. They are written anew; what was there is overwritten with zeros.
-
-        Raises:
-            UnknownSessionError: there is no such session.
-            ValueError: nothing is given, or a number that no block has.
-            StoreError: a saved memory could not be changed. What is stored here is gone by then.
-        """
-        if session is None and ids is None and text is None and older_than is None:
-            raise ValueError("forget what? Give session, ids, text or older_than; clear() is all")
-        ending = (
-            [session] if session and ids is None and text is None and older_than is None else []
-        )
-        with self._files.still():  # a save under way ends first
-            with self._core.lock:
-                slots = self._forgetter.select(session, ids, text, older_than, self.tokenizer)
-                numbers = self._core.ring.ledger.number[slots].tolist()
-                ended = {name: self._core.table.find(name) for name in ending}
-            report, numbers = self._forgetter.forget(numbers, ended)
-            if not files:
-                return report
-            return replace(report, files=self._files.forget(numbers, list(ended.values()), ending))
-
-    def clear(self, session: str | None = None) -> int:
-        """Forget a session, or everything, here and not in files; returns the blocks emptied.
-
-        A cache that such a session is still using goes on, and what leaves it is not stored.
-
-        Raises:
-            UnknownSessionError: for a name that does not exist.
-        """
-        core = self._core
-        with self._files.still():
-            with core.lock:
-                number = None if session is None else core.table.require(session)
-                names = self.sessions if session is None else [session]
-                numbers = core.ring.ledger.number[core.ring.ledger.slots_of(number)].tolist()
-                ending = {name: core.table.find(name) for name in names}
-            report, _ = self._forgetter.forget(numbers, ending)
-            if session is None:
-                with core.lock:
-                    if not len(core.ring.ledger.slots_of(None)):
-                        core.ring.clear()
-        return report.blocks
-
-    def consolidate(self) -> ConsolidationReport:
-        """Tidy up: forget what expired, drop near-duplicates, let what is used rise a tier.
-
-        Takes a while for many blocks; others may use the memory meanwhile.
-        """
-        self._require_attached()
-        return consolidate(self._core, self._stepper.alone)
-
-    def lift(self, *sessions: str) -> int:
-        """Bring up what these sessions store in lower tiers, for requests that are expected next.
-
-        Every block goes up to where there is room, or where others that were used longest ago can
-        sink for it, up to half a tier: those used last first. Which passages a search finds does
-        not change by it.
-
-        Args:
-            *sessions: names, the most urgent one last.
-
-        Returns:
-            How many times a block went up a tier.
-
-        Raises:
-            UnknownSessionError: there is no session of that name; nothing is moved then.
-        """
-        self._require_attached()
-        numbers = [self._core.table.require(name) for name in sessions]
-        return sum(lift(self._core, number, self._stepper.alone) for number in numbers)
-
-    # -- files -----------------------------------------------------------------------------------
-
-    def save(
-        self,
-        path: str | os.PathLike[str],
-        sessions: Sequence[str] | None = None,
-        *,
-        key: bytes | str | None = None,
-    ) -> SaveReport:
-        """Save the memory to a folder, all of it or not at all; what was saved there is replaced.
-
-        Saved again to the same folder, only blocks that are new since then are written. Ephemeral
-        sessions are left out. Others may use the memory meanwhile: what is saved is what was stored
-        when the save began, and who wants to forget waits for its end. A saved memory is raw user
-        data: token ids in the clear, and states from which text can be won back. Give a key, or
-        guard the folder.
-
-        Args:
-            path: a folder: new, empty, or a saved memory.
-            sessions: names of the sessions to save; None: all.
-            key: encrypts it: 32 bytes, or a passphrase (needs `pip install 'cmr[crypt]'`).
-
-        Raises:
-            UnknownSessionError: there is no such session.
-            StoreError: it could not be saved; what was there before still is.
-        """
-        return self._files.save(path, sessions, key, self.tokenizer)
-
-    def load(
-        self,
-        path: str | os.PathLike[str],
-        sessions: Sequence[str] | None = None,
-        *,
-        key: bytes | str | None = None,
-    ) -> int:
-        """Take saved sessions into this memory; returns the blocks loaded.
-
-        Args:
-            path: folder of a saved memory.
-            sessions: names of the sessions wanted; None: all.
-            key: of an encrypted one.
-
-        Raises:
-            StoreError: there is none, it is damaged, of a newer format, or the key is wrong.
-            ModelMismatchError: another model or tokenizer saved it, or a session was read with
-                other adapters than are in effect.
-            UnknownSessionError: it has no such session.
-            ConfigError: it stores other layers, or there is no room for it.
-            ValueError: a session of that name exists here already.
-        """
-        self._require_attached()
-        return self._files.load(path, sessions, key, self.tokenizer)
-
-    def _require_attached(self) -> None:
-        if not self._attached:
-            raise AttachError("this memory was detached; attach a new one with cmr.attach(model)")
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from typing import Any, cast
 from torch import nn
 
 from cmr.config import checks as check
-from cmr.errors import AttachError, ConfigError
-from cmr.integration.memory import ATTACHED, Memory
+from cmr.errors import ConfigError
+from cmr.integration.attach import memory_of
+from cmr.integration.memory import Memory
 from cmr.integration.models.recorder import Recorder
 
 MOST = ("p95_seconds", "failures", "stored_tokens", "evicted_blocks")
@@ -72,12 +73,8 @@ class CMRPerformanceMonitor(Recorder):
     ) -> None:
         super().__init__()
         self._model = cast(Any, model)
-        self._classed = isinstance(getattr(model, "memory", None), Memory)
-        if not self._classed and not hasattr(model, ATTACHED):
-            raise AttachError(
-                f"a model with a memory expected, got {type(model).__name__} without one: "
-                "attach one with cmr.attach(model)"
-            )
+        # A model class has its memory as an attribute, and a recorder whose place this takes.
+        self._classed = memory_of(model) is getattr(model, "memory", None)
         self._recent: deque[tuple[int, float]] = deque(maxlen=check.integer("window", window, 1))
         self.limits: dict[str, float] = {}
         for name, limit in (limits or {}).items():
@@ -86,7 +83,8 @@ class CMRPerformanceMonitor(Recorder):
             self.limits[name] = check.real(name, limit, 0.0)
         self._on_alert, self._crossed = on_alert, set[str]()
         self.failures = 0
-        self._under_way = threading.local()  # `calls` of this thread, the innermost last
+        # `calls` of this thread, the innermost last: a forward may run another one.
+        self._under_way = threading.local()
         self._handles: list[Any] = []
         self._replaced: Any = None
         if self._classed:
@@ -100,8 +98,7 @@ class CMRPerformanceMonitor(Recorder):
     @property
     def memory(self) -> Memory:
         """The memory that is watched."""
-        memory: Memory = self._model.memory if self._classed else getattr(self._model, ATTACHED)
-        return memory
+        return memory_of(self._model)
 
     def close(self) -> None:
         """Stop watching; the model is as it was. What was measured stays to be read."""
@@ -143,10 +140,12 @@ class CMRPerformanceMonitor(Recorder):
 
     def _after(self, _: nn.Module, __: Any, output: Any) -> None:
         calls = self._under_way.__dict__.get("calls")
+        # Begun before it was watched.
         if not calls:
-            return  # begun before it was watched
+            return
         began, tokens = calls.pop()
-        if output is None:  # it raised
+        # PyTorch calls the hook without an output where the forward raised.
+        if output is None:
             self._failed()
             return
         self._measured("forward", time.perf_counter() - began)
@@ -197,6 +196,7 @@ class CMRPerformanceMonitor(Recorder):
             value = metrics[name]
             if value is not None and (value > limit if name in MOST else value < limit):
                 alerts.append(Alert(name, float(value), limit))
+        # Told once, when it is crossed, and again only after it was kept in between.
         names = {alert.name for alert in alerts}
         for alert in alerts:
             if self._on_alert is not None and alert.name not in self._crossed:

@@ -31,13 +31,12 @@ class BackgroundOptimizer:
     """
 
     def __init__(self, upkeep: Callable[[], Any], seconds: float = 60.0) -> None:
-        self.seconds = check.real("seconds", seconds, 0.0)
-        if self.seconds == 0:
-            raise check.refuse("seconds", seconds, "a number above 0")
+        self.seconds = check.positive("seconds", seconds)
         self.runs = 0
         self.error: Exception | None = None
         self._upkeep = upkeep
-        self._turning = threading.Lock()  # on or off, by one thread at a time
+        # Held while the thread is started or ended: two that do so at once would leave one over.
+        self._turning = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -76,6 +75,7 @@ class BackgroundOptimizer:
                 self._upkeep()
                 self.runs += 1
             except Exception as error:
+                # It would fail again, and a thread that dies silently would be noticed by nobody.
                 self.error = error
                 # Its words may hold what is stored: they are for who asks for `error`, not a log.
                 logger.error("upkeep failed with %s; not tried again", type(error).__name__)

@@ -61,6 +61,7 @@ class BatchProcessingOptimizer:
             attention_mask: `[batch, tokens]`, 0 for padding on either side; a token in every row.
         """
         spans = [_span(row) for row in attention_mask.bool().cpu()]
+        # The longest first: a micro-batch only ever gets rows that are no longer than its own.
         waiting = sorted(range(len(spans)), key=lambda i: (spans[i][0] - spans[i][1], spans[i]))
         found: list[MicroBatch] = []
         for row in waiting:
@@ -110,6 +111,7 @@ class BatchProcessingOptimizer:
     def _cut(
         self, part: MicroBatch, input_ids: torch.Tensor, mask: torch.Tensor
     ) -> dict[str, torch.Tensor]:
+        # Without the columns in front, places must be said: the model would count from 0.
         rows = torch.tensor(part.rows, device=input_ids.device)
         columns = slice(part.start, part.stop)
         inputs = {
@@ -140,7 +142,8 @@ def _join(outputs: list[tuple[MicroBatch, Any]], batch: int, tokens: int) -> Any
     joined = {
         name: _whole([output[name] for _, output in outputs], parts, batch, tokens)
         for name in last
-        if name != "past_key_values"  # a cache holds the rows of one micro-batch alone
+        # A cache holds the rows of one micro-batch alone.
+        if name != "past_key_values"
     }
     return type(last)(**joined)
 

@@ -10,7 +10,8 @@ import torch
 from cmr.config import OptimizationConfig
 from cmr.config import checks as check
 from cmr.errors import AttachError, ConfigError
-from cmr.integration.memory import ATTACHED, Memory
+from cmr.integration.attach import memory_of
+from cmr.integration.memory import Memory
 from cmr.optimization.background import BackgroundOptimizer
 from cmr.optimization.batches import BatchProcessingOptimizer
 from cmr.optimization.prefetcher import MemoryPrefetcher
@@ -61,12 +62,13 @@ class CMRPerformanceOptimizer:
         on = _settings(optimization_config)
         self.model, self.config = model, on
         self._own = isinstance(getattr(model, "memory", None), Memory)
-        self.memory = _memory_of(model)
+        self.memory = memory_of(model)
         self.scheduler = ComputationScheduler(upkeep_budget)
         adaptive = AdaptiveThresholdManager(self.memory, recall_rate)
         batching = BatchProcessingOptimizer(batch_tokens)
         upkeep = getattr(model, "optimize_memory", self.memory.consolidate)
         background = BackgroundOptimizer(upkeep, upkeep_seconds)
+        # All are made, so that a bad argument is refused where its part is off as well.
         self.thresholds = adaptive if on.enable_adaptive_thresholds else None
         self.batching = batching if on.enable_batch_optimization else None
         self.prefetcher = MemoryPrefetcher(self.memory) if on.enable_prefetching else None
@@ -109,7 +111,8 @@ class CMRPerformanceOptimizer:
                 f"attention_mask: {list(input_ids.shape)} expected (as input_ids) with a token in "
                 f"every row, got {list(attention_mask.shape)}"
             )
-        if _memory_of(self.model) is not self.memory:
+        # A memory that was attached anew since would be steered by what the old one did.
+        if memory_of(self.model) is not self.memory:
             raise AttachError("the model has another memory than this optimizer was made for")
         if not self._remembers(inputs):
             if sessions is not None:
@@ -158,6 +161,7 @@ class CMRPerformanceOptimizer:
 
     def _forward(self, names: list[str], inputs: dict[str, Any], recalled: list[bool]) -> Any:
         """One forward of these sessions; notes in `recalled` which rows did."""
+        # One name stands for all rows, which then share what they recall.
         given = list(dict.fromkeys(names)) if len(set(names)) == 1 else names
         if self._own:
             output = self.model(sessions=given, **inputs)
@@ -205,17 +209,6 @@ def _settings(given: OptimizationConfig | Mapping[str, Any] | None) -> Optimizat
         if name not in known:
             raise ConfigError(f"unknown setting {name}: {check.nearest(name, known)}")
     return OptimizationConfig(**given)
-
-
-def _memory_of(model: Any) -> Memory:
-    for name in ("memory", ATTACHED):
-        memory = getattr(model, name, None)
-        if isinstance(memory, Memory):
-            return memory
-    raise AttachError(
-        f"a model with a memory expected, got {type(model).__name__} without one: "
-        "attach one with cmr.attach(model)"
-    )
 
 
 def _given(

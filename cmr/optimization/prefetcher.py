@@ -55,6 +55,7 @@ class MemoryPrefetcher:
 
     def predict(self) -> list[str]:
         """Sessions that are expected next, the likeliest first; those that ended are not."""
+        # Followers of sessions that ended would be kept for ever.
         alive = set(self._memory.sessions)
         votes: Counter[str] = Counter()
         with self._noting:
@@ -77,9 +78,10 @@ class MemoryPrefetcher:
             try:
                 risen = self._memory.lift(*reversed(wanted)) if wanted else 0
             except UnknownSessionError:
+                # One that was predicted may have ended since; one that was named is the caller's.
                 if sessions:
                     raise
-                continue  # it ended since it was predicted
+                continue
             with self._noting:
                 self._predicted = tuple(wanted)
                 self.lifted += risen

@@ -45,6 +45,7 @@ class ComputationScheduler:
         """
         if not callable(task):
             raise TypeError(f"task: something to call expected, got {type(task).__name__}")
+        # The number keeps equal priorities in the order in which they came.
         entry = (-check.real("priority", priority, -math.inf), next(self._number), name, task)
         with self._lock:
             self._waiting = [other for other in self._waiting if other[2] != name]
@@ -73,6 +74,7 @@ class ComputationScheduler:
                 if not self._waiting:
                     return results
                 _, _, name, task = heapq.heappop(self._waiting)
+            # Outside of the lock: a task may submit others, or take long.
             results[name] = task()
             with self._lock:
                 self.done += 1

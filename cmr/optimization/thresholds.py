@@ -44,13 +44,11 @@ class AdaptiveThresholdManager:
         high: float = 2.0,
     ) -> None:
         self.rate = check.real("rate", rate, 0.0, 1.0)
-        self.step = check.real("step", step, 0.0)
+        self.step = check.positive("step", step)
         self.low = check.real("low", low, 0.0)
         self.high = check.real("high", high, 0.0)
         if not 0 < self.rate < 1:
             raise check.refuse("rate", rate, "a share above 0 and below 1")
-        if self.step == 0:
-            raise check.refuse("step", step, "a number above 0")
         if self.high <= self.low:
             raise check.refuse("high", high, f"a number above low ({low})")
         self._memory = memory
@@ -75,6 +73,7 @@ class AdaptiveThresholdManager:
             before = now = self.threshold
             for read in recalled:
                 now += self.step * (float(read) - self.rate)
+                # Without bounds a long run of one kind would take as long a run to be undone.
                 now = min(max(now, self.low), self.high)
                 self.seen += 1
                 self.recalled += bool(read)

@@ -8,7 +8,7 @@ from cmr.config import checks as check
 
 
 @dataclass(frozen=True)
-class Limits:
+class Limits(check.Checked):
     """The most memory tokens that are read at once.
 
     Attributes:
@@ -19,12 +19,8 @@ class Limits:
         ConfigError: a value is out of its range.
     """
 
-    max_memory_tokens: int | None = None
-    compression_ratio: float | None = None
-
-    def __post_init__(self) -> None:
-        """Checks both."""
-        check.read_limits(self)
+    max_memory_tokens: int | None = check.setting(None, check.integer, 1)
+    compression_ratio: float | None = check.setting(None, check.share)
 
     def __bool__(self) -> bool:
         """Whether there is any limit."""

@@ -21,9 +21,6 @@ _weights = torch.no_grad()(attention_weights)
 class Watcher:
     """Lets chosen attention modules tell their weights; what they compute stays as it is.
 
-    Args:
-        adapter: the model.
-
     Raises:
         UnsupportedModelError: the family's attention does not go through transformers' interface.
     """
@@ -45,6 +42,8 @@ class Watcher:
                 setattr(module, WATCH, lambda *args, n=number: tell(n, _weights(*args)))
             elif hasattr(module, WATCH):
                 delattr(module, WATCH)
+        # The implementation that was chosen, under ours; an attached memory needs ours as well, so
+        # it only goes where no module is marked as one that reads.
         own = decoder.config._attn_implementation.removeprefix(PREFIX)
         if layers:
             decoder.set_attn_implementation(plug(own))

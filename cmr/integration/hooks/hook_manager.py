@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,54 +13,23 @@ from cmr.errors import ConfigError
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.detection import adapt
 from cmr.integration.hooks.attention_watcher import Watcher
+from cmr.integration.hooks.hook import Hook, by_layer
+from cmr.integration.hooks.interventions import Interventions
 from cmr.integration.memory import ATTACHED, Memory
 
-CAPTURE, INTERVENTION, ATTENTION, GRADIENT, CUSTOM = (
-    "capture",
-    "intervention",
-    "attention",
-    "gradient",
-    "custom",
-)
+INTERVENTION, ATTENTION = "intervention", "attention"
 KEEP = ("last", "all")
 WHERE = ("entering", "leaving")
-CUSTOM_KINDS = ("forward", "forward_pre", "backward")
+CUSTOM_KINDS = {
+    "forward": "register_forward_hook",
+    "forward_pre": "register_forward_pre_hook",
+    "backward": "register_full_backward_hook",
+}
+"""Kinds of hooks on any module, and the method of a module that registers one."""
 
 Take = Callable[[int, torch.Tensor], None]
 Change = Callable[[torch.Tensor, int], torch.Tensor]
 """Takes the states `[batch, tokens, hidden]` that enter a layer, and its number."""
-
-
-@dataclass
-class Hook:
-    """One registered hook.
-
-    Attributes:
-        name: what it is called.
-        kind: 'capture', 'intervention', 'attention', 'gradient' or 'custom'.
-        layers: the layers that it is on, as indices into `hidden_states`; empty for custom ones.
-        enabled: whether it does anything at present.
-        values: what was captured, by layer: the newest, or a list of all with `keep="all"`.
-        order: of an intervention among those of its layer: the lowest first.
-    """
-
-    name: str
-    kind: str
-    layers: tuple[int, ...] = ()
-    enabled: bool = True
-    values: dict[int, Any] = field(default_factory=dict)
-    order: int | None = None
-    keep: str = "last"
-    function: Callable[..., Any] | None = None
-
-    def take(self, layer: int, value: Any) -> None:
-        """Hand a value over, or keep it."""
-        if self.function is not None:
-            self.function(layer, value)
-        elif self.keep == "all":
-            self.values.setdefault(layer, []).append(value)
-        else:
-            self.values[layer] = value
 
 
 class HookManager:
@@ -71,6 +39,11 @@ class HookManager:
     a text, running a passage again), but interventions change those, too: what is searched for is
     what the model then thinks. Interventions come before whatever captures the same states,
     the memory included.
+
+    What the methods that register a hook have in common: `name` is what it is called, `layers` are
+    the blocks that it is on, `keep` says what of its values stays in `Hook.values`, 'last' or a
+    list of 'all', and with `into`, which takes layer and value, nothing is kept. They raise
+    `ConfigError` where the name is taken, or a layer or value is out of its range.
 
     Args:
         model: a transformers decoder with a language-model head.
@@ -88,6 +61,7 @@ class HookManager:
         self._adapter = adapt(model) if adapter is None else adapter
         self.hooks: dict[str, Hook] = {}
         self._handles: dict[str, list[Any]] = {}
+        self._interventions = Interventions(model, self._adapter)
         self._watcher: Watcher | None = None
 
     def __enter__(self) -> HookManager:
@@ -114,30 +88,23 @@ class HookManager:
         """Capture states `[batch, tokens, hidden]`.
 
         Args:
-            name: of the hook.
+            name: see the class, as for `keep` and `into`.
             layers: with 'entering' indices into `hidden_states`: state i enters block i, and that
                 of `num_hidden_layers` stands in front of the head. With 'leaving' blocks.
             where: 'entering', or 'leaving': a block's output before any further norm.
-            keep: 'last' keeps the newest forward's states in `values`, 'all' a list.
+            keep: of each forward.
             detach: without the graph that they came from.
-            into: takes layer and states; nothing is kept then.
-
-        Raises:
-            ConfigError: the name is taken, or a layer or value is out of its range.
+            into: takes layer and states.
         """
         check.choice("where", where, WHERE)
-        check.choice("keep", keep, KEEP)
         last = self._adapter.depth if where == "entering" else self._adapter.depth - 1
-        hook = self._new(name, CAPTURE, layers, last)
-        hook.keep, hook.function = keep, into
+        hook = self._new(name, "capture", self._numbers(layers, last), keep, into)
 
         def see(layer: int, states: torch.Tensor) -> None:
             if self._on(hook):
                 hook.take(layer, states.detach() if detach else states)
 
-        for layer in hook.layers:
-            self._put(hook, self._states_hook(layer, where, see))
-        return hook
+        return self._see_states(hook, where, see)
 
     def intervene(
         self, name: str, layers: Iterable[int] | int, change: Change, *, order: int | None = None
@@ -145,21 +112,22 @@ class HookManager:
         """Change the states that enter blocks.
 
         Args:
-            name: of the hook.
+            name: see the class, as for `layers`.
             layers: blocks.
             change: takes states and layer, gives states of the same shape, dtype and device.
             order: among the interventions of a layer, the lowest first; needed where there are
                 several.
 
         Raises:
-            ConfigError: the name is taken, a layer is out of its range, another intervention on
-                it has no order or the same, or an attached memory blends states into it.
+            ConfigError: also where another intervention on a layer has no order or the same, or an
+                attached memory blends states into it.
         """
         if not callable(change):
             raise check.refuse("change", change, "a function of states and layer")
-        self._check_interventions(name, self._numbers(layers, self._adapter.depth - 1), order)
-        hook = self._new(name, INTERVENTION, layers, self._adapter.depth - 1)
-        hook.order, hook.function = order, change
+        numbers = self._numbers(layers, self._adapter.depth - 1)
+        self._interventions.require_decided(name, numbers, order, self._enabled(INTERVENTION))
+        hook = self._new(name, INTERVENTION, numbers, into=change)
+        hook.order = order
         self._arrange()
         return hook
 
@@ -174,22 +142,17 @@ class HookManager:
         """Capture attention weights `[batch, heads, tokens, seen]` float32 over the local window.
 
         They are computed beside the model's own attention, which stays as it is, in whatever
-        implementation. Where a layer also reads memory, these are the weights without it.
-
-        Args:
-            name: of the hook.
-            layers: blocks.
-            keep: 'last' or 'all'.
-            into: takes layer and weights; nothing is kept then.
+        implementation. Where a layer also reads memory, these are the weights without it. The
+        arguments are as the class says.
 
         Raises:
-            ConfigError: the name is taken, or a layer or value is out of its range.
             UnsupportedModelError: the family's attention cannot be looked at.
         """
-        check.choice("keep", keep, KEEP)
+        # Made first: where the family cannot be looked at, no hook is to be left behind.
         watcher = self._watcher or Watcher(self._adapter)
-        hook = self._new(name, ATTENTION, layers, self._adapter.depth - 1)
-        hook.keep, hook.function, self._watcher = keep, into, watcher
+        numbers = self._numbers(layers, self._adapter.depth - 1)
+        hook = self._new(name, ATTENTION, numbers, keep, into)
+        self._watcher = watcher
         self._arrange()
         return hook
 
@@ -201,32 +164,23 @@ class HookManager:
         keep: str = "last",
         into: Callable[[int, float], None] | None = None,
     ) -> Hook:
-        """Watch the flow of gradients: their norm at states, in every backward.
+        """Watch the flow of gradients: their norm, a float, at states, in every backward.
 
-        Args:
-            name: of the hook.
-            layers: as for `capture` with 'entering'.
-            keep: 'last' keeps the newest norm, 'all' a list.
-            into: takes layer and norm; nothing is kept then.
-
-        Raises:
-            ConfigError: the name is taken, or a layer or value is out of its range.
+        The arguments are as the class says, `layers` as for `capture` with 'entering'.
         """
-        check.choice("keep", keep, KEEP)
-        hook = self._new(name, GRADIENT, layers, self._adapter.depth)
-        hook.keep, hook.function = keep, into
+        numbers = self._numbers(layers, self._adapter.depth)
+        hook = self._new(name, "gradient", numbers, keep, into)
 
         def see(layer: int, states: torch.Tensor) -> None:
             if self._on(hook) and states.requires_grad:
+                # On the tensor, as the norm is of the gradient that arrives at these states.
                 states.register_hook(lambda gradient: flow(layer, gradient))
 
         def flow(layer: int, gradient: torch.Tensor) -> None:
             if self._on(hook):
                 hook.take(layer, float(gradient.float().norm()))
 
-        for layer in hook.layers:
-            self._put(hook, self._states_hook(layer, "entering", see))
-        return hook
+        return self._see_states(hook, "entering", see)
 
     def custom(
         self, name: str, module: str, function: Callable[..., Any], kind: str = "forward"
@@ -234,16 +188,13 @@ class HookManager:
         """A hook of your own on any module.
 
         Args:
-            name: of the hook.
-            module: name of the module, as `model.named_modules()` gives it.
+            name: see the class.
+            module: name of the module, as `model.named_modules()` gives it; the error of one that
+                is not there names the nearest one.
             function: as PyTorch calls it: `(module, args, output)` for 'forward', `(module, args)`
                 for 'forward_pre', `(module, grad_input, grad_output)` for 'backward'. What it
                 returns takes the place of output, arguments or gradient; None changes nothing.
             kind: one of these.
-
-        Raises:
-            ConfigError: the name is taken, or there is no such module; the message names the
-                nearest one.
         """
         check.choice("kind", kind, CUSTOM_KINDS)
         if not callable(function):
@@ -251,18 +202,14 @@ class HookManager:
         modules = dict(self.model.named_modules())
         if module not in modules:
             raise ConfigError(f"module {module!r}: {check.nearest(module, modules)}")
-        hook = self._new(name, CUSTOM, (), 0)
-        at = modules[module]
+        hook = self._new(name, "custom", ())
 
         def call(*args: Any) -> Any:
             return function(*args) if self._on(hook) else None
 
-        if kind == "backward":
-            self._put(hook, at.register_full_backward_hook(call))
-        elif kind == "forward":
-            self._put(hook, at.register_forward_hook(call))
-        else:
-            self._put(hook, at.register_forward_pre_hook(call))
+        # Looked at in every call, so that it can rest without being registered anew.
+        register = getattr(modules[module], CUSTOM_KINDS[kind])
+        self._handles[name].append(register(call))
         return hook
 
     # -- switching and removing ------------------------------------------------------------------
@@ -273,9 +220,12 @@ class HookManager:
         Raises:
             ConfigError: there is none of that name, or by now it would be in conflict.
         """
+        # While it rested another intervention may have come to the same place.
         hook = self._named(name)
         if hook.kind == INTERVENTION and not hook.enabled:
-            self._check_interventions(name, hook.layers, hook.order)
+            self._interventions.require_decided(
+                name, hook.layers, hook.order, self._enabled(INTERVENTION)
+            )
         hook.enabled = True
         self._arrange()
 
@@ -304,13 +254,21 @@ class HookManager:
 
     # -- parts -----------------------------------------------------------------------------------
 
-    def _new(self, name: str, kind: str, layers: Iterable[int] | int, last: int) -> Hook:
+    def _new(
+        self,
+        name: str,
+        kind: str,
+        layers: tuple[int, ...],
+        keep: str = "last",
+        into: Callable[..., Any] | None = None,
+    ) -> Hook:
+        check.choice("keep", keep, KEEP)
         if not isinstance(name, str) or not name:
             raise check.refuse("name", name, "a name")
         if name in self.hooks:
             raise ConfigError(f"name: a hook is named {name!r} already ({self.hooks[name].kind})")
-        hook = Hook(name, kind, () if kind == CUSTOM else self._numbers(layers, last))
-        self.hooks[name], self._handles[name] = hook, []
+        self.hooks[name] = hook = Hook(name, kind, layers, keep=keep, function=into)
+        self._handles[name] = []
         return hook
 
     @staticmethod
@@ -325,17 +283,20 @@ class HookManager:
             raise ConfigError(f"no hook is named {name!r}: {check.nearest(name, self.hooks)}")
         return self.hooks[name]
 
-    def _put(self, hook: Hook, handle: Any) -> None:
-        self._handles[hook.name].append(handle)
-
     def _on(self, hook: Hook) -> bool:
         """Whether a hook looks at the forward under way."""
+        # The memory is busy in passes of its own: looking ahead, reading, running passages again.
         memory: Memory | None = getattr(self.model, ATTACHED, None)
         return hook.enabled and not (memory is not None and memory._stepper.busy)
 
+    def _see_states(self, hook: Hook, where: str, see: Take) -> Hook:
+        """Shows a hook the states that enter or leave its layers."""
+        self._handles[hook.name] += [self._states_hook(n, where, see) for n in hook.layers]
+        return hook
+
     def _states_hook(self, layer: int, where: str, see: Take) -> Any:
-        """Shows the states that enter or leave a layer."""
         if where == "leaving" or layer == self._adapter.depth:
+            # The state in front of the head is the decoder's output, behind its last norm.
             final = where == "entering"
             module = self._adapter.decoder if final else self._adapter.layers[layer]
 
@@ -350,84 +311,19 @@ class HookManager:
 
         return self._adapter.layers[layer].register_forward_pre_hook(before, with_kwargs=True)
 
-    # -- interventions and attention -------------------------------------------------------------
-
-    def _check_interventions(self, name: str, layers: tuple[int, ...], order: int | None) -> None:
-        """Raises `ConfigError` for what would not be decided by anybody."""
-        if order is not None:
-            order = check.integer("order", order, -(1 << 31))
-        memory: Memory | None = getattr(self.model, ATTACHED, None)
-        if memory is not None and memory._core.residual:
-            both = sorted(set(layers) & memory._core.read_layers)
-            if both:
-                raise ConfigError(
-                    f"intervention {name!r}: the attached memory blends states into layers {both} "
-                    f"(method={memory.config.reweave.method!r}); other layers expected, or "
-                    "method='attention'"
-                )
-        for other in self.hooks.values():
-            if other.kind != INTERVENTION or not other.enabled or other.name == name:
-                continue
-            both = sorted(set(layers) & set(other.layers))
-            if both and (order is None or other.order is None or order == other.order):
-                raise ConfigError(
-                    f"intervention {name!r} meets {other.name!r} on layers {both}: an order of its "
-                    f"own expected for each, got {order} and {other.order}"
-                )
+    def _enabled(self, kind: str) -> list[Hook]:
+        return [hook for hook in self.hooks.values() if hook.kind == kind and hook.enabled]
 
     def _arrange(self) -> None:
-        """One hook a layer runs its interventions in their order; the watcher knows its layers."""
-        for handle in self._handles.pop("", []):
-            handle.remove()
-        changes: dict[int, list[Hook]] = {}
-        watching: dict[int, list[Hook]] = {}
-        for hook in self.hooks.values():
-            where = {INTERVENTION: changes, ATTENTION: watching}.get(hook.kind)
-            for layer in hook.layers if where is not None and hook.enabled else ():
-                assert where is not None
-                where.setdefault(layer, []).append(hook)
-        self._handles[""] = [
-            self._adapter.layers[layer].register_forward_pre_hook(
-                _changing(layer, sorted(found, key=lambda hook: hook.order or 0)),
-                with_kwargs=True,
-                prepend=True,
-            )
-            for layer, found in changes.items()
-        ]
-        if self._watcher is not None:
+        """Interventions run in their order, and the watcher knows whose weights are wanted."""
+        self._interventions.arrange(self._enabled(INTERVENTION))
+        if self._watcher is None:
+            return
+        watching = by_layer(self._enabled(ATTENTION))
 
-            def tell(layer: int, weights: torch.Tensor) -> None:
-                for hook in watching[layer]:
-                    if self._on(hook):
-                        hook.take(layer, weights)
+        def tell(layer: int, weights: torch.Tensor) -> None:
+            for hook in watching[layer]:
+                if self._on(hook):
+                    hook.take(layer, weights)
 
-            self._watcher.watch(set(watching), tell)
-
-
-def _changing(layer: int, hooks: list[Hook]) -> Callable[..., Any]:
-    """Runs interventions on the states that enter a block."""
-
-    def hook(
-        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        states = args[0] if args else kwargs["hidden_states"]
-        for each in hooks:
-            assert each.function is not None
-            found = each.function(states, layer)
-            _require_like(each.name, found, states)
-            states = found
-        return ((states, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": states})
-
-    return hook
-
-
-def _require_like(name: str, found: Any, states: torch.Tensor) -> None:
-    """Raises where an intervention gave something that the layer cannot take."""
-    if not isinstance(found, torch.Tensor):
-        raise TypeError(
-            f"intervention {name!r}: a tensor of states expected, got {type(found).__name__}"
-        )
-    wanted = (list(states.shape), states.dtype, states.device)
-    have = (list(found.shape), found.dtype, found.device)
-    if have != wanted:
-        raise ValueError(f"intervention {name!r}: states of {wanted} expected, got {have}")
+        self._watcher.watch(set(watching), tell)

@@ -13,10 +13,10 @@ from torch import nn
 
 from cmr.config import CMRConfig
 from cmr.errors import AttachError
-from cmr.integration.attaching import attach
-from cmr.integration.cautions import caution_captured
+from cmr.integration.attach import attach, caution_captured
 from cmr.integration.decoder.detection import adapt
-from cmr.integration.hooks.hook_manager import Hook, HookManager
+from cmr.integration.hooks.hook import Hook
+from cmr.integration.hooks.hook_manager import HookManager
 from cmr.integration.memory import Memory
 from cmr.integration.models.backbone.backbones import BackboneAdapter, decoder_for
 from cmr.integration.models.backbone.loaded import load_backbone

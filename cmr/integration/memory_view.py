@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from cmr.integration.core import Core
+from cmr.integration.first_use import first_use
 from cmr.integration.hooks.forward import Stepper
 from cmr.integration.hooks.next_token import NextTokenReader
 from cmr.integration.hooks.step import Step
@@ -15,13 +16,16 @@ from cmr.memory.entry import MemoryEntry
 from cmr.memory.inspection import Inspection, Question, StoredBlock, blocks_from
 
 
-class Looking:
-    """The half of `Memory` that changes nothing."""
+class MemoryView:
+    """The part of `Memory` that changes nothing."""
 
     tokenizer: Any
     _core: Core
     _stepper: Stepper
-    _next_token: NextTokenReader
+
+    @first_use
+    def _next_token(self) -> NextTokenReader:
+        return NextTokenReader(self._core, self._stepper)
 
     @property
     def named(self) -> tuple[str, ...] | None:
@@ -45,6 +49,7 @@ class Looking:
 
     def _recalled_in(self, step: Step | None) -> list[list[RecalledPassage]]:
         """What a forward recalled, nothing where something of it has been forgotten since."""
+        # A request that may name nobody's forward sees none, rather than somebody else's.
         if step is None:
             return []
         if step.recall is None:
@@ -80,41 +85,36 @@ class Looking:
             if session is not None:
                 self._core.table.require(session)
             blocks = self._stored_blocks()
-        if decode is not None:  # takes a while: others may have their turn
+        if decode is not None:
+            # Without the lock, as it takes a while: others may have their turn.
             blocks = [replace(block, text=decode(list(block.token_ids))) for block in blocks]
         return question.of(blocks)
 
     def entries(self, session: str | None = None) -> list[MemoryEntry]:
         """The stored blocks, oldest first, of one session or of all."""
-        with self._core.lock:
-            return self._entries(session)
-
-    def _entries(self, session: str | None) -> list[MemoryEntry]:
         ring, table = self._core.ring, self._core.table
-        wanted = None if session is None else table.require(session)
-        owners = ring.session.tolist()
-        slots = ring.ledger.slots_of(wanted)
-        states = dict(zip(slots.tolist(), ring.states(slots), strict=True))
-        found = []
-        for slot in slots.tolist():
-            owner = owners[slot]
-            held = ring.positions[slot] >= 0
-            found.append(
-                MemoryEntry(
-                    hidden_state=states[slot][held],
-                    layer_idx=self._core.index_layer,
-                    sequence_id=owner,
-                    position_idx=int(ring.positions[slot][held].min()),
-                    relevance_score=float(ring.relevance[slot]),
-                    timestamp=float(ring.created[slot]),
-                    access_count=int(ring.access_count[slot]),
-                    last_access=float(ring.last_access[slot]),
-                    session=table.name_of(owner),
-                    token_ids=tuple(ring.token_ids[slot][held].tolist()),
-                    slot=slot,
-                    tier=ring.ledger.tiers[ring.ledger.tier_of(slot)].name,
+        ledger, found = ring.ledger, []
+        with self._core.lock:
+            slots = ledger.slots_of(None if session is None else table.require(session))
+            owners = ring.session.tolist()
+            for slot, states in zip(slots.tolist(), ring.states(slots), strict=True):
+                held = ring.positions[slot] >= 0
+                found.append(
+                    MemoryEntry(
+                        hidden_state=states[held],
+                        layer_idx=self._core.index_layer,
+                        sequence_id=owners[slot],
+                        position_idx=int(ring.positions[slot][held].min()),
+                        relevance_score=float(ring.relevance[slot]),
+                        timestamp=float(ring.created[slot]),
+                        access_count=int(ring.access_count[slot]),
+                        last_access=float(ring.last_access[slot]),
+                        session=table.name_of(owners[slot]),
+                        token_ids=tuple(ring.token_ids[slot][held].tolist()),
+                        slot=slot,
+                        tier=ledger.tiers[ledger.tier_of(slot)].name,
+                    )
                 )
-            )
         return found
 
     @property
@@ -130,44 +130,43 @@ class Looking:
 
     def stats(self) -> dict[str, Any]:
         """Counters and sizes; see the keys. Reads the device: for people, not for the hot path."""
-        with self._core.lock:
-            return self._stats()
-
-    def _stats(self) -> dict[str, Any]:
-        core, ring = self._core, self._core.ring
-        return {
-            "tokens": self.tokens,
-            "blocks": sum(core.ring.blocks_of(core.table.find(n)) for n in self.sessions),
-            "capacity_tokens": core.ring.slots * core.ring.block_size,
-            "sessions": len(self.sessions),
-            "written_blocks": core.ring.written,
-            "searches": core.searches,
-            "recalls": core.recalls_made,
-            "evicted_blocks": core.keeper.evicted,
-            "sunk_blocks": core.keeper.sunk,
-            "expired_blocks": core.keeper.expired,
-            "scoring": core.scorer.stats(),
-            "tiers": ring.tier_stats(),
-            "bytes": self.nbytes,
-            "bytes_per_token": self.nbytes / (core.ring.slots * core.ring.block_size),
-            "family": core.adapter.config.model_type,
-            "family_detected": core.adapter.detected,
-            "store": core.store,
-            "target_layers": list(core.targets),
-            "index_layer": core.index_layer,
-            "calibrated": core.calibration is not None,
-            "strategy": core.retriever.config.strategy,
-            "cache": core.retriever.cache.stats(),
-            "next_token": self._next_token.stats(),
-            "active": core.active,
-        }
+        core, ring, keeper = self._core, self._core.ring, self._core.keeper
+        capacity = ring.slots * ring.block_size
+        with core.lock:
+            return {
+                "tokens": self.tokens,
+                "blocks": sum(ring.blocks_of(core.table.find(n)) for n in self.sessions),
+                "capacity_tokens": capacity,
+                "sessions": len(self.sessions),
+                "written_blocks": ring.written,
+                "searches": core.searches,
+                "recalls": core.recalls_made,
+                "evicted_blocks": keeper.evicted,
+                "sunk_blocks": keeper.sunk,
+                "expired_blocks": keeper.expired,
+                "scoring": core.scorer.stats(),
+                "tiers": ring.tier_stats(),
+                "bytes": self.nbytes,
+                "bytes_per_token": self.nbytes / capacity,
+                "family": core.adapter.config.model_type,
+                "family_detected": core.adapter.detected,
+                "store": core.store,
+                "target_layers": list(core.targets),
+                "index_layer": core.index_layer,
+                "calibrated": core.calibration is not None,
+                "strategy": core.retriever.config.strategy,
+                "cache": core.retriever.cache.stats(),
+                "next_token": self._next_token.stats(),
+                "active": core.active,
+            }
 
     def _stored_blocks(self) -> list[StoredBlock]:
         """What is stored, for people, in the order of the blocks' numbers."""
-        ring, table = self._core.ring, self._core.table
-        self._core.keeper.expire()
+        core, ring = self._core, self._core.ring
+        # What is shown is what a search could find now.
+        core.keeper.expire()
         ledger = ring.ledger
         slots = ledger.slots_of(None)
-        owners = [table.name_of(number) for number in ledger.owner[slots].tolist()]
+        owners = [core.table.name_of(number) for number in ledger.owner[slots].tolist()]
         tiers = [tier.name for tier in ledger.tiers]
         return blocks_from(ring.about(slots), ledger.number[slots], owners, tiers, None)

@@ -8,16 +8,20 @@ from typing import Any
 
 from torch import nn
 
-from cmr.config import CMRConfig
+from cmr._warning import warn
+from cmr.config import STATE_METHODS, CMRConfig
 from cmr.errors import AttachError, CMRWarning, ConfigError
 from cmr.integration.capture.block_writer import Keep
 from cmr.integration.capture.lasting import lasting
-from cmr.integration.cautions import caution
+from cmr.integration.core import Core
 from cmr.integration.decoder import fingerprint
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.detection import adapt
 from cmr.integration.files.folders import open_saved
-from cmr.integration.memory import ATTACHED, Memory
+from cmr.integration.memory import ATTACHED, Memory, require_free
+
+LEAST_WEIGHT = 0.5
+"""Fixed `memory_weight` below which hardly anything is recalled."""
 
 
 def attach(
@@ -58,7 +62,7 @@ def attach(
     elif config is not None and not isinstance(config, CMRConfig):
         raise ConfigError(f"config: a CMRConfig or a dictionary expected, got {config!r}")
     settings = (config or CMRConfig()).with_overrides(**overrides)
-    _require_free(model)
+    require_free(model)
     return _memory(adapt(model), settings, tokenizer, keep)
 
 
@@ -96,6 +100,7 @@ def load(
         UnknownSessionError: it has no such session.
         AttachError, ConfigError, UnsupportedModelError: as for `attach`; nothing is attached then.
     """
+    # Everything that can be refused is, before the model is touched.
     adapter = adapt(model)
     saved = open_saved(path, key, fingerprint.of_model(adapter), tokenizer)
     settings = saved.header.get("config")
@@ -105,7 +110,7 @@ def load(
     if not saved.header.get("calibrated", saved.header.get("index") is not None):
         overrides.setdefault("calibration", "none")
     wanted = CMRConfig.from_dict(settings).with_overrides(**overrides)
-    _require_free(model)
+    require_free(model)
     memory = _memory(adapter, wanted, tokenizer, keep)
     try:
         memory._files.take(saved, sessions, key)
@@ -115,9 +120,16 @@ def load(
     return memory
 
 
-def _require_free(model: nn.Module) -> None:
-    if hasattr(model, ATTACHED):
-        raise AttachError("this model has a memory attached already; detach() that one first")
+def memory_of(model: Any) -> Memory:
+    """The memory of a model class of this library, or of a decoder that has one attached."""
+    for name in ("memory", ATTACHED):
+        memory = getattr(model, name, None)
+        if isinstance(memory, Memory):
+            return memory
+    raise AttachError(
+        f"a model with a memory expected, got {type(model).__name__} without one: "
+        "attach one with cmr.attach(model)"
+    )
 
 
 def _memory(
@@ -126,11 +138,67 @@ def _memory(
     missing = settings.unavailable()
     if missing:
         raise ConfigError("; ".join(missing))
+    # Also where it is called in inference mode: what is stored may be changed outside of that.
     with lasting():
         memory = Memory(adapter, settings, tokenizer, keep)
     try:
         caution(memory._core)
-    except CMRWarning:  # made an error by the caller's filters: as any other, it leaves no memory
+    except CMRWarning:
+        # Made an error by the caller's filters; like any other error it leaves no memory behind.
         memory.detach()
         raise
     return memory
+
+
+# -- legal settings that recall little or nothing --------------------------------------------------
+
+
+def caution(core: Core) -> None:
+    """Warn of layers and of a weight that recall little or nothing; docs/how-it-works.md says why.
+
+    Of nothing where memory is off on purpose, or where states are blended: no layer is better than
+    another there.
+    """
+    reweave = core.config.reweave
+    if reweave.method in STATE_METHODS or not core.read_layers:
+        return
+    _of_layers(core)
+    weight = reweave.memory_weight
+    if not isinstance(weight, str) and weight < LEAST_WEIGHT:
+        warn(
+            f"memory_weight={weight:g}: below {LEAST_WEIGHT:g} the window drowns what is recalled, "
+            "and little or nothing was answered where it was measured; 'auto' (the default) reads "
+            "as strongly as the search is sure, 0.88 always strongly, and 0 turns memory off"
+        )
+
+
+def caution_captured(core: Core, captured: tuple[int, ...] | None) -> None:
+    """Warn where a model class captures layers with gaps, at which memory is not read."""
+    reweave = core.config.reweave
+    if reweave.method in STATE_METHODS or reweave.layers is not None or not core.read_layers:
+        return
+    if not captured or len(captured) == captured[-1] - captured[0] + 1:
+        return
+    read = sorted(core.read_layers)
+    warn(
+        f"target_layers={list(captured)}: their states are captured, and memory is read at layers "
+        f"{read[0]} to {read[-1]}: reading at layers with gaps recalled nothing where it was "
+        "measured. intervention_layers names other layers to read at"
+    )
+
+
+def _of_layers(core: Core) -> None:
+    """Reading may begin up to half of the range later, and leaves none out behind that."""
+    measured = core.calibration.target_layers if core.calibration else None
+    usual, read = core.adapter.target_layers(measured), core.read_layers
+    # Measured: a range that begins late still recalls, one with gaps does not.
+    unread = tuple(layer for layer in usual if layer not in read)
+    if unread == usual[: len(unread)] and 2 * len(unread) <= len(usual):
+        return
+    name = "target_layers" if core.config.reweave.layers is None else "intervention_layers"
+    warn(
+        f"{name}={sorted(read)}: memory is read at layers {usual[0]} to {usual[-1]} together, as "
+        f"each goes on from what those before it have read; without {list(unread)} most of what is "
+        "recalled may be lost or all of it, as with every second layer where it was measured. "
+        f"Leave {name} out, or name all of them"
+    )

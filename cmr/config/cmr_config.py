@@ -1,0 +1,136 @@
+"""`CMRConfig`: all settings of one attached memory.
+
+`CMRConfig()` is the measured default. `CMRConfig.from_dict` takes plain dictionaries, nested by
+topic or flat, and `with_overrides` changes single fields by name. A value that names something
+this version does not implement parses, and `CMRConfig.unavailable` says so: attaching refuses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from cmr.config import checks as check
+from cmr.config import keys
+from cmr.config.memory import MemoryConfig
+from cmr.config.next_token import NextTokenConfig
+from cmr.config.optimization import OptimizationConfig
+from cmr.config.retrieval import RetrievalConfig
+from cmr.config.reweave import ReweaveConfig
+
+UNNAMED = ("row", "refuse")
+TOPICS = {
+    "memory": MemoryConfig,
+    "retrieval": RetrievalConfig,
+    "reweave": ReweaveConfig,
+    "next_token": NextTokenConfig,
+    "optimization": OptimizationConfig,
+}
+
+
+@dataclass(frozen=True)
+class CMRConfig(check.Checked):
+    """All settings of one attached memory.
+
+    Attributes:
+        window: tokens that the model sees locally, 16 or more, above `memory.sinks` and
+            `reweave.sink_guard`; the model's own limit is checked at attach.
+        memory: what is stored. A dict of its fields is taken too.
+        retrieval: how blocks are found. Likewise.
+        reweave: how they enter the model. Likewise.
+        next_token: whether they say what comes next, too. Likewise.
+        optimization: which helpers may steer. Likewise.
+        unnamed: requests without a session: 'row' makes row i session `str(i)`, as scripts want it;
+            'refuse' raises `SessionError`, as servers want it, where nobody may share a session by
+            mistake.
+
+    Raises:
+        ConfigError: a value is unknown, of the wrong type or out of its range.
+    """
+
+    window: int = check.setting(512, check.integer, 16)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    reweave: ReweaveConfig = field(default_factory=ReweaveConfig)
+    next_token: NextTokenConfig = field(default_factory=NextTokenConfig)
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    unnamed: str = check.setting("row", check.choice, UNNAMED)
+
+    def __post_init__(self) -> None:
+        """Checks that each topic has its type, and that something fits between the sinks."""
+        super().__post_init__()
+        for topic, kind in TOPICS.items():
+            if not isinstance(getattr(self, topic), kind):
+                raise check.refuse(topic, getattr(self, topic), f"a {kind.__name__}")
+        # Sinks never leave the window, and guarded tokens do not read: something must.
+        least = max(self.memory.sinks, self.reweave.sink_guard)
+        if self.window <= least:
+            raise check.refuse(
+                "window", self.window, f"more than the {least} tokens of sinks and sink_guard"
+            )
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> CMRConfig:
+        """Builds the settings from dictionaries, nested by topic or flat.
+
+        Args:
+            settings: field names, synonyms (`buffer_size`, `max_entries_per_layer` and
+                `max_states_per_layer` for `budget`; `retrieval_strategy` for `strategy`;
+                `intervention_layers` for `layers`; `integration_method` for `method`) and topics
+                (`memory_config`, `retrieval_config`, `reconstruction_config`,
+                `optimization_config`, or without `_config`). Inside `reconstruction_config`,
+                `method` is `reconstruction_method`. Several names of the budget: the least holds.
+                A budget below the default block size makes the blocks as small as itself.
+
+        Raises:
+            ConfigError: unknown key (names the nearest known one), one field given twice with
+                different values, or a bad value.
+        """
+        return cls()._changed(keys.resolve(settings, TOPICS))
+
+    def with_overrides(self, **flat: Any) -> CMRConfig:
+        """These settings with single fields changed, by the names that `from_dict` takes."""
+        return self._changed(keys.resolve(flat, TOPICS))
+
+    def _changed(self, changes: dict[str, dict[str, Any]]) -> CMRConfig:
+        # Whole blocks are stored: of a budget below one block nothing would ever be.
+        memory = changes.get("memory", {})
+        budget = memory.get("budget")
+        if isinstance(budget, int) and 0 < budget < self.memory.block_size:
+            memory.setdefault("block_size", budget)
+        parts = {
+            topic: replace(getattr(self, topic), **changes[topic])
+            for topic in TOPICS
+            if changes.get(topic)
+        }
+        return replace(self, **parts, **changes.get("", {}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionaries, ready for JSON; `from_dict` of them equals these settings."""
+        plain = asdict(self)
+        weights = plain["retrieval"]["criteria_weights"]
+        if weights is not None:
+            plain["retrieval"]["criteria_weights"] = dict(weights)
+        for topic in TOPICS:
+            plain[topic] = {
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in plain[topic].items()
+            }
+        return plain
+
+    def unavailable(self) -> list[str]:
+        """One line for each value that is legal but not implemented in this version."""
+        # They parse, as the specification's dictionaries have them all in one, and are refused
+        # where they would be ignored.
+        lines = []
+        if self.memory.device is not None:
+            device = self.memory.device
+            lines.append(f"memory.device={device!r}: not available yet (available: None)")
+        lines += [
+            f"optimization.{name}=True: a memory does not steer itself, give this to "
+            "cmr.CMRPerformanceOptimizer(model, optimization_config)"
+            for name in keys.fields_of(self.optimization)
+            if getattr(self.optimization, name)
+        ]
+        return lines
