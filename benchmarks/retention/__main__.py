@@ -204,10 +204,8 @@ def main(words: list[str] | None = None) -> None:
             done.append({"part": "position", "score": name, "mean": per_place.tolist()})
     simulated = [] if args.ranking else simulated_rows(found, places, tokens, args.seeds)
     if not args.ranking:
-        of_prose, there = (
-            {n: score[prose] for n, score in found.items()},
-            prose.long().cumsum(0) - 1,
-        )
+        of_prose = {name: score[prose] for name, score in found.items()}
+        there = prose.long().cumsum(0) - 1  # the number that a block has among those of prose
         moved = [
             Place(place.kind, int(there[block]) * BLOCK, int(there[block] + 1) * BLOCK)
             for place, block in zip(places, blocks, strict=True)
