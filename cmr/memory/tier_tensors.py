@@ -27,6 +27,8 @@ class TierTensors:
         scale: `[long_term, block_size]` float32, what to multiply the codes with.
         parts: for each tier its tensors by name, `[slots of the tier, ...]`, without the shared
             columns: `index`, or `codes` and `scale`; and `keys.4`, `values.4` of each layer kept.
+        kinds: the forms in which blocks are kept.
+        kind_of_tier: which of them each tier has.
     """
 
     positions: torch.Tensor
@@ -54,6 +56,8 @@ class TierTensors:
         self.index = on_device((self._floats, block_size, hidden), index_dtype, device)
         self.codes = self.scale = None
         self.parts: list[dict[str, torch.Tensor]] = []
+        self.kinds: list[Kind] = []
+        self.kind_of_tier: list[int] = []
         for tier in self.ledger.tiers:
             parts = {"index": self.index[tier.first : tier.end]}
             if tier.name == "long_term":
@@ -64,21 +68,14 @@ class TierTensors:
             if tier.name != "long_term" or lower.long_term_states:
                 parts |= allocated(layers, tier.slots, block_size, how[tier.name])
             self.parts.append(parts)
+            kind = "codes" if "codes" in parts else "full"
+            if kind not in [known.name for known in self.kinds]:
+                forms = {n: Part(t.dtype, tuple(t.shape[1:])) for n, t in parts.items()}
+                self.kinds.append(Kind(kind, forms))
+            self.kind_of_tier.append(len(self.kinds) - 1)
         recent = self.parts[0]
         self.keys = {n: recent[f"keys.{n}"] for n in layers}
         self.values = {n: recent[f"values.{n}"] for n in layers if f"values.{n}" in recent}
-
-    def kinds(self) -> tuple[list[Kind], list[int]]:
-        """The forms in which blocks are kept, and which of them each tier has."""
-        kinds: list[Kind] = []
-        of_tier = []
-        for parts in self.parts:
-            name = "codes" if "codes" in parts else "full"
-            if name not in [kind.name for kind in kinds]:
-                forms = {n: Part(t.dtype, tuple(t.shape[1:])) for n, t in parts.items()}
-                kinds.append(Kind(name, forms))
-            of_tier.append(len(kinds) - 1)
-        return kinds, of_tier
 
     def rows(self, slots: torch.Tensor) -> dict[str, torch.Tensor]:
         """Copies of the parts of some blocks of one tier, `[n, ...]`; slots on the CPU."""

@@ -49,9 +49,9 @@ class MemoryContent:
         wanted = torch.tensor([info.number for info in infos], dtype=torch.int64)
         slots = ledger.slots_of(None)
         self.slots = slots[torch.isin(ledger.owner[slots], wanted)]
-        self.kinds, kind_of_tier = self._blocks.kinds()
+        self.kinds = self._blocks.kinds
         self.columns = self._blocks.about(self.slots)
-        self.kind = torch.tensor(kind_of_tier)[self.columns["tier"]]
+        self.kind = torch.tensor(self._blocks.kind_of_tier)[self.columns["tier"]]
         self.numbers = ledger.number[self.slots]
         self.session = ledger.owner[self.slots]
         self._deadline = self.columns["deadline"]

@@ -206,7 +206,7 @@ class Loader:
                 f"index_layer: {indexed} expected, whose states {self._saved.path} indexes, "
                 f"got {searched}"
             )
-        here = {kind.name: kind.parts for kind in self._blocks.kinds()[0]}
+        here = {kind.name: kind.parts for kind in self._blocks.kinds}
         used = set(self._saved.kind.tolist())
         for number, kind in enumerate(self._saved.kinds):
             if number not in used:
