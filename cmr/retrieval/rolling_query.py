@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 
 import torch
-import torch.nn.functional as F
 
 from cmr.kernels.maxsim import Scratch, Selection, new_scratch, new_selection
+from cmr.kernels.ring_write import ring_write_index
 from cmr.memory.block_store import BlockStore
 from cmr.retrieval.ask import Ask
 from cmr.retrieval.choice import Choice
@@ -38,7 +38,7 @@ class RollingQuery:
         self._ring, self.sessions = ring, sessions
         self._located, self._task = located, task
         like = ring.index
-        # Tokens first, so that those of one step lie together.
+        # Tokens first: those of one step lie together, and one launch writes them for all rows.
         self._query = like.new_zeros(tokens, rows, like.shape[-1])
         self.maxima = torch.zeros(rows, tokens, ring.slots, device=ring.device)
         self.mask = torch.zeros(rows, tokens, dtype=torch.bool, device=ring.device)
@@ -47,6 +47,8 @@ class RollingQuery:
         self._choice: Choice | None = None
         self._next = 0
         self._seen = ring.ledger.changes
+        self._places = torch.arange(tokens * rows, device=ring.device)
+        self._picks: dict[int, torch.Tensor] = {}
 
     def add(
         self,
@@ -65,11 +67,10 @@ class RollingQuery:
         for first, last in self._ring.ledger.changed_since(self._seen):
             self._compare(slice(None), first, last)
         self._seen = self._ring.ledger.changes
-        unit = F.normalize(states.float(), dim=-1).transpose(0, 1)
         while done < new:  # twice where the end of the tensors lies between
             count = min(new - done, tokens - self._next)
             where, part = slice(self._next, self._next + count), slice(done, done + count)
-            self._query[where] = unit[part]
+            self._write(where, states, done)
             self.mask[:, where] = True if mask is None else mask[:, -new:][:, part]
             self._ids[:, where] = -1 if token_ids is None else token_ids[:, -new:][:, part]
             self._compare(where, 0, self._ring.high_water)
@@ -136,8 +137,27 @@ class RollingQuery:
         other._query = self._query.index_select(1, rows)
         for name in ("maxima", "mask", "_ids", "sessions"):
             setattr(other, name, getattr(self, name).index_select(0, rows))
-        other._room, other._choice = {}, None
+        other._places = torch.arange(other.mask.numel(), device=rows.device)
+        other._room, other._picks, other._choice = {}, {}, None
         return other
+
+    def _write(self, where: slice, states: torch.Tensor, done: int) -> None:
+        """Unit states of the tokens from `done` on, to the given places."""
+        # By the kernel of the store's slots: it allocates nothing while a text is decoded.
+        rows, new = states.shape[:2]
+        # The states lie row by row, their places token by token: where each comes from is the same
+        # at every step of as many tokens, and made once.
+        if new not in self._picks:
+            order = torch.arange(rows * new).view(rows, new).t().flatten()
+            self._picks[new] = order.to(self._places.device)
+        count = where.stop - where.start
+        ring_write_index(
+            self._query.flatten(0, 1)[:, None],
+            None,
+            self._places[where.start * rows : where.stop * rows],
+            self._picks[new][done * rows : (done + count) * rows],
+            states,
+        )
 
     def _compare(self, tokens: slice, first: int, last: int) -> None:
         out = self.maxima[:, tokens, first:last]
