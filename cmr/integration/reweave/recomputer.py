@@ -110,4 +110,4 @@ class Recomputer:
             )
         if self._states:
             return {n: (x[:, None], x[:, None]) for n, x in states.items()}
-        return {n: cache.layers[n].new for n in self._layers}  # type: ignore[attr-defined]
+        return {n: cache.layers[n].new for n in self._layers}
