@@ -104,6 +104,7 @@ def calibrate(
         "candidates": [run.row(trial) for trial in trials],
         "heads": heads,
     }
+    # The name is for people only: a file is found again by the model's identity.
     called = name or str(getattr(adapter.config, "_name_or_path", "") or adapter.config.model_type)
     found = replace(found, model=called.rstrip("/").rpartition("/")[2], measured=measured)
     if save:
@@ -140,6 +141,7 @@ def _pieces(tokenizer: Any, text: str | None, needed: int, seed: int) -> list[li
     if text is None:
         found = ordinary_text(tokenizer, TOKENS, seed)
     else:
+        # A short text is cut finer, so that every fact has a piece to stand behind.
         size = min(CHUNK, max(1, len(text) // (4 * len(FACTS))))
         found = [encode(tokenizer, piece + "\n\n") for piece in chunks(text, size)]
         random.Random(seed).shuffle(found)

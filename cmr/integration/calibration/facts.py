@@ -100,6 +100,7 @@ def _topics() -> Iterator[str]:
 
 def _docstrings() -> Iterator[str]:
     """The docstrings of each module, together, where its source is there."""
+    # Read as text: importing them would run them, and some need what is not there (turtle).
     for name in _MODULES.split():
         try:
             spec = importlib.util.find_spec(name)

@@ -70,6 +70,7 @@ class Passages:
 
 def block_maxima(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """Largest product `[asking, blocks]` float32 of each query with a token of each block."""
+    # A part of the text at a time: all products at once would be as large as its attention.
     queries, blocks = queries.float(), len(keys) // BLOCK
     found = queries.new_empty(len(queries), blocks)
     for first in range(0, blocks * BLOCK, _CHUNK):

@@ -55,14 +55,9 @@ class Trial:
 
 
 class Run:
-    """One calibration.
+    """One calibration of a model in evaluation mode, by a text with facts planted in it.
 
-    Args:
-        adapter: the model, in evaluation mode.
-        tokenizer: of the model.
-        planted: the text that is stored, with `facts` in it.
-        facts: what is asked for.
-        seed: of the running texts that ask, and of the smaller memories that are looked at.
+    `seed` is that of the running texts that ask, and of the smaller memories that are looked at.
     """
 
     def __init__(
@@ -136,11 +131,13 @@ class Run:
         question_null = null(self._passages, maxima[:n], mask[:n], 1, generator)
         text_null = null(self._passages, maxima[n:], mask[n:], 2, generator)
         rows = []
+        # A head can only be asked where its keys are stored, and before the query has passed it.
         stored = [n for n in self._adapter.target_layers(None) if n <= best.layer]
         for group in self._groups(stored):
             for layer, held in self.read(group, show).items():
                 rows += self._heads(layer, held)
         rows.sort(key=lambda row: -row["rank"])
+        # Heads far worse than the index would only add noise to it.
         least = HEAD_SHARE * self.rank(best)
         heads = tuple((r["layer"], r["head"]) for r in rows[:HEADS] if r["rank"] >= least)
         return (

@@ -92,8 +92,9 @@ def question(tokenizer: Any, text: str) -> Prompt:
         found = template.question(torch.tensor([ids]))
         if found is not None:
             return Prompt(ids, [False, *found[0, 1:].tolist()])
+    # The first token is a sink: it would find the beginning of every text.
     ids = list(tokenizer(text)["input_ids"])
-    return Prompt(ids, [place > 0 for place in range(len(ids))])  # the first one is a sink
+    return Prompt(ids, [place > 0 for place in range(len(ids))])
 
 
 def running(tokenizer: Any, text: str) -> Prompt:
@@ -141,7 +142,8 @@ def read(
                 held.prompts[part], held.prompt_norms[part] = unit[row, asks], norms[row, asks]
         show(sum(len(prompts[n].ids) for n in rows))
     for held in found.values():
-        held.text[0] = 0  # the first token of a text is a sink and matches nothing
+        # The first token of a text is a sink and matches nothing.
+        held.text[0] = 0
     return found
 
 

@@ -53,7 +53,8 @@ def raw_scores(
         found["variance_based"] = token_scores("variance_based", piece.index, piece.mask)
     if "attention_based" in methods:
         mask = piece.mask
-        if piece.first:  # a text's first token is its sink: what it receives says nothing
+        if piece.first:
+            # A text's first token is its sink: what it receives says nothing.
             mask = mask.clone()
             mask[:, 0] = False
         found["attention_based"] = attention_received(
@@ -86,7 +87,8 @@ def attention_received(
         turn = adapter.rotary(layer, positions.to(states.device), reach)
         query, key = rotate(query, *turn), rotate(key, *turn)
     scale = getattr(adapter.attention(layer), "scaling", None)
-    if scale is not None:  # of the logits, where it is not one over the root of the width
+    if scale is not None:
+        # `token_scores` divides logits by the root of the width: some models scale otherwise.
         query = query * (scale * query.shape[-1] ** 0.5)
     found = token_scores("attention_based", states, mask, query=query, key=key)
     return found.masked_fill(~mask, 0.0)
@@ -117,7 +119,8 @@ def _losses(
             )
         losses[:, start : start + step] = surprise(logits, ids[:, start : start + step], previous)
         previous = logits[:, -1]
-    if piece.before is None:  # nothing predicts the first token
+    if piece.before is None:
+        # Nothing predicts a text's first token: it gets the mean of the others.
         rest = mask[:, 1:]
         losses[:, 0] = (losses[:, 1:] * rest).sum(1) / rest.sum(1).clamp(min=1)
     losses = losses.to(piece.index.device)
@@ -132,12 +135,14 @@ def _backward(
     adapter: ModelAdapter, final: torch.Tensor, following: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of a slice, and the gradient of the following tokens' losses by its states."""
-    following = following.clone()  # of a text made in inference mode nothing could be saved
+    # A text made in inference mode could not be kept for the way back.
+    following = following.clone()
     known = following.shape[1]
     with torch.enable_grad():
         leaf = final.requires_grad_()
         logits = _head(adapter, leaf)
-        losses = nn.functional.cross_entropy(  # flat: several times as fast on a CPU
+        # Flat: several times as fast on a CPU as over a batch.
+        losses = nn.functional.cross_entropy(
             logits[:, :known].float().flatten(0, 1), following.flatten(), reduction="none"
         )
         (found,) = torch.autograd.grad((losses * mask[:, :known].flatten()).sum(), leaf)

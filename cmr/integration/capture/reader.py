@@ -125,7 +125,8 @@ class Reader:
         asking = sessions if recall else None
         done, blocks, longest = 0, 0, rows.longest
         while text.start < longest:
-            with self._stepper.alone():  # between two windows others have their turn
+            # The lock is held for a window, not for a text: others have their turn between two.
+            with self._stepper.alone():
                 self._require_alive(sessions, done)
                 tokens, written = self._window(text, sessions, asking)
             done, blocks = done + tokens, blocks + written
@@ -175,7 +176,9 @@ class Reader:
             states, final = self._forward(text, ids, stop, positions)
         source = states[core.index_layer]
         index = source.detach()
-        if start == 0:  # the attention sink's state is no content: it must match nothing
+        if start == 0:
+            # The attention sink's state is no content, and all sinks are alike: it must match
+            # nothing.
             sink = torch.zeros(1, dtype=torch.int64, device=index.device)
             index = index.index_fill(1, sink, 0.0)
         real = torch.arange(start, stop, device=device) < text.lengths
@@ -191,7 +194,8 @@ class Reader:
                 source=source if text.gradient else None,
             )
         )
-        if text.gradient:  # the graph has done its work: the next window must not hold on to it
+        if text.gradient:
+            # The graph has done its work: the next window must not hold on to it.
             for layer in text.cache.layers:
                 layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
         layers: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {

@@ -135,7 +135,8 @@ class WindowLayer(DynamicLayer):
             # before they are turned for the first time.
             going = slice(0 if owner.whole and not self.left else sinks, sinks + leaving)
             owner.on_leave(self.number, keys[..., going, :], values[..., going, :])
-        if self._sinks is None:  # a copy: a view would keep all that leaves alive
+        if self._sinks is None:
+            # A copy: a view would keep all that leaves alive.
             self._sinks = keys[..., :sinks, :].clone()
         self.left += leaving
         self.keys = torch.cat([self._moved_on(self._sinks), keys[..., behind, :]], dim=-2)
@@ -168,7 +169,8 @@ class WindowLayer(DynamicLayer):
         if owner.angles[0] != asked:
             owner.angles = asked, {}
         known = owner.angles[1]
-        if (kind, device) not in known:  # layers of a kind share theirs
+        if (kind, device) not in known:
+            # Once for all layers of a kind: the embedding is a module, and a call of it is slow.
             amount = torch.full((1,), self.left, device=device)
             if owner.padded is not None:
                 amount = torch.tensor(self.gone, device=device)
@@ -190,7 +192,8 @@ class WindowLayer(DynamicLayer):
     def reset(self) -> None:
         """Drop everything; the text that comes next is another one, with a record of its own."""
         super().reset()
-        self.is_initialized = False  # the first releases of transformers 5 keep zeroed tensors
+        # The first releases of transformers 5 keep zeroed tensors.
+        self.is_initialized = False
         self.seen = self.left = 0
         self.gone = ()
         self.new = self._sinks = self._begin = None
@@ -229,7 +232,8 @@ class WindowLayer(DynamicLayer):
         if self._begin is not None:
             self._begin = self._begin.index_select(0, rows.to(self._begin.device))
         if self.owner.padded is not None:
-            if self.number == 0:  # the device is asked once
+            if self.number == 0:
+                # The device is asked once, and the other layers look at the owner.
                 self.owner.order = rows.tolist()
                 self.owner.padded = self.owner.padded.select(self.owner.order)
             self.gone = tuple(self.gone[row] for row in self.owner.order)

@@ -260,7 +260,8 @@ class WindowRecord:
         self._move(rows)
         if self.query is not None:
             self.query.reorder(rows)
-        if len(set(self._inputs)) > 1:  # else every row stays what it was, and no device is asked
+        # Beams of one input stay what they were, all of them, and no device is asked.
+        if len(set(self._inputs)) > 1:
             self._rename(rows.tolist())
             self.writers = self._writing(range(len(self._inputs)))
 

@@ -59,12 +59,14 @@ class Windows:
             self._tell_of_no_window(cache)
             return None
         padding, behind = [0] * batch, None
-        # Only a mask with a 0 in it is looked at closely: each look waits for the device.
+        # Padding on the right is text as far as positions go, and is not stored; on the left it
+        # moves where a row begins. Each look at a mask waits for the device: none without a 0.
         if mask is not None and not bool(mask.all()):
             padding = mask.long().argmax(dim=-1).tolist()
             behind = mask.shape[1], mask.flip(-1).long().argmax(dim=-1).tolist()
         sessions, writers = self._core.rows(request, batch, create=True)
-        if NO_SESSION in sessions:  # one that was named has ended since the request began
+        # One that was named has ended since the request began: its text must not begin anew.
+        if NO_SESSION in sessions:
             return None
         whole = request.caches is not None
         record = WindowRecord(sessions, writers, padding, self._sinks, behind, whole)

@@ -106,6 +106,7 @@ class ModelAdapter:
 
     def require_unmoved(self) -> None:
         """Raises `AttachError` where the model has another dtype or device than at first."""
+        # Every step comes by: two attributes are looked at, and no device is asked.
         if self._now() == self._first:
             return
         for what, first, now in zip(("dtype", "device"), self._first, self._now(), strict=True):
@@ -116,6 +117,7 @@ class ModelAdapter:
                 )
 
     def _now(self) -> tuple[torch.dtype, torch.device]:
+        # Of the embeddings: they are not quantised, and `model.to` moves all or nothing.
         weight: Any = self._embeddings.weight
         return weight.dtype, weight.device
 
@@ -159,6 +161,7 @@ class ModelAdapter:
         """`kv` or `states`, whichever is smaller, where `auto` is wanted."""
         if wanted != "auto":
             return wanted
+        # States are stored once, and projected again at every read.
         return "states" if self.hidden < 2 * self.kv_heads * self.head_dim else "kv"
 
     def layer_shape(self, layer: int, store: str) -> LayerShape:

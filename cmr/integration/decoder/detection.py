@@ -49,7 +49,8 @@ def adapt(model: Any) -> ModelAdapter:
     try:
         with at_rest(model):
             adapter = _detect(model, config)
-    except Exception as reason:  # of other people's code, in which anything may break
+    except Exception as reason:
+        # Of other people's code, in which anything may break.
         said = reason if isinstance(reason, UnsupportedModelError) else repr(reason)
         raise UnsupportedModelError(
             f"model family {config.model_type!r} is not covered and could not be detected: {said}. "
@@ -106,6 +107,7 @@ def _check_keys(adapter: ModelAdapter, seen: Watched) -> Family:
             raise _failed("keys", layer, min(plain, turned), tolerance)
         if adapter.has_rotary and turned <= tolerance:
             turning.append(layer)
+    # None says that all do, also where a model has no rotation at all: then nobody asks.
     every = len(turning) == adapter.depth or not adapter.has_rotary
     return replace(adapter.family, rotates=None if every else tuple(turning))
 

@@ -68,7 +68,8 @@ def _of_adapter(layers: dict[str, Any], name: str) -> str:
                 continue
             digest.update(f"{_bare(path, layers)} {attribute}".encode())
             part = held[name]
-            if isinstance(part, (bool, int, float, str)):  # how strong it is, how wide
+            if isinstance(part, (bool, int, float, str)):
+                # How strong it is, how wide.
                 digest.update(repr(part).encode())
                 continue
             weights = [("", part)] if isinstance(part, torch.Tensor) else named_weights(part)
@@ -111,6 +112,7 @@ def _sample(weight: torch.Tensor) -> tuple[torch.Size, torch.Tensor]:
     Of 4-bit weights, which are laid out anew by the first forward on a CPU, it is how often each
     of the 16 values is found in the first rows: that stays.
     """
+    # A sample: hashing all weights would take as long as reading them from a disk.
     state = getattr(weight, "quant_state", None)
     flat = weight.detach().reshape(-1)
     if state is None:

@@ -69,6 +69,7 @@ def graph_from(adapter: ModelAdapter, layer: int) -> Iterator[None]:
         torch.set_grad_enabled(True)
         return given(args, kwargs, states.detach().requires_grad_())
 
+    # The hook switches gradients on in the middle of a forward, and nothing in it switches back.
     before = torch.is_grad_enabled()
     handle = adapter.layers[layer].register_forward_pre_hook(begin, with_kwargs=True)
     try:
