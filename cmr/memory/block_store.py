@@ -8,13 +8,8 @@ from dataclasses import replace
 
 import torch
 
-from cmr.kernels.ring_write import (
-    Columns,
-    Reserved,
-    ring_link,
-    ring_write_heads,
-    ring_write_index,
-)
+from cmr.kernels.ring_link import Columns, Reserved, ring_link
+from cmr.kernels.ring_write import ring_write_heads, ring_write_index
 from cmr.memory.batch import BlockBatch, LayerSource, Lower
 from cmr.memory.keeper import Keeper, Policy
 from cmr.memory.layer_tensors import LayerShape, on_device

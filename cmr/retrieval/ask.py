@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from cmr.config import RetrievalConfig
-from cmr.kernels.reference.select import Columns, may_see
+from cmr.kernels.reference.select import SearchColumns, may_see
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Searched(Protocol):
         high_water: slots from 0 on that have to be looked at.
         ledger: the host's account, see `SlotLedger`.
         session, positions, token_ids, successor, predecessor, relevance, created, cursor: see
-            `Columns` of `cmr.kernels.ring_write`.
+            `Columns` of `cmr.kernels.ring_link`.
     """
 
     block_size: int
@@ -209,16 +209,14 @@ class Following(Protocol):
         ...
 
 
-def columns_of(store: Searched, size: int) -> Columns:
+def columns_of(store: Searched, size: int) -> SearchColumns:
     """The columns of the first `size` slots."""
-    return Columns(
+    return SearchColumns(
         store.session[:size],
         store.positions[:size],
         store.successor[:size],
         store.predecessor[:size],
-        store.relevance[:size],
         store.created[:size],
-        store.cursor,
     )
 
 

@@ -10,8 +10,9 @@ import torch
 
 from cmr.config import RetrievalConfig
 from cmr.config import checks as check
+from cmr.kernels.reference._topk import topk_lowest_slot
 from cmr.kernels.reference.attention import NEG_INF
-from cmr.kernels.reference.select import candidates, certainty_of
+from cmr.kernels.reference.select import at_peaks, certainty_of
 from cmr.retrieval.ask import (
     Ask,
     Closing,
@@ -28,6 +29,7 @@ from cmr.retrieval.choice import Choice
 from cmr.retrieval.rolling_query import RollingQuery
 from cmr.retrieval.rules import rule_for
 from cmr.retrieval.selection import CANDIDATES, Best, cover, near, values_of
+from cmr.retrieval.strategies.criteria import diversify
 from cmr.retrieval.strategies.maxsim import MaxSimRetriever
 
 PER_REQUEST = (
@@ -169,7 +171,11 @@ class Retriever:
         if certainty is None:
             certainty = certainty_of(line, seen.sum(-1), rule)
         k = max(CANDIDATES, config.blocks)
-        scores, starts = candidates(line, passages, columns, k, found.profiles, found.diversity)
+        ranked = at_peaks(line, passages, columns)
+        if found.profiles is None:
+            scores, starts = topk_lowest_slot(ranked, k)
+        else:
+            scores, starts = diversify(ranked, found.profiles, found.diversity, k)
 
         def similarity(best: Best) -> torch.Tensor:
             """Theirs by the line, where they are ranked by something else."""

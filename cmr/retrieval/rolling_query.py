@@ -6,8 +6,9 @@ import copy
 
 import torch
 
-from cmr.kernels.maxsim import Scratch, Selection, new_scratch
+from cmr.kernels.reference.select import Selection
 from cmr.kernels.ring_write import ring_write_index
+from cmr.kernels.select import Scratch, new_scratch
 from cmr.memory.block_store import RingBuffer
 from cmr.retrieval.ask import Ask
 from cmr.retrieval.choice import Choice

@@ -8,7 +8,7 @@ import torch
 
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.maxsim import spread
-from cmr.kernels.reference.select import Columns, Rule, shares_of, stamped_table
+from cmr.kernels.reference.select import Rule, SearchColumns, shares_of, stamped_table
 from cmr.retrieval.choice import Choice
 
 CANDIDATES = 8
@@ -40,7 +40,7 @@ class Best(NamedTuple):
 def cover(
     values: torch.Tensor,
     shares: torch.Tensor,
-    columns: Columns,
+    columns: SearchColumns,
     rule: Rule,
     found: Best,
     close: torch.Tensor,

@@ -1,4 +1,4 @@
-"""Attention with its log-sum-exp in Triton; `cmr.kernels.reference.attention` specifies it.
+"""Attention with its log-sum-exp in Triton; `cmr.kernels.attention` specifies it.
 
 The queries of all heads that share keys make the rows of one tile: row r is token r // REPEAT and
 head r % REPEAT of the group, so that a decode step fills a tile of the matrix unit with its heads.
@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 
 from cmr.errors import KernelError
+from cmr.kernels.attention_partials import part_size
 from cmr.kernels.gpu._launch import cdiv, launch, next_power, target
-from cmr.kernels.reference.attention import part_size
 
 
 class Tile(NamedTuple):

@@ -1,4 +1,4 @@
-"""Block maxima as a Triton kernel; `cmr.kernels.reference.maxsim` is the specification."""
+"""Block maxima as a Triton kernel; `cmr.kernels.maxsim` is the specification."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Stored states blended into a layer's input, in one launch of a Triton kernel, in place.
 
-`cmr.kernels.reference.reweave_residual` is the specification.
+`cmr.kernels.reweave_residual` is the specification.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton.language as tl
 
 from cmr.kernels.gpu._launch import launch, next_power
 from cmr.kernels.gpu.attention import expect_dtype, strides
-from cmr.kernels.gpu.reweave import readable_tokens
+from cmr.kernels.gpu.reweave_paged import readable_tokens
 
 TILE_ELEMENTS = 8192
 """Elements of stored states that a program of 4 warps holds in registers at once."""

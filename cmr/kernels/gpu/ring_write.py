@@ -1,4 +1,4 @@
-"""Ring writes as Triton kernels; `cmr.kernels.reference.ring_write` is the specification."""
+"""Ring writes as Triton kernels; `cmr.kernels.ring_write` is the specification."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import triton
 import triton.language as tl
 
 from cmr.kernels.gpu._launch import cdiv, launch, next_power
-from cmr.kernels.gpu._ring_columns import ring_link, ring_reserve
-
-__all__ = ["ring_link", "ring_reserve", "ring_write_heads", "ring_write_index"]
 
 COPIED = 2048
 """Elements that a program copies in one step."""

@@ -1,4 +1,4 @@
-"""Relevance scores as Triton kernels; `cmr.kernels.reference.score` is the specification."""
+"""Relevance scores as Triton kernels; `cmr.kernels.score` is the specification."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import torch
 import triton
 import triton.language as tl
 
-from cmr.kernels.gpu._attention_received import attention_received
 from cmr.kernels.gpu._launch import cdiv, launch, next_power
 
 ROW_ELEMENTS = 4096
@@ -15,8 +14,6 @@ VOCABULARY = 4096
 """Logits that a program reads at a time."""
 HYBRID_TOKENS = 256
 """Tokens that a program calibrates."""
-
-__all__ = ["attention_received", "hybrid_blocks", "state_scores", "surprise"]
 
 
 @triton.jit

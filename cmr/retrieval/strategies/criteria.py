@@ -200,7 +200,7 @@ class MultiCriteria:
         line, shares, z = similarity_line(maxima, ask.mask, columns.successor, seen, rule)
         diversity = self.ranker.weights["diversity"]
         return Scored(
-            self.ranker.base(line, columns.relevance, columns.created, seen),
+            self.ranker.base(line, store.relevance[: store.high_water], columns.created, seen),
             certainty_of(line, seen.sum(-1), rule),
             line=line,
             profiles=shares.sqrt()[:, :, None] * z.clamp(min=0) if diversity else None,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from cmr.config import RetrievalConfig
-from cmr.kernels.maxsim import Columns, Rule, Selection, maxsim_select
-from cmr.kernels.reference.select import may_see
+from cmr.kernels.reference.select import Rule, SearchColumns, Selection, may_see
+from cmr.kernels.select import maxsim_select
 from cmr.retrieval.ask import Ask, Searched, columns_of
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
@@ -91,7 +91,7 @@ class MaxSimRetriever:
         return self.config.blocks == 1 and self.config.similarity_threshold is None
 
     def _covered(
-        self, ask: Ask, maxima: torch.Tensor, columns: Columns, rule: Rule, found: Selection
+        self, ask: Ask, maxima: torch.Tensor, columns: SearchColumns, rule: Rule, found: Selection
     ) -> Choice:
         if self._takes_first:
             return Choice(found.table, found.stamps, found.scores, found.certainty)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from cmr.config import CRITERIA
 from cmr.errors import ConfigError
 from cmr.kernels.reference import select
+from cmr.kernels.reference._topk import topk_lowest_slot
 from cmr.memory.sessions import NO_SESSION
 from cmr.retrieval.ask import Ask, columns_of
 from cmr.retrieval.rules import TUNED
@@ -205,13 +206,26 @@ def test_weights_sum_to_one_in_their_proportions(given_weights: dict[str, float]
         assert weights[name] == pytest.approx(share * weights[largest])
 
 
-def test_it_chooses_as_the_kernel_does() -> None:
+def test_it_chooses_one_after_the_other() -> None:
+    """As a loop over entries in float64 does."""
     base, profiles = torch.rand(3, N), torch.rand(3, 6, N)
     base[1, 4:] = -torch.inf
     have = diversify(base, profiles, 0.4, 6)
-    scores, slots = select._greedy(base, profiles, 0.4, 6)
-    assert torch.equal(have.slots, slots)
-    assert_close("scores", have.scores, scores, 1e-6, 1e-6)
+    units = torch.nn.functional.normalize(profiles.double(), dim=1)
+    for row in range(3):
+        chosen: list[int] = []
+        for place in range(6):
+            alike = [units[row, :, slot] @ units[row] for slot in chosen]
+            most = torch.stack(alike).amax(0) if alike else torch.zeros(N).double()
+            score = base[row].double() + 0.4 * (1.0 - most)
+            score[chosen] = -torch.inf
+            best = int(score.argmax())
+            if score[best] == -torch.inf:
+                assert have.slots[row, place] == -1
+                continue
+            chosen.append(best)
+            assert have.slots[row, place] == best
+            assert_close("score", have.scores[row, place], score[best], 1e-6, 1e-6)
 
 
 # -- as a strategy over a store of blocks ---------------------------------------------------------
@@ -221,9 +235,11 @@ def choose(store, query, sessions, weights, k=3):
     ask = Ask(query, None, torch.tensor(sessions))
     found = MultiCriteria(MultiCriteriaRanker(weights)).score(ask, store)
     columns = columns_of(store, store.high_water)
-    scores, starts = select.candidates(
-        found.line, found.passages, columns, k, found.profiles, found.diversity
-    )
+    ranked = select.at_peaks(found.line, found.passages, columns)
+    if found.profiles is None:
+        scores, starts = topk_lowest_slot(ranked, k)
+    else:
+        scores, starts = diversify(ranked, found.profiles, found.diversity, k)
     table = select.stamped_table(starts, columns, TUNED)
     return select.Selection(scores, starts, found.certainty, *table)
 

@@ -1,4 +1,4 @@
-"""Attention that each token receives, without a matrix of probabilities."""
+"""Attention received, as Triton kernels; `cmr.kernels.attention_received` is the specification."""
 
 from __future__ import annotations
 

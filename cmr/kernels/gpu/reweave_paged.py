@@ -1,6 +1,6 @@
 """Reading chosen blocks and merging with local attention, in one launch of a Triton kernel.
 
-`cmr.kernels.reference.reweave.reweave_paged` is the specification. Rows are packed as in
+`cmr.kernels.reweave_paged` is the specification. Rows are packed as in
 `attention`: token r // REPEAT and head r % REPEAT of the group.
 """
 
