@@ -37,6 +37,8 @@ def expect(*wanted: tuple[Any, ...], **sizes: int) -> dict[str, int]:
             continue
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name}: a tensor expected, got {type(tensor).__name__}")
+        # On the hot path of every layer and step: one loop, and no message is made unless it is
+        # needed.
         words, shape = dimensions.split(), tensor.shape
         fits = len(words) == len(shape)
         for word, size in zip(words, shape):  # noqa: B905 - a loop over fewer is wrong already

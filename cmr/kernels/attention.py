@@ -69,6 +69,7 @@ def attention_with_lse(
     given = out is not None or lse is not None
     if not given and runs_plain(query, key, value, mask):
         found = attend(query, key, value, mask, is_causal, scale, softcap)
+        # The fused kernel's log-sum-exp has strides of its own; whoever merges wants them in order.
         return found[0], found[1].contiguous()
     if needs_gradient(query, key, value, mask):
         if given:

@@ -56,6 +56,7 @@ def attention_partials(
         ("lse", lse, "P B H S", torch.float32, CONTIGUOUS),
     )
     check_logits(mask, softcap, sizes)
+    # Parts are for decoding, into tensors that are kept; a training step attends in one piece.
     if needs_gradient(query, key, value, mask):
         raise ValueError("no gradient flows through results that are given: expected None")
     scale = sizes["D"] ** -0.5 if scale is None else float(scale)
@@ -106,6 +107,7 @@ def attention_partials_plain(
         seen = slice(part * size, (part + 1) * size)
         keys, values = key[:, :, seen], value[:, :, seen]
         own = mask
+        # A mask that is broadcast over the keys has nothing to be cut.
         if mask is not None and mask.dim() and mask.shape[-1] == length:
             own = mask[..., seen]
         if keys.shape[2] == 0:

@@ -77,6 +77,7 @@ def attention_received_plain(
     total = torch.zeros(batch, length, dtype=torch.float32, device=query.device)
     seen = torch.zeros_like(total)
     columns = torch.arange(length, device=query.device)
+    # Some queries at a time, so that no matrix of all probabilities is held.
     chunk = max(1, CHUNK_BYTES // max(1, 4 * batch * heads * length))
     for start in range(0, steps, chunk):
         part = query[:, :, start : start + chunk]

@@ -64,6 +64,8 @@ def register(schema: str, specification: Callable[..., None], host: str, span: s
     name = schema.partition("(")[0]
     launch = _lazily(host)
 
+    # PyTorch has chosen the device by the time an operation runs; which implementation is looked up
+    # on each call, as `using` may have changed it since.
     def on(kind: str) -> Callable[..., None]:
         def run(*arguments: Any) -> None:
             chosen = launch if implementation(kind).name == "triton" else specification
@@ -113,6 +115,7 @@ def _nothing(*_: Any) -> None:
 def _lazily(host: str) -> Callable[..., None]:
     module, _, function = host.partition(":")
 
+    # triton takes a second to import and is not needed on a CPU: it waits for the first launch.
     @functools.cache
     def load() -> Callable[..., None]:
         return getattr(importlib.import_module(f"cmr.kernels.gpu.{module}"), function)

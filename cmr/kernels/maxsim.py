@@ -106,6 +106,7 @@ def block_maxima_plain(
         return
     if session is not None and sessions is not None:
         slots = slots.masked_fill(session[slots.clamp(min=0)] != sessions[:, None], -1)
+    # Row by row, as each has other candidates: a gather for all at once would hold B copies.
     for row, chosen in enumerate(slots):
         at = chosen.clamp(min=0)
         marks, scales = (None if x is None else x[at] for x in (token_mask, scale))
@@ -131,6 +132,7 @@ def _compare(
     for start in range(0, blocks, chunk):
         part = slice(start, start + chunk)
         piece = index[part].float() if codes else index[part]
+        # One product for all rows and tokens: the index is read once, which is what takes time.
         similar = rows @ piece.reshape(-1, width).t()
         similar = similar.view(batch * tokens, -1, block)
         if scale is not None:

@@ -58,6 +58,7 @@ def reweave_attention(
         `F.scaled_dot_product_attention(query, torch.cat([mem_keys, key], 2),
         torch.cat([mem_values, value], 2), scale=scale, enable_gqa=True)`.
     """
+    # A bias per entry is a mask as well, as -inf hides an entry: both become one mask below.
     per_token = isinstance(mem_mask, torch.Tensor) and mem_mask.dim() == 3
     sizes = expect(
         ("query", query, "B H S D", FLOAT),

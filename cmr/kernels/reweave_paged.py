@@ -161,11 +161,13 @@ def read_blocks(
     attention.
     """
     local, lse = merge_partials(local_out, local_lse)
+    # Nothing to read: the local attention as it is, in new tensors, which the caller may change.
     if 0 in (key_store.shape[0], table.shape[1] * key_store.shape[2]):
         return local.to(query.dtype, copy=True), torch.zeros_like(lse)
     mask = readable(table, stamps, created, positions)
     seen = None
     per_row: torch.Tensor | float = bias.view(-1, 1, 1)
+    # Numbers are read from tensors here, which on a CPU costs nothing and on a GPU would wait.
     if compact and len(table) == 1:
         per_row = float(bias)
         columns = None if bool(mask.all()) else mask[0].nonzero()[:, 0]

@@ -64,6 +64,7 @@ def reweave_residual(
     share = share.view(-1, 1, 1)
     reads = share > 0
     if mem_mask is not None:
+        # Chosen, not multiplied by 0: what is hidden may be NaN.
         memory = torch.where(mem_mask.unsqueeze(-1), memory, 0.0)
         reads = reads & mem_mask.any(1).view(-1, 1, 1)
     cosines = torch.bmm(_unit(states), _unit(memory).transpose(1, 2))

@@ -117,6 +117,7 @@ def ring_link(
         raise ValueError(
             f"slots: at most {sizes['slots']} blocks fit into the ring, got {sizes['n']}"
         )
+    # Everything was checked before anything is written: a ring is never half linked.
     write = ring_link_plain if runs_plain(token_ids, relevance) else ring_link_
     write(*columns, *reserved, sessions, pick, token_ids, positions, relevance)
 

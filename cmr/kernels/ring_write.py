@@ -66,6 +66,7 @@ def ring_write_heads(
     turned, width = sizes.get("R", 0), sizes["D"]
     if turned % 2 or turned > width:
         raise ValueError(f"cos: R even and at most D={width} expected, got {turned}")
+    # Keys with a gradient go through the operation, below autograd: a store is no part of a graph.
     write = ring_write_heads_plain if runs_plain(keys, values) else ring_write_heads_
     write(key_store, value_store, slots, pick, keys, values, cos, sin)
 
@@ -165,19 +166,13 @@ def ring_write_index_plain(
 
 
 def cut(x: torch.Tensor, pick: torch.Tensor, block: int, fill: int) -> torch.Tensor:
-    """Some of the blocks that texts are made of.
+    """The picked blocks [n, block, ...] of texts [B, T, ...]; `fill` stands behind the last token.
 
-    Args:
-        x: [B, T, ...].
-        pick: [n] int64, row * ceil(T / block) + block number.
-        block: tokens in a block.
-        fill: what stands behind the last token.
-
-    Returns:
-        [n, block, ...].
+    Blocks are counted row by row: a pick is row * ceil(T / block) + number of the block.
     """
     tokens = x.shape[1]
     blocks = -(-tokens // block)
+    # Whole blocks lie one behind the other already: they are copied once, not gathered by token.
     if blocks * block == tokens and x.is_contiguous():
         return x.view(-1, block, *x.shape[2:]).index_select(0, pick)
     row = torch.div(pick, blocks, rounding_mode="floor")

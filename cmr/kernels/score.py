@@ -144,6 +144,7 @@ def surprise_plain(
     batch, steps, vocabulary = logits.shape
     token_ids = token_ids.long()
     losses.zero_()
+    # In chunks: logits of a large vocabulary in float32 would be several times the model's states.
     chunk = max(1, CHUNK_BYTES // max(1, 4 * batch * vocabulary))
     for start in range(0, steps - 1, chunk):
         stop = min(start + chunk, steps - 1)

@@ -43,6 +43,7 @@ def new_selection(like: torch.Tensor, batch: int, k: int, run: int) -> Selection
 
 def new_scratch(like: torch.Tensor, batch: int, tokens: int, blocks: int) -> Scratch:
     """Uninitialised room for `maxsim_select`, on the device of `like`."""
+    # A part for every 256 blocks, and no more parts than one program can put together at once.
     splits = max(1, min(_SPLITS, -(-blocks // _SPLIT)))
     return Scratch(
         like.new_empty(batch, splits, _STATISTICS, tokens, dtype=torch.float32),
@@ -123,6 +124,7 @@ def maxsim_select(
         for tensor, value in zip(out, found, strict=True):
             tensor.copy_(value)
         return out
+    # While decoding both are given, so that a search allocates nothing.
     out = new_selection(maxima, sizes["B"], k, run) if out is None else out
     scratch = scratch or new_scratch(maxima, sizes["B"], sizes["Q"], sizes["N"])
     maxsim_select_(maxima, query_mask, *columns, sessions, before, *rule, *scratch, *out)

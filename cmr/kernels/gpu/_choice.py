@@ -46,7 +46,8 @@ def select_choice_kernel(
     certainty = tl.where(count < few_blocks, few_certainty, best / null)
     certainty = tl.where(best > -float("inf"), certainty, 0.0)
     tl.store(p_certainty + i_batch, certainty)
-    m_keep = (b_score >= 0) & (certainty >= threshold)
+    # Below 0 a passage matches less than the usual one does; a row that is not sure keeps none.
+    m_keep = b_score >= tl.where(certainty >= threshold, 0.0, float("inf"))
     b_start = tl.where(m_keep, unpack_slot(b_run), -1)
     m_k = o_k < k
     tl.store(p_scores + i_batch * k + o_k, tl.where(m_keep, b_score, -float("inf")), mask=m_k)
@@ -66,6 +67,7 @@ def store_table(
     """The runs of slots around the starts [K], places `o_k`, each slot once, and their stamps."""
     WIDTH: tl.constexpr = PASSAGE + 2 * NEIGHBOURS
     o_run = tl.arange(0, RUN)[None, :]
+    # Links are followed one by one, as a text's blocks lie anywhere in the ring; -1 leads to -1.
     b_table = tl.where(o_run == NEIGHBOURS, b_start[:, None], -1)  # [K, RUN]
     b_slot = b_start
     for i in tl.static_range(NEIGHBOURS):

@@ -42,7 +42,10 @@ def cosine_partial_kernel(
     m_q = o_q < rows
     p_row = p_query + o_q * stride_query
     dtype: tl.constexpr = tl.float16 if CODES else p_entries.dtype.element_ty
+    # Every program scales its queries itself: they are few, and a launch for it would cost more.
     b_inverse = inverse_norms(p_row, m_q, HIDDEN, BLOCK_Q, BLOCK_H)
+    # A later pass starts behind the last one found. Packed values tell ties apart by the slot, so
+    # that "behind" is a single comparison and nothing is found twice or missed.
     if found > 0:
         b_score = tl.load(p_scores + o_q * k + found - 1, mask=m_q, other=0.0)
         b_slot = tl.load(p_slots + o_q * k + found - 1, mask=m_q, other=0)
@@ -79,6 +82,7 @@ def cosine_partial_kernel(
             m_may = m_may & (tl.load(p_may, mask=m_may, other=0) != 0)
         if HAS_THRESHOLD:
             m_may = m_may & (b_similar >= threshold)
+        # Packed after the scale: the order of codes is not that of the cosines.
         b_new = pack(b_similar, o_n[None, :])
         b_new = tl.where(m_may & (b_new < b_bound[:, None]), b_new, LOWEST)
         b_run = insert(b_run, b_new)
@@ -98,11 +102,16 @@ def cosine_merge_kernel(
         p_from = p_partial + i_row * candidates + o_c
         b_new = tl.load(p_from, mask=o_c < candidates, other=LOWEST)
         b_run = insert(b_run, tl.where(chosen(b_new), b_new, LOWEST)[None, :])
+    store_run(p_scores + i_row * k + found, p_slots + i_row * k + found, b_run, k - found, K)
+
+
+@triton.jit
+def store_run(p_scores, p_slots, b_run, k, K: tl.constexpr):
+    """A running top-k [1, K] in falling order."""
     b_run = tl.reshape(b_run, [K])
     o_k = rank(b_run, K)
-    m_k = o_k < k - found
-    tl.store(p_scores + i_row * k + found + o_k, unpack_score(b_run), mask=m_k)
-    tl.store(p_slots + i_row * k + found + o_k, unpack_slot(b_run), mask=m_k)
+    tl.store(p_scores + o_k, unpack_score(b_run), mask=o_k < k)
+    tl.store(p_slots + o_k, unpack_slot(b_run), mask=o_k < k)
 
 
 def cosine_topk(
@@ -132,6 +141,7 @@ def cosine_topk(
     most = 16 if amd else 32 if wide or width > 32 else 64
     rows = min(most, max(16, next_power(batch)))
     tile = 64 if wide or amd else 128
+    # A running top-k lives in registers: more than 64 would spill, so the store is read again.
     for found in range(0, k, ROUND):
         launch(
             cosine_partial_kernel,

@@ -31,6 +31,9 @@ def ring_link_kernel(
     after = tl.load(p_successor + slot)  # of what stood there
     before = tl.load(p_predecessor + slot)
     new_before = tl.load(p_predecessors + i)
+    # Every program looks through the whole batch: links depend on what the others overwrite, and
+    # programs of a launch cannot wait for each other. Their own slot is the only one they store to,
+    # but for a neighbour outside of the batch, whose one writer is found here.
     b_next = tl.full([BLOCK], -1, tl.int64)
     b_cut_after = tl.full([BLOCK], 1, tl.int32)
     b_cut_before = tl.full([BLOCK], 1, tl.int32)
@@ -63,7 +66,7 @@ def ring_link_kernel(
     tl.store(p_last_access + slot, 0)
     tl.store(p_access_count + slot, 0)
     tl.store(p_relevance + slot, relevance)
-    tl.store(p_cursor, number, mask=i == count - 1)
+    tl.store(p_cursor, number, mask=i == count - 1)  # the last block's program alone
     row = i_from // blocks
     o_t = tl.arange(0, BLOCK_T)
     o_from = (i_from - row * blocks) * SIZE + o_t

@@ -26,6 +26,8 @@ def select_statistics_kernel(
     BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Which blocks a row may see, and statistics of their maxima, of a part of the blocks."""
+    # A program keeps the statistics of its part of the blocks in a place of its own; they are put
+    # together by whoever reads them, as no program of a launch can wait for another.
     i_split = tl.program_id(0).to(tl.int64)
     i_batch = tl.program_id(1).to(tl.int64)
     i_part = tl.program_id(2)
@@ -53,6 +55,7 @@ def select_statistics_kernel(
                 b_at = tl.load(p_at, mask=m_at, other=-0x7FFFFFFFFFFFFFFF)  # [N, P]
                 b_last = tl.maximum(b_last, tl.max(b_at, 1))
             m_visible = m_visible & (b_last < tl.load(p_before + i_batch))
+        # Programs for other query tokens find the same visibility: one of them writes it.
         if i_part == 0:
             p_visible = p_lines + (i_batch * 2 + 1) * blocks + o_n
             tl.store(p_visible, m_visible.to(tl.float32), mask=m_n)
@@ -60,6 +63,8 @@ def select_statistics_kernel(
         p_m = p_m + o_n[None, :] * stride_block
         b_m = tl.load(p_m, mask=m_q[:, None] & m_n[None, :], other=float("-inf"))  # [Q, N]
         m_usable = is_finite(b_m) & m_visible[None, :]
+        # Means and squares around them, tile by tile: a sum of squares alone loses the spread of
+        # maxima that all lie near one value.
         b_new = tl.sum(m_usable.to(tl.float32), 1)
         b_centre = tl.sum(tl.where(m_usable, b_m, 0.0), 1) / tl.maximum(b_new, 1.0)
         b_off = tl.where(m_usable, b_m - b_centre[:, None], 0.0)
@@ -107,6 +112,7 @@ def select_lines_kernel(
         )  # fmt: skip
         b_sum += tl.sum(b_weight[:, None] * b_z, 0)
         total += tl.sum(b_weight, 0)
+    # A row without any weight asks nothing: NaN is above nothing, so that it finds nothing.
     b_line = tl.where(total > 0, b_sum / tl.where(total > 0, total, 1.0), float("nan"))
     tl.store(p_line + o_n, b_line, mask=m_n)
 
@@ -148,6 +154,7 @@ def maxsim_select(
         "stride_token": maxima.stride(1),
         "stride_block": maxima.stride(2),
     }
+    # Triton loads bools as bytes.
     asked = None if query_mask is None else query_mask.contiguous().view(torch.uint8)
     sizes: dict[str, Any] = {"tokens": tokens, "blocks": blocks, "splits": splits}
     launch(

@@ -17,14 +17,8 @@ def group_logits(
 ) -> torch.Tensor:
     """Scaled (and capped) q·k of grouped-query attention, without copying keys per head.
 
-    Args:
-        query: [B, H, S, D]; H a multiple of G, head h belongs to group h // (H / G).
-        key: [B, G, L, D], same dtype.
-        scale: factor of q·k.
-        softcap: None, or c of c tanh(x / c).
-
-    Returns:
-        [B, G, H / G, S, L] float32 (float64 for float64 inputs).
+    Of queries [B, H, S, D] and keys [B, G, L, D], where head h belongs to group h // (H / G):
+    [B, G, H / G, S, L] float32, float64 for float64 inputs.
     """
     batch, heads, steps, width = query.shape
     groups, length = key.shape[1], key.shape[2]

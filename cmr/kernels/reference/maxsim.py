@@ -39,15 +39,9 @@ def standardise(maxima: torch.Tensor, visible: torch.Tensor, clamp: float = 8.0)
 def spread(
     maxima: torch.Tensor, visible: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Which maxima count, and their mean and population deviation.
+    """Which maxima [B, Q, N] count, being visible and finite, and their mean and deviation.
 
-    Args:
-        maxima: [B, Q, N] float32.
-        visible: [B, N] bool.
-
-    Returns:
-        [B, Q, N] bool, visible and finite; and two [B, Q, 1] float32 over those, the deviation 0
-        where it is no more than float32 rounding.
+    Both are [B, Q, 1] float32, the deviation is the population's.
     """
     usable = visible[:, None] & maxima.isfinite()
     count = usable.sum(-1, keepdim=True).clamp(min=1)

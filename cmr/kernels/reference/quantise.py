@@ -31,6 +31,7 @@ def quantise_rows(rows: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor,
     wide = rows.float()
     scale = wide.abs().amax(-1) / LARGEST[dtype]
     codes = wide * torch.where(scale > 0, 1.0 / scale, 0.0).unsqueeze(-1)
+    # The product may end just above the largest code: the scale was rounded.
     codes = codes.clamp(-LARGEST[dtype], LARGEST[dtype])
     if dtype == torch.int8:
         codes = codes.round()

@@ -78,6 +78,7 @@ def calibrate(scores: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     if reference.numel() == 0:
         return torch.full_like(scores, 0.5)
     known = scores.contiguous()
+    # Left and right of equal values: the mean of both counts a tie half.
     below = torch.searchsorted(reference, known)
     up_to = torch.searchsorted(reference, known, right=True)
     return ((below + up_to) / (2 * reference.numel())).masked_fill(scores.isnan(), 0.0)
@@ -108,6 +109,7 @@ def pool_blocks(
         raise ValueError(f"block_size: an integer of at least 1 expected, got {block_size}")
     blocks = -(-steps // block_size)
     counts = torch.arange(blocks * block_size, device=scores.device)
+    # Behind a row's end may be NaN: it is chosen away before the sum, and not multiplied by 0.
     real = (counts < steps)[None].expand(batch, -1)
     if lengths is not None:
         real = real & (counts < lengths[:, None])

@@ -130,6 +130,7 @@ def similarity_line(
         The line [B, N] float32, -inf where a row does not see a block or does not ask; each query
         token's share [B, Q] of it; and the standardised values [B, Q, N] of the passages.
     """
+    # What matches everything alike has no deviation and says nothing, whatever its cosines are.
     z = standardise(maxima, visible, rule.clamp)
     if rule.passage == 2:
         z = passages(z, successor)
@@ -144,11 +145,8 @@ def shares_of(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Each query token's share [B, Q] of the mean, and whether the row asks at all [B, 1].
 
-    Args:
-        peaks: [B, Q] float32, each token's best standardised value.
-        counts: [B] int64, blocks that a row sees.
-        query_mask: [B, Q] bool, None: all ask.
-        power: of the peaks.
+    A token weighs a power of its peak [B, Q], its best standardised value; `counts` [B] are the
+    blocks that a row sees.
     """
     weights = peaks.clamp(min=0) ** power
     # A single block stands out from nothing: it is chosen, as no other can be meant.
@@ -160,15 +158,9 @@ def shares_of(
 
 
 def at_peaks(line: torch.Tensor, base: torch.Tensor, columns: SearchColumns) -> torch.Tensor:
-    """What passages are ranked by, where a line has a local maximum along the text.
+    """`base` [B, N], what passages are ranked by, at the local maxima of a line along the text.
 
-    Args:
-        line: [B, N] float32, -inf where there is nothing to find.
-        base: [B, N] float32, what passages are ranked by.
-        columns: of the stored blocks.
-
-    Returns:
-        [B, N] float32: `base` at the maxima, -inf elsewhere.
+    Elsewhere it is -inf; the line [B, N] is -inf where there is nothing to find.
     """
     successor, predecessor = columns.successor, columns.predecessor
     after = line[:, successor.clamp(min=0)].masked_fill(successor < 0, NEG_INF)
@@ -181,13 +173,7 @@ def at_peaks(line: torch.Tensor, base: torch.Tensor, columns: SearchColumns) -> 
 def stamped_table(
     starts: torch.Tensor, columns: SearchColumns, rule: Rule
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slots of passages and their neighbours, and the blocks' numbers, see `Selection`.
-
-    Args:
-        starts: [B, k] int64, first slot of each passage, -1 for none.
-        columns: of the stored blocks.
-        rule: `passage` and `neighbours` are used.
-    """
+    """Table and stamps of a `Selection`, of the first slots [B, k] of its passages."""
     table = block_table(
         starts,
         columns.successor,
@@ -199,15 +185,9 @@ def stamped_table(
 
 
 def certainty_of(line: torch.Tensor, stored: torch.Tensor, rule: Rule) -> torch.Tensor:
-    """Best similarity over what is expected of the best passage when nothing fits.
+    """Best similarity [B] of a line [B, N] over what is expected when nothing fits; 0 for nothing.
 
-    Args:
-        line: [B, N] float32, -inf where there is nothing to find.
-        stored: [B] int64, blocks that a row sees.
-        rule: the null and the few blocks are used.
-
-    Returns:
-        [B] float32, 0 where a row finds nothing.
+    `stored` [B] are the blocks that a row sees, by which that expectation grows.
     """
     best = line.amax(-1) if line.shape[1] else line.new_full((len(line),), NEG_INF)
     null = rule.null_base + rule.null_slope * stored.clamp(min=1).log()
@@ -225,15 +205,8 @@ def block_table(
 ) -> torch.Tensor:
     """Slots of each passage and its neighbours, each slot at most once a row.
 
-    Args:
-        starts: [B, k] int64, first slot of each passage, -1 for none.
-        successor: [N] int64, the slot of the text's next block, or -1.
-        predecessor: [N] int64, of the one before.
-        length: blocks in a passage.
-        neighbours: blocks beside it, on each side.
-
-    Returns:
-        [B, k, neighbours + length + neighbours] int64 in the order of the text, see `Selection`.
+    From first slots [B, k], -1 for none, along the links [N]:
+    [B, k, neighbours + length + neighbours] int64 in the order of the text, see `Selection`.
     """
     run = [starts]
     for _ in range(neighbours):
@@ -242,6 +215,7 @@ def block_table(
         run.append(_follow(successor, run[-1]))
     table = torch.stack(run, -1)
     flat = table.flatten(1)
+    # Passages may overlap: a slot that an earlier one has is left out, or it would be read twice.
     same = (flat[:, :, None] == flat[:, None, :]) & (flat[:, :, None] >= 0)
     earlier = torch.ones_like(same[0]).tril(-1)
     return flat.masked_fill((same & earlier).any(-1), -1).view(table.shape)
