@@ -122,7 +122,9 @@ def reweave_paged(
         raise ValueError(f"softcap: a number above 0 expected, got {softcap}")
     scale = width**-0.5 if scale is None else float(scale)
     blocks = (key_store, value_store, table, stamps, created, positions)
-    rest = (bias, local_out, local_lse, cos, sin, query_mask, scale, softcap)
+    rest: tuple[Any, ...] = (
+        bias, local_out, local_lse, cos, sin, query_mask, scale, softcap,
+    )  # fmt: skip
     if needs_gradient(query, key_store, value_store, bias, local_out, local_lse):
         if out is not None or gate is not None:
             raise ValueError("no gradient flows through results that are given: expected None")
@@ -152,6 +154,7 @@ def read_blocks(
     query_mask: torch.Tensor | None,
     scale: float,
     softcap: float | None,
+    *,
     compact: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`reweave_paged` of arguments that were checked already, with local attention in parts.
