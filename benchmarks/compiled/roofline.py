@@ -146,14 +146,14 @@ class Step:
 
 
 REFRESH = 16
-SELECT = "select.maxsim_select/32x2048 k4 n2 1+0+0+0"
+SELECT = "select.maxsim_select/32x2048 k4 n2"
 STEPS = (
     Step(
         "30 layers, 9 heads of 64, hidden 576, one row",
         21,
         (
             "attention.attention_partials/1x9:3x516x64 in 4",
-            "reweave.reweave_paged/1x9:3x1x64 bfloat16",
+            "reweave_paged.reweave_paged/1x9:3x1x64 bfloat16",
         ),
         ("maxsim.block_maxima/1x2048x32x576 bfloat16", SELECT),
     ),
@@ -162,7 +162,7 @@ STEPS = (
         23,
         (
             "attention.attention_partials/8x32:8x516x128 in 4",
-            "reweave.reweave_paged/8x32:8x1x128 bfloat16",
+            "reweave_paged.reweave_paged/8x32:8x1x128 bfloat16",
         ),
         ("maxsim.block_maxima/64x2048x32x4096 bfloat16", SELECT),
     ),

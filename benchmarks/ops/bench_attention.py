@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.ops.measure import DEVICES, SIDES, assert_equal_outputs, measure, normal, size
-from cmr.kernels.attention import attention_partials, attention_with_lse
+from cmr.kernels.attention import attention_with_lse
+from cmr.kernels.attention_partials import attention_partials
 
 PARTS = 4
 HEADS = [(9, 3, 64), (32, 8, 128)]

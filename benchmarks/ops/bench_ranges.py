@@ -15,7 +15,7 @@ import torch
 from benchmarks.ops.measure import conditions, size
 from cmr.kernels import ranges
 from cmr.kernels.dispatch import implementation
-from cmr.kernels.score import _state_scores, state_scores_
+from cmr.kernels.score import state_scores_, state_scores_plain
 
 _LIBRARY = torch.library.Library("cmr_bench", "DEF")
 _LIBRARY.define(
@@ -26,7 +26,7 @@ _LIBRARY.define(
 
 def _without(*arguments: Any) -> None:
     if implementation("cpu").name == "reference":
-        _state_scores(*arguments)
+        state_scores_plain(*arguments)
 
 
 _LIBRARY.impl("state_scores", _without, "CPU")

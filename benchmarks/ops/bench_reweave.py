@@ -22,8 +22,9 @@ from benchmarks.ops.measure import (
     size,
     unit,
 )
-from cmr.kernels.attention import attention_partials
-from cmr.kernels.reweave import reweave_paged, reweave_residual_paged
+from cmr.kernels.attention_partials import attention_partials
+from cmr.kernels.reweave_paged import reweave_paged
+from cmr.kernels.reweave_residual import reweave_residual_paged
 
 SLOTS, ENTRIES, PARTS, SEEN = 512, 8, 4, 516
 

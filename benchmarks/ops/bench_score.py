@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.ops.measure import BLOCK, DEVICES, SIDES, measure, normal, size
-from cmr.kernels.score import attention_received, state_scores, surprise
+from cmr.kernels.attention_received import attention_received
+from cmr.kernels.score import state_scores, surprise
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -1,8 +1,9 @@
 """What a call of an operation costs, registered by a decorator or by a library.
 
 An operation that does nothing, with the arguments of a decoding step's, registered by the decorator
-`torch.library.custom_op` and by `torch.library.Library` as in `cmr.kernels._ops`, called in turns.
-Without gradients, as `generate` calls; tensors of `torch.inference_mode` cost the decorator less.
+`torch.library.custom_op` and by `torch.library.Library` as in `cmr.kernels.dispatch`, called in
+turns. Without gradients, as `generate` calls; tensors of `torch.inference_mode` cost the decorator
+less.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ from benchmarks.texts.facts import KINDS, POOLS, slots
 from benchmarks.texts.stream import SENTENCE, documents
 from cmr.demo import load_smollm2
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.kernels.maxsim import Columns, maxsim_select
-from cmr.kernels.reference.select import Rule
+from cmr.kernels.reference.select import Rule, SearchColumns
+from cmr.kernels.select import maxsim_select
 from cmr.memory.batch import BlockBatch
 from cmr.memory.block_store import BlockStore
 from cmr.memory.keeper import Keeper
@@ -37,7 +37,7 @@ from cmr.retrieval.clusters.hierarchy import MemoryHierarchy
 from cmr.retrieval.rules import TUNED
 
 BLOCK, K, TOKENS = 32, 4, 64
-RULE: Rule = TUNED._replace(ratio=0.0, threshold=0.0)
+RULE: Rule = TUNED._replace(threshold=0.0)
 ENTRIES: Rule = RULE._replace(passage=1, clamp=1e9)  # of one query vector: the order of its cosines
 ASKED = ("fact", "about", "changed")
 TEXTS = 80  # documents that questions are taken from: they lie within every size asked for
@@ -127,14 +127,12 @@ def exactly(ring: BlockStore, query: torch.Tensor, sessions: torch.Tensor) -> tu
     size = ring.high_water
     unit = torch.nn.functional.normalize(query, dim=-1).to(ring.index.dtype)
     maxima = ring.maxima(unit, sessions, 0, size)
-    columns = Columns(
+    columns = SearchColumns(
         ring.session[:size],
         ring.positions[:size],
         ring.successor[:size],
         ring.predecessor[:size],
-        ring.relevance[:size],
         ring.created[:size],
-        ring.cursor,
     )
     found = maxsim_select(maxima, None, columns, sessions, None, rule_of(ring), K)
     return found.starts[0].tolist(), found.scores[0].tolist()

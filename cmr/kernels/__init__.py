@@ -1,42 +1,30 @@
 """The numerical operations of a memory. They know tensors only, nothing of what lies above.
 
-Each of `OPERATIONS` is a Triton kernel on a GPU and plain PyTorch, its specification, everywhere
-else; `implementation` says which one runs and why. The other functions are plain PyTorch: parts of
-which the specifications are made.
+Each of `OPERATIONS` is a Triton kernel on a GPU (`gpu/`) and plain PyTorch, its specification,
+everywhere else; `implementation` says which one runs and why. `x` is the public function, `x_` the
+operation as PyTorch knows it and `x_plain` its specification, all in one file. The other functions
+and `reference/` are plain PyTorch, of which the specifications and the layers above are made.
 """
 
 from __future__ import annotations
 
-from cmr.kernels._ops import REGISTERED
-from cmr.kernels.attention import attention_partials, attention_with_lse
-from cmr.kernels.cosine_topk import cosine_rerank, cosine_topk
-from cmr.kernels.dispatch import Implementation, implementation, using
-from cmr.kernels.maxsim import block_maxima, maxsim_select, rerank_blocks
+from cmr.kernels.attention import attention_with_lse, attention_with_lse_plain
+from cmr.kernels.attention_partials import attention_partials
+from cmr.kernels.attention_received import attention_received
+from cmr.kernels.cosine_topk import cosine_topk
+from cmr.kernels.dispatch import REGISTERED, Implementation, implementation, using
+from cmr.kernels.maxsim import block_maxima
 from cmr.kernels.ranges import shown
-from cmr.kernels.reference.attention import attention_with_lse_plain
-from cmr.kernels.reference.maxsim import maxsim_topk, passages, standardise
+from cmr.kernels.reference.maxsim import passages, standardise
 from cmr.kernels.reference.quantise import quantise_rows
-from cmr.kernels.reference.score import (
-    calibrate,
-    hybrid,
-    inverse_norm,
-    norm,
-    pool_blocks,
-    variance,
-)
-from cmr.kernels.reweave import (
-    reweave_attention,
-    reweave_paged,
-    reweave_residual,
-    reweave_residual_paged,
-)
-from cmr.kernels.ring_write import (
-    ring_link,
-    ring_reserve,
-    ring_write_heads,
-    ring_write_index,
-)
-from cmr.kernels.score import attention_received, hybrid_blocks, state_scores, surprise
+from cmr.kernels.reference.score import calibrate, hybrid, inverse_norm, pool_blocks
+from cmr.kernels.reweave import reweave_attention
+from cmr.kernels.reweave_paged import reweave_paged
+from cmr.kernels.reweave_residual import reweave_residual, reweave_residual_paged
+from cmr.kernels.ring_link import ring_link
+from cmr.kernels.ring_write import ring_write_heads, ring_write_index
+from cmr.kernels.score import hybrid_blocks, state_scores, surprise
+from cmr.kernels.select import maxsim_select
 
 OPERATIONS = tuple(sorted(REGISTERED))
 """Names of all operations, as `torch.ops.cmr` has them."""
@@ -50,25 +38,20 @@ __all__ = [
     "attention_with_lse_plain",
     "block_maxima",
     "calibrate",
-    "cosine_rerank",
     "cosine_topk",
     "hybrid",
     "hybrid_blocks",
     "implementation",
     "inverse_norm",
     "maxsim_select",
-    "maxsim_topk",
-    "norm",
     "passages",
     "pool_blocks",
     "quantise_rows",
-    "rerank_blocks",
     "reweave_attention",
     "reweave_paged",
     "reweave_residual",
     "reweave_residual_paged",
     "ring_link",
-    "ring_reserve",
     "ring_write_heads",
     "ring_write_index",
     "shown",
@@ -76,5 +59,4 @@ __all__ = [
     "state_scores",
     "surprise",
     "using",
-    "variance",
 ]

@@ -1,62 +1,14 @@
-"""Attention that also returns its log-sum-exp, whole or over ranges of the keys."""
+"""Attention that also returns its log-sum-exp, so that two attentions can be merged exactly."""
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
-from cmr.kernels._ops import register, runs_plain
-from cmr.kernels.reference import attention as reference
-from cmr.kernels.reference._shapes import expect_float, expect_same_dtype, expect_shape
-
-
-def _attention_with_lse(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    is_causal: bool,
-    scale: float,
-    softcap: float | None,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-) -> None:
-    found = reference.attend(query, key, value, mask, is_causal, scale, softcap)
-    out.copy_(found[0])
-    lse.copy_(found[1])
-
-
-def _attention_partials(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    is_causal: bool,
-    scale: float,
-    softcap: float | None,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-) -> None:
-    found = reference.attend_partials(
-        query, key, value, mask, is_causal, scale, softcap, out.shape[0]
-    )
-    out.copy_(found[0])
-    lse.copy_(found[1])
-
-
-attention_with_lse_ = register(
-    "attention_with_lse(Tensor query, Tensor key, Tensor value, Tensor? mask, bool is_causal, "
-    "float scale, float? softcap, Tensor(a!) out, Tensor(b!) lse) -> ()",
-    _attention_with_lse,
-    "attention:attention_with_lse",
-    "cmr.reweave",
-)
-attention_partials_ = register(
-    "attention_partials(Tensor query, Tensor key, Tensor value, Tensor? mask, bool is_causal, "
-    "float scale, float? softcap, Tensor(a!) out, Tensor(b!) lse) -> ()",
-    _attention_partials,
-    "attention:attention_partials",
-    "cmr.reweave",
-)
+from cmr.kernels.arguments import CONTIGUOUS, FLOAT, expect
+from cmr.kernels.dispatch import needs_gradient, register, runs_plain
+from cmr.kernels.reference.attention import NEG_INF, group_logits, group_sum
 
 
 def attention_with_lse(
@@ -105,30 +57,90 @@ def attention_with_lse(
         `F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=True)` and
         `torch.logsumexp(scale * query @ key.mT + mask, -1)`.
     """
-    scale = reference.check_attention(query, key, value, mask, scale, softcap)
-    batch, heads, steps, _ = query.shape
-    if needs_gradient(query, key, value, mask):
-        refuse_results(out, lse)
-        return reference.attend(query, key, value, mask, is_causal, scale, softcap)
-    if out is None and lse is None and runs_plain(query):
-        found = reference.attend(query, key, value, mask, is_causal, scale, softcap)
+    sizes = expect(
+        ("query", query, "B H S D", FLOAT),
+        ("key", key, "B G L D", "query"),
+        ("value", value, "B G L E", "query"),
+        ("out", out, "B H S E", "query"),
+        ("lse", lse, "B H S", torch.float32, CONTIGUOUS),
+    )
+    check_logits(mask, softcap, sizes)
+    scale = sizes["D"] ** -0.5 if scale is None else float(scale)
+    given = out is not None or lse is not None
+    if not given and runs_plain(query, key, value, mask):
+        found = attend(query, key, value, mask, is_causal, scale, softcap)
+        # The fused kernel's log-sum-exp has strides of its own; whoever merges wants them in order.
         return found[0], found[1].contiguous()
-    width = value.shape[-1]
+    if needs_gradient(query, key, value, mask):
+        if given:
+            raise ValueError("no gradient flows through results that are given: expected None")
+        return attend(query, key, value, mask, is_causal, scale, softcap)
+    batch, heads, steps = query.shape[:3]
     if out is None:
-        out = query.new_empty(batch, steps, heads, width).transpose(1, 2)
-    else:
-        expect_shape("out", out, ("B", batch), ("H", heads), ("S", steps), ("E", width))
-        expect_same_dtype("out", out, query.dtype)
+        # Tokens before heads: the model's next step flattens the heads of a token.
+        out = query.new_empty(batch, steps, heads, sizes["E"]).transpose(1, 2)
     if lse is None:
         lse = query.new_empty(batch, heads, steps, dtype=torch.float32)
-    else:
-        expect_shape("lse", lse, ("B", batch), ("H", heads), ("S", steps))
-        expect_contiguous("lse", lse, torch.float32)
     attention_with_lse_(query, key, value, mask, is_causal, scale, softcap, out, lse)
     return out, lse
 
 
-def attention_partials(
+def check_logits(mask: torch.Tensor | None, softcap: float | None, sizes: dict[str, int]) -> None:
+    """Raises unless a mask fits the logits [B, H, S, L] of these sizes, and softcap is above 0."""
+    if mask is not None:
+        full = [sizes[letter] for letter in "BHSL"]
+        ends = zip(reversed(mask.shape), reversed(full), strict=False)
+        if mask.dim() > 4 or any(have not in (1, want) for have, want in ends):
+            raise ValueError(
+                f"mask: a shape broadcastable to {full} expected, got {list(mask.shape)}"
+            )
+        if mask.dtype != torch.bool and not mask.is_floating_point():
+            raise TypeError(f"mask: dtype bool or float expected, got {mask.dtype}")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap: a number above 0 expected, got {softcap}")
+
+
+# -- the specification ---------------------------------------------------------------------------
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float,
+    softcap: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`attention_with_lse` of arguments that were checked already.
+
+    On a CPU, without softcap and gradients, PyTorch's own fused kernel runs, which keeps no logits
+    in memory; `attention_with_lse_plain` is the specification and runs everywhere else.
+    """
+    if not _fused_fits(query, key, value, softcap):
+        return attention_with_lse_plain(query, key, value, mask, is_causal, scale, softcap)
+    steps, length = query.shape[2], key.shape[2]
+    causal = is_causal and steps > 1
+    # The fused kernel's own flag counts queries from the first key on; ours from the last.
+    flag = causal and mask is None and steps == length
+    if causal and not flag:
+        mask = with_causal(mask, steps, length, query.device)
+    added = _additive(mask, query.dtype)
+    blind = None
+    if added is not None:
+        blind = (added == NEG_INF).all(-1)
+        added = added.expand(*added.shape[:-2], steps, length)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, flag, attn_mask=added, scale=scale
+    )
+    lse = lse.float()
+    if blind is not None:
+        # The fused kernel reports 0 for a row that sees nothing.
+        lse = lse.masked_fill(blind, NEG_INF)
+    return out, lse
+
+
+def attention_with_lse_plain(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -136,61 +148,108 @@ def attention_partials(
     is_causal: bool = False,
     scale: float | None = None,
     softcap: float | None = None,
-    *,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The specification of `attention_with_lse`: the same arguments, unchecked, and result."""
+    batch, heads, steps, width = query.shape
+    scale = width**-0.5 if scale is None else scale
+    groups, length = key.shape[1], key.shape[2]
+    if length == 0:
+        out = query.new_zeros(batch, heads, steps, value.shape[-1])
+        return out, query.new_full((batch, heads, steps), NEG_INF, dtype=torch.float32)
+    logits = group_logits(query, key, scale, softcap)
+    if is_causal and steps > 1:
+        mask = with_causal(mask, steps, length, query.device)
+    if mask is not None:
+        flat = logits.view(batch, heads, steps, length)
+        flat = flat.masked_fill(~mask, NEG_INF) if mask.dtype == torch.bool else flat + mask
+        logits = flat.view(batch, groups, heads // groups, steps, length)
+    lse = torch.logsumexp(logits, -1)
+    if mask is None:
+        weights = torch.softmax(logits, -1)
+    else:
+        # A softmax over nothing but -inf is NaN: such a row gets weights of 0 instead.
+        blind = (lse == NEG_INF).unsqueeze(-1)
+        weights = torch.softmax(logits.masked_fill(blind, 0.0), -1).masked_fill(blind, 0.0)
+    return group_sum(weights, value), lse.view(batch, heads, steps).float()
+
+
+def with_causal(
+    mask: torch.Tensor | None, steps: int, length: int, device: torch.device
+) -> torch.Tensor:
+    """A mask that also hides what comes after each query; the last query sees every key."""
+    causal = torch.ones(steps, length, dtype=torch.bool, device=device).tril(length - steps)
+    causal = causal[None, None]
+    if mask is None:
+        return causal
+    if mask.dtype == torch.bool:
+        return mask & causal
+    return torch.where(causal, mask, NEG_INF)
+
+
+def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """`mask` as a 4-D float mask of a dtype that the fused kernel takes."""
+    if mask is None:
+        return None
+    mask = mask.view((1,) * (4 - mask.dim()) + tuple(mask.shape))
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, NEG_INF)
+    return mask if mask.dtype in (dtype, torch.float32) else mask.to(dtype)
+
+
+def _fused_fits(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, softcap: float | None
+) -> bool:
+    tensors = (query, key, value)
+    return (
+        softcap is None
+        and query.device.type == "cpu"
+        and query.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and query.shape[-1] == value.shape[-1]
+        and all(tensor.numel() > 0 and tensor.stride(-1) == 1 for tensor in tensors)
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        and not torch.compiler.is_compiling()  # which fuses on its own, and cannot trace the trial
+        and _fused_works(query.shape[1] != key.shape[1])
+    )
+
+
+@functools.cache
+def _fused_works(grouped: bool) -> bool:
+    """Whether this PyTorch's fused CPU kernel exists and takes (grouped) heads: tried once."""
+    if not hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
+        return False
+    query = torch.linspace(-1, 1, 2 * 3 * 8).view(1, 2, 3, 8)
+    key = torch.linspace(2, -1, 2 * 5 * 8).view(1, 2, 5, 8)[:, : 1 if grouped else 2]
+    try:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, key, 0.0, False, scale=0.5
+        )
+    except (RuntimeError, TypeError, IndexError):
+        return False
+    want_out, want_lse = attention_with_lse_plain(query, key, key, None, False, 0.5, None)
+    same_shape = out.shape == want_out.shape and lse.shape == want_lse.shape
+    return same_shape and bool(torch.allclose(out, want_out) and torch.allclose(lse, want_lse))
+
+
+def _write(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float,
+    softcap: float | None,
     out: torch.Tensor,
     lse: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`attention_with_lse` over P ranges of the keys: parts for `reweave_paged` to merge.
-
-    A decode step has too few queries to fill a GPU: splitting the keys gives it P times as many
-    programs, in one launch.
-
-    Args:
-        query: as of `attention_with_lse`, as are all but the last two; meant for few tokens S.
-        key: the same.
-        value: the same.
-        mask: the same.
-        is_causal: the same.
-        scale: the same.
-        softcap: the same.
-        out: [P, B, H, S, E], any float dtype (float32 loses nothing), written.
-        lse: [P, B, H, S] float32, contiguous, written.
-
-    Returns:
-        `out` and `lse`. Range p holds ceil(L / P) keys, rounded up to a multiple of 16; the last
-        ranges may be short or empty: out 0 and lse -inf there.
-
-    Raises:
-        TypeError, ValueError: as of `attention_with_lse`.
-
-    Equivalent PyTorch: `attention_with_lse` of `key[:, :, start:end]`, `value[:, :, start:end]`
-    for each range.
-    """
-    scale = reference.check_attention(query, key, value, mask, scale, softcap)
-    if needs_gradient(query, key, value, mask):
-        refuse_results(out, lse)
-    shape = ("B", query.shape[0]), ("H", query.shape[1]), ("S", query.shape[2])
-    expect_shape("out", out, ("P", None), *shape, ("E", value.shape[-1]))
-    expect_float("out", out)
-    expect_shape("lse", lse, ("P", out.shape[0]), *shape)
-    expect_contiguous("lse", lse, torch.float32)
-    attention_partials_(query, key, value, mask, is_causal, scale, softcap, out, lse)
-    return out, lse
+) -> None:
+    found = attend(query, key, value, mask, is_causal, scale, softcap)
+    out.copy_(found[0])
+    lse.copy_(found[1])
 
 
-def needs_gradient(*tensors: torch.Tensor | None) -> bool:
-    """Whether a gradient is asked for with respect to any of the tensors."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def refuse_results(*given: torch.Tensor | None) -> None:
-    """Raises ValueError where a result is to be written into a given tensor."""
-    if any(tensor is not None for tensor in given):
-        raise ValueError("no gradient flows through results that are given: expected None")
-
-
-def expect_contiguous(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
-    """Raises unless `tensor` is contiguous and of `dtype`."""
-    expect_same_dtype(name, tensor, dtype)
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name}: a contiguous tensor expected, got strides {tensor.stride()}")
+attention_with_lse_ = register(
+    "attention_with_lse(Tensor query, Tensor key, Tensor value, Tensor? mask, bool is_causal, "
+    "float scale, float? softcap, Tensor(a!) out, Tensor(b!) lse) -> ()",
+    _write,
+    "attention:attention_with_lse",
+    "cmr.reweave",
+)

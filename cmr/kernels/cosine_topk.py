@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
-from cmr.kernels._ops import register, runs_plain
-from cmr.kernels.reference import cosine_topk as reference
-from cmr.kernels.reference._shapes import expect_same_dtype, expect_shape
+from cmr.kernels.arguments import CONTIGUOUS, FLOAT, expect
+from cmr.kernels.dispatch import register, runs_plain
+from cmr.kernels.maxsim import CODES
+from cmr.kernels.reference._topk import topk_lowest_slot
+from cmr.kernels.reference.attention import NEG_INF
 
 ROUND = 64
 """Entries that one pass over the store finds at most; more take further passes."""
+CHUNK_BYTES = 64 << 20
+"""Most bytes of similarities, or of codes made floats, at once."""
 _FEW, _MANY, _PROGRAMS = 512, 2048, 128
-
-
-def _cosine_topk(
-    query: torch.Tensor,
-    entries: torch.Tensor,
-    inverse_norm: torch.Tensor | None,
-    visible: torch.Tensor | None,
-    threshold: float | None,
-    scale: torch.Tensor | None,
-    partial: torch.Tensor,
-    scores: torch.Tensor,
-    slots: torch.Tensor,
-) -> None:
-    k = scores.shape[1]
-    found = reference.cosine_topk(query, entries, inverse_norm, visible, k, threshold, scale)
-    scores.copy_(found[0])
-    slots.copy_(found[1])
-
-
-cosine_topk_ = register(
-    "cosine_topk(Tensor query, Tensor entries, Tensor? inverse_norm, Tensor? visible, "
-    "float? threshold, Tensor? scale, Tensor(a!) partial, Tensor(b!) scores, Tensor(c!) slots) "
-    "-> ()",
-    _cosine_topk,
-    "cosine_topk:cosine_topk",
-    "cmr.retrieve",
-)
 
 
 def new_partial(like: torch.Tensor, batch: int, entries: int, k: int) -> torch.Tensor:
@@ -60,7 +38,6 @@ def cosine_topk(
     threshold: float | None = None,
     scale: torch.Tensor | None = None,
     out: tuple[torch.Tensor, torch.Tensor] | None = None,
-    partial: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The k visible entries with the highest cosine to each query.
 
@@ -77,7 +54,6 @@ def cosine_topk(
         threshold: least cosine that is returned; None: any.
         scale: [N] float32, needed for codes: entry i is entries[i] * scale[i].
         out: scores [B, k] float32 and slots [B, k] int64 to write into, contiguous; None: new ones.
-        partial: room to work in, see `new_partial`; None: new.
 
     Returns:
         scores [B, k] float32 in falling order and slots [B, k] int64; -inf and -1 where fewer
@@ -91,86 +67,103 @@ def cosine_topk(
     Equivalent PyTorch:
         `torch.topk(F.normalize(query) @ F.normalize(entries).mT, k)`, ties aside.
     """
-    if out is None and partial is None and runs_plain(query):
-        return reference.cosine_topk(query, entries, inverse_norm, visible, k, threshold, scale)
-    reference.check_cosine_topk(query, entries, inverse_norm, visible, k, scale)
-    scores, slots = _outputs(query, k, out)
-    if partial is None:
-        partial = new_partial(query, query.shape[0], entries.shape[0], k)
-    else:
-        width = 1 << (min(k, ROUND) - 1).bit_length()
-        expect_shape("partial", partial, ("B", query.shape[0]), ("splits", None), ("K", width))
-        expect_same_dtype("partial", partial, torch.int64)
-    cosine_topk_(query, entries, inverse_norm, visible, threshold, scale, partial, scores, slots)
-    return scores, slots
+    codes = entries.dtype in CODES
+    scores, slots = (None, None) if out is None else out
+    sizes = expect(
+        ("query", query, "B H", FLOAT),
+        ("entries", entries, "N H", None if codes else FLOAT),
+        ("inverse_norm", inverse_norm, "N", None),
+        ("visible", visible, "B N", torch.bool),
+        ("scale", scale, "N", torch.float32),
+        ("scores", scores, "B k", torch.float32, CONTIGUOUS),
+        ("slots", slots, "B k", torch.int64, CONTIGUOUS),
+        k=k,
+    )
+    if k < 1:
+        raise ValueError(f"k: an integer of at least 1 expected, got {k}")
+    if codes and scale is None:
+        raise ValueError(f"scale: [N={sizes['N']}] expected for codes, got None")
+    if out is None and runs_plain(query, entries):
+        return find(query, entries, inverse_norm, visible, k, threshold, scale)
+    if out is None:
+        scores = query.new_empty(sizes["B"], k, dtype=torch.float32)
+        out = scores, query.new_empty(sizes["B"], k, dtype=torch.int64)
+    partial = new_partial(query, sizes["B"], sizes["N"], k)
+    cosine_topk_(query, entries, inverse_norm, visible, threshold, scale, partial, *out)
+    return out
 
 
-def _cosine_rerank(
+def find(
     query: torch.Tensor,
     entries: torch.Tensor,
-    candidates: torch.Tensor,
     inverse_norm: torch.Tensor | None,
+    visible: torch.Tensor | None,
+    k: int,
+    threshold: float | None = None,
+    scale: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The specification of `cosine_topk`, of arguments that were checked already.
+
+    Products accumulate in float32, over chunks of entries that keep temporaries near 64 MB.
+    """
+    batch, count = query.shape[0], entries.shape[0]
+    codes = entries.dtype in CODES
+    unit = unit_query(query, entries.dtype)
+    unit = unit.float() if codes else unit
+    factor = None if inverse_norm is None else inverse_norm.float()
+    if scale is not None:
+        factor = scale if factor is None else scale * factor
+    scores = torch.empty((batch, count), dtype=torch.float32, device=query.device)
+    per_entry = max(batch, codes * entries.shape[1]) * unit.element_size()
+    chunk = max(1, CHUNK_BYTES // max(1, per_entry))
+    for start in range(0, count, chunk):
+        part = slice(start, start + chunk)
+        piece = entries[part].float() if codes else entries[part]
+        if unit.dtype == torch.float32 and batch == 1:
+            # A vector times a matrix, and results written where they belong: both read the entries
+            # once and nothing else, and the time is that of the reading.
+            torch.mv(piece, unit[0], out=scores[0, part])
+        elif unit.dtype == torch.float32:
+            torch.mm(unit, piece.t(), out=scores[:, part])
+        else:
+            scores[:, part] = unit @ piece.t()
+        if factor is not None:
+            scores[:, part] *= factor[part]
+    if visible is not None:
+        scores.masked_fill_(~visible, NEG_INF)
+    if threshold is not None:
+        scores.masked_fill_(scores < threshold, NEG_INF)
+    return topk_lowest_slot(scores, k, many_ties=unit.dtype != torch.float32)
+
+
+def unit_query(query: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Queries scaled to norm 1 in float32, in the dtype that they are multiplied in."""
+    return F.normalize(query.float(), dim=-1).to(torch.float16 if dtype in CODES else dtype)
+
+
+def cosine_topk_plain(
+    query: torch.Tensor,
+    entries: torch.Tensor,
+    inverse_norm: torch.Tensor | None,
+    visible: torch.Tensor | None,
+    threshold: float | None,
+    scale: torch.Tensor | None,
+    partial: torch.Tensor,
     scores: torch.Tensor,
     slots: torch.Tensor,
 ) -> None:
-    found = reference.cosine_rerank(query, entries, candidates, scores.shape[1], inverse_norm)
+    """`find`, of arguments as the registered operation has them."""
+    k = scores.shape[1]
+    found = find(query, entries, inverse_norm, visible, k, threshold, scale)
     scores.copy_(found[0])
     slots.copy_(found[1])
 
 
-cosine_rerank_ = register(
-    "cosine_rerank(Tensor query, Tensor entries, Tensor candidates, Tensor? inverse_norm, "
-    "Tensor(a!) scores, Tensor(b!) slots) -> ()",
-    _cosine_rerank,
-    "cosine_topk:cosine_rerank",
+cosine_topk_ = register(
+    "cosine_topk(Tensor query, Tensor entries, Tensor? inverse_norm, Tensor? visible, "
+    "float? threshold, Tensor? scale, Tensor(a!) partial, Tensor(b!) scores, Tensor(c!) slots) "
+    "-> ()",
+    cosine_topk_plain,
+    "cosine_topk:cosine_topk",
     "cmr.retrieve",
 )
-
-
-def cosine_rerank(
-    query: torch.Tensor,
-    entries: torch.Tensor,
-    candidates: torch.Tensor,
-    k: int,
-    inverse_norm: torch.Tensor | None = None,
-    out: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k best of each query's candidates, by the exact cosine: a second look after codes.
-
-    Args:
-        query: [B, H], as for `cosine_topk`.
-        entries: [N, H], any float dtype, features side by side.
-        candidates: [B, C] int64 slots, -1 for none; no slot twice in a row.
-        k: 1 to 64.
-        inverse_norm: [N] float32; None: the entries have norm 1.
-        out: as for `cosine_topk`.
-
-    Returns:
-        scores [B, k] float32 and slots [B, k] int64, as `cosine_topk`. One launch.
-
-    Raises:
-        TypeError, ValueError: dtypes or shapes do not fit, or k is not in its range.
-
-    Equivalent PyTorch: `(entries[candidates] @ F.normalize(query)[..., None]).squeeze(-1).topk(k)`.
-    """
-    reference.check_cosine_rerank(query, entries, candidates, k, inverse_norm)
-    if k > ROUND:
-        raise ValueError(f"k: 1 to {ROUND} expected, got {k}")
-    scores, slots = _outputs(query, k, out)
-    cosine_rerank_(query, entries, candidates, inverse_norm, scores, slots)
-    return scores, slots
-
-
-def _outputs(
-    query: torch.Tensor, k: int, out: tuple[torch.Tensor, torch.Tensor] | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    batch = query.shape[0]
-    if out is None:
-        scores = query.new_empty(batch, k, dtype=torch.float32)
-        return scores, query.new_empty(batch, k, dtype=torch.int64)
-    for name, tensor, dtype in (("scores", out[0], torch.float32), ("slots", out[1], torch.int64)):
-        expect_shape(name, tensor, ("B", batch), ("k", k))
-        expect_same_dtype(name, tensor, dtype)
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name}: a contiguous tensor expected, got {tensor.stride()}")
-    return out

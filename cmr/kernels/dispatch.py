@@ -1,23 +1,30 @@
-"""Which implementation of the kernels runs, and why.
+"""Registration of the operations with PyTorch, and which implementation of them runs, and why.
 
 A Triton kernel runs on CUDA (and ROCm) tensors where triton can be imported, the specification in
 plain PyTorch everywhere else. `CMR_KERNELS=reference` or `CMR_KERNELS=triton` in the environment,
 or `using(...)` in the code, asks for one of them; what cannot be met raises.
+
+Every operation writes into tensors that the caller gives, allocates nothing and returns nothing:
+the decode path runs without an allocation and a CUDA graph may capture it. The schema declares what
+is changed.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from cmr.errors import KernelError
+from cmr.kernels import ranges
 
 logger = logging.getLogger("cmr")
 
@@ -26,7 +33,100 @@ CHOICES = ("auto", "reference", "triton")
 GPU_TYPES = ("cuda",)
 """Device types that Triton drives; ROCm builds of PyTorch call theirs `cuda` too."""
 
+NAMESPACE = "cmr"
+# Registered through a `Library` rather than the decorator `custom_op`: the same operations to
+# `opcheck` and `torch.compile`, at 6 us a call instead of 60 (CPU, without gradients,
+# benchmarks/results/registration.jsonl), which counts at two calls a layer and step. It is a
+# module's variable because its registrations live as long as it does.
+_LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+
+REGISTERED: dict[str, str] = {}
+"""Name of every operation and where its Triton host function is, `module:function`."""
+
 _asked: str | None = None
+
+
+def register(schema: str, specification: Callable[..., None], host: str, span: str) -> Any:
+    """Register an operation.
+
+    Args:
+        schema: in PyTorch's schema language, without the namespace; changed tensors are annotated
+            `Tensor(a!)` and nothing is returned.
+        specification: plain PyTorch with the schema's arguments, positional.
+        host: `module:function` below `cmr.kernels.gpu` that launches the Triton kernels with the
+            same arguments; imported on its first call.
+        span: the NVTX range around it, one of `ranges.NAMES`.
+
+    Returns:
+        The operation, `torch.ops.cmr.<name>.default`.
+    """
+    assert span in ranges.NAMES, span
+    name = schema.partition("(")[0]
+    launch = _lazily(host)
+
+    # PyTorch has chosen the device by the time an operation runs; which implementation is looked up
+    # on each call, as `using` may have changed it since.
+    def on(kind: str) -> Callable[..., None]:
+        def run(*arguments: Any) -> None:
+            chosen = launch if implementation(kind).name == "triton" else specification
+            if ranges.annotate is None:
+                chosen(*arguments)
+                return
+            with ranges.annotate(span):
+                chosen(*arguments)
+
+        return run
+
+    _LIBRARY.define(schema)
+    for key, kind in (("CPU", "cpu"), ("CUDA", "cuda")):
+        _LIBRARY.impl(name, on(kind), key)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", _nothing, lib=_LIBRARY)
+    REGISTERED[name] = host
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def runs_plain(tensor: torch.Tensor, *others: torch.Tensor | None) -> bool:
+    """Whether an operation on these tensors would do no more than call its specification.
+
+    So it is for plain tensors on a CPU, untraced, without ranges and gradients. A public function
+    may call the specification itself then, and spare the way through PyTorch's dispatcher.
+    """
+    # Dispatch modes, of tracers and of tests, have to see the operation and not what it is made of.
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.device.type == "cpu"
+        and ranges.annotate is None
+        and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and not needs_gradient(tensor, *others)
+        and implementation("cpu").name == "reference"
+    )
+
+
+def needs_gradient(*tensors: torch.Tensor | None) -> bool:
+    """Whether a gradient is asked for with respect to any of the tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _nothing(*_: Any) -> None:
+    """The fake implementation of an operation that only writes into what it is given."""
+
+
+def _lazily(host: str) -> Callable[..., None]:
+    module, _, function = host.partition(":")
+
+    # triton takes a second to import and is not needed on a CPU: it waits for the first launch.
+    @functools.cache
+    def load() -> Callable[..., None]:
+        return getattr(importlib.import_module(f"cmr.kernels.gpu.{module}"), function)
+
+    def launch(*arguments: Any) -> None:
+        load()(*arguments)
+
+    return launch
+
+
+# -- which implementation runs -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -89,7 +189,7 @@ def _resolve(kind: str, asked: str) -> Implementation:
     if asked == "triton":
         if missing:
             raise KernelError("the Triton kernels were asked for, but triton is not installed")
-        if not gpu and not _interpreted():
+        if not gpu and os.environ.get("TRITON_INTERPRET", "0") in ("", "0"):
             raise KernelError(
                 f"the Triton kernels were asked for on device {kind!r}: a CUDA device expected, or "
                 "TRITON_INTERPRET=1 to interpret them on the CPU"
@@ -98,13 +198,10 @@ def _resolve(kind: str, asked: str) -> Implementation:
     if not gpu:
         return Implementation("reference", f"PyTorch: no Triton on device {kind!r}")
     if missing:
+        # A GPU that computes without its kernels is worth a word; the cache makes it one.
         logger.warning("triton is not installed: the kernels run as plain PyTorch on the GPU")
         return Implementation("reference", "PyTorch: triton is not installed")
     return Implementation("triton", "compiled for the device on first use")
-
-
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
 def _check(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Relevance of tokens and blocks."""
+"""Relevance of tokens and blocks: how much a token is worth keeping, per token, in float32."""
 
 from __future__ import annotations
 
@@ -7,37 +7,17 @@ from typing import NamedTuple
 
 import torch
 
-from cmr.kernels._ops import register
-from cmr.kernels.reference import score as reference
-from cmr.kernels.reference._shapes import (
-    expect_float,
-    expect_same_dtype,
-    expect_shape,
-)
-from cmr.kernels.reference.score import (
-    calibrate,
-    expect_weights,
-    hybrid,
-    inverse_norm,
-    norm,
-    pool_blocks,
-    variance,
-)
+from cmr.kernels.arguments import FLOAT, INTEGER, expect
+from cmr.kernels.dispatch import register
+from cmr.kernels.reference.score import calibrate, expect_weights, hybrid, pool_blocks
 
-__all__ = [
-    "HybridScores",
-    "StateScores",
-    "attention_received",
-    "calibrate",
-    "hybrid",
-    "hybrid_blocks",
-    "inverse_norm",
-    "norm",
-    "pool_blocks",
-    "state_scores",
-    "surprise",
-    "variance",
-]
+CHUNK_BYTES = 16 << 20
+"""Most bytes of a temporary in float32 at once."""
+CACHED_BYTES = 512 << 10
+"""Bytes of a temporary that stay in a core's cache while they are used several times."""
+
+
+# -- states ----------------------------------------------------------------------------------------
 
 
 class StateScores(NamedTuple):
@@ -54,22 +34,6 @@ class StateScores(NamedTuple):
     norm: torch.Tensor
     inverse_norm: torch.Tensor
     pooled: torch.Tensor
-
-
-def _state_scores(
-    states: torch.Tensor, lengths: torch.Tensor | None, block_size: int, *out: torch.Tensor
-) -> None:
-    for tensor, value in zip(out, reference.state_scores(states, block_size, lengths), strict=True):
-        tensor.copy_(value)
-
-
-state_scores_ = register(
-    "state_scores(Tensor states, Tensor? lengths, int block_size, Tensor(a!) variance, "
-    "Tensor(b!) norm, Tensor(c!) inverse_norm, Tensor(d!) pooled) -> ()",
-    _state_scores,
-    "score:state_scores",
-    "cmr.score",
-)
 
 
 def state_scores(
@@ -92,13 +56,9 @@ def state_scores(
 
     Equivalent PyTorch: `states.float().var(-1, correction=0)`, `states.float().norm(dim=-1)`.
     """
-    expect_shape("states", states, ("B", None), ("S", None), ("H", None))
-    expect_float("states", states)
-    if block_size < 1:
-        raise ValueError(f"block_size: an integer of at least 1 expected, got {block_size}")
+    expect(("states", states, "B S H", FLOAT), ("lengths", lengths, "B", None))
+    _expect_block_size(block_size)
     batch, tokens, _ = states.shape
-    if lengths is not None:
-        expect_shape("lengths", lengths, ("B", batch))
     spread, norms, inverse = (
         states.new_empty(batch, tokens, dtype=torch.float32) for _ in range(3)
     )
@@ -108,84 +68,39 @@ def state_scores(
     return out
 
 
-def _attention_received(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    key_mask: torch.Tensor | None,
-    scale: float,
-    is_causal: bool,
-    lse: torch.Tensor,
-    partial: torch.Tensor,
-    received: torch.Tensor,
+def state_scores_plain(
+    states: torch.Tensor,
+    lengths: torch.Tensor | None,
+    block_size: int,
+    variance: torch.Tensor,
+    norm: torch.Tensor,
+    inverse_norm: torch.Tensor,
+    pooled: torch.Tensor,
 ) -> None:
-    received.copy_(reference.attention_received(query, key, scale, is_causal, key_mask))
+    """The specification of `state_scores`, of arguments that were checked already."""
+    batch, tokens, width = states.shape
+    chunk = max(1, CACHED_BYTES // max(1, 4 * batch * width))
+    for start in range(0, tokens, chunk):  # read from memory once: the rest comes from the cache
+        part = slice(start, start + chunk)
+        wide = states[:, part].float()
+        # Two passes: as exact as `var`, and several times as fast on a CPU.
+        centred = wide - wide.mean(-1, keepdim=True)
+        variance[:, part] = torch.linalg.vector_norm(centred, dim=-1).square_().div_(width)
+        norm[:, part] = torch.linalg.vector_norm(wide, dim=-1)
+    inverse_norm.copy_(torch.where(norm == 0, 0.0, 1.0 / norm))
+    pooled.copy_(pool_blocks(variance, block_size, lengths))
 
 
-attention_received_ = register(
-    "attention_received(Tensor query, Tensor key, Tensor? key_mask, float scale, bool is_causal, "
-    "Tensor(a!) lse, Tensor(b!) partial, Tensor(c!) received) -> ()",
-    _attention_received,
-    "score:attention_received",
+state_scores_ = register(
+    "state_scores(Tensor states, Tensor? lengths, int block_size, Tensor(a!) variance, "
+    "Tensor(b!) norm, Tensor(c!) inverse_norm, Tensor(d!) pooled) -> ()",
+    state_scores_plain,
+    "score:state_scores",
     "cmr.score",
 )
 
 
-def attention_received(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    scale: float | None = None,
-    is_causal: bool = True,
-    key_mask: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Attention that each token receives: the mean over heads and over the queries that see it.
-
-    A plain column sum would favour the first tokens, which more queries see. No matrix of
-    probabilities is kept: the log-sum-exp of each query comes first, the sums over queries after.
-
-    Args:
-        query: [B, H, S, D], float32, float16 or bfloat16.
-        key: [B, G, L, D], same dtype, H a multiple of G, S <= L where causal.
-        scale: factor of q·k; None: D ** -0.5.
-        is_causal: query i sees keys up to L - S + i.
-        key_mask: [B, L] bool, True = a real token; None: all. Padding scores 0; where S = L it
-            does not count as a query either.
-
-    Returns:
-        [B, L] float32 in [0, 1]. No gradient.
-
-    Raises:
-        TypeError, ValueError: dtypes or shapes do not fit.
-
-    Source: Zhang et al., H2O (2023), accumulated attention, here per query that can see the token.
-
-    Equivalent PyTorch: `torch.softmax(scale * query @ key.mT + causal, -1).mean(1).sum(1) / seen`.
-    """
-    reference.check_attention_received(query, key, is_causal, key_mask)
-    batch, heads, steps, width = query.shape
-    length = key.shape[2]
-    lse = query.new_empty(batch, heads, steps, dtype=torch.float32)
-    partial = query.new_empty(batch, heads, length, dtype=torch.float32)
-    received = query.new_empty(batch, length, dtype=torch.float32)
-    scale = width**-0.5 if scale is None else float(scale)
-    attention_received_(query, key, key_mask, scale, is_causal, lse, partial, received)
-    return received
-
-
-def _surprise(
-    logits: torch.Tensor,
-    token_ids: torch.Tensor,
-    previous: torch.Tensor | None,
-    losses: torch.Tensor,
-) -> None:
-    losses.copy_(reference.surprise(logits, token_ids, previous))
-
-
-surprise_ = register(
-    "surprise(Tensor logits, Tensor token_ids, Tensor? previous, Tensor(a!) losses) -> ()",
-    _surprise,
-    "score:surprise",
-    "cmr.score",
-)
+# -- surprise --------------------------------------------------------------------------------------
 
 
 def surprise(
@@ -209,18 +124,53 @@ def surprise(
 
     Equivalent PyTorch: `F.cross_entropy(logits[:, :-1].mT, token_ids[:, 1:], reduction="none")`.
     """
-    expect_shape("logits", logits, ("B", None), ("S", None), ("V", None))
-    batch, steps, vocabulary = logits.shape
-    expect_float("logits", logits)
-    expect_shape("token_ids", token_ids, ("B", batch), ("S", steps))
-    if token_ids.is_floating_point() or token_ids.dtype == torch.bool:
-        raise TypeError(f"token_ids: an integer dtype expected, got {token_ids.dtype}")
-    if previous is not None:
-        expect_shape("previous", previous, ("B", batch), ("V", vocabulary))
-        expect_float("previous", previous)
-    losses = logits.new_empty(batch, steps, dtype=torch.float32)
+    expect(
+        ("logits", logits, "B S V", FLOAT),
+        ("token_ids", token_ids, "B S", INTEGER),
+        ("previous", previous, "B V", FLOAT),
+    )
+    losses = logits.new_empty(logits.shape[:2], dtype=torch.float32)
     surprise_(logits, token_ids, previous, losses)
     return losses
+
+
+def surprise_plain(
+    logits: torch.Tensor,
+    token_ids: torch.Tensor,
+    previous: torch.Tensor | None,
+    losses: torch.Tensor,
+) -> None:
+    """The specification of `surprise`, of arguments that were checked already."""
+    batch, steps, vocabulary = logits.shape
+    token_ids = token_ids.long()
+    losses.zero_()
+    # In chunks: logits of a large vocabulary in float32 would be several times the model's states.
+    chunk = max(1, CHUNK_BYTES // max(1, 4 * batch * vocabulary))
+    for start in range(0, steps - 1, chunk):
+        stop = min(start + chunk, steps - 1)
+        losses[:, start + 1 : stop + 1] = _loss(
+            logits[:, start:stop], token_ids[:, start + 1 : stop + 1]
+        )
+    if previous is not None and steps > 0:
+        losses[:, :1] = _loss(previous[:, None], token_ids[:, :1])
+    elif steps > 1:
+        losses[:, 0] = losses[:, 1:].mean(1)
+
+
+def _loss(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    wide = logits.float()
+    return torch.logsumexp(wide, -1) - wide.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+
+
+surprise_ = register(
+    "surprise(Tensor logits, Tensor token_ids, Tensor? previous, Tensor(a!) losses) -> ()",
+    surprise_plain,
+    "score:surprise",
+    "cmr.score",
+)
+
+
+# -- several scores as one -------------------------------------------------------------------------
 
 
 class HybridScores(NamedTuple):
@@ -235,30 +185,8 @@ class HybridScores(NamedTuple):
     pooled: torch.Tensor
 
 
-def _hybrid_blocks(
-    scores: torch.Tensor,
-    references: torch.Tensor,
-    weights: torch.Tensor,
-    lengths: torch.Tensor | None,
-    block_size: int,
-    *out: torch.Tensor,
-) -> None:
-    found = reference.hybrid_blocks(scores, references, weights, block_size, lengths)
-    for tensor, value in zip(out, found, strict=True):
-        tensor.copy_(value)
-
-
-hybrid_blocks_ = register(
-    "hybrid_blocks(Tensor scores, Tensor references, Tensor weights, Tensor? lengths, "
-    "int block_size, Tensor(a!) tokens, Tensor(b!) pooled) -> ()",
-    _hybrid_blocks,
-    "score:hybrid_blocks",
-    "cmr.score",
-)
-
-
 def hybrid_blocks(
-    scores: Sequence[torch.Tensor] | torch.Tensor,
+    scores: torch.Tensor,
     references: torch.Tensor,
     weights: Sequence[float] | torch.Tensor,
     block_size: int,
@@ -267,7 +195,7 @@ def hybrid_blocks(
     """Calibrates several scores of the same tokens, takes their weighted mean and pools it.
 
     Args:
-        scores: n tensors [B, S] float32, or one [n, B, S].
+        scores: [n, B, S] float32, n at least 1.
         references: [n, R] float32, a sample of earlier values of each score, sorted upwards; R may
             be 0. A score becomes the share of its sample below it, ties counted half; NaN becomes
             0; without a sample all become 0.5.
@@ -285,30 +213,50 @@ def hybrid_blocks(
     Equivalent PyTorch: `hybrid([calibrate(s, r) for s, r in zip(scores, references)], weights)`,
     then `pool_blocks`.
     """
-    if not isinstance(scores, torch.Tensor):
-        if not scores:
-            raise ValueError("scores: at least one tensor expected, got none")
-        for index, score in enumerate(scores):
-            expect_shape(f"scores[{index}]", score, *zip("BS", scores[0].shape, strict=True))
-        scores = torch.stack(tuple(scores))
-    expect_shape("scores", scores, ("n", None), ("B", None), ("S", None))
-    count, batch, steps = scores.shape
-    if count == 0:
+    if not len(scores):
         raise ValueError("scores: at least one tensor expected, got none")
-    expect_same_dtype("scores", scores, torch.float32)
-    expect_shape("references", references, ("n", count), ("R", None))
-    expect_same_dtype("references", references, torch.float32)
     if not isinstance(weights, torch.Tensor):
-        expect_weights(weights, count)
+        expect_weights(weights, len(scores))
         weights = torch.tensor(weights, dtype=torch.float32, device=scores.device)
-    expect_shape("weights", weights, ("n", count))
-    expect_same_dtype("weights", weights, torch.float32)
-    if block_size < 1:
-        raise ValueError(f"block_size: an integer of at least 1 expected, got {block_size}")
-    if lengths is not None:
-        expect_shape("lengths", lengths, ("B", batch))
+    sizes = expect(
+        ("scores", scores, "n B S", torch.float32),
+        ("references", references, "n R", torch.float32),
+        ("weights", weights, "n", torch.float32),
+        ("lengths", lengths, "B", None),
+    )
+    _expect_block_size(block_size)
+    batch, steps = sizes["B"], sizes["S"]
     out = HybridScores(
         scores.new_empty(batch, steps), scores.new_empty(batch, -(-steps // block_size))
     )
     hybrid_blocks_(scores, references, weights, lengths, block_size, *out)
     return out
+
+
+def hybrid_blocks_plain(
+    scores: torch.Tensor,
+    references: torch.Tensor,
+    weights: torch.Tensor,
+    lengths: torch.Tensor | None,
+    block_size: int,
+    tokens: torch.Tensor,
+    pooled: torch.Tensor,
+) -> None:
+    """The specification of `hybrid_blocks`, of arguments that were checked already."""
+    quantiles = [calibrate(s, sample) for s, sample in zip(scores, references, strict=True)]
+    tokens.copy_(hybrid(quantiles, weights.tolist()))
+    pooled.copy_(pool_blocks(tokens, block_size, lengths))
+
+
+hybrid_blocks_ = register(
+    "hybrid_blocks(Tensor scores, Tensor references, Tensor weights, Tensor? lengths, "
+    "int block_size, Tensor(a!) tokens, Tensor(b!) pooled) -> ()",
+    hybrid_blocks_plain,
+    "score:hybrid_blocks",
+    "cmr.score",
+)
+
+
+def _expect_block_size(block_size: int) -> None:
+    if block_size < 1:
+        raise ValueError(f"block_size: an integer of at least 1 expected, got {block_size}")

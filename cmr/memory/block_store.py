@@ -7,13 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from cmr.kernels.ring_write import (
-    Columns,
-    Reserved,
-    ring_link,
-    ring_write_heads,
-    ring_write_index,
-)
+from cmr.kernels.ring_link import Columns, Reserved, ring_link
+from cmr.kernels.ring_write import ring_write_heads, ring_write_index
 from cmr.memory.allocation import LayerShape, Lower, on_device
 from cmr.memory.batch import BlockBatch, LayerSource
 from cmr.memory.sessions import NO_SESSION

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from cmr.kernels.score import attention_received, state_scores, surprise
+from cmr.kernels.attention_received import attention_received
+from cmr.kernels.score import state_scores, surprise
 
 
 def token_mask(

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 
-from cmr.kernels.reference.select import Columns, may_see
+from cmr.kernels.reference.select import SearchColumns, may_see
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Searched(Protocol):
         index: unit vectors of the upper tiers; its dtype is that of queries.
         ledger: the host's account, see `SlotLedger`.
         session, positions, token_ids, successor, predecessor, relevance, created, cursor: see
-            `Columns` of `cmr.kernels.ring_write`.
+            `Columns` of `cmr.kernels.ring_link`.
     """
 
     block_size: int
@@ -194,16 +194,14 @@ def tell(strategies: Iterable[Strategy], what: str, *given: Any) -> None:
             method(*given)
 
 
-def columns_of(store: Searched, size: int) -> Columns:
+def columns_of(store: Searched, size: int) -> SearchColumns:
     """The columns of the first `size` slots."""
-    return Columns(
+    return SearchColumns(
         store.session[:size],
         store.positions[:size],
         store.successor[:size],
         store.predecessor[:size],
-        store.relevance[:size],
         store.created[:size],
-        store.cursor,
     )
 
 

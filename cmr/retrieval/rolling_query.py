@@ -6,8 +6,9 @@ import copy
 
 import torch
 
-from cmr.kernels.maxsim import Scratch, Selection, new_scratch, new_selection
+from cmr.kernels.reference.select import Selection
 from cmr.kernels.ring_write import ring_write_index
+from cmr.kernels.select import Scratch, new_scratch, new_selection
 from cmr.memory.block_store import BlockStore
 from cmr.retrieval.ask import Ask
 from cmr.retrieval.choice import Choice

@@ -7,13 +7,10 @@ from cmr.kernels.reference.select import Rule
 from cmr.retrieval.calibration import Calibration
 
 TUNED = Rule(
-    criteria=(1.0, 0.0, 0.0, 0.0),
-    half_life=1.0,
     # A query token weighs the square of its best standardised match: template words match
     # everywhere alike and weigh little, a name that one passage holds weighs most.
     peak_power=2,
     clamp=8.0,
-    ratio=0.0,
     threshold=0.0,
     # Score of the best passage when nothing fits: base + slope * ln(blocks), fitted to questions
     # about other documents at 2 to 500 stored blocks (docs/how-it-works.md).

@@ -7,18 +7,20 @@ from typing import NamedTuple
 import torch
 
 from cmr.config import RetrievalConfig
-from cmr.kernels.maxsim import Columns, Rule, Scratch, Selection, maxsim_select
 from cmr.kernels.reference._topk import topk_lowest_slot
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.maxsim import spread
 from cmr.kernels.reference.select import (
-    candidates,
+    Rule,
+    SearchColumns,
+    Selection,
+    at_peaks,
     certainty_of,
-    local_maxima,
     may_see,
     shares_of,
     stamped_table,
 )
+from cmr.kernels.select import Scratch, maxsim_select
 from cmr.retrieval.ask import Ask, Scored, Searched, columns_of
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
@@ -123,7 +125,7 @@ class Selector:
         self,
         ask: Ask,
         store: Searched,
-        columns: Columns,
+        columns: SearchColumns,
         rule: Rule,
         best: Best,
         found: Scored | None = None,
@@ -188,17 +190,17 @@ def _similarity(best: Best, line: torch.Tensor | None) -> torch.Tensor:
 
 
 def standing_out(
-    line: torch.Tensor, passages: torch.Tensor, columns: Columns, found: Scored, k: int
+    line: torch.Tensor, passages: torch.Tensor, columns: SearchColumns, found: Scored, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores and first slots of the `k` best passages among the local maxima of a line.
 
     The line runs along the text; `passages` is what they are ranked by. Both are `[batch, blocks]`
     float32, `-inf` where there is nothing to find.
     """
+    ranked = at_peaks(line, passages, columns)
     if found.profiles is None:
-        return candidates(line, passages, columns, k)
-    peaks = (line > NEG_INF) & local_maxima(line, columns.successor, columns.predecessor)
-    return diversify(passages.masked_fill(~peaks, NEG_INF), found.profiles, found.diversity, k)
+        return topk_lowest_slot(ranked, k)
+    return diversify(ranked, found.profiles, found.diversity, k)
 
 
 def diversify(base: torch.Tensor, profiles: torch.Tensor, weight: float, k: int) -> Ranked:

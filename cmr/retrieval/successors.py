@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from cmr.config.next_token import NextTokenConfig
 from cmr.errors import ConfigError
-from cmr.kernels.ring_write import Columns
+from cmr.kernels.ring_link import Columns
 
 UNSURE, SURE = 1.2, 1.8
 """Certainties of the search between which the fit that is asked for falls (docs/next-token.md)."""

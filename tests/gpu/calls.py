@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 
-from cmr.kernels.attention import attention_partials, attention_with_lse
-from cmr.kernels.cosine_topk import cosine_rerank, cosine_topk
-from cmr.kernels.maxsim import block_maxima, maxsim_select, new_scratch, new_selection
+from cmr.kernels.attention import attention_with_lse
+from cmr.kernels.attention_partials import attention_partials
+from cmr.kernels.attention_received import attention_received
+from cmr.kernels.cosine_topk import cosine_topk
+from cmr.kernels.maxsim import block_maxima
 from cmr.kernels.reference.quantise import quantise_rows
-from cmr.kernels.reference.select import Columns, Rule
-from cmr.kernels.reweave import reweave_paged, reweave_residual_paged
-from cmr.kernels.score import attention_received, hybrid_blocks, state_scores, surprise
+from cmr.kernels.reference.select import Rule, SearchColumns
+from cmr.kernels.reweave_paged import reweave_paged
+from cmr.kernels.reweave_residual import reweave_residual_paged
+from cmr.kernels.score import hybrid_blocks, state_scores, surprise
+from cmr.kernels.select import maxsim_select, new_scratch, new_selection
 from tests.gpu.inputs import BLOCK, Call, Inputs, Maker, Outputs
 from tests.gpu.writes import WRITES
 
@@ -115,27 +119,23 @@ def _block_maxima_of_codes(dtype: torch.dtype, tokens: int, blocks: int, hidden:
 
 
 RULE = Rule(
-    criteria=(1.0, 0.0, 0.0, 0.0), half_life=64.0, peak_power=2, clamp=8.0, ratio=0.0,
-    threshold=0.0, null_base=0.5, null_slope=0.2, few_blocks=4, few_certainty=1.0, passage=2,
-    neighbours=1,
+    peak_power=2, clamp=8.0, threshold=0.0, null_base=0.5, null_slope=0.2, few_blocks=4,
+    few_certainty=1.0, passage=2, neighbours=1,
 )  # fmt: skip
-DIVERSE = RULE._replace(criteria=(1.0, 0.3, 0.2, 0.5))
 
 
-def _maxsim_select(tokens: int, blocks: int, k: int, rule: Rule, name: str) -> Call:
-    run = rule.passage + 2 * rule.neighbours
+def _maxsim_select(tokens: int, blocks: int, k: int) -> Call:
+    run = RULE.passage + 2 * RULE.neighbours
 
     def make(device: str, dtype: torch.dtype, seed: int) -> Inputs:
         new = Maker(device, dtype, seed)
         slots = new.range(blocks)
-        columns = Columns(
+        columns = SearchColumns(
             session=slots % 2,
             positions=(slots // 2 * BLOCK)[:, None] + new.range(BLOCK),
             successor=torch.where(slots + 2 < blocks, slots + 2, -1),
             predecessor=torch.where(slots >= 2, slots - 2, -1),
-            relevance=new.floats(blocks).sigmoid(),
             created=slots + 1,
-            cursor=torch.tensor([blocks], device=device),
         )
         return {
             "maxima": new.floats(2, tokens, blocks).tanh(),
@@ -143,7 +143,7 @@ def _maxsim_select(tokens: int, blocks: int, k: int, rule: Rule, name: str) -> C
             "columns": columns,
             "sessions": new.range(2),
             "before": None,
-            "rule": rule,
+            "rule": RULE,
             "k": k,
         }
 
@@ -152,7 +152,7 @@ def _maxsim_select(tokens: int, blocks: int, k: int, rule: Rule, name: str) -> C
         return new_selection(like, 2, k, run), new_scratch(like, 2, tokens, blocks)
 
     return Call(
-        f"maxsim_select/{tokens}x{blocks} k{k} {name}", "maxsim_select", "cmr.retrieve", make,
+        f"maxsim_select/{tokens}x{blocks} k{k}", "maxsim_select", "cmr.retrieve", make,
         lambda given, out: maxsim_select(**given, out=out[0], scratch=out[1]), allocate,
         decoding=True,
     )  # fmt: skip
@@ -174,22 +174,6 @@ def _cosine_topk(queries: int, entries: int, hidden: int, k: int, large: bool = 
         f"cosine_topk/{queries}x{entries}x{hidden} k{k}", "cosine_topk", "cmr.retrieve", make,
         lambda given, out: cosine_topk(**given, out=out), _best(queries, k),
         large=large, ranked=True,
-    )  # fmt: skip
-
-
-def _cosine_rerank(queries: int, entries: int, hidden: int, candidates: int, k: int) -> Call:
-    def make(device: str, dtype: torch.dtype, seed: int) -> Inputs:
-        new = Maker(device, dtype, seed)
-        return {
-            "query": new.normal(queries, hidden),
-            "entries": new.unit(entries, hidden),
-            "candidates": torch.stack([new.distinct(entries, candidates) for _ in range(queries)]),
-            "k": k,
-        }
-
-    return Call(
-        f"cosine_rerank/{queries}x{candidates}x{hidden} k{k}", "cosine_rerank", "cmr.retrieve",
-        make, lambda given, out: cosine_rerank(**given, out=out), _best(queries, k), ranked=True,
     )  # fmt: skip
 
 
@@ -322,12 +306,11 @@ CALLS = [
     _block_maxima(64, 2048, 576, large=True),
     _block_maxima_of_codes(torch.int8, 17, 33, 96),
     _block_maxima_of_codes(torch.float8_e4m3fn, 17, 33, 96),
-    _maxsim_select(5, 301, 2, RULE, "plain"),
-    _maxsim_select(64, 300, 7, DIVERSE, "diverse"),
+    _maxsim_select(5, 301, 2),
+    _maxsim_select(64, 300, 7),
     _cosine_topk(1, 1000, 100, 16),
     _cosine_topk(33, 300, 60, 64),
     _cosine_topk(32, 65536, 576, 16, large=True),
-    _cosine_rerank(3, 300, 96, 40, 16),
     _attention(6, 2, 70, 64),
     _attention(4, 4, 33, 100),
     _attention(32, 8, 512, 128, large=True),

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.shared import decoding
 from cmr.integration.reweave import recall
-from cmr.kernels._ops import NAMESPACE
+from cmr.kernels.dispatch import NAMESPACE
 from tests.gpu.checks import allocations
 
 LAUNCHES = 3

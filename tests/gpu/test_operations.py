@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cmr.kernels import ranges
-from cmr.kernels._ops import REGISTERED
+from cmr.kernels.dispatch import REGISTERED
 from tests.gpu import checks
 from tests.gpu.calls import CALLS
 from tests.gpu.inputs import Call, tensors, together

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from cmr.kernels.ring_write import (
-    Columns,
-    Reserved,
-    ring_link,
-    ring_reserve,
-    ring_write_heads,
-    ring_write_index,
-)
+from cmr.kernels.ring_link import Columns, ring_link
+from cmr.kernels.ring_write import ring_write_heads, ring_write_index
 from tests.gpu.inputs import BLOCK, Call, Inputs, Maker, Outputs
+from tests.kernels.ring import reserve
 
 SLOTS, WRITTEN = 12, 17
 """More blocks were written than there are slots: the ring has wrapped around."""
@@ -40,22 +35,6 @@ def _columns(new: Maker) -> Columns:
     )
 
 
-def _sessions(new: Maker, count: int) -> torch.Tensor:
-    return new.integers(3, count)
-
-
-def _reserve(count: int) -> Call:
-    def make(device: str, dtype: torch.dtype, seed: int) -> Inputs:
-        new = Maker(device, dtype, seed)
-        return {"columns": _columns(new), "sessions": _sessions(new, count)}
-
-    return Call(
-        f"ring_reserve/{count}", "ring_reserve", "cmr.write", make,
-        lambda given, out: ring_reserve(**given, out=out),
-        lambda given: Reserved(*(torch.empty_like(given["sessions"]) for _ in range(3))),
-    )  # fmt: skip
-
-
 def _link(blocks: int) -> Call:
     """Two rows of text, their second block is left out."""
     tokens = blocks * BLOCK - 5
@@ -63,11 +42,11 @@ def _link(blocks: int) -> Call:
 
     def make(device: str, dtype: torch.dtype, seed: int) -> Inputs:
         new = Maker(device, dtype, seed)
-        columns, sessions = _columns(new), _sessions(new, count)
+        columns, sessions = _columns(new), new.integers(3, count)
         number = new.range(2 * blocks)
         return {
             "columns": columns,
-            "reserved": ring_reserve(columns, sessions),
+            "reserved": reserve(columns, sessions),
             "sessions": sessions,
             "token_ids": new.integers(99, 2, tokens),
             "positions": new.integers(99, 2, tokens),
@@ -155,8 +134,6 @@ def _readable(index: torch.Tensor) -> torch.Tensor:
 
 
 WRITES = [
-    _reserve(5),
-    _reserve(12),
     _link(3),
     _heads(3, 64, 64),
     _heads(2, 100, 50),

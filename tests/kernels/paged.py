@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from cmr.kernels.reference.attention import attend_partials, merge_partials
-from cmr.kernels.reference.reweave import reweave_paged
+from cmr.kernels.attention_partials import attention_partials_plain, merge_partials
+from cmr.kernels.reweave_paged import read_blocks
 
 SEEN = 37
 """Keys of the local attention."""
@@ -61,7 +61,9 @@ class Paged:
         key, value = (normal(batch, groups, SEEN, width) for _ in range(2))
         table = torch.stack([torch.randperm(slots, generator=rng)[:entries] for _ in range(batch)])
         created = torch.randint(1, 1 << 40, (slots,), generator=rng)
-        out, lse = attend_partials(query, key, value, None, False, width**-0.5, None, parts)
+        out = torch.empty(parts, batch, heads, steps, width)
+        lse = torch.empty(parts, batch, heads, steps)
+        attention_partials_plain(query, key, value, None, False, width**-0.5, None, out, lse)
         return cls(
             query=query,
             key_store=normal(slots, groups, block, width),
@@ -127,7 +129,9 @@ class Paged:
 def specified(case: Paged) -> tuple[torch.Tensor, torch.Tensor]:
     """What the specification makes of a case."""
     scale = case.query.shape[-1] ** -0.5
-    return reweave_paged(**case.arguments(), scale=scale)
+    given = case.arguments()
+    cos, sin = given.pop("turn") or (None, None)
+    return read_blocks(**given, cos=cos, sin=sin, scale=scale)
 
 
 def local_attention(case: Paged) -> torch.Tensor:

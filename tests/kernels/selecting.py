@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from cmr.kernels.reference.select import Columns, Rule
+from cmr.kernels.reference.select import Rule, SearchColumns
 
 RULE = Rule(
-    criteria=(1.0, 0.0, 0.0, 0.0),
-    half_life=20.0,
     peak_power=2,
     clamp=8.0,
-    ratio=0.5,
     threshold=0.0,
     null_base=0.7,
     null_slope=0.18,
@@ -22,7 +19,7 @@ RULE = Rule(
 )
 
 
-def columns_of(blocks: int, sessions: int, block: int) -> Columns:
+def columns_of(blocks: int, sessions: int, block: int) -> SearchColumns:
     """A ring that has wrapped around: each session's blocks chained in the order of their text."""
     created = (torch.arange(blocks) + blocks // 3) % max(blocks, 1) + 1
     session = torch.randint(0, sessions, (blocks,))
@@ -37,10 +34,7 @@ def columns_of(blocks: int, sessions: int, block: int) -> Columns:
         positions[chain] = torch.arange(len(chain) * block).view(-1, block)
     if blocks > 2:
         positions[:, -1] = torch.where(torch.rand(blocks) > 0.5, -1, positions[:, -1])
-    relevance = torch.rand(blocks)
-    return Columns(
-        session, positions, successor, predecessor, relevance, created, torch.tensor([blocks])
-    )
+    return SearchColumns(session, positions, successor, predecessor, created)
 
 
 def rows_of(batch: int, tokens: int, blocks: int) -> tuple[torch.Tensor, torch.Tensor]:

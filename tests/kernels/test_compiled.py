@@ -11,7 +11,7 @@ triton = pytest.importorskip("triton")
 from benchmarks.compiled.cases import all_cases  # noqa: E402 - needs triton
 from benchmarks.compiled.compiler import compile_launches, recording  # noqa: E402
 from benchmarks.compiled.table import compile_all, read  # noqa: E402
-from cmr.kernels._ops import REGISTERED  # noqa: E402
+from cmr.kernels.dispatch import REGISTERED  # noqa: E402
 from cmr.kernels.gpu._launch import TARGETS  # noqa: E402
 
 CASES = all_cases()

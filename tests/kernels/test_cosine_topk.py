@@ -1,5 +1,6 @@
 """Cosine top-k over entries against brute force."""
 
+import importlib
 import math
 
 import pytest
@@ -8,12 +9,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmr.kernels.cosine_topk import cosine_rerank, cosine_topk, cosine_topk_, new_partial
+from cmr.kernels.cosine_topk import cosine_topk, cosine_topk_, new_partial
 from cmr.kernels.reference import _topk
-from cmr.kernels.reference import cosine_topk as package_member
 from cmr.kernels.reference.quantise import quantise_rows
 from cmr.kernels.reference.score import inverse_norm
 from tests.kernels.compare import assert_close, assert_error_at_most_twice
+
+module = importlib.import_module("cmr.kernels.cosine_topk")  # not the function of that name
 
 
 @settings(deadline=None, max_examples=60)
@@ -40,7 +42,7 @@ def test_matches_brute_force(
     if hidden:
         visible[0] = False
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(package_member, "CHUNK_BYTES", chunk)
+        patch.setattr(module, "CHUNK_BYTES", chunk)
         scores, slots = cosine_topk(
             query, entries, None if normed else inverse_norm(entries), visible, k, threshold
         )
@@ -136,20 +138,16 @@ def test_topk_is_exact_with_ties_nan_and_infinities(
         assert (values[b, len(want) :] == -math.inf).all()
 
 
-@pytest.mark.parametrize(("codes", "least"), [(torch.int8, 1.0), (torch.float8_e4m3fn, 0.99)])
-def test_codes_and_a_second_look_find_the_exact_best(codes, least) -> None:
-    found = []
+@pytest.mark.parametrize("codes", [torch.int8, torch.float8_e4m3fn])
+def test_the_exact_best_are_among_the_best_by_codes(codes) -> None:
     for seed in range(4):
         torch.manual_seed(seed)
         entries, query = F.normalize(torch.randn(5000, 128), dim=-1), torch.randn(8, 128)
         coded, scale = quantise_rows(entries, codes)
         near = cosine_topk(query, coded, None, None, 64, scale=scale)[1]
-        have = cosine_rerank(query, entries, near, 16)
-        want = cosine_topk(query, entries, None, None, 16)
-        hits = (have[1][:, :, None] == want[1][:, None]).any(-1)
-        found.append(hits.double().mean().item())
-        assert_close("scores", have[0][hits], want[0][hits] if hits.all() else have[0][hits])
-    assert min(found) >= least, found
+        want = cosine_topk(query, entries, None, None, 16)[1]
+        found = (near[:, :, None] == want[:, None]).any(1)
+        assert found.double().mean() >= (1.0 if codes == torch.int8 else 0.99)
 
 
 def test_the_operation_traces_and_compiles() -> None:
@@ -158,15 +156,7 @@ def test_the_operation_traces_and_compiles() -> None:
     partial = new_partial(query, 2, 70, 5)
     arguments = (query, entries, torch.ones(70), torch.ones(2, 70).bool(), 0.1, None, partial, *out)
     torch.library.opcheck(cosine_topk_, arguments)
-    candidates = torch.randint(-1, 70, (2, 9))
-    torch.library.opcheck(
-        torch.ops.cmr.cosine_rerank.default, (query, entries, candidates, None, *out)
-    )
-
-    def both(query: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        near = cosine_topk(query, entries, None, None, 9)
-        return *near, *cosine_rerank(query, entries, near[1], 4)
-
-    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
-    for have, want in zip(compiled(query), both(query), strict=True):
-        assert torch.equal(have, want)
+    compiled = torch.compile(cosine_topk, fullgraph=True, backend="aot_eager")
+    want = cosine_topk(query, entries, None, None, 9)
+    for a, b in zip(compiled(query, entries, None, None, 9), want, strict=True):
+        assert torch.equal(a, b)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cmr.errors import KernelError
-from cmr.kernels import _ops, dispatch
+from cmr.kernels import dispatch
 from cmr.kernels.score import state_scores
 
 
@@ -150,9 +150,9 @@ def test_an_operation_asks_on_every_call(some_triton: None) -> None:
 
 def test_an_operation_runs_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
-    monkeypatch.setattr(_ops, "_lazily", lambda host: lambda *_: ran.append(host))
-    monkeypatch.setattr(_ops, "REGISTERED", {})
-    operation = _ops.register(
+    monkeypatch.setattr(dispatch, "_lazily", lambda host: lambda *_: ran.append(host))
+    monkeypatch.setattr(dispatch, "REGISTERED", {})
+    operation = dispatch.register(
         "dispatch_probe(Tensor(a!) out) -> ()",
         lambda out: ran.append("specification"),
         "nowhere:nothing",
@@ -160,18 +160,19 @@ def test_an_operation_runs_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> N
     )
     out = torch.zeros(1)
     operation(out)
-    monkeypatch.setattr(_ops, "implementation", lambda kind: dispatch.Implementation("triton", ""))
+    chosen = dispatch.Implementation("triton", "")
+    monkeypatch.setattr(dispatch, "implementation", lambda kind: chosen)
     operation(out)
     assert ran == ["specification", "nowhere:nothing"]
 
 
 def test_no_host_function_is_looked_for_before_it_is_needed() -> None:
-    launch = _ops._lazily("no_such_module:function")
+    launch = dispatch._lazily("no_such_module:function")
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         launch()
 
 
-@pytest.mark.parametrize("host", sorted(_ops.REGISTERED.values()))
+@pytest.mark.parametrize("host", sorted(dispatch.REGISTERED.values()))
 def test_every_host_function_exists(host: str) -> None:
     pytest.importorskip("triton")
     module, _, function = host.partition(":")

@@ -2,17 +2,16 @@
 
 import math
 
-import numpy
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmr.kernels.maxsim import block_maxima, block_maxima_, rerank_blocks
-from cmr.kernels.reference import maxsim as module
+from cmr.kernels import maxsim as module
+from cmr.kernels.maxsim import block_maxima, block_maxima_
 from cmr.kernels.reference._topk import topk_lowest_slot
-from cmr.kernels.reference.maxsim import maxsim_topk, passages, standardise
+from cmr.kernels.reference.maxsim import passages, standardise
 from cmr.kernels.reference.quantise import quantise_rows
 from tests.kernels.compare import assert_close, assert_error_at_most_twice
 
@@ -144,50 +143,6 @@ def test_passages_of_nothing() -> None:
     assert empty.shape == (1, 2, 0)
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    batch=st.integers(1, 3),
-    tokens=st.sampled_from([1, 4]),
-    blocks=st.sampled_from([0, 1, 63, 1000]),
-    k=st.sampled_from([1, 3, 70]),
-    weighted=st.booleans(),
-    seed=st.integers(0, 99),
-)
-def test_maxsim_topk(batch, tokens, blocks, k, weighted, seed) -> None:
-    rng = torch.Generator().manual_seed(seed)
-    z = torch.randint(-3, 4, (batch, tokens, blocks), generator=rng).float()
-    visible = torch.rand(batch, blocks, generator=rng) > 0.5
-    visible[0] = False
-    weights = torch.randint(0, 2, (batch, tokens), generator=rng).float() if weighted else None
-    scores, slots = maxsim_topk(z, weights, visible, k)
-    assert scores.shape == slots.shape == (batch, k)
-    for b in range(batch):
-        share = torch.ones(tokens) if weights is None else weights[b]
-        allowed = visible[b].nonzero().flatten().numpy() if share.sum() else numpy.empty(0, int)
-        found = slots[b][slots[b] >= 0].numpy()
-        assert len(found) == min(k, len(allowed)) == len(set(found))
-        assert set(found) <= set(allowed)
-        assert (slots[b][len(found) :] == -1).all()
-        assert (scores[b][len(found) :] == -math.inf).all()
-        if len(allowed):
-            mean = ((share[:, None] * z[b]).sum(0) / share.sum()).double()
-            best = mean[allowed].sort(descending=True).values[: len(found)]
-            assert_close("scores", scores[b][: len(found)], best)
-            assert_close("by slot", mean[found], best)
-
-
-def test_ties_go_to_the_lowest_slot_every_time() -> None:
-    z = torch.zeros(1, 3, 1000)
-    z[..., 500:] = 2.0
-    visible = torch.ones(1, 1000, dtype=torch.bool)
-    visible[0, 501] = False
-    for _ in range(5):
-        _, slots = maxsim_topk(z, None, visible, 4)
-        assert slots.tolist() == [[500, 502, 503, 504]]
-    _, slots = maxsim_topk(-z, None, visible, 3)
-    assert slots.tolist() == [[0, 1, 2]]
-
-
 def test_signed_zeros_tie_and_nan_never_wins() -> None:
     z = torch.tensor([[-0.0, 0.0, math.nan, -1.0]])
     scores, slots = topk_lowest_slot(z, 4)
@@ -204,7 +159,7 @@ def test_a_planted_passage_across_an_edge_is_found_first() -> None:
     successor = torch.arange(1, 41)
     successor[-1] = -1
     z = standardise(passages(block_maxima(query, index), successor), visible)
-    assert maxsim_topk(z, None, visible, 1)[1].tolist() == [[20]]
+    assert topk_lowest_slot(z.mean(1), 1)[1].tolist() == [[20]]
 
 
 def test_bad_input_is_named() -> None:
@@ -224,8 +179,7 @@ def test_bad_input_is_named() -> None:
         ),
         (TypeError, "visible: dtype torch.bool", lambda: standardise(z, torch.ones(1, 3))),
         (ValueError, "clamp: a number above 0", lambda: standardise(z, visible, 0)),
-        (ValueError, "k: an integer of at least 1", lambda: maxsim_topk(z, None, visible, 0)),
-        (ValueError, r"query_weights: .*Q=2", lambda: maxsim_topk(z, z[0, :1], visible, 1)),
+        (ValueError, "k: an integer of at least 1", lambda: topk_lowest_slot(z[0], 0)),
         (TypeError, "successor: dtype torch.int64", lambda: passages(z, torch.zeros(3))),
     ]
     for kind, message, call in cases:
@@ -257,14 +211,14 @@ def test_a_second_look_at_candidates() -> None:
     slots = torch.tensor([[8, -1, 0], [3, 3, 1]])
     want = block_maxima(query, index).gather(2, slots.clamp(min=0)[:, None].expand(2, 3, 3))
     want = want.masked_fill((slots < 0)[:, None], -math.inf)
-    assert_close("maxima", rerank_blocks(query, index, slots), want, 1e-6)
+    assert_close("maxima", block_maxima(query, index, slots=slots), want, 1e-6)
 
 
 def test_candidates_of_other_sessions_are_not_looked_at() -> None:
     query, index = unit(2, 3, 60), unit(9, 4, 60, seed=1)
     slots, session = torch.tensor([[8, -1, 0], [3, 3, 1]]), torch.tensor([0, 1] * 4 + [1])
     have = block_maxima(query, index, None, None, session, torch.tensor([0, 1]), slots)
-    free = rerank_blocks(query, index, slots)
+    free = block_maxima(query, index, slots=slots)
     assert (have[0, :, :2] == -math.inf).all() and torch.equal(have[0, :, 2], free[0, :, 2])
     assert torch.equal(have[1], free[1])
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cmr.errors import KernelError
-from cmr.kernels import _ops, ranges
+from cmr.kernels import dispatch, ranges
 from cmr.kernels.score import state_scores
 
 
@@ -106,7 +106,7 @@ def test_an_error_inside_a_range_closes_it(opened: list, monkeypatch: pytest.Mon
             closed.append(error[0])
 
     monkeypatch.setattr(ranges, "annotate", lambda name: Range())
-    monkeypatch.setattr("cmr.kernels.reference.score.state_scores", _fail)
+    monkeypatch.setattr("cmr.kernels.score.pool_blocks", _fail)
     with pytest.raises(ZeroDivisionError):
         score()
     assert closed == [ZeroDivisionError]
@@ -135,7 +135,7 @@ def test_off_they_run_no_code(opened: list[tuple[str, str]]) -> None:
 
     score()
     off = called()
-    assert _ops.__file__ in off, "the operation was not seen"
+    assert dispatch.__file__ in off, "the operation was not seen"
     assert ranges.__file__ not in off
     with ranges.shown():
         assert ranges.__file__ in called()

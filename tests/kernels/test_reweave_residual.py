@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmr.kernels.reweave import reweave_residual, reweave_residual_paged
+from cmr.kernels.reweave_residual import reweave_residual, reweave_residual_paged
 from tests.kernels.compare import assert_close, assert_error_at_most_twice
 from tests.kernels.paged import Paged
 

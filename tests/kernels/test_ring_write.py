@@ -8,15 +8,9 @@ from hypothesis import strategies as st
 
 from cmr.kernels import ring_write as ops
 from cmr.kernels.reference.quantise import LARGEST
-from cmr.kernels.ring_write import Columns, Reserved
+from cmr.kernels.ring_link import Columns, Reserved, ring_link, ring_link_
 from tests.kernels.compare import assert_close
-
-
-def columns(slots: int, size: int) -> Columns:
-    numbers = [torch.full((slots,), -1) for _ in range(6)]
-    numbers[1].zero_()
-    text = torch.zeros(slots, size).long(), torch.full((slots, size), -1)
-    return Columns(torch.tensor([0]), *numbers, torch.zeros(slots), *text)
+from tests.kernels.ring import columns, reserve
 
 
 class Ledger:
@@ -53,8 +47,8 @@ def test_chains_of_sessions_stay_whole_while_the_ring_goes_round(slots, batches,
         ids = torch.randint(99, (len(sessions), 3), generator=rng)
         places = torch.randint(99, (len(sessions), 3), generator=rng)
         weight = torch.rand(len(sessions), 1, generator=rng)
-        found = ops.ring_reserve(state, sessions)
-        ops.ring_link(state, found, sessions, ids, places, weight)
+        found = reserve(state, sessions)
+        ring_link(state, found, sessions, ids, places, weight, torch.arange(len(sessions)))
         assert found.slots.tolist() == ledger.write(sessions.tolist())
         assert torch.equal(state.token_ids[found.slots], ids)
         assert torch.equal(state.positions[found.slots], places)
@@ -68,7 +62,7 @@ def test_chains_of_sessions_stay_whole_while_the_ring_goes_round(slots, batches,
             chain = ledger.chain(session)
             assert state.successor[chain].tolist() == [*chain[1:], -1][: len(chain)]
             assert state.predecessor[chain].tolist() == [-1, *chain[:-1]][: len(chain)]
-    rewritten = ops.ring_reserve(state, torch.zeros(slots, dtype=torch.int64))
+    rewritten = reserve(state, torch.zeros(slots, dtype=torch.int64))
     assert rewritten.predecessors.tolist() == [-1, *rewritten.slots[:-1].tolist()]
 
 
@@ -77,10 +71,10 @@ def test_any_slots_may_be_overwritten() -> None:
     state = columns(6, 1)
     rows = torch.zeros(6, dtype=torch.int64)
     text = torch.arange(6).view(6, 1)
-    ops.ring_link(state, ops.ring_reserve(state, rows), rows, text, text)
+    ring_link(state, reserve(state, rows), rows, text, text, None, rows.new_tensor(range(6)))
     assert state.successor.tolist() == [1, 2, 3, 4, 5, -1]
     new = Reserved(torch.tensor([2, 5]), torch.tensor([-1, 4]), torch.tensor([7, 8]))
-    ops.ring_link(state, new, torch.tensor([1, 0]), text[:2], text[:2])
+    ring_link(state, new, torch.tensor([1, 0]), text[:2], text[:2], None, torch.arange(2))
     assert state.successor.tolist() == [1, -1, -1, 4, 5, -1]
     assert state.predecessor.tolist() == [-1, 0, -1, -1, 3, 4]
     assert state.created.tolist() == [1, 2, 7, 4, 5, 8] and int(state.cursor) == 8
@@ -160,19 +154,16 @@ def test_index_of_blocks(tokens, hidden, dtype, scale, seed) -> None:
 
 def calls():
     """Each operation, small, by its name."""
-    none = torch.empty(0, dtype=torch.int64)
     state, sessions = columns(5, 4), torch.tensor([0, 1, 0])
-    found = ops.ring_reserve(state, sessions)
+    found = reserve(state, sessions)
     where, pick = torch.tensor([4, 1]), torch.tensor([0, 3])
     keys, turn = torch.randn(2, 3, 6, 8), torch.rand(2, 2, 6, 4).unbind()
     store = torch.zeros(5, 3, 4, 8)
-    out = [none.new_empty(3) for _ in range(3)]
-    text = torch.arange(12).view(3, 4)
+    text, order = torch.arange(12).view(3, 4), torch.arange(3)
     return {
-        "reserve": (ops.ring_reserve_, (*state[:3], sessions, *out)),
-        "link": (ops.ring_link_, (*state, *found, sessions, None, text, text, torch.rand(3, 1))),
+        "link": (ring_link_, (*state, *found, sessions, order, text, text, torch.rand(3, 1))),
         "link some": (
-            ops.ring_link_,
+            ring_link_,
             (*state, *found, sessions, torch.tensor([2, 0, 1]), text, text, None),
         ),
         "heads": (
@@ -207,12 +198,10 @@ def test_the_operations_keep_what_they_promise_pytorch(name: str) -> None:
 
 
 def test_a_whole_write_compiles_to_one_graph() -> None:
-    def write(state, stores, index, scale, sessions, text, keys, states, pick, turn):
-        found = ops.ring_reserve(state, sessions)
+    def write(state, found, stores, index, scale, sessions, text, keys, states, pick, turn):
         ops.ring_write_heads(*stores, found.slots, pick, keys, keys, *turn)
         ops.ring_write_index(index, scale, found.slots, pick, states)
-        ops.ring_link(state, found, sessions, text, text, None, pick)
-        return found.slots
+        ring_link(state, found, sessions, text, text, None, pick)
 
     def arguments():
         torch.manual_seed(0)
@@ -227,7 +216,9 @@ def test_a_whole_write_compiles_to_one_graph() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(write, fullgraph=True, backend="aot_eager")
     for _ in range(2):
-        assert torch.equal(compiled(*traced), write(*eager))
+        for state, *rest in (eager, traced):
+            act = write if state is eager[0] else compiled
+            act(state, reserve(state, rest[3]), *rest)
     for name, have, want in zip(Columns._fields, traced[0], eager[0], strict=True):
         assert_close(name, have, want, 0, 0)
     for have, want in zip([*traced[1], *traced[2:4]], [*eager[1], *eager[2:4]], strict=True):
@@ -241,37 +232,35 @@ def test_a_bad_call_is_named_and_writes_nothing() -> None:
     index, states = torch.zeros(4, 2, 8), torch.ones(1, 3, 8)
     found = Reserved(one, one - 1, one + 1)
     text, turn = torch.ones(1, 2).long(), torch.ones(1, 3, 9)
+    five = Reserved(*[torch.zeros(5).long()] * 3)
+    of_five = {"sessions": five.slots, "pick": five.slots}
+
+    def linked(**changed):
+        good = {"columns": state, "reserved": found, "sessions": one, "token_ids": text}
+        ring_link(**{**good, "positions": text, "relevance": None, "pick": one, **changed})
+
     cases = [
-        (
-            ValueError,
-            "at most 4 blocks fit",
-            lambda: ops.ring_reserve(state, torch.zeros(5).long()),
-        ),
-        (TypeError, "sessions: dtype torch.int64", lambda: ops.ring_reserve(state, one.int())),
+        (ValueError, "at most 4 blocks fit", lambda: linked(reserved=five, **of_five)),
+        (TypeError, "sessions: dtype torch.int64", lambda: linked(sessions=one.int())),
         (
             TypeError,
             "relevance: dtype torch.float32",
-            lambda: ops.ring_reserve(state._replace(relevance=state.created), one),
+            lambda: linked(columns=state._replace(relevance=state.created)),
         ),
         (
             ValueError,
-            "one for each of 2 blocks expected, got 1",
-            lambda: ops.ring_link(state, found, one, text.view(2, 1), text.view(2, 1)),
-        ),
-        (
-            ValueError,
-            r"relevance: shape \[B=1, ceil\(T / size\)=1\]",
-            lambda: ops.ring_link(state, found, one, text, text, torch.ones(1, 2)),
+            r"relevance: shape \[B=1, blocks=1\]",
+            lambda: linked(relevance=torch.ones(1, 2)),
         ),
         (
             IndexError,
             "slots: numbers in 0..3 expected, got 4..4",
-            lambda: ops.ring_link(state, found._replace(slots=one + 4), one, text, text),
+            lambda: linked(reserved=found._replace(slots=one + 4)),
         ),
         (
             IndexError,
             "pick: numbers in 0..0 expected, got 1..1",
-            lambda: ops.ring_link(state, found, one, text, text, pick=one + 1),
+            lambda: linked(pick=one + 1),
         ),
         (
             ValueError,
@@ -315,8 +304,8 @@ def test_a_bad_call_is_named_and_writes_nothing() -> None:
 def test_nothing_to_write() -> None:
     none = torch.empty(0, dtype=torch.int64)
     state = columns(3, 2)
-    found = ops.ring_reserve(state, none)
-    ops.ring_link(state, found, none, torch.empty(0, 0).long(), torch.empty(0, 0).long(), pick=none)
+    found = reserve(state, none)
+    ring_link(state, found, none, *[torch.empty(0, 0).long()] * 2, None, none)
     store = torch.empty(3, 2, 2, 8)
     ops.ring_write_heads(store, store.clone(), none, none, *[torch.empty(1, 2, 0, 8)] * 2)
     ops.ring_write_index(store[:, 0].contiguous(), None, none, none, torch.empty(1, 0, 8))

@@ -1,5 +1,6 @@
 """Token and block scores against brute force in float64."""
 
+import importlib
 import math
 
 import numpy
@@ -14,14 +15,22 @@ from cmr.kernels import (
     calibrate,
     hybrid,
     inverse_norm,
-    norm,
     pool_blocks,
+    state_scores,
     surprise,
-    variance,
 )
 from cmr.kernels import score as ops
-from cmr.kernels.reference import score as module
 from tests.kernels.compare import assert_close, assert_error_at_most_twice
+
+received = importlib.import_module("cmr.kernels.attention_received")  # not the function
+
+
+def variance(states: torch.Tensor) -> torch.Tensor:
+    return state_scores(states, 1).variance
+
+
+def norm(states: torch.Tensor) -> torch.Tensor:
+    return state_scores(states, 1).norm
 
 
 @settings(deadline=None, max_examples=30)
@@ -83,7 +92,7 @@ def test_attention_received(
     key = torch.randn(batch, groups, length, 20, generator=rng)
     mask = torch.rand(batch, length, generator=rng) > 0.4 if masked else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CHUNK_BYTES", chunk)
+        patch.setattr(received, "CHUNK_BYTES", chunk)
         have = attention_received(query, key, is_causal=is_causal, key_mask=mask)
     logits = query.double() @ key.double().repeat_interleave(repeat, 1).mT * 20**-0.5
     visible = torch.ones(batch, 1, steps, length, dtype=torch.bool)
@@ -101,16 +110,16 @@ def test_attention_received(
 
 
 def test_attention_received_holds_no_full_matrix(monkeypatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 2 * 90 * 8)
+    monkeypatch.setattr(received, "CHUNK_BYTES", 4 * 2 * 90 * 8)
     sizes = []
-    real = module.group_logits
+    real = received.group_logits
 
     def noted(*arguments):
         logits = real(*arguments)
         sizes.append(logits.numel() * 4)
         return logits
 
-    monkeypatch.setattr(module, "group_logits", noted)
+    monkeypatch.setattr(received, "group_logits", noted)
     attention_received(torch.randn(1, 2, 90, 8), torch.randn(1, 2, 90, 8))
     assert max(sizes) <= 4 * 2 * 90 * 8 and len(sizes) == 12
 
@@ -130,7 +139,7 @@ def test_surprise(batch, steps, vocabulary, with_previous, chunk, seed) -> None:
     tokens = torch.randint(vocabulary, (batch, steps), generator=rng)
     previous = torch.randn(batch, vocabulary, generator=rng) if with_previous else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CHUNK_BYTES", chunk)
+        patch.setattr(ops, "CHUNK_BYTES", chunk)
         have = surprise(logits, tokens, previous)
     want = F.cross_entropy(logits[:, :-1].double().mT, tokens[:, 1:], reduction="none")
     assert_close("later tokens", have[:, 1:], want)
@@ -246,10 +255,8 @@ def test_hybrid_blocks_calibrates_weighs_and_pools(count, sample, steps, as_tens
                 want[b, s] += weight * (below / (2 * sample) if sample else 0.5)
     want /= sum(weights)
     lengths = torch.tensor([steps, steps // 2])
-    given_scores, given_weights = list(scores), weights
-    if as_tensor:
-        given_scores, given_weights = scores, torch.tensor(weights)
-    have = ops.hybrid_blocks(given_scores, references, given_weights, 5, lengths)
+    given_weights = torch.tensor(weights) if as_tensor else weights
+    have = ops.hybrid_blocks(scores, references, given_weights, 5, lengths)
     assert_close("tokens", have.tokens, want)
     assert_close("pooled", have.pooled, pool_blocks(want, 5, lengths))
 
@@ -268,7 +275,7 @@ def calls():
     return {
         "state_scores": (ops.state_scores_, (states, lengths, 4, *out, blocks)),
         "attention_received": (
-            ops.attention_received_,
+            received.attention_received_,
             (query, key, mask, 0.3, True, *per_head, tokens.clone()),
         ),
         "surprise": (ops.surprise_, (states, ids, states[:, 0], tokens.clone())),
@@ -287,10 +294,8 @@ def test_the_operations_keep_what_they_promise_pytorch(name: str) -> None:
 def test_all_scores_of_a_text_compile_to_one_graph() -> None:
     def scores(states, query, key, logits, ids, references, lengths):
         found = ops.state_scores(states, 4, lengths)
-        received = ops.attention_received(query, key)
-        loss = ops.surprise(logits, ids)
-        weights = torch.ones(3)
-        return ops.hybrid_blocks([found.variance, received, loss], references, weights, 4, lengths)
+        every = torch.stack([found.variance, attention_received(query, key), surprise(logits, ids)])
+        return ops.hybrid_blocks(every, references, torch.ones(3), 4, lengths)
 
     torch.manual_seed(0)
     arguments = (
@@ -317,7 +322,7 @@ def test_all_scores_of_a_text_compile_to_one_graph() -> None:
 def test_bad_input_of_the_operations_is_named() -> None:
     one, known = torch.zeros(1, 2, 3), torch.zeros(1, 4)
     cases = [
-        (ValueError, "at least one tensor", lambda: ops.hybrid_blocks([], known, [1], 4)),
+        (ValueError, "at least one tensor", lambda: ops.hybrid_blocks(one[:0], known, [1], 4)),
         (ValueError, "references: shape", lambda: ops.hybrid_blocks(one, known[0], [1], 4)),
         (ValueError, "weights: 1 numbers", lambda: ops.hybrid_blocks(one, known, [1, 2], 4)),
         (ValueError, "above 0", lambda: ops.hybrid_blocks(one, known, [math.nan], 4)),
@@ -327,18 +332,18 @@ def test_bad_input_of_the_operations_is_named() -> None:
         (
             ValueError,
             r"scores\[1\]: shape \[B=2, S=3\]",
-            lambda: ops.hybrid_blocks([one[0], one[0, :1]], known, [1, 1], 4),
+            lambda: hybrid([one[0], one[0, :1]], [1, 1]),
         ),
         (TypeError, "token_ids: an int", lambda: ops.surprise(one, one[:, :, 0])),
         (
             ValueError,
             "at most L=2 tokens expected, got 3",
-            lambda: ops.attention_received(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 2, 4)),
+            lambda: attention_received(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 2, 4)),
         ),
         (
             ValueError,
             "a multiple of the 2 key heads",
-            lambda: ops.attention_received(torch.zeros(1, 3, 3, 4), torch.zeros(1, 2, 3, 4)),
+            lambda: attention_received(torch.zeros(1, 3, 3, 4), torch.zeros(1, 2, 3, 4)),
         ),
         (ValueError, "block_size: .*got 0", lambda: ops.state_scores(one, 0)),
     ]

@@ -8,9 +8,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cmr.config import RetrievalConfig
-from cmr.kernels.maxsim import maxsim_select, maxsim_select_, new_scratch, new_selection
-from cmr.kernels.reference.maxsim import block_maxima, maxsim_topk, passages, standardise
-from cmr.kernels.reference.select import Columns, Rule, block_table
+from cmr.kernels.maxsim import block_maxima
+from cmr.kernels.reference._topk import topk_lowest_slot
+from cmr.kernels.reference.maxsim import passages, standardise
+from cmr.kernels.reference.select import Rule, SearchColumns, block_table
+from cmr.kernels.select import maxsim_select, maxsim_select_, new_scratch, new_selection
 from tests.kernels.compare import assert_close
 from tests.kernels.selecting import RULE, columns_of, rows_of
 
@@ -23,22 +25,15 @@ from tests.kernels.selecting import RULE, columns_of, rows_of
     neighbours=st.integers(0, 3),
     passage=st.integers(1, 2),
     power=st.integers(0, 2),
-    criteria=st.sampled_from(
-        [(1.0, 0.0, 0.0, 0.0), (0.7, 0.5, 0.2, 0.0), (1.0, 0.0, 0.0, 0.8), (0.0, 0.2, 1.0, 0.5)]
-    ),
     limited=st.booleans(),
     seed=st.integers(0, 999),
 )
-def test_matches_brute_force(
-    blocks, tokens, k, neighbours, passage, power, criteria, limited, seed
-) -> None:
+def test_matches_brute_force(blocks, tokens, k, neighbours, passage, power, limited, seed) -> None:
     torch.manual_seed(seed)
     columns, sessions = columns_of(blocks, 2, 3), torch.tensor([0, 5, 1])
     maxima, mask = rows_of(3, tokens, blocks)
     before = torch.tensor([blocks, 3, blocks * 3]) if limited else None
-    rule = RULE._replace(
-        criteria=criteria, neighbours=neighbours, passage=passage, peak_power=power
-    )
+    rule = RULE._replace(neighbours=neighbours, passage=passage, peak_power=power)
     have = maxsim_select(maxima, mask, columns, sessions, before, rule, k)
     for row in range(3):
         limit = math.inf if before is None else before[row].item()
@@ -61,7 +56,7 @@ def test_matches_brute_force(
     assert torch.equal(have.table, table)
 
 
-def brute(maxima, mask, columns: Columns, session, limit, rule: Rule, k: int):
+def brute(maxima, mask, columns: SearchColumns, session, limit, rule: Rule, k: int):
     """One row in float64, candidate by candidate; and whether float32 must decide alike.
 
     It need not where two numbers that were computed differently come out level: which of them is
@@ -107,36 +102,25 @@ def brute(maxima, mask, columns: Columns, session, limit, rule: Rule, k: int):
     ]
     if not peaks:
         return [], [], 0.0, decided
-    age = (columns.cursor - columns.created).double()
-    terms = torch.stack([line, columns.relevance.double(), 2 ** (-age / rule.half_life)])
-    base = torch.tensor(rule.criteria[:3]).double() @ terms
-    profile = weight.sqrt()[:, None] * z.clamp(min=0)
-    chosen, scores = [], []
+    chosen: list[int] = []
     while len(chosen) < k and len(chosen) < len(peaks):
         best = None
         for n in sorted(set(peaks) - set(chosen)):
-            alike = max((cosine(profile[:, n], profile[:, c]) for c in chosen), default=0.0)
-            score = (base[n] + rule.criteria[3] * (1 - alike)).item()
-            if best is not None and abs(score - best[0]) < rounding:
-                decided &= torch.equal(z[:, n], z[:, best[1]])
-            if best is None or score > best[0] + near:
-                best = (score, n)
-        scores.append(best[0])
-        chosen.append(best[1])
+            if best is not None and abs(at(n) - at(best)) < rounding:
+                decided &= torch.equal(z[:, n], z[:, best])
+            if best is None or at(n) > at(best) + near:
+                best = n
+        chosen.append(best)
+    scores = [at(n) for n in chosen]
     top = line[peaks].max().item()
     few = len(seen) < rule.few_blocks
     null = rule.null_base + rule.null_slope * math.log(len(seen))
     certainty = rule.few_certainty if few else top / null
     decided &= abs(certainty - rule.threshold) > rounding
-    decided &= all(abs(score - rule.ratio * scores[0]) > rounding for score in scores)
-    kept = [i for i in range(len(chosen)) if scores[i] >= rule.ratio * scores[0]]
+    decided &= len(seen) < 2 or all(abs(score) > rounding for score in scores)
+    kept = [i for i in range(len(chosen)) if scores[i] >= 0]
     kept = kept if certainty >= rule.threshold else []
     return [scores[i] for i in kept], [chosen[i] for i in kept], certainty, decided
-
-
-def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    norms = a.norm() * b.norm()
-    return (a @ b / norms).item() if norms > 0 else 0.0
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -156,16 +140,12 @@ def test_it_chooses_what_the_stages_choose(seed: int) -> None:
     ends = [columns.successor, columns.predecessor]
     after, before = (line[:, link.clamp(min=0)].masked_fill(link < 0, -math.inf) for link in ends)
     peaks = visible & (line >= after) & (line > before)
-    scores, starts = maxsim_topk(z, weights, peaks, settings_.blocks)
+    scores, starts = topk_lowest_slot(line.masked_fill(~peaks, -math.inf), settings_.blocks)
     null = 0.70 + 0.18 * visible.sum(-1).log()
-    keep = (scores >= settings_.ratio * scores[:, :1]) & (
-        scores[:, :1] / null[:, None] >= settings_.threshold
-    )
+    keep = (scores >= 0) & (scores[:, :1] / null[:, None] >= settings_.threshold)
     starts = torch.where(keep & (starts >= 0), starts, -1)
     table = block_table(starts, *ends, length=2, neighbours=settings_.neighbours)
-    rule = RULE._replace(
-        ratio=settings_.ratio, threshold=settings_.threshold, neighbours=settings_.neighbours
-    )
+    rule = RULE._replace(threshold=settings_.threshold, neighbours=settings_.neighbours)
     have = maxsim_select(maxima, None, columns, sessions, None, rule, settings_.blocks)
     assert torch.equal(have.table, table) and torch.equal(have.starts, starts)
     assert_close("certainty", have.certainty, scores[:, 0] / null)
@@ -176,7 +156,7 @@ def test_the_operation_traces_and_compiles() -> None:
     columns, (maxima, mask) = columns_of(40, 2, 3), rows_of(2, 3, 40)
     sessions = torch.tensor([0, 1])
     scratch, out = new_scratch(maxima, 2, 3, 40), new_selection(maxima, 2, 4, 4)
-    arguments = (maxima, mask, *columns, sessions, None, list(RULE.criteria), *RULE[1:])
+    arguments = (maxima, mask, *columns, sessions, None, *RULE)
     torch.library.opcheck(maxsim_select_, (*arguments, *scratch, *out))
 
     def choose(maxima: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -192,7 +172,7 @@ def test_the_operation_traces_and_compiles() -> None:
     [
         ({"passage": 3}, 2, "passage: 1 to 2"),
         ({"neighbours": 9}, 2, "neighbours: 0 to 8"),
-        ({"half_life": 0.0}, 2, "half_life"),
+        ({"clamp": 0.0}, 2, "clamp"),
         ({"peak_power": 3}, 2, "peak_power"),
         ({}, 65, "k: 1 to 64"),
     ],

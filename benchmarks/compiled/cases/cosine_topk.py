@@ -1,4 +1,4 @@
-"""Cosine top-k over entries, and its exact second look."""
+"""Cosine top-k over entries."""
 
 from __future__ import annotations
 
@@ -32,24 +32,10 @@ def _cosine_topk(
     )
 
 
-def _cosine_rerank(queries: int, candidates: int, hidden: int, k: int) -> Case:
-    query, entries = meta(queries, hidden), meta(65536, hidden)
-    slots, out = integers(queries, candidates), (floats(queries, k), integers(queries, k))
-    return Case(
-        f"cosine_topk.cosine_rerank/{queries}x{candidates}x{hidden} k{k} bfloat16",
-        lambda: gpu.cosine_rerank(query, entries, slots, None, *out),
-        launches=1,
-        bytes=size(query, slots, *out) + queries * candidates * hidden * 2,
-        flops=2 * queries * candidates * hidden,
-        wide=("cosine_rerank_kernel",),
-    )
-
-
 CASES = [
     _cosine_topk(1, 65536, 576, 16, torch.bfloat16),
     _cosine_topk(64, 65536, 576, 64, torch.bfloat16, normed=True),
     _cosine_topk(32, 65536, 576, 16, torch.float32),
     _cosine_topk(32, 65536, 576, 16, torch.int8),
     _cosine_topk(16, 65536, 577, 64, torch.float8_e4m3fn),
-    _cosine_rerank(32, 64, 576, 16),
 ]

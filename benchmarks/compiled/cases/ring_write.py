@@ -10,34 +10,6 @@ from cmr.kernels.gpu import ring_write as gpu
 SLOTS, BLOCK = 4096, 32
 
 
-def _reserve(count: int, slots: int) -> Case:
-    columns = integers(1), integers(slots), integers(slots), integers(count)
-    out = [integers(count) for _ in range(3)]
-    return Case(
-        f"ring_write.ring_reserve/{count} of {slots}",
-        lambda: gpu.ring_reserve(*columns, *out),
-        launches=1,
-        bytes=size(*columns, *out),
-        flops=0,
-        registers=96,
-    )
-
-
-def _link(count: int) -> Case:
-    columns = [integers(1), *(integers(SLOTS) for _ in range(6)), floats(SLOTS)]
-    tokens = [integers(SLOTS, BLOCK), integers(SLOTS, BLOCK)]
-    new = [integers(count) for _ in range(5)]
-    text, relevance = [integers(1, count * BLOCK) for _ in range(2)], floats(1, count)
-    return Case(
-        f"ring_write.ring_link/{count}",
-        lambda: gpu.ring_link(*columns, *tokens, *new, *text, relevance),
-        launches=1,
-        bytes=size(*new, *text, *text, relevance) + 64 * count,
-        flops=0,
-        registers=96,
-    )
-
-
 def _heads(
     heads: int, width: int, dtype: torch.dtype, rotary: int | None = None, values: bool = True
 ) -> Case:
@@ -76,9 +48,6 @@ def _index(hidden: int, dtype: torch.dtype, states: torch.dtype = torch.bfloat16
 
 
 CASES = [
-    _reserve(16, SLOTS),
-    _link(16),
-    _link(512),
     _heads(3, 64, torch.bfloat16, 64),
     _heads(8, 128, torch.bfloat16, 128),
     _heads(4, 256, torch.float32, 64),

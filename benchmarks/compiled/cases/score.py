@@ -24,22 +24,6 @@ def _state_scores(tokens: int, hidden: int, dtype: torch.dtype) -> Case:
     )
 
 
-def _attention_received(tokens: int, width: int, dtype: torch.dtype, masked: bool = False) -> Case:
-    query, key = meta(1, 9, tokens, width, dtype=dtype), meta(1, 3, tokens, width, dtype=dtype)
-    mask = meta(1, tokens, dtype=torch.bool) if masked else None
-    scratch, out = [floats(1, 9, tokens) for _ in range(2)], floats(1, tokens)
-    kernels = ("attention_lse_kernel", "attention_received_kernel")
-    return Case(
-        f"score.attention_received/9x{tokens}x{width} {str(dtype)[6:]}",
-        lambda: gpu.attention_received(query, key, mask, 0.1, True, *scratch, out),
-        launches=3,
-        bytes=size(query, key, mask, *scratch, *scratch, out),
-        flops=2 * 9 * tokens * tokens * width,  # the visible half of two products
-        matrix=() if dtype == torch.float32 else kernels,
-        wide=kernels if width % 8 == 0 else (),
-    )
-
-
 def _surprise(tokens: int, vocabulary: int, dtype: torch.dtype, previous: bool = False) -> Case:
     logits = meta(1, tokens, vocabulary, dtype=dtype)
     before = meta(1, vocabulary, dtype=dtype) if previous else None
@@ -73,10 +57,6 @@ CASES = [
     _state_scores(512, 4096, torch.bfloat16),
     _state_scores(512, 8192, torch.float32),
     _state_scores(512, 577, torch.float16),
-    _attention_received(512, 64, torch.bfloat16),
-    _attention_received(512, 100, torch.float16, masked=True),
-    _attention_received(512, 256, torch.bfloat16),
-    _attention_received(512, 128, torch.float32),
     _surprise(512, 262144, torch.bfloat16),
     _surprise(512, 49157, torch.float32, previous=True),
     _hybrid_blocks(4, 512, 1024),

@@ -6,36 +6,30 @@ import torch
 
 from benchmarks.compiled.cases._case import Case, floats, integers, meta, size
 from cmr.kernels.gpu import select as gpu
-from cmr.kernels.maxsim import new_scratch, new_selection
+from cmr.kernels.select import new_scratch, new_selection
 
 BLOCK = 32
 
 
-def _select(
-    tokens: int, blocks: int, k: int, neighbours: int, criteria: list[float], before: bool = True
-) -> Case:
+def _select(tokens: int, blocks: int, k: int, neighbours: int, before: bool = True) -> Case:
     maxima = floats(1, tokens, blocks)
     mask = meta(1, tokens, dtype=torch.bool)
     columns = [integers(blocks), integers(blocks, BLOCK), integers(blocks), integers(blocks)]
-    columns += [floats(blocks), integers(blocks), integers(1)]
+    columns += [integers(blocks)]
     rows = [integers(1), integers(1) if before else None]
     scratch = new_scratch(maxima, 1, tokens, blocks)
     out = new_selection(maxima, 1, k, 2 + 2 * neighbours)
-    numbers = (100.0, 2, 8.0, 0.5, 1.0, 0.7, 0.18, 12, 1.0, 2, neighbours)
-    named = "+".join(f"{number:g}" for number in criteria)
+    rule = (2, 8.0, 1.0, 0.7, 0.18, 12, 1.0, 2, neighbours)
     return Case(
-        f"select.maxsim_select/{tokens}x{blocks} k{k} n{neighbours} {named}",
-        lambda: gpu.maxsim_select(
-            maxima, mask, *columns, *rows, criteria, *numbers, *scratch, *out
-        ),
-        launches=4 if criteria[3] else 3,
+        f"select.maxsim_select/{tokens}x{blocks} k{k} n{neighbours}",
+        lambda: gpu.maxsim_select(maxima, mask, *columns, *rows, *rule, *scratch, *out),
+        launches=3,
         bytes=2 * size(maxima) + size(*columns, *scratch, *out),
         flops=12 * maxima.numel(),
     )
 
 
 CASES = [
-    _select(32, 2048, 4, 2, [1.0, 0.0, 0.0, 0.0]),
-    _select(64, 1 << 20, 64, 8, [1.0, 0.1, 0.1, 0.0], before=False),
-    _select(32, 2048, 16, 1, [1.0, 0.1, 0.1, 0.3]),
+    _select(32, 2048, 4, 2),
+    _select(64, 1 << 20, 64, 8, before=False),
 ]

@@ -153,11 +153,8 @@ def null(
 def _rule(power: int) -> Rule:
     """A search for similarity alone; what comes after the line is not used here."""
     return Rule(
-        criteria=(1.0, 0.0, 0.0, 0.0),
-        half_life=1.0,
         peak_power=power,
         clamp=8.0,
-        ratio=0.0,
         threshold=0.0,
         null_base=1.0,
         null_slope=0.0,

@@ -10,7 +10,7 @@ from torch import nn
 from cmr.integration.core import Core
 from cmr.integration.hooks.forward import Stepper
 from cmr.integration.reweave.recall import StateRows
-from cmr.kernels.reweave import reweave_residual_paged
+from cmr.kernels.reweave_residual import reweave_residual_paged
 from cmr.reconstruction.blend import blend, fit
 from cmr.reconstruction.readout import read_out, temperature
 

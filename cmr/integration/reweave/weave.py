@@ -9,9 +9,11 @@ import torch
 from cmr.integration.reweave.recall import LayerBlocks, LayerRows
 from cmr.integration.reweave.scratch import StepTensors
 from cmr.kernels import implementation
-from cmr.kernels.attention import attention_partials, attention_with_lse
+from cmr.kernels.attention import attention_with_lse
+from cmr.kernels.attention_partials import attention_partials
 from cmr.kernels.reference.rotary import rotate
-from cmr.kernels.reweave import reweave_attention, reweave_paged
+from cmr.kernels.reweave import reweave_attention
+from cmr.kernels.reweave_paged import reweave_paged
 
 KEYS_PER_PART = 128
 """Local keys that a program reads at least while decoding on a GPU."""

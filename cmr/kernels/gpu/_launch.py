@@ -53,6 +53,7 @@ def target(device: torch.device) -> Target:
 def _query(device: torch.device) -> Target:
     if device.type != "cuda":
         return TARGETS["sm_90"]
+    # Asked once a device: the properties are the same for life, and cost a call of the driver.
     found = torch.cuda.get_device_properties(device)
     shared = getattr(found, "shared_memory_per_block_optin", 64 << 10)
     count = found.multi_processor_count

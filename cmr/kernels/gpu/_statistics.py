@@ -39,6 +39,7 @@ def merged(
     b_deviation = tl.sqrt(b_variance)
     # A spread at the level of float32 rounding is no spread.
     b_deviation = tl.where(b_deviation > 1e-6 * tl.max(b_size, 0), b_deviation, 0.0)
+    # Nothing stands out where all maxima are equal: the divisor is 1 there, and the peak 0.
     m_none = b_total == 0
     b_peak = (tl.max(b_largest, 0) - b_centre) / tl.where(b_deviation == 0, 1.0, b_deviation)
     b_peak = tl.where(m_none | (b_deviation == 0), 0.0, b_peak)
@@ -48,6 +49,7 @@ def merged(
         b_weight = b_peak
     if POWER > 1:
         b_weight = b_peak * b_peak
+    # A single block stands out from nothing: it is chosen, as no other can be meant.
     b_weight = tl.where(tl.sum(b_visible, 0) < 2, 1.0, b_weight)
     if p_query_mask is not None:
         b_asked = tl.load(p_query_mask + i_batch * tokens + o_q, mask=m_q, other=0)
@@ -60,6 +62,7 @@ def standardised(
     p_maxima, p_visible, o_q, o_n, m_q, m_n, stride_token, stride_block, b_mean, b_deviation, clamp
 ):  # fmt: skip
     """Z [Q, N] of query tokens at the blocks `o_n` [N]; `p_maxima`, `p_visible` are of the row."""
+    # int64: kept maxima of many tokens over many blocks pass 2**31 elements.
     p_at = p_maxima + o_q[:, None].to(tl.int64) * stride_token + o_n[None, :] * stride_block
     b_m = tl.load(p_at, mask=m_q[:, None] & m_n[None, :], other=float("-inf"))  # [Q, N]
     b_visible = tl.load(p_visible + o_n, mask=m_n, other=0.0)

@@ -18,7 +18,9 @@ def pack(b_score, b_slot):
     """Scores float32 with slots int64 of the same shape; NaN and -inf become `LOWEST`."""
     m_usable = (b_score == b_score) & (b_score > float("-inf"))
     b_bits = (b_score + 0.0).to(tl.int32, bitcast=True)
-    b_bits = tl.where(b_score == 0.0, 0, b_bits)
+    b_bits = tl.where(b_score == 0.0, 0, b_bits)  # -0 ties with 0
+    # Bits of negative floats rise as they fall: all but the sign are turned round. The slot's
+    # complement lies below, so that of equal scores the lowest slot is the largest.
     b_ordered = tl.where(b_bits < 0, b_bits ^ 0x7FFFFFFF, b_bits).to(tl.int64)
     return tl.where(m_usable, (b_ordered << 32) | (0xFFFFFFFF - b_slot.to(tl.int64)), LOWEST)
 
@@ -58,6 +60,8 @@ def insert(b_run, b_new):
     """
     b_least = tl.min(b_run, 1)
     b_most = tl.max(b_new, 1)
+    # Each round puts a row's best new value in place of its least kept one. All packed values
+    # differ, so that one place is meant each time.
     while tl.max((b_most > b_least).to(tl.int32), 0) > 0:
         m_place = (b_run == b_least[:, None]) & (b_most > b_least)[:, None]
         b_run = tl.where(m_place, b_most[:, None], b_run)

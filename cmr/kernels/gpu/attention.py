@@ -1,4 +1,4 @@
-"""Attention with its log-sum-exp in Triton; `cmr.kernels.reference.attention` specifies it.
+"""Attention with its log-sum-exp in Triton; `cmr.kernels.attention` specifies it.
 
 The queries of all heads that share keys make the rows of one tile: row r is token r // REPEAT and
 head r % REPEAT of the group, so that a decode step fills a tile of the matrix unit with its heads.
@@ -6,15 +6,15 @@ head r % REPEAT of the group, so that a decode step fills a tile of the matrix u
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from cmr.errors import KernelError
+from cmr.kernels.attention_partials import part_size
 from cmr.kernels.gpu._launch import cdiv, launch, next_power, target
-from cmr.kernels.reference.attention import part_size
 
 
 class Tile(NamedTuple):
@@ -28,6 +28,7 @@ class Tile(NamedTuple):
 
 def tile(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tile:
     """The tile for `rows` queries that share keys, of `width` features (a power of two)."""
+    # The choices hold what `benchmarks.compiled` gates: no register spills on any architecture.
     if dtype == torch.float32:
         return Tile(16, 16, 4, 2) if rows <= 16 else Tile(32, 16, 8, 2)
     if rows <= 16:
@@ -47,6 +48,7 @@ def cap(b_x, softcap):
     b_e = tl.exp(-2.0 * tl.abs(b_y))
     b_far = (1.0 - b_e) / (1.0 + b_e)
     b_far = tl.where(b_y < 0, -b_far, b_far)
+    # Near 0 the quotient above loses its digits to 1 - exp(-small): the series has them.
     b_s = b_y * b_y
     b_series = 2 / 15 + b_s * (-17 / 315 + b_s * (62 / 2835))
     b_near = b_y * (1.0 + b_s * (-1 / 3 + b_s * b_series))
@@ -57,11 +59,15 @@ def cap(b_x, softcap):
 def absorb(b_logits, b_value, b_max, b_sum, b_acc):
     """One tile of keys into the running maximum, sum and weighted values of each row."""
     b_new = tl.maximum(b_max, tl.max(b_logits, 1))
+    # A row that has seen nothing yet has the maximum -inf, and -inf less -inf is NaN: it is shifted
+    # by 0 instead, so that its weights are exp(-inf) = 0.
     b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
     b_weight = tl.exp(b_logits - b_shift[:, None])
     b_keep = tl.exp(b_max - b_shift)
     b_sum = b_sum * b_keep + tl.sum(b_weight, 1)
     b_acc = b_acc * b_keep[:, None]
+    # Weights go to the values' dtype, as the matrix unit wants both alike; the sum stays float32.
+    # "ieee": float32 inputs are multiplied as float32, not as the 10 bits of tf32.
     b_acc = tl.dot(b_weight.to(b_value.dtype), b_value, b_acc, input_precision="ieee")
     return b_new, b_sum, b_acc
 
@@ -90,8 +96,11 @@ def attention_kernel(
     BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """A tile of rows of one group, against one range of `size` keys."""
+    # No two programs share an output row: the first axis cuts the rows of a group, the second is a
+    # row of the batch and a group, the third a range of the keys with results of its own.
     i_pair = tl.program_id(1)
     i_part = tl.program_id(2)
+    # int64 before a stride is multiplied in: a store may have more than 2**31 elements.
     i_batch = (i_pair // groups).to(tl.int64)
     i_group = (i_pair % groups).to(tl.int64)
     o_row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -109,6 +118,7 @@ def attention_kernel(
     high = tl.minimum(low + size, length)
     b_last = length - steps + o_s  # [M], the last key that a causal row sees
     if CAUSAL:
+        # Keys behind what the tile's last row sees are not read at all: half of a square's work.
         last = (tl.program_id(0) * BLOCK_M + BLOCK_M - 1) // REPEAT
         high = tl.minimum(high, length - steps + tl.minimum(last, steps - 1) + 1)
     b_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
@@ -132,6 +142,7 @@ def attention_kernel(
                 b_logits += tl.load(p_m, mask=m_see, other=0.0).to(tl.float32)  # [M, N]
         if CAUSAL:
             m_see &= o_n[None, :] <= b_last[:, None]
+        # Keys that are masked on load are 0, whose logit is 0 and not -inf: they are hidden here.
         b_logits = tl.where(m_see, b_logits, float("-inf"))
         p_rows = p_v + o_n[:, None] * stride_vn + o_e[None, :] * stride_vd
         b_v = tl.load(p_rows, mask=m_n[:, None] & (o_e < E)[None, :], other=0.0)  # [N, E]
@@ -146,21 +157,9 @@ def attention_kernel(
     tl.store(p_lse + (i_first + o_row % REPEAT) * steps + o_s, b_lse, mask=m_row)
 
 
-def attention_with_lse(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    is_causal: bool,
-    scale: float,
-    softcap: float | None,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-) -> None:
-    """Launches `attention_kernel`, one program a tile of rows."""
-    attention_partials(
-        query, key, value, mask, is_causal, scale, softcap, out.unsqueeze(0), lse.unsqueeze(0)
-    )
+def attention_with_lse(*given: Any) -> None:
+    """Launches `attention_kernel`, one program a tile of rows: `attention_partials` of one part."""
+    attention_partials(*given[:-2], *(out.unsqueeze(0) for out in given[-2:]))
 
 
 def attention_partials(
@@ -182,6 +181,7 @@ def attention_partials(
     block_d, block_e = max(16, next_power(width)), max(16, next_power(value_width))
     cut = tile(repeat * steps, max(block_d, block_e), query.dtype, query.device)
     if mask is not None:
+        # Strides of 0 stand for what is broadcast: nothing is copied.
         mask = mask.expand(batch, heads, steps, length)
     launch(
         attention_kernel,

@@ -1,4 +1,4 @@
-"""Cosine top-k as Triton kernels; `cmr.kernels.reference.cosine_topk` is the specification."""
+"""Cosine top-k as Triton kernels; `cmr.kernels.cosine_topk` is the specification."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ def cosine_partial_kernel(
     m_q = o_q < rows
     p_row = p_query + o_q * stride_query
     dtype: tl.constexpr = tl.float16 if CODES else p_entries.dtype.element_ty
+    # Every program scales its queries itself: they are few, and a launch for it would cost more.
     b_inverse = inverse_norms(p_row, m_q, HIDDEN, BLOCK_Q, BLOCK_H)
+    # A later pass starts behind the last one found. Packed values tell ties apart by the slot, so
+    # that "behind" is a single comparison and nothing is found twice or missed.
     if found > 0:
         b_score = tl.load(p_scores + o_q * k + found - 1, mask=m_q, other=0.0)
         b_slot = tl.load(p_slots + o_q * k + found - 1, mask=m_q, other=0)
@@ -79,6 +82,7 @@ def cosine_partial_kernel(
             m_may = m_may & (tl.load(p_may, mask=m_may, other=0) != 0)
         if HAS_THRESHOLD:
             m_may = m_may & (b_similar >= threshold)
+        # Packed after the scale: the order of codes is not that of the cosines.
         b_new = pack(b_similar, o_n[None, :])
         b_new = tl.where(m_may & (b_new < b_bound[:, None]), b_new, LOWEST)
         b_run = insert(b_run, b_new)
@@ -110,40 +114,6 @@ def store_run(p_scores, p_slots, b_run, k, K: tl.constexpr):
     tl.store(p_slots + o_k, unpack_slot(b_run), mask=o_k < k)
 
 
-@triton.jit
-def cosine_rerank_kernel(
-    p_query, p_entries, p_candidates, p_factor, p_scores, p_slots,
-    candidates, k, stride_query, stride_entry,
-    HIDDEN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, K: tl.constexpr,
-):  # fmt: skip
-    """Exact cosines of one query's candidates, and the best of them."""
-    i_row = tl.program_id(0).to(tl.int64)
-    o_row = i_row + tl.zeros([1], tl.int64)
-    p_row = p_query + o_row * stride_query
-    b_inverse = inverse_norms(p_row, o_row >= 0, HIDDEN, 1, BLOCK_H)
-    b_run = empty_run(1, K)
-    for start in range(0, candidates, BLOCK_C):
-        o_c = start + tl.arange(0, BLOCK_C)
-        p_slot = p_candidates + i_row * candidates + o_c
-        b_slot = tl.load(p_slot, mask=o_c < candidates, other=-1)
-        m_c = b_slot >= 0
-        b_sum = tl.zeros([BLOCK_C, BLOCK_H], tl.float32)
-        for start_h in range(0, HIDDEN, BLOCK_H):
-            o_h = start_h + tl.arange(0, BLOCK_H)
-            m_h = (o_h < HIDDEN)[None, :]
-            b_q = tl.load(p_row[:, None] + o_h[None, :], mask=m_h, other=0.0)  # [1, H]
-            b_q = (b_q.to(tl.float32) * b_inverse[:, None]).to(p_entries.dtype.element_ty)
-            p_k = p_entries + b_slot[:, None] * stride_entry + o_h[None, :]
-            b_k = tl.load(p_k, mask=m_c[:, None] & m_h, other=0.0)  # [C, H]
-            b_sum += b_q.to(tl.float32) * b_k.to(tl.float32)
-        b_score = tl.sum(b_sum, 1)
-        if p_factor is not None:
-            b_score *= tl.load(p_factor + b_slot, mask=m_c, other=0.0).to(tl.float32)
-        b_new = tl.where(m_c, pack(b_score, b_slot), LOWEST)
-        b_run = insert(b_run, b_new[None, :])
-    store_run(p_scores + i_row * k, p_slots + i_row * k, b_run, k, K)
-
-
 def cosine_topk(
     query: torch.Tensor,
     entries: torch.Tensor,
@@ -171,6 +141,7 @@ def cosine_topk(
     most = 16 if amd else 32 if wide or width > 32 else 64
     rows = min(most, max(16, next_power(batch)))
     tile = 64 if wide or amd else 128
+    # A running top-k lives in registers: more than 64 would spill, so the store is read again.
     for found in range(0, k, ROUND):
         launch(
             cosine_partial_kernel,
@@ -219,38 +190,3 @@ def cosine_topk(
             K=width,
             BLOCK_C=min(CANDIDATES, next_power(splits * width)),
         )
-
-
-def cosine_rerank(
-    query: torch.Tensor,
-    entries: torch.Tensor,
-    candidates: torch.Tensor,
-    inverse_norm: torch.Tensor | None,
-    scores: torch.Tensor,
-    slots: torch.Tensor,
-) -> None:
-    """Launches `cosine_rerank_kernel`, one program a query."""
-    batch, hidden = query.shape
-    k = scores.shape[1]
-    query = query if query.stride(-1) == 1 else query.contiguous()
-    entries = entries if entries.stride(-1) == 1 else entries.contiguous()
-    launch(
-        cosine_rerank_kernel,
-        (batch,),
-        device=query.device,
-        warps=8,
-        p_query=query,
-        p_entries=entries,
-        p_candidates=candidates.contiguous(),
-        p_factor=None if inverse_norm is None else inverse_norm.contiguous(),
-        p_scores=scores,
-        p_slots=slots,
-        candidates=candidates.shape[1],
-        k=k,
-        stride_query=query.stride(0),
-        stride_entry=entries.stride(0),
-        HIDDEN=hidden,
-        BLOCK_C=32,
-        BLOCK_H=min(256, max(16, next_power(hidden))),
-        K=next_power(k),
-    )

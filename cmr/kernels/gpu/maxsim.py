@@ -1,4 +1,4 @@
-"""Block maxima as a Triton kernel; `cmr.kernels.reference.maxsim` is the specification."""
+"""Block maxima as a Triton kernel; `cmr.kernels.maxsim` is the specification."""
 
 from __future__ import annotations
 
@@ -33,14 +33,17 @@ def block_maxima_kernel(
     o_in = o_column % BLOCK_T  # at this place
     m_n = o_n < blocks
     if p_slots is not None:
+        # From here on the columns are blocks of the index; the place of the result stays `o_out`.
         o_n = tl.load(p_slots + i_batch * blocks + o_n, mask=m_n, other=-1)
         m_n = o_n >= 0
     if p_session is not None:
         b_session = tl.load(p_session + o_n, mask=m_n, other=-1)
         m_n = m_n & (b_session == tl.load(p_sessions + i_batch))
     b_best = tl.full([BLOCK_Q, BLOCKS], float("-inf"), tl.float32)
+    # A maximum drops NaN: it is noted beside, as a broken state in the index has to show.
     b_nan = tl.zeros([BLOCK_Q, BLOCKS], tl.int32)
     p_row = p_query + i_batch * stride_query_batch + o_q[:, None].to(tl.int64) * stride_query_token
+    # Blocks of other sessions only: their part of the index is not read.
     if tl.max(m_n.to(tl.int32), 0) > 0:
         for start_t in range(0, block, BLOCK_T):
             o_t = start_t + o_in
@@ -54,6 +57,7 @@ def block_maxima_kernel(
                 o_h = start_h + tl.arange(0, BLOCK_H)
                 m_a = m_q[:, None]
                 m_b = m_t[None, :]
+                # Features that fill whole tiles need no mask, and are loaded 128 bits at a time.
                 if HIDDEN % BLOCK_H:
                     m_a = m_a & (o_h < HIDDEN)[None, :]
                     m_b = m_b & (o_h < HIDDEN)[:, None]
@@ -104,6 +108,7 @@ def block_maxima(
     rows = min(32 if wide else 64, max(16, next_power(tokens)))
     if amd and rows > 16:  # tiles of 32 rows spill there, and so do features that don't line up
         rows = 16 if hidden % 32 else 64
+    # More warps where a tile's accumulators would not fit into the registers of four.
     many = rows > 16 and (scale is not None or (wide if amd else rows > 32))
     launch(
         block_maxima_kernel,

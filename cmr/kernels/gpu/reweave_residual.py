@@ -1,6 +1,6 @@
 """Stored states blended into a layer's input, in one launch of a Triton kernel, in place.
 
-`cmr.kernels.reference.reweave_residual` is the specification.
+`cmr.kernels.reweave_residual` is the specification.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton.language as tl
 
 from cmr.kernels.gpu._launch import launch, next_power
 from cmr.kernels.gpu.attention import expect_dtype, strides
-from cmr.kernels.gpu.reweave import readable_tokens
+from cmr.kernels.gpu.reweave_paged import readable_tokens
 
 TILE_ELEMENTS = 8192
 """Elements of stored states that a program of 4 warps holds in registers at once."""
@@ -25,6 +25,7 @@ def reweave_residual_kernel(
     HIDDEN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """One token a program; its state stays in registers, each stored state is read once."""
+    # In place: a program reads and writes one token's state and no other program's.
     i_token = tl.program_id(0).to(tl.int64)
     i_batch = tl.program_id(1).to(tl.int64)
     share = tl.load(p_weight + i_batch)
@@ -37,6 +38,7 @@ def reweave_residual_kernel(
     p_row = p_states + i_batch * stride_xb + i_token * stride_xs + o_h * stride_xd
     b_x = tl.load(p_row, mask=m_h, other=0.0).to(tl.float32)  # [H]
     norm = tl.maximum(tl.sqrt(tl.sum(b_x * b_x, 0)), 1e-12)
+    # A running softmax: the largest logit so far, the sum of the weights, the weighted states.
     top = tl.full((), float("-inf"), tl.float32)
     total = tl.full((), 0.0, tl.float32)
     b_acc = tl.zeros((BLOCK_H,), tl.float32)
@@ -53,6 +55,7 @@ def reweave_residual_kernel(
         b_logits = tl.sum(b_m * b_x[None, :], 1) / (b_norm * norm) / temperature
         b_logits = tl.where(m_t, b_logits, float("-inf"))
         best = tl.maximum(top, tl.max(b_logits, 0))
+        # As long as nothing was readable the maximum is -inf, and -inf less -inf would be NaN.
         shift = tl.where(best == float("-inf"), 0.0, best)
         b_weight = tl.exp(b_logits - shift)
         keep = tl.exp(top - shift)
@@ -60,7 +63,7 @@ def reweave_residual_kernel(
         b_acc = b_acc * keep + tl.sum(b_m * b_weight[:, None], 0)
         top = best
     b_total = tl.zeros((BLOCK_H,), tl.float32) + total
-    m_out = m_h & (b_total > 0)
+    m_out = m_h & (b_total > 0)  # what read nothing is not written, and stays bit for bit
     b_recalled = b_acc / tl.where(b_total > 0, b_total, 1.0)
     b_out = (1.0 - share) * b_x + share * b_recalled
     tl.store(p_row, b_out.to(p_states.dtype.element_ty), mask=m_out)

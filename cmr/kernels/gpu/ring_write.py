@@ -1,4 +1,4 @@
-"""Ring writes as Triton kernels; `cmr.kernels.reference.ring_write` is the specification."""
+"""Ring writes as Triton kernels; `cmr.kernels.ring_write` is the specification."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import triton
 import triton.language as tl
 
 from cmr.kernels.gpu._launch import cdiv, launch, next_power
-from cmr.kernels.gpu._ring_columns import ring_link, ring_reserve
-
-__all__ = ["ring_link", "ring_reserve", "ring_write_heads", "ring_write_index"]
 
 COPIED = 2048
 """Elements that a program copies in one step."""
@@ -37,6 +34,7 @@ def _copy(
             mask=m_real[:, None] & m_d[None, :],
             other=0.0,
         )  # [BLOCK_T, BLOCK_D]
+        # Through float32, as bfloat16 and float16 have no direct conversion on every target.
         b_x = b_x.to(tl.float32).to(p_to.dtype.element_ty)
         tl.store(
             p_to + o_t[:, None] * stride_to + o_d[None, :],
@@ -61,12 +59,14 @@ def _unrotate(
     b_second = tl.load(p_from + o_x + HALF, mask=m_x, other=0.0).to(tl.float32)
     b_cos = tl.load(p_cos + o_c, mask=m_x, other=1.0)
     b_sin = tl.load(p_sin + o_s, mask=m_x, other=0.0)
+    # Over the squares' sum: embeddings that scale their attention (YaRN) have a sum other than 1.
     b_norm = b_cos * b_cos + b_sin * b_sin
     b_low = b_first * (b_cos / b_norm) + b_second * (b_sin / b_norm)
     b_cos = tl.load(p_cos + o_c + HALF, mask=m_x, other=1.0)
     b_sin = tl.load(p_sin + o_s + HALF, mask=m_x, other=0.0)
     b_norm = b_cos * b_cos + b_sin * b_sin
     b_high = b_second * (b_cos / b_norm) - b_first * (b_sin / b_norm)
+    # Rounded to the keys' dtype first, as the specification is, then to the store's.
     b_low = b_low.to(p_from.dtype.element_ty).to(tl.float32)
     b_high = b_high.to(p_from.dtype.element_ty).to(tl.float32)
     o_to = o_t[:, None] * stride_to + o_r[None, :]
@@ -88,6 +88,8 @@ def ring_write_heads_kernel(
     """Some tokens of one block of one head a program: keys turned back, values as they are."""
     i_n = tl.program_id(0)
     i_g = tl.program_id(1).to(tl.int64)
+    # Slots are distinct, so that no two programs store to one address; they are int64 as loaded,
+    # which the offsets into a large store need.
     i_slot = tl.load(p_slots + i_n)
     i_from = tl.load(p_pick + i_n)
     i_row = i_from // blocks
@@ -128,6 +130,7 @@ def ring_write_heads(
     value_dim = 0 if values is None else values.shape[-1]
     block_r = next_power(half)
     block_d = min(FEATURES, max(next_power(key_dim - 2 * half), next_power(value_dim)))
+    # As many tokens a program as keep its tiles of copied and of turned features in registers.
     at_once = min(COPIED // block_d, TURNED // block_r, next_power(size))
     keys = _rows(keys)
     values, cos, sin = (x if x is None else _rows(x) for x in (values, cos, sin))
@@ -173,6 +176,7 @@ def _to_e4m3(b_x):
     """float32 of magnitude up to 448 as the bits of float8_e4m3fn, ties to even."""
     b_bits = b_x.to(tl.int32, bitcast=True)
     b_size = b_bits & 0x7FFFFFFF
+    # Half of the last kept bit, less one where that bit is 0: ties go to even.
     b_rounded = b_size + 0x7FFFF + ((b_size >> 20) & 1)
     b_normal = (b_rounded >> 20) - (120 << 3)
     b_small = _round_to_even(tl.abs(b_x) * 512.0).to(tl.int32)  # units of 2**-9
@@ -202,6 +206,8 @@ def ring_write_index_kernel(
     p_row = p_states + i_row * stride_batch + (i_first + o_t)[:, None] * stride_token
     b_x = tl.load(p_row + o_h[None, :], mask=m_real[:, None] & m_h, other=0.0)
     b_x = b_x.to(tl.float32)  # [BLOCK_T, BLOCK_H]
+    # Correctly rounded roots and quotients: the fast ones differ in the last bit, which moves codes
+    # of an 8-bit index off those of the specification.
     b_norm = tl.sqrt_rn(tl.sum(b_x * b_x, 1))
     b_inverse = tl.where(b_norm == 0, 0.0, tl.div_rn(1.0, tl.where(b_norm == 0, 1.0, b_norm)))
     b_x = b_x * b_inverse[:, None]

@@ -1,4 +1,4 @@
-"""Relevance scores as Triton kernels; `cmr.kernels.reference.score` is the specification."""
+"""Relevance scores as Triton kernels; `cmr.kernels.score` is the specification."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import torch
 import triton
 import triton.language as tl
 
-from cmr.kernels.gpu._attention_received import attention_received
 from cmr.kernels.gpu._launch import cdiv, launch, next_power
 
 ROW_ELEMENTS = 4096
@@ -15,8 +14,6 @@ VOCABULARY = 4096
 """Logits that a program reads at a time."""
 HYBRID_TOKENS = 256
 """Tokens that a program calibrates."""
-
-__all__ = ["attention_received", "hybrid_blocks", "state_scores", "surprise"]
 
 
 @triton.jit
@@ -42,6 +39,7 @@ def state_scores_kernel(
         m_x = m_t[:, None] & m_h[None, :]
         b_x = tl.load(p_row + o_h[None, :], mask=m_x, other=0.0).to(tl.float32)  # [ROWS, H]
         b_mean = tl.sum(b_x, 1) / HIDDEN
+        # Masked features are 0, whose distance from the mean is not.
         b_centred = tl.where(m_h[None, :], b_x - b_mean[:, None], 0.0)
         b_variance = tl.sum(b_centred * b_centred, 1) / HIDDEN
         b_norm = tl.sqrt(tl.sum(b_x * b_x, 1))
@@ -51,6 +49,7 @@ def state_scores_kernel(
         tl.store(p_norm + o_out, b_norm, mask=m_t)
         tl.store(p_inverse + o_out, b_inverse, mask=m_t)
         total += tl.sum(tl.where(m_t & (o_t < length), b_variance, 0.0), 0)
+    # A block behind the row's end has none left: it is divided by 1, and 0.
     left = tl.minimum(length - i_block * BLOCK_SIZE, BLOCK_SIZE)
     pooled = total / tl.maximum(left, 1).to(tl.float32)
     tl.store(p_pooled + i_batch * blocks + i_block, pooled)
@@ -103,6 +102,7 @@ def surprise_kernel(
     i_b = tl.program_id(1).to(tl.int64)
     p_row = p_logits + i_b * stride_batch + (i_s - 1) * stride_step
     count = vocabulary
+    # The logits of a token predict the next one: the first token's stand in `previous`, or nowhere.
     if i_s == 0:
         if p_previous is not None:
             p_row = p_previous + i_b * stride_previous
@@ -115,6 +115,8 @@ def surprise_kernel(
         o_v = start + tl.arange(0, BLOCK_V)
         b_x = tl.load(p_row + o_v, mask=o_v < count, other=float("-inf")).to(tl.float32)  # [V]
         b_new = tl.maximum(b_max, tl.max(b_x, 0))
+        # An infinite logit would make NaN of the difference of maxima; the plain log-sum-exp gives
+        # inf or -inf there, and so does this.
         b_kept = tl.exp(_finite(b_max) - _finite(b_new))
         b_kept = tl.where(tl.abs(b_new) == float("inf"), 1.0, b_kept)
         b_sum = b_sum * b_kept + tl.exp(b_x - _finite(b_new))
@@ -122,6 +124,7 @@ def surprise_kernel(
     b_lse = tl.log(tl.where(count > 0, tl.sum(b_sum, 0), 1.0)) + _finite(b_max)
     i_token = tl.load(p_tokens + i_b * stride_tokens + i_s).to(tl.int64)
     m_token = (i_token >= 0) & (i_token < count)
+    # A token outside of the vocabulary gets NaN rather than what happens to stand there.
     b_own = tl.load(p_row + i_token, mask=m_token, other=float("nan")).to(tl.float32)
     tl.store(p_losses + i_b * steps + i_s, b_lse - b_own, mask=count > 0)
 
@@ -206,6 +209,7 @@ def hybrid_blocks_kernel(
         b_upto = b_low
         b_low_end = b_low + sample
         b_upto_end = b_low_end
+        # Two bisections at once, for what is below and what is up to a score: ties count half.
         for _ in range(0, rounds):
             b_middle = (b_low + b_low_end) // 2
             m_open = b_low < b_low_end

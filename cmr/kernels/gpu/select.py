@@ -1,18 +1,16 @@
-"""The choice of passages as Triton kernels; `cmr.kernels.reference.select` is the specification."""
+"""The choice of passages as Triton kernels; `cmr.kernels.select` is the specification."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from cmr.kernels.gpu._choice import candidates, cosines, finish, keep_merged
-from cmr.kernels.gpu._launch import cdiv, launch, next_power, target
+from cmr.kernels.gpu._choice import select_choice_kernel
+from cmr.kernels.gpu._launch import cdiv, launch, next_power
 from cmr.kernels.gpu._statistics import is_finite, merged, passage_z
-from cmr.kernels.gpu._topk import LOWEST, empty_run, insert, pack, unpack_slot
 
 QUERIES, BLOCKS = 16, 64
 """Query tokens and blocks of a tile."""
@@ -28,6 +26,8 @@ def select_statistics_kernel(
     BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Which blocks a row may see, and statistics of their maxima, of a part of the blocks."""
+    # A program keeps the statistics of its part of the blocks in a place of its own; they are put
+    # together by whoever reads them, as no program of a launch can wait for another.
     i_split = tl.program_id(0).to(tl.int64)
     i_batch = tl.program_id(1).to(tl.int64)
     i_part = tl.program_id(2)
@@ -55,13 +55,16 @@ def select_statistics_kernel(
                 b_at = tl.load(p_at, mask=m_at, other=-0x7FFFFFFFFFFFFFFF)  # [N, P]
                 b_last = tl.maximum(b_last, tl.max(b_at, 1))
             m_visible = m_visible & (b_last < tl.load(p_before + i_batch))
+        # Programs for other query tokens find the same visibility: one of them writes it.
         if i_part == 0:
-            p_visible = p_lines + (i_batch * 4 + 1) * blocks + o_n
+            p_visible = p_lines + (i_batch * 2 + 1) * blocks + o_n
             tl.store(p_visible, m_visible.to(tl.float32), mask=m_n)
         p_m = p_maxima + i_batch * stride_batch + o_q[:, None].to(tl.int64) * stride_token
         p_m = p_m + o_n[None, :] * stride_block
         b_m = tl.load(p_m, mask=m_q[:, None] & m_n[None, :], other=float("-inf"))  # [Q, N]
         m_usable = is_finite(b_m) & m_visible[None, :]
+        # Means and squares around them, tile by tile: a sum of squares alone loses the spread of
+        # maxima that all lie near one value.
         b_new = tl.sum(m_usable.to(tl.float32), 1)
         b_centre = tl.sum(tl.where(m_usable, b_m, 0.0), 1) / tl.maximum(b_new, 1.0)
         b_off = tl.where(m_usable, b_m - b_centre[:, None], 0.0)
@@ -95,7 +98,7 @@ def select_lines_kernel(
     o_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < blocks
     p_row = p_maxima + i_batch * stride_batch
-    p_line = p_lines + i_batch * 4 * blocks
+    p_line = p_lines + i_batch * 2 * blocks
     b_sum = tl.zeros([BLOCK_N], tl.float32)
     total = tl.full([], 0.0, tl.float32)
     for start in range(0, tokens, BLOCK_Q):
@@ -109,110 +112,9 @@ def select_lines_kernel(
         )  # fmt: skip
         b_sum += tl.sum(b_weight[:, None] * b_z, 0)
         total += tl.sum(b_weight, 0)
+    # A row without any weight asks nothing: NaN is above nothing, so that it finds nothing.
     b_line = tl.where(total > 0, b_sum / tl.where(total > 0, total, 1.0), float("nan"))
     tl.store(p_line + o_n, b_line, mask=m_n)
-
-
-@triton.jit
-def select_choice_kernel(
-    p_successor, p_predecessor, p_relevance, p_created, p_cursor,
-    p_statistics, p_lines, p_scores, p_starts, p_certainty, p_table, p_stamps,
-    tokens, blocks, splits, k, similarity, relevance, recency, half_life,
-    ratio, threshold, null_base, null_slope, few_blocks, few_certainty,
-    PASSAGE: tl.constexpr, NEIGHBOURS: tl.constexpr, PLAIN: tl.constexpr,
-    K: tl.constexpr, RUN: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Candidates of a row, the best k of them, how sure they are, and the blocks to read."""
-    i_batch = tl.program_id(0).to(tl.int64)
-    p_line = p_lines + i_batch * 4 * blocks
-    b_run = empty_run(1, K)
-    best = tl.full([], -float("inf"), tl.float32)
-    for start in range(0, blocks, BLOCK_N):
-        o_n = start + tl.arange(0, BLOCK_N).to(tl.int64)
-        b_line, b_base = candidates(
-            p_line, p_line + blocks, p_successor, p_predecessor, p_relevance, p_created, p_cursor,
-            o_n, blocks, similarity, relevance, recency, half_life, PLAIN,
-        )  # fmt: skip
-        best = tl.maximum(best, tl.max(tl.where(b_base > -float("inf"), b_line, b_base), 0))
-        b_run = insert(b_run, pack(b_base, o_n)[None, :])
-    finish(
-        b_run, best, p_successor, p_predecessor, p_created, p_statistics,
-        p_scores, p_starts, p_certainty, p_table, p_stamps, i_batch, tokens, splits, k,
-        ratio, threshold, null_base, null_slope, few_blocks, few_certainty,
-        PASSAGE, NEIGHBOURS, K, RUN,
-    )  # fmt: skip
-
-
-@triton.jit
-def select_candidates_kernel(
-    p_successor, p_predecessor, p_relevance, p_created, p_cursor, p_lines,
-    blocks, similarity, relevance, recency, half_life,
-    PLAIN: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Scores of the candidates without their diversity, -inf elsewhere; nothing is chosen yet."""
-    p_line = p_lines + tl.program_id(1).to(tl.int64) * 4 * blocks
-    o_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    _, b_base = candidates(
-        p_line, p_line + blocks, p_successor, p_predecessor, p_relevance, p_created, p_cursor,
-        o_n, blocks, similarity, relevance, recency, half_life, PLAIN,
-    )  # fmt: skip
-    tl.store(p_line + 2 * blocks + o_n, b_base, mask=o_n < blocks)
-    tl.store(p_line + 3 * blocks + o_n, tl.zeros([BLOCK_N], tl.float32), mask=o_n < blocks)
-
-
-@triton.jit
-def select_greedy_kernel(
-    p_maxima, p_query_mask, p_successor, p_predecessor, p_created,
-    p_statistics, p_lines, p_scores, p_starts, p_certainty, p_table, p_stamps,
-    tokens, blocks, splits, k, diversity,
-    clamp, ratio, threshold, null_base, null_slope, few_blocks, few_certainty,
-    stride_batch, stride_token, stride_block,
-    SPLITS: tl.constexpr, POWER: tl.constexpr, PASSAGE: tl.constexpr, NEIGHBOURS: tl.constexpr,
-    K: tl.constexpr, RUN: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """One candidate after the other, each unlike those before; else as `select_choice_kernel`."""
-    i_batch = tl.program_id(0).to(tl.int64)
-    p_row = p_maxima + i_batch * stride_batch
-    p_line = p_lines + i_batch * 4 * blocks
-    p_base = p_line + 2 * blocks
-    p_alike = p_line + 3 * blocks
-    b_run = empty_run(1, K)
-    best = tl.full([], -float("inf"), tl.float32)
-    last = tl.full([], -1, tl.int64)
-    keep_merged(p_statistics, p_query_mask, i_batch, tokens, splits, clamp, SPLITS, BLOCK_Q, POWER)
-    for i_round in range(0, k):
-        tl.debug_barrier()
-        packed = tl.full([], LOWEST, tl.int64)
-        for start in range(0, blocks, BLOCK_N):
-            o_n = start + tl.arange(0, BLOCK_N).to(tl.int64)
-            m_n = o_n < blocks
-            b_base = tl.load(p_base + o_n, mask=m_n, other=-float("inf"))
-            b_alike = tl.load(p_alike + o_n, mask=m_n, other=0.0)
-            if last >= 0:
-                b_base = tl.where(o_n == last, -float("inf"), b_base)
-                tl.store(p_base + o_n, b_base, mask=m_n)
-                b_cosine = cosines(
-                    p_row, p_line + blocks, p_successor,
-                    p_statistics + i_batch * splits * 6 * tokens, o_n, m_n, last, tokens, clamp,
-                    stride_token, stride_block, PASSAGE, BLOCK_Q, BLOCK_N,
-                )  # fmt: skip
-                b_alike = tl.maximum(b_alike, b_cosine)
-                tl.store(p_alike + o_n, b_alike, mask=m_n)
-            else:
-                b_line = tl.load(p_line + o_n, mask=m_n, other=0.0)
-                b_line = tl.where(b_base > -float("inf"), b_line, -float("inf"))
-                best = tl.maximum(best, tl.max(b_line, 0))
-            b_score = b_base + diversity * (1.0 - b_alike)
-            packed = tl.maximum(packed, tl.max(pack(b_score, o_n), 0))
-        place = tl.where(packed > LOWEST, i_round, -1)
-        b_run = tl.where(tl.arange(0, K)[None, :] == place, packed, b_run)
-        last = unpack_slot(packed)
-    finish(
-        b_run, best, p_successor, p_predecessor, p_created, p_statistics,
-        p_scores, p_starts, p_certainty, p_table, p_stamps, i_batch, tokens, splits, k,
-        ratio, threshold, null_base, null_slope, few_blocks, few_certainty,
-        PASSAGE, NEIGHBOURS, K, RUN,
-    )  # fmt: skip
 
 
 def maxsim_select(
@@ -222,16 +124,11 @@ def maxsim_select(
     positions: torch.Tensor,
     successor: torch.Tensor,
     predecessor: torch.Tensor,
-    relevance: torch.Tensor,
     created: torch.Tensor,
-    cursor: torch.Tensor,
     sessions: torch.Tensor,
     before: torch.Tensor | None,
-    criteria: Sequence[float],
-    half_life: float,
     peak_power: int,
     clamp: float,
-    ratio: float,
     threshold: float,
     null_base: float,
     null_slope: float,
@@ -247,7 +144,7 @@ def maxsim_select(
     table: torch.Tensor,
     stamps: torch.Tensor,
 ) -> None:
-    """Launches the statistics over parts of the blocks, the lines over blocks, then a choice."""
+    """Launches the statistics over parts of the blocks, the lines over blocks, then the choice."""
     batch, tokens, blocks = maxima.shape
     splits, k = statistics.shape[1], scores.shape[1]
     block = positions.shape[1]
@@ -257,6 +154,7 @@ def maxsim_select(
         "stride_token": maxima.stride(1),
         "stride_block": maxima.stride(2),
     }
+    # Triton loads bools as bytes.
     asked = None if query_mask is None else query_mask.contiguous().view(torch.uint8)
     sizes: dict[str, Any] = {"tokens": tokens, "blocks": blocks, "splits": splits}
     launch(
@@ -279,12 +177,6 @@ def maxsim_select(
         **sizes,
         **strides,
     )
-    fixed: dict[str, Any] = {
-        "SPLITS": next_power(splits),
-        "POWER": peak_power,
-        "PASSAGE": passage,
-        "BLOCK_Q": QUERIES,
-    }
     launch(
         select_lines_kernel,
         (cdiv(blocks, BLOCKS), batch),
@@ -296,86 +188,39 @@ def maxsim_select(
         p_statistics=statistics,
         p_lines=lines,
         clamp=clamp,
+        SPLITS=next_power(splits),
+        POWER=peak_power,
+        PASSAGE=passage,
+        BLOCK_Q=QUERIES,
         BLOCK_N=BLOCKS,
         **sizes,
         **strides,
-        **fixed,
-    )
-    similarity, relevant, recency, diversity = criteria
-    scoring: dict[str, Any] = {
-        "p_successor": successor,
-        "p_predecessor": predecessor,
-        "p_relevance": relevance,
-        "p_created": created,
-        "p_cursor": cursor,
-        "p_lines": lines,
-        "blocks": blocks,
-        "similarity": similarity,
-        "relevance": relevant,
-        "recency": recency,
-        "half_life": half_life,
-        "PLAIN": (similarity, relevant, recency) == (1.0, 0.0, 0.0),
-    }
-    finishing: dict[str, Any] = {
-        "p_statistics": statistics,
-        "p_scores": scores,
-        "p_starts": starts,
-        "p_certainty": certainty,
-        "p_table": table,
-        "p_stamps": stamps,
-        "tokens": tokens,
-        "splits": splits,
-        "k": k,
-        "ratio": ratio,
-        "threshold": threshold,
-        "null_base": null_base,
-        "null_slope": null_slope,
-        "few_blocks": few_blocks,
-        "few_certainty": few_certainty,
-        "PASSAGE": passage,
-        "NEIGHBOURS": neighbours,
-        "K": next_power(k),
-        "RUN": next_power(passage + 2 * neighbours),
-    }
-    warps = 8 if k > 16 else 4
-    if not diversity:
-        launch(
-            select_choice_kernel,
-            (batch,),
-            device=device,
-            warps=warps,
-            BLOCK_N=LOOKED_AT,
-            **scoring,
-            **finishing,
-        )
-        return
-    amd = target(device).backend == "hip"  # wide tiles spill scalars there
-    launch(
-        select_candidates_kernel,
-        (cdiv(blocks, LOOKED_AT), batch),
-        device=device,
-        warps=4,
-        BLOCK_N=LOOKED_AT,
-        **scoring,
     )
     launch(
-        select_greedy_kernel,
+        select_choice_kernel,
         (batch,),
         device=device,
-        warps=1 if amd else warps,
-        p_maxima=maxima,
-        p_query_mask=asked,
+        warps=8 if k > 16 else 4,
         p_successor=successor,
         p_predecessor=predecessor,
         p_created=created,
+        p_statistics=statistics,
         p_lines=lines,
-        blocks=blocks,
-        diversity=diversity,
-        clamp=clamp,
-        SPLITS=next_power(splits),
-        POWER=peak_power,
-        BLOCK_Q=1 if amd else QUERIES,
-        BLOCK_N=BLOCKS,
-        **finishing,
-        **strides,
+        p_scores=scores,
+        p_starts=starts,
+        p_certainty=certainty,
+        p_table=table,
+        p_stamps=stamps,
+        k=k,
+        threshold=threshold,
+        null_base=null_base,
+        null_slope=null_slope,
+        few_blocks=few_blocks,
+        few_certainty=few_certainty,
+        PASSAGE=passage,
+        NEIGHBOURS=neighbours,
+        K=next_power(k),
+        RUN=next_power(passage + 2 * neighbours),
+        BLOCK_N=LOOKED_AT,
+        **sizes,
     )

@@ -1,1 +1,1 @@
-"""Plain-PyTorch kernels: the specification of each operation, and what runs on a CPU."""
+"""Plain PyTorch of which the specifications and the layers above the kernels are made."""

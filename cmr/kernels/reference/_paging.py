@@ -8,20 +8,14 @@ import torch
 def readable(
     table: torch.Tensor, stamps: torch.Tensor, created: torch.Tensor, positions: torch.Tensor
 ) -> torch.Tensor:
-    """Which tokens of a table's blocks may be read.
+    """Which tokens [B, M * block] bool of a table's blocks may be read.
 
-    Args:
-        table: [B, M] int64 slots, -1: none.
-        stamps: [B, M] int64, what `created` of the slot was when it was chosen. A slot that was
-            given to another block since is not read.
-        created: [slots] int64, at least one slot.
-        positions: [slots, block] int64, below 0 where there is no token.
-
-    Returns:
-        [B, M * block] bool.
+    Of a table [B, M] with -1 for none, by its stamps [B, M], `created` [slots] of at least one slot
+    and `positions` [slots, block], below 0 where there is no token; see `reweave_paged`.
     """
     batch, entries = table.shape
     slots = table.clamp(min=0).view(-1)
+    # The number that a slot's block had when it was chosen: another one means other text by now.
     fresh = (table >= 0) & (created.index_select(0, slots).view(batch, entries) == stamps)
     seen = positions.index_select(0, slots).view(batch, entries, -1) >= 0
     return (seen & fresh.unsqueeze(-1)).view(batch, -1)
@@ -30,15 +24,10 @@ def readable(
 def gather(
     stores: tuple[torch.Tensor, ...], table: torch.Tensor, columns: torch.Tensor | None = None
 ) -> list[torch.Tensor]:
-    """The blocks of a table, head by head.
+    """The blocks of a table [B, M], head by head: [B, G, M * block, D] of each store.
 
-    Args:
-        stores: [slots, G, block, D] each.
-        table: [B, M] int64 slots; below 0 reads slot 0 and has to be masked.
-        columns: [N] int64, with B = 1: which of the M * block tokens are wanted; None: all.
-
-    Returns:
-        [B, G, M * block, D] each, or [1, G, N, D].
+    A store is [slots, G, block, D]. A slot below 0 reads slot 0 and has to be masked. By `columns`
+    [N], and B = 1, only those of the M * block tokens: [1, G, N, D].
     """
     batch, entries = table.shape
     slots, groups, block, _ = stores[0].shape

@@ -19,6 +19,8 @@ def pack(scores: torch.Tensor, slots: torch.Tensor | None = None) -> torch.Tenso
     """
     inf = float("inf")
     clean = scores.nan_to_num(nan=-inf, posinf=inf, neginf=-inf).add_(0.0)
+    # The bits of positive floats rise with them, those of negative ones fall: turning all but the
+    # sign round makes integers of the same order.
     bits = clean.view(torch.int32)
     ordered = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits).to(torch.int64)
     if slots is None:
@@ -50,6 +52,7 @@ def topk_lowest_slot(
     """
     _check(k)
     count = scores.shape[1]
+    # The other ways look at values to decide, for which a GPU's host would have to wait.
     if scores.device.type != "cpu" or count <= k:
         return topk_of(scores, None, k)
     worth_groups = count >= LONG_ROW or scores.numel() >= MANY_SCORES
@@ -88,6 +91,7 @@ def _topk_plainly(
         if bool((values[:, :-1] > values[:, 1:]).all()):  # no tie, no NaN, no -inf among the k
             chosen = chosen[:, :k]
             return values[:, :k], chosen if slots is None else slots.gather(1, chosen)
+    # Some more than k, so that a tie at the k-th place is seen whole.
     wide = min(scores.shape[1], 3 * k + 16)
     values, chosen = scores.topk(wide)
     last = values[:, -1:]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from cmr.kernels.reference._shapes import expect_float
-
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 """What the largest element of a row is mapped to."""
 
@@ -26,12 +24,14 @@ def quantise_rows(rows: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor,
 
     Equivalent PyTorch: `(rows / scale[..., None]).round().to(torch.int8)`.
     """
-    expect_float("rows", rows)
+    if not rows.is_floating_point():
+        raise TypeError(f"rows: a floating-point dtype expected, got {rows.dtype}")
     if dtype not in LARGEST:
         raise TypeError(f"dtype: torch.int8 or torch.float8_e4m3fn expected, got {dtype}")
     wide = rows.float()
     scale = wide.abs().amax(-1) / LARGEST[dtype]
     codes = wide * torch.where(scale > 0, 1.0 / scale, 0.0).unsqueeze(-1)
+    # The product may end just above the largest code: the scale was rounded.
     codes = codes.clamp(-LARGEST[dtype], LARGEST[dtype])
     if dtype == torch.int8:
         codes = codes.round()

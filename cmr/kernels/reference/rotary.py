@@ -6,19 +6,14 @@ import torch
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary rotation, in float32, of the first R features.
+    """Rotary rotation of the first R features, R even and at most D, in the dtype of `x`.
 
-    Args:
-        x: [B, H, S, D], any float dtype.
-        cos: [B, S, R] float32, R even and at most D.
-        sin: the same shape.
-
-    Returns:
-        The rotated tensor in the dtype of `x`. Equivalent PyTorch: `x * cos + rotate_half(x) * sin`
-        (Su et al. 2021, RoFormer, in the half-split layout of transformers).
+    Of `x` [B, H, S, D] by cosine and sine [B, S, R] float32: `x * cos + rotate_half(x) * sin` (Su
+    et al. 2021, RoFormer, in the half-split layout of transformers).
     """
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     width = cos.shape[-1]
+    # In float32: a cosine in half precision would turn keys far along the text by a wrong angle.
     part = x[..., :width].float()
     first, second = part.chunk(2, dim=-1)
     turned = (part * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)

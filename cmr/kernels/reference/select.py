@@ -34,26 +34,41 @@ class Selection(NamedTuple):
     stamps: torch.Tensor
 
 
-class Columns(NamedTuple):
-    """What a selection knows of the stored blocks, see `cmr.kernels.maxsim.maxsim_select`."""
+class SearchColumns(NamedTuple):
+    """What a search reads of the columns of N stored blocks, all int64.
+
+    Attributes:
+        session: [N], whose block it is.
+        positions: [N, block], of its tokens in the session's text; -1 where there is none.
+        successor: [N], slot of the next block of the text, below N, or -1.
+        predecessor: [N], of the one before.
+        created: [N], the block's number.
+    """
 
     session: torch.Tensor
     positions: torch.Tensor
     successor: torch.Tensor
     predecessor: torch.Tensor
-    relevance: torch.Tensor
     created: torch.Tensor
-    cursor: torch.Tensor
 
 
 class Rule(NamedTuple):
-    """The numbers of a selection, see `cmr.kernels.maxsim.maxsim_select`."""
+    """The numbers of a search.
 
-    criteria: tuple[float, float, float, float]
-    half_life: float
+    Attributes:
+        peak_power: of a query token's best value, which its weight is; 0 to 2.
+        clamp: limit of standardised values, above 0.
+        threshold: least certainty of a row that reads anything.
+        null_base: the best similarity is null_base + null_slope * ln(blocks) when nothing fits.
+        null_slope: see `null_base`.
+        few_blocks: below so many visible blocks the certainty is `few_certainty`.
+        few_certainty: see `few_blocks`.
+        passage: blocks in one, 1 or 2.
+        neighbours: blocks read beside a passage, on each side, 0 to 8.
+    """
+
     peak_power: int
     clamp: float
-    ratio: float
     threshold: float
     null_base: float
     null_slope: float
@@ -63,34 +78,30 @@ class Rule(NamedTuple):
     neighbours: int
 
 
-def maxsim_select(
+def choose(
     maxima: torch.Tensor,
     query_mask: torch.Tensor | None,
-    columns: Columns,
+    columns: SearchColumns,
     sessions: torch.Tensor,
     before: torch.Tensor | None,
     rule: Rule,
     k: int,
 ) -> Selection:
-    """The specification of `cmr.kernels.maxsim.maxsim_select`."""
+    """The specification of `cmr.kernels.maxsim_select`, of arguments that were checked already."""
     visible = may_see(columns, sessions, before)
-    line, shares, z = similarity_line(maxima, query_mask, columns.successor, visible, rule)
-    base = line
-    similarity, relevance, recency, diversity = rule.criteria
-    if (similarity, relevance, recency) != (1.0, 0.0, 0.0):
-        age = (columns.cursor - columns.created).float()
-        fresh = torch.exp2(-age / rule.half_life)
-        base = similarity * line + (relevance * columns.relevance + recency * fresh)
-    profiles = shares.sqrt()[:, :, None] * z.clamp(min=0) if diversity else None
-    scores, starts = candidates(line, base, columns, k, profiles, diversity)
+    line = similarity_line(maxima, query_mask, columns.successor, visible, rule)[0]
+    scores, starts = topk_lowest_slot(at_peaks(line, line, columns), k)
     certainty = certainty_of(line, visible.sum(-1), rule)
-    keep = (scores >= rule.ratio * scores[:, :1]) & (certainty >= rule.threshold)[:, None]
-    starts = torch.where(keep & (starts >= 0), starts, -1)
-    scores = torch.where(starts >= 0, scores, NEG_INF)
+    # A passage that matches less than the usual one does says nothing: its score is below 0.
+    keep = (scores >= 0) & (certainty >= rule.threshold)[:, None] & (starts >= 0)
+    starts = torch.where(keep, starts, -1)
+    scores = torch.where(keep, scores, NEG_INF)
     return Selection(scores, starts, certainty, *stamped_table(starts, columns, rule))
 
 
-def may_see(columns: Columns, sessions: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+def may_see(
+    columns: SearchColumns, sessions: torch.Tensor, before: torch.Tensor | None
+) -> torch.Tensor:
     """The blocks `[B, N]` bool that each row may find: its own session's, in front of `before`."""
     # A row without a session has the number that empty slots have: it may see nothing.
     visible = (columns.session == sessions[:, None]) & (sessions >= 0)[:, None]
@@ -119,6 +130,7 @@ def similarity_line(
         The line [B, N] float32, -inf where a row does not see a block or does not ask; each query
         token's share [B, Q] of it; and the standardised values [B, Q, N] of the passages.
     """
+    # What matches everything alike has no deviation and says nothing, whatever its cosines are.
     z = standardise(maxima, visible, rule.clamp)
     if rule.passage == 2:
         z = passages(z, successor)
@@ -133,11 +145,8 @@ def shares_of(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Each query token's share [B, Q] of the mean, and whether the row asks at all [B, 1].
 
-    Args:
-        peaks: [B, Q] float32, each token's best standardised value.
-        counts: [B] int64, blocks that a row sees.
-        query_mask: [B, Q] bool, None: all ask.
-        power: of the peaks.
+    A token weighs a power of its peak [B, Q], its best standardised value; `counts` [B] are the
+    blocks that a row sees.
     """
     weights = peaks.clamp(min=0) ** power
     # A single block stands out from nothing: it is chosen, as no other can be meant.
@@ -148,44 +157,23 @@ def shares_of(
     return torch.where(total > 0, weights / total, 0.0), total > 0
 
 
-def candidates(
-    line: torch.Tensor,
-    base: torch.Tensor,
-    columns: Columns,
-    k: int,
-    profiles: torch.Tensor | None = None,
-    diversity: float = 0.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best passages among the local maxima of a line along the text.
+def at_peaks(line: torch.Tensor, base: torch.Tensor, columns: SearchColumns) -> torch.Tensor:
+    """`base` [B, N], what passages are ranked by, at the local maxima of a line along the text.
 
-    Args:
-        line: [B, N] float32, -inf where there is nothing to find.
-        base: [B, N] float32, what passages are ranked by.
-        columns: of the stored blocks.
-        k: passages at most.
-        profiles: [B, Q, N] float32, by which passages are alike; None: they are ranked at once.
-        diversity: weight of 1 less the largest cosine with a passage that was chosen before.
-
-    Returns:
-        Scores [B, k] float32 and first slots [B, k] int64, -inf and -1 where there is none.
+    Elsewhere it is -inf; the line [B, N] is -inf where there is nothing to find.
     """
-    peaks = (line > NEG_INF) & local_maxima(line, columns.successor, columns.predecessor)
-    base = base.masked_fill(~peaks, NEG_INF)
-    if profiles is not None:
-        return _greedy(base, profiles, diversity, k)
-    return topk_lowest_slot(base, k)
+    successor, predecessor = columns.successor, columns.predecessor
+    after = line[:, successor.clamp(min=0)].masked_fill(successor < 0, NEG_INF)
+    before = line[:, predecessor.clamp(min=0)].masked_fill(predecessor < 0, NEG_INF)
+    # Of level neighbours the first one of the text is the maximum, so that it is one of them.
+    peaks = (line > NEG_INF) & (line >= after) & (line > before)
+    return base.masked_fill(~peaks, NEG_INF)
 
 
 def stamped_table(
-    starts: torch.Tensor, columns: Columns, rule: Rule
+    starts: torch.Tensor, columns: SearchColumns, rule: Rule
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slots of passages and their neighbours, and the blocks' numbers, see `Selection`.
-
-    Args:
-        starts: [B, k] int64, first slot of each passage, -1 for none.
-        columns: of the stored blocks.
-        rule: `passage` and `neighbours` are used.
-    """
+    """Table and stamps of a `Selection`, of the first slots [B, k] of its passages."""
     table = block_table(
         starts,
         columns.successor,
@@ -196,45 +184,10 @@ def stamped_table(
     return table, torch.where(table >= 0, _at(columns.created, table), -1)
 
 
-def local_maxima(
-    line: torch.Tensor, successor: torch.Tensor, predecessor: torch.Tensor
-) -> torch.Tensor:
-    """Where `[batch, slots]` scores are not below their neighbours' in the text."""
-    after = line[:, successor.clamp(min=0)].masked_fill(successor < 0, NEG_INF)
-    before = line[:, predecessor.clamp(min=0)].masked_fill(predecessor < 0, NEG_INF)
-    return (line >= after) & (line > before)
-
-
-def _greedy(
-    base: torch.Tensor, profiles: torch.Tensor, diversity: float, k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One candidate after the other, each the best given those before (Carbonell 1998, MMR)."""
-    norms = profiles.norm(dim=1)
-    units = torch.where(norms[:, None] > 0, profiles / norms[:, None], 0.0)
-    alike = torch.zeros_like(base)
-    left, scores, slots = base, [], []
-    for _ in range(k):
-        score, slot = topk_lowest_slot(left + diversity * (1.0 - alike), 1)
-        scores.append(score)
-        slots.append(slot)
-        if not base.shape[1]:
-            continue
-        last = units.gather(2, slot.clamp(min=0)[:, None].expand(-1, units.shape[1], -1))
-        alike = torch.maximum(alike, (units * last).sum(1))
-        left = left.scatter(1, slot.clamp(min=0), NEG_INF)
-    return torch.cat(scores, 1), torch.cat(slots, 1)
-
-
 def certainty_of(line: torch.Tensor, stored: torch.Tensor, rule: Rule) -> torch.Tensor:
-    """Best similarity over what is expected of the best passage when nothing fits.
+    """Best similarity [B] of a line [B, N] over what is expected when nothing fits; 0 for nothing.
 
-    Args:
-        line: [B, N] float32, -inf where there is nothing to find.
-        stored: [B] int64, blocks that a row sees.
-        rule: the null and the few blocks are used.
-
-    Returns:
-        [B] float32, 0 where a row finds nothing.
+    `stored` [B] are the blocks that a row sees, by which that expectation grows.
     """
     best = line.amax(-1) if line.shape[1] else line.new_full((len(line),), NEG_INF)
     null = rule.null_base + rule.null_slope * stored.clamp(min=1).log()
@@ -252,15 +205,8 @@ def block_table(
 ) -> torch.Tensor:
     """Slots of each passage and its neighbours, each slot at most once a row.
 
-    Args:
-        starts: [B, k] int64, first slot of each passage, -1 for none.
-        successor: [N] int64, the slot of the text's next block, or -1.
-        predecessor: [N] int64, of the one before.
-        length: blocks in a passage.
-        neighbours: blocks beside it, on each side.
-
-    Returns:
-        [B, k, neighbours + length + neighbours] int64 in the order of the text, see `Selection`.
+    From first slots [B, k], -1 for none, along the links [N]:
+    [B, k, neighbours + length + neighbours] int64 in the order of the text, see `Selection`.
     """
     run = [starts]
     for _ in range(neighbours):
@@ -269,6 +215,7 @@ def block_table(
         run.append(_follow(successor, run[-1]))
     table = torch.stack(run, -1)
     flat = table.flatten(1)
+    # Passages may overlap: a slot that an earlier one has is left out, or it would be read twice.
     same = (flat[:, :, None] == flat[:, None, :]) & (flat[:, :, None] >= 0)
     earlier = torch.ones_like(same[0]).tril(-1)
     return flat.masked_fill((same & earlier).any(-1), -1).view(table.shape)

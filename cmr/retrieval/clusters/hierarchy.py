@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from cmr.kernels.reference._shapes import expect_shape
+from cmr.kernels.arguments import expect
 from cmr.kernels.reference._topk import topk_lowest_slot
 from cmr.kernels.reference.select import Rule, shares_of
 from cmr.memory.sessions import NO_SESSION
@@ -150,12 +150,13 @@ class MemoryHierarchy(ClusterUpkeep):
         Raises:
             ValueError: the shapes do not fit the store's.
         """
-        hidden = ("hidden", store.index.shape[-1])
-        expect_shape("query", query, ("batch", None), ("tokens", None), hidden)
+        expect(
+            ("query", query, "batch tokens hidden", None),
+            ("query_mask", query_mask, "batch tokens", None),
+            ("sessions", sessions, "batch", None),
+            hidden=store.index.shape[-1],
+        )
         batch, tokens, _ = query.shape
-        if query_mask is not None:
-            expect_shape("query_mask", query_mask, ("batch", batch), ("tokens", tokens))
-        expect_shape("sessions", sessions, ("batch", batch))
         self.sync(store)
         counts, found = [], []
         for number, session in enumerate(sessions.tolist()):

@@ -150,7 +150,7 @@ class MultiCriteria:
         line, shares, z = similarity_line(maxima, ask.mask, columns.successor, seen, rule)
         diversity = self.ranker.weights["diversity"]
         return Scored(
-            self.ranker.base(line, columns.relevance, columns.created, seen),
+            self.ranker.base(line, store.relevance[: store.high_water], columns.created, seen),
             line=line,
             profiles=shares.sqrt()[:, :, None] * z.clamp(min=0) if diversity else None,
             diversity=diversity,

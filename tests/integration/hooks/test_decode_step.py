@@ -22,7 +22,7 @@ from cmr.integration.reweave import attention as plug
 from cmr.integration.reweave import recall as recalling
 from cmr.integration.reweave import weave as weaving
 from cmr.integration.reweave.scratch import Scratch
-from cmr.kernels._ops import REGISTERED
+from cmr.kernels.dispatch import REGISTERED
 from cmr.kernels.reference.rotary import rotate
 from tests.integration.hooks.operations import Operations, tensors
 from tests.integration.tiny import LAYERS, text

@@ -2,16 +2,14 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from cmr.kernels.cosine_topk import cosine_rerank, cosine_topk
-from cmr.kernels.reference import cosine_topk as reference
+from cmr.kernels.cosine_topk import cosine_topk, unit_query
 from cmr.kernels.reference.quantise import quantise_rows
 from cmr.kernels.reference.score import inverse_norm
-from tests.kernels.compare import assert_close
+from tests.kernels.compare import assert_close, specified
 
 
 def unit(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -41,12 +39,12 @@ def test_cosine_topk(rows: int, count: int, hidden: int, k: int, dtype: torch.dt
         visible[1] = False
     inverse = inverse_norm(entries)
     have = cosine_topk(query, entries, inverse, visible, k, -0.05)
-    want = reference.cosine_topk(query, entries.float(), inverse, visible, k, -0.05)
+    want = specified(cosine_topk, query, entries.float(), inverse, visible, k, -0.05)
     if dtype == torch.float32:
         exact = F.normalize(query, dim=-1) @ (entries * inverse[:, None]).t()
         assert_same(have, want, exact)
         return
-    asked = reference.unit_query(query, dtype)
+    asked = unit_query(query, dtype)
     exact = (asked.double() @ entries.double().t() * inverse.double()).float()
     hidden_score = exact.masked_fill(~visible | (exact < -0.05), -math.inf)
     best = hidden_score.topk(min(k, count)).values
@@ -60,9 +58,9 @@ def test_codes(codes: torch.dtype) -> None:
     coded, scale = quantise_rows(entries, codes)
     inverse = inverse_norm(coded.float() * scale[:, None])
     have = cosine_topk(query, coded, inverse, None, 5, scale=scale)
-    asked = reference.unit_query(query, codes).float()
+    asked = unit_query(query, codes).float()
     exact = asked @ (coded.float() * (scale * inverse)[:, None]).t()
-    assert_same(have, reference.cosine_topk(query, coded, inverse, None, 5, scale=scale), exact)
+    assert_same(have, specified(cosine_topk, query, coded, inverse, None, 5, scale=scale), exact)
 
 
 def test_ties_go_to_the_lowest_slot_every_time() -> None:
@@ -78,7 +76,7 @@ def test_nan_and_infinite_entries() -> None:
     entries[1], entries[2] = math.nan, 0.0
     query = entries[4:5].clone()
     have = cosine_topk(query, entries, inverse_norm(entries), None, 6)
-    want = reference.cosine_topk(query, entries, inverse_norm(entries), None, 6)
+    want = specified(cosine_topk, query, entries, inverse_norm(entries), None, 6)
     assert torch.equal(have[1], want[1])
     assert_close("scores", have[0], want[0])
     assert (cosine_topk(query * math.nan, entries, None, None, 2)[1] == -1).all()
@@ -90,27 +88,3 @@ def test_nothing_stored() -> None:
     scores, slots = cosine_topk(torch.randn(2, 8), torch.zeros(0, 8), None, None, 3)
     assert (slots == -1).all() and (scores == -math.inf).all()
     assert cosine_topk(torch.zeros(0, 8), torch.zeros(4, 8), None, None, 3)[0].shape == (0, 3)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rerank(dtype: torch.dtype) -> None:
-    query, entries = torch.randn(3, 577), unit(90, 577, dtype=dtype)
-    slots = torch.stack([torch.randperm(90)[:41] for _ in range(3)])
-    slots[0, ::3], slots[2] = -1, -1
-    inverse = inverse_norm(entries)
-    have = cosine_rerank(query, entries, slots, 16, inverse)
-    want = reference.cosine_rerank(query, entries, slots, 16, inverse)
-    assert torch.equal(have[1], want[1])
-    assert_close("scores", have[0], want[0])
-    assert (cosine_rerank(query, entries, slots[:, :0], 2)[1] == -1).all()
-
-
-def test_rerank_past_two_to_the_31_elements() -> None:
-    """Pages that nobody writes cost nothing."""
-    entries = torch.from_numpy(np.zeros((1 << 19, 4100), dtype=np.float16))
-    assert entries.numel() > 2**31
-    query, last = torch.randn(1, 4100), len(entries) - 1
-    entries[last] = query[0] * 0.01
-    scores, slots = cosine_rerank(query, entries, torch.tensor([[0, last, 17]]), 3)
-    assert slots.tolist() == [[last, 0, 17]]
-    assert_close("score", scores[0, 0], query.norm() * 0.01, 1e-3, 1e-3)

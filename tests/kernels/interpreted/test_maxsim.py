@@ -7,10 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cmr.kernels.maxsim import block_maxima, rerank_blocks
-from cmr.kernels.reference import maxsim as reference
+from cmr.kernels.maxsim import block_maxima
 from cmr.kernels.reference.quantise import quantise_rows
-from tests.kernels.compare import assert_close, assert_error_at_most_twice
+from tests.kernels.compare import assert_close, assert_error_at_most_twice, specified
 
 
 def unit(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -32,7 +31,7 @@ def test_block_maxima(tokens: int, blocks: int, block: int, hidden: int, dtype) 
     exact = exact.masked_fill(~mask, -math.inf).amax(-1)
     seen = mask.any(-1)
     assert (have[:, :, ~seen] == -math.inf).all()
-    naive = reference.block_maxima(query, index, mask)
+    naive = specified(block_maxima, query, index, mask)
     assert_error_at_most_twice(
         "maxima", have[:, :, seen], naive[:, :, seen], exact[:, :, seen], 1e-7
     )
@@ -47,12 +46,12 @@ def test_another_sessions_blocks_are_not_seen() -> None:
     index[4:9] = unit(5, 32, 64)
     sessions = torch.tensor([0, 1, 7])
     have = block_maxima(query, index, session=session, sessions=sessions)
-    want = reference.block_maxima(query, index, session=session, sessions=sessions)
+    want = specified(block_maxima, query, index, session=session, sessions=sessions)
     assert_close("maxima", have, want)
     assert (have[0, :, 4:] == -math.inf).all() and (have[2] == -math.inf).all()
     slots = torch.tensor([[0, 4, -1], [3, 5, 8], [1, 9, 10]])
     have = block_maxima(query, index, session=session, sessions=sessions, slots=slots)
-    want = reference.block_maxima(query, index, session=session, sessions=sessions, slots=slots)
+    want = specified(block_maxima, query, index, session=session, sessions=sessions, slots=slots)
     assert_close("maxima", have, want)
     assert (have[0, :, 1:] == -math.inf).all() and (have[2] == -math.inf).all()
 
@@ -63,7 +62,7 @@ def test_a_stored_nan_shows_and_a_masked_one_does_not() -> None:
     query = unit(1, 2, 16)
     have = block_maxima(query, index, mask)
     assert have[0, :, 1].isnan().all() and not have[0, :, [0, 2, 4]].isnan().any()
-    assert_close("maxima", have, reference.block_maxima(query, index, mask))
+    assert_close("maxima", have, specified(block_maxima, query, index, mask))
     mask[1, 2] = False
     assert block_maxima(query, index, mask)[0, :, :3].isfinite().all()
 
@@ -78,7 +77,7 @@ def test_codes(codes: torch.dtype, dtype: torch.dtype) -> None:
     exact = torch.einsum(
         "bqh,nth->bqnt", query.double(), coded.double() * scale[..., None].double()
     ).amax(-1)
-    naive = reference.block_maxima(query, coded, scale=scale)
+    naive = specified(block_maxima, query, coded, scale=scale)
     assert_error_at_most_twice("maxima", have, naive, exact, 1e-6)
 
 
@@ -98,7 +97,7 @@ def test_it_writes_into_a_part_of_what_is_kept() -> None:
     query, index = unit(2, 3, 60), unit(6, 4, 60)
     kept = torch.full((2, 5, 20), 7.0)
     out = block_maxima(query, index, out=kept[:, 1:4, 4:16:2])
-    assert_close("part", kept[:, 1:4, 4:16:2], reference.block_maxima(query, index))
+    assert_close("part", kept[:, 1:4, 4:16:2], specified(block_maxima, query, index))
     assert out.data_ptr() == kept[:, 1:4, 4:16:2].data_ptr()
     kept[:, 1:4, 4:16:2] = 7.0
     assert (kept == 7.0).all()
@@ -108,7 +107,7 @@ def test_a_second_look_at_candidates() -> None:
     query, index = unit(2, 3, 60, dtype=torch.bfloat16), unit(9, 4, 60, dtype=torch.bfloat16)
     mask = torch.rand(9, 4) > 0.3
     slots = torch.tensor([[8, -1, 0, 3, 3], [-1, -1, 2, 1, 7]])
-    have = rerank_blocks(query, index, slots, mask)
+    have = block_maxima(query, index, mask, slots=slots)
     whole = block_maxima(query, index, mask)
     want = whole.gather(2, slots.clamp(min=0)[:, None].expand(2, 3, 5))
     assert_close("maxima", have, want.masked_fill((slots < 0)[:, None], -math.inf), 1e-7)
@@ -117,7 +116,7 @@ def test_a_second_look_at_candidates() -> None:
 @pytest.mark.parametrize("shape", [(0, 4, 8), (3, 0, 8), (2, 4, 1)])
 def test_nothing_to_see(shape: tuple[int, int, int]) -> None:
     query, index = unit(1, 2, shape[2]), unit(*shape)
-    assert_close("maxima", block_maxima(query, index), reference.block_maxima(query, index))
+    assert_close("maxima", block_maxima(query, index), specified(block_maxima, query, index))
     assert block_maxima(query[:, :0], index).shape == (1, 0, shape[0])
 
 

@@ -4,24 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from cmr.kernels.gpu import _ring_columns
-from cmr.kernels.reference import ring_write as reference
+from cmr.kernels.gpu import ring_link as gpu
+from cmr.kernels.ring_link import Columns, Reserved, ring_link, ring_link_plain
 from cmr.kernels.ring_write import (
-    Columns,
-    Reserved,
-    ring_link,
-    ring_reserve,
     ring_write_heads,
+    ring_write_heads_plain,
     ring_write_index,
+    ring_write_index_plain,
 )
 from tests.kernels.compare import assert_close
-
-
-def columns(slots: int, size: int, cursor: int = 0) -> Columns:
-    numbers = [torch.full((slots,), -1) for _ in range(6)]
-    numbers[1].zero_()
-    text = torch.zeros(slots, size).long(), torch.full((slots, size), -1)
-    return Columns(torch.tensor([cursor]), *numbers, torch.zeros(slots), *text)
+from tests.kernels.ring import columns, reserve
 
 
 def written(state: Columns, sessions: list[int], slots: list[int] | None = None) -> Columns:
@@ -32,14 +24,10 @@ def written(state: Columns, sessions: list[int], slots: list[int] | None = None)
     places = torch.randint(99, (len(sessions), size))
     weights = torch.rand(len(sessions), 1)
     want = Columns(*(column.clone() for column in state))
-    found = Reserved(*reference.reserve(*want[:3], rows))
-    have = ring_reserve(state, rows)
-    for name, a, b in zip(have._fields, have, found, strict=True):
-        assert torch.equal(a, b), f"{name}: {a.tolist()} instead of {b.tolist()}"
-    if slots is not None:
-        have = chosen(state, rows, slots)
-    reference.link(*want, *have, rows, None, tokens, places, weights)
-    ring_link(state, have, rows, tokens, places, weights)
+    have = reserve(state, rows) if slots is None else chosen(state, rows, slots)
+    order = torch.arange(len(rows))
+    ring_link_plain(*want, *have, rows, order, tokens, places, weights)
+    ring_link(state, have, rows, tokens, places, weights, order)
     for name, a, b in zip(want._fields, state, want, strict=True):
         assert torch.equal(a, b), f"{name}: {a.tolist()} instead of {b.tolist()}"
     return state
@@ -79,15 +67,8 @@ def test_slots_of_any_choice() -> None:
         written(state, rng.integers(0, 3, count).tolist(), slots)
 
 
-def test_more_slots_and_blocks_than_a_program_looks_at_in_one_step(monkeypatch) -> None:
-    state = columns(2500, 1, cursor=10**12 + 7)
-    state.session.copy_(torch.arange(2500) % 4)
-    state.created.copy_(torch.randperm(2500))
-    state.created[::7] = 5000  # of equals the lowest slot
-    rows = torch.arange(3) % 3
-    have, want = ring_reserve(state, rows), reference.reserve(*state[:3], rows)
-    assert all(torch.equal(a, b) for a, b in zip(have, want, strict=True))
-    monkeypatch.setattr(_ring_columns, "SCAN", 16)
+def test_more_blocks_than_a_program_looks_at_in_one_step(monkeypatch) -> None:
+    monkeypatch.setattr(gpu, "SCAN", 16)
     state = columns(70, 1)
     written(state, [0, 1, 2] * 20)
     written(state, [1] * 9 + [0] + [1] * 20 + [0, 3])
@@ -97,9 +78,9 @@ def test_a_part_of_a_text_and_no_relevance() -> None:
     state, want = columns(4, 3), columns(4, 3)
     rows, pick = torch.tensor([5, 6]), torch.tensor([3, 0])
     ids, places = torch.arange(10).view(2, 5), torch.arange(10, 20).view(2, 5)
-    found = ring_reserve(state, rows)
-    ring_link(state, found, rows, ids.T.contiguous().T, places, pick=pick)
-    reference.link(*want, *found, rows, pick, ids, places, None)
+    found = reserve(state, rows)
+    ring_link(state, found, rows, ids.T.contiguous().T, places, None, pick)
+    ring_link_plain(*want, *found, rows, pick, ids, places, None)
     assert all(torch.equal(a, b) for a, b in zip(state, want, strict=True))
     assert state.positions[0].tolist() == [18, 19, -1] and state.token_ids[0].tolist() == [8, 9, 0]
 
@@ -120,7 +101,7 @@ def test_heads(width: int, wide: int, turned: int, size: int, dtype: torch.dtype
     value_store = torch.empty(7, 2, size, wide, dtype=torch.float16)
     have, want = (store.clone(), value_store.clone()), (store.clone(), value_store.clone())
     ring_write_heads(*have, where, pick, keys, values, *turn)
-    reference.write_heads(*want, where, pick, keys, values, *turn)
+    ring_write_heads_plain(*want, where, pick, keys, values, *turn)
     eps = torch.finfo(dtype).eps
     assert_close("keys", have[0], want[0], 1e-6, eps if turned else 0)
     assert_close("values", have[1], want[1], 0, 0)
@@ -159,7 +140,7 @@ def test_index_of_floats(hidden: int, index_dtype: torch.dtype) -> None:
     have, want = (torch.empty(6, 8, hidden, dtype=index_dtype) for _ in range(2))
     where, pick = torch.tensor([4, 1, 0]), torch.tensor([0, 3, 1])
     ring_write_index(have, None, where, pick, states)
-    reference.write_index(want, None, where, pick, states)
+    ring_write_index_plain(want, None, where, pick, states)
     assert_close("index", have, want, 1e-6, torch.finfo(index_dtype).eps)
 
 
@@ -177,7 +158,7 @@ def test_quantised_index_bit_for_bit(hidden: int, index_dtype: torch.dtype) -> N
     have, want = (torch.zeros(8, 16, hidden, dtype=index_dtype) for _ in range(2))
     where, pick = torch.tensor([4, 1, 0, 6, 7]), torch.tensor([0, 3, 1, 2, 5])
     ring_write_index(have, scales[0], where, pick, states)
-    reference.write_index(want, scales[1], where, pick, states)
+    ring_write_index_plain(want, scales[1], where, pick, states)
     assert_close("scale", scales[0], scales[1], 0, 0)
     a, b = have.view(torch.uint8), want.view(torch.uint8)
     assert torch.equal(a, b), f"{(a != b).sum()} codes differ"
@@ -187,8 +168,8 @@ def test_quantised_index_bit_for_bit(hidden: int, index_dtype: torch.dtype) -> N
 def test_nothing_to_write() -> None:
     none = torch.empty(0, dtype=torch.int64)
     state = columns(3, 2)
-    found = ring_reserve(state, none)
-    ring_link(state, found, none, torch.empty(0, 0).long(), torch.empty(0, 0).long(), pick=none)
+    found = reserve(state, none)
+    ring_link(state, found, none, *[torch.empty(0, 0).long()] * 2, None, none)
     store = torch.empty(3, 2, 2, 8)
     ring_write_heads(store, store.clone(), none, none, *[torch.empty(1, 2, 0, 8)] * 2)
     ring_write_index(store[:, 0].contiguous(), None, none, none, torch.empty(1, 0, 8))

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from cmr.kernels import dispatch
-from cmr.kernels.reference import score as reference
-from cmr.kernels.score import attention_received, hybrid_blocks, state_scores, surprise
-from tests.kernels.compare import assert_close, assert_error_at_most_twice
+from cmr.kernels.attention_received import attention_received
+from cmr.kernels.score import hybrid_blocks, state_scores, surprise
+from tests.kernels.compare import assert_close, assert_error_at_most_twice, specified
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -18,7 +18,7 @@ def test_state_scores(tokens: int, hidden: int, dtype: torch.dtype) -> None:
     states[0, 0] = 0
     lengths = torch.tensor([tokens, tokens // 2])
     have = state_scores(states, 32, lengths)
-    want = reference.state_scores(states, 32, lengths)
+    want = specified(state_scores, states, 32, lengths)
     for name, a, b in zip(have._fields, have, want, strict=True):
         assert_close(name, a, b)
 
@@ -45,8 +45,8 @@ def test_attention_received(steps, length, width, is_causal, masked, dtype) -> N
     options = {"is_causal": is_causal, "key_mask": mask}
     have = attention_received(query, key, **options)
     clean = key.nan_to_num(0.0)
-    exact = reference.attention_received(query.double(), clean.double(), **options).double()
-    naive = reference.attention_received(query, clean, **options)
+    exact = specified(attention_received, query.double(), clean.double(), **options).double()
+    naive = specified(attention_received, query, clean, **options)
     assert_error_at_most_twice("received", have, naive, exact, 1e-5)
     if mask is not None:
         assert (have[~mask] == 0).all()
@@ -57,7 +57,7 @@ def test_attention_received_of_nan() -> None:
     query[:, :, 3] = math.nan
     everyone = torch.ones(1, 5, dtype=torch.bool)
     have = attention_received(query, key, key_mask=everyone)
-    assert_close("masked", have, reference.attention_received(query, key, key_mask=everyone))
+    assert_close("masked", have, specified(attention_received, query, key, key_mask=everyone))
     assert attention_received(query, key)[0, 0].isnan()
     assert not attention_received(query[:, :, :0], key).any()
 
@@ -73,7 +73,7 @@ def test_surprise(steps: int, vocabulary: int, with_previous: bool, dtype: torch
     tokens = torch.randint(vocabulary, (2, steps)).int()
     previous = torch.randn(2, vocabulary).to(dtype) if with_previous else None
     have = surprise(logits, tokens, previous)
-    want = reference.surprise(logits, tokens, previous)
+    want = specified(surprise, logits, tokens, previous)
     assert_close("surprise", have, want)
 
 
@@ -86,7 +86,7 @@ def test_surprise_of_infinite_logits() -> None:
     logits[0, 4] *= 1e4
     tokens = torch.tensor([[9, 8, 7, 6, 5, 4]])
     before = torch.randn(1, 5000)
-    have, want = surprise(logits, tokens, before), reference.surprise(logits, tokens, before)
+    have, want = surprise(logits, tokens, before), specified(surprise, logits, tokens, before)
     assert_close("surprise", have, want)
     assert have[0, 1:3].isposinf().all() and have[0, 3:5].isnan().all()
 
@@ -99,7 +99,7 @@ def test_hybrid_blocks(sample: int, steps: int, size: int) -> None:
     references = torch.randint(-4, 5, (3, sample)).float().sort(-1).values
     lengths = torch.tensor([steps, steps // 2])
     have = hybrid_blocks(scores, references, [1, 0.5, 2], size, lengths)
-    want = reference.hybrid_blocks(scores, references, [1, 0.5, 2], size, lengths)
+    want = specified(hybrid_blocks, scores, references, [1, 0.5, 2], size, lengths)
     for name, a, b in zip(have._fields, have, want, strict=True):
         assert_close(name, a, b)
 

@@ -5,19 +5,18 @@ import math
 import pytest
 import torch
 
-from cmr.kernels.maxsim import Selection, maxsim_select
-from cmr.kernels.reference import select as reference
-from cmr.kernels.reference.select import Columns, Rule
-from tests.kernels.compare import assert_close
+from cmr.kernels.reference.select import Rule, SearchColumns, Selection
+from cmr.kernels.select import maxsim_select
+from tests.kernels.compare import assert_close, specified
 from tests.kernels.selecting import RULE, columns_of, rows_of
 
 
 def both(
-    maxima: torch.Tensor, mask, columns: Columns, sessions, before, rule: Rule, k: int
+    maxima: torch.Tensor, mask, columns: SearchColumns, sessions, before, rule: Rule, k: int
 ) -> Selection:
     """What the kernels choose, held against the specification."""
     have = maxsim_select(maxima, mask, columns, sessions, before, rule, k)
-    want = reference.maxsim_select(maxima, mask, columns, sessions, before, rule, k)
+    want = specified(maxsim_select, maxima, mask, columns, sessions, before, rule, k)
     assert_close("scores", have.scores, want.scores, 2e-5, 2e-5)
     assert_close("certainty", have.certainty, want.certainty, 2e-5, 2e-5)
     for name in ("starts", "table", "stamps"):
@@ -26,17 +25,16 @@ def both(
 
 
 @pytest.mark.parametrize(
-    ("blocks", "tokens", "k", "neighbours", "passage", "diversity"),
-    [(1, 1, 1, 0, 2, 0.7), (40, 5, 3, 2, 2, 0.7), (70, 17, 3, 1, 1, 0.4), (600, 17, 9, 0, 2, 0)],
+    ("blocks", "tokens", "k", "neighbours", "passage"),
+    [(1, 1, 1, 0, 2), (40, 5, 3, 2, 2), (70, 17, 3, 1, 1), (600, 17, 9, 0, 2)],
 )
-def test_select(blocks, tokens, k, neighbours, passage, diversity) -> None:
+def test_select(blocks, tokens, k, neighbours, passage) -> None:
     torch.manual_seed(blocks)
     columns, sessions = columns_of(blocks, 3, 3), torch.tensor([0, 2, 9])
     maxima, mask = rows_of(3, tokens, blocks)
     rule = RULE._replace(neighbours=neighbours, passage=passage)
     plain = both(maxima, mask, columns, sessions, None, rule, k)
     assert (plain.starts[2] == -1).all() and (plain.certainty[2] == 0).all()
-    rule = rule._replace(criteria=(0.8, 0.3, 0.4, diversity), ratio=0.2)
     before = torch.tensor([blocks * 2, blocks // 2, 0])
     found = both(maxima, mask, columns, sessions, before, rule, k)
     assert blocks == 1 or bool((found.starts[0] >= 0).any())
@@ -60,10 +58,8 @@ def test_ties_go_to_the_lowest_slot_every_time() -> None:
     )
     maxima = torch.zeros(1, 3, 200)
     maxima[..., 50::2] = 1.0
-    for diversity in (0.0, 0.5):
-        rule = RULE._replace(criteria=(1.0, 0.0, 0.0, diversity), ratio=-9.0)
-        found = both(maxima, None, columns, torch.zeros(1).long(), None, rule, 4)
-        assert found.starts.tolist() == [[50, 52, 54, 56]]
+    found = both(maxima, None, columns, torch.zeros(1).long(), None, RULE, 4)
+    assert found.starts.tolist() == [[50, 52, 54, 56]]
 
 
 def test_a_query_of_padding_finds_nothing() -> None:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmr.kernels.maxsim import maxsim_select
 from cmr.kernels.reference.select import Rule
+from cmr.kernels.select import maxsim_select
 from cmr.memory.batch import BlockBatch
 from cmr.retrieval.ask import columns_of
 from cmr.retrieval.clusters.hierarchy import MemoryHierarchy
@@ -19,7 +19,7 @@ from cmr.retrieval.rules import TUNED
 from tests.memory.kept import KeptStore
 
 HIDDEN, K = 24, 4
-RULE: Rule = TUNED._replace(ratio=0.0, threshold=0.0)
+RULE: Rule = TUNED._replace(threshold=0.0)
 
 
 def ring_of(slots: int, block: int = 4) -> KeptStore:

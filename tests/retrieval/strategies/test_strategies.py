@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cmr.config import STRATEGIES, RetrievalConfig
 from cmr.errors import ConfigError
-from cmr.kernels.reference.select import Columns, may_see
+from cmr.kernels.reference.select import SearchColumns, may_see
 from cmr.memory.sessions import NO_SESSION
 from cmr.retrieval import Calibration, Retriever
 from cmr.retrieval.ask import Ask, Scored, Searched, columns_of, visible
@@ -249,7 +249,7 @@ def test_a_row_without_a_session_may_see_nothing() -> None:
     store = store_of(6)
     write(store, [0, 0])
     columns = columns_of(store, 6)  # four empty slots, whose session number is NO_SESSION
-    assert isinstance(columns, Columns)
+    assert isinstance(columns, SearchColumns)
     seen = may_see(columns, torch.tensor([NO_SESSION, 0]), None)
     assert seen.sum(-1).tolist() == [0, 2]
 

@@ -1,12 +1,11 @@
-"""Reading chosen blocks, merged with local attention or blended into states."""
+"""Reading chosen blocks, merged with local attention."""
 
 from __future__ import annotations
 
 import torch
 
 from benchmarks.compiled.cases._case import Case, floats, integers, meta, size
-from cmr.kernels.gpu import reweave as gpu
-from cmr.kernels.gpu import reweave_residual as residual
+from cmr.kernels.gpu import reweave_paged as gpu
 
 BLOCK = 32
 ENTRIES = 8
@@ -39,7 +38,7 @@ def _paged(
     read = batch * ENTRIES * block
     half = dtype != torch.float32
     return Case(
-        f"reweave.reweave_paged/{batch}x{count}:{groups}x{tokens}x{width} {str(dtype)[6:]}",
+        f"reweave_paged.reweave_paged/{batch}x{count}:{groups}x{tokens}x{width} {str(dtype)[6:]}",
         lambda: gpu.reweave_paged(
             query, *stores, table, stamps, created, positions, bias, local, lse, *turn, seen,
             width**-0.5, softcap, out, gate,
@@ -53,30 +52,10 @@ def _paged(
     )  # fmt: skip
 
 
-def _residual(tokens: int, hidden: int, dtype: torch.dtype = torch.bfloat16) -> Case:
-    states, store = meta(1, tokens, hidden, dtype=dtype), meta(SLOTS, BLOCK, hidden, dtype=dtype)
-    table, stamps = integers(1, ENTRIES), integers(1, ENTRIES)
-    created, positions, weight = integers(SLOTS), integers(SLOTS, BLOCK), floats(1)
-    read = ENTRIES * BLOCK
-    return Case(
-        f"reweave_residual.reweave_residual_paged/{tokens}x{hidden} {str(dtype)[6:]}",
-        lambda: residual.reweave_residual_paged(
-            states, store, table, stamps, created, positions, weight, 1.0, None
-        ),
-        launches=1,
-        bytes=2 * size(states) + size(table, stamps) + read * (8 + hidden * store.element_size()),
-        flops=6 * read * tokens * hidden,
-        wide=("reweave_residual_kernel",) if hidden % 8 == 0 else (),
-    )
-
-
 CASES = [
     _paged(1, (9, 3), 1, 64, 4),
     _paged(8, (32, 8), 1, 128, 4),
     _paged(1, (32, 8), 512, 128, 1),
     _paged(1, (8, 4), 64, 256, 1, torch.float16, softcap=50.0),
     _paged(1, (9, 3), 64, 64, 1, torch.float32),
-    _residual(1, 576),
-    _residual(1, 4096),
-    _residual(512, 8192, torch.float32),
 ]

@@ -1,6 +1,6 @@
 """Reading chosen blocks and merging with local attention, in one launch of a Triton kernel.
 
-`cmr.kernels.reference.reweave.reweave_paged` is the specification. Rows are packed as in
+`cmr.kernels.reweave_paged` is the specification. Rows are packed as in
 `attention`: token r // REPEAT and head r % REPEAT of the group.
 """
 
@@ -22,6 +22,8 @@ def readable_tokens(
 
     Of an entry that is empty, or whose slot was given away since, nothing more is read.
     """
+    # Each load is masked by the one before: a slot of -1, or one that was given to other text, must
+    # not be followed, as what stands there may be anything.
     o_entry = i_first + o_t // BLOCK
     b_slot = tl.load(p_table + o_entry, mask=m_t, other=-1)
     m_t = b_slot >= 0
@@ -45,6 +47,8 @@ def reweave_kernel(
     PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A tile of rows of one group, against all blocks of its row of the table."""
+    # A program has its rows of the output to itself, so that it may merge and write without any
+    # other one; int64, as the stores are large.
     i_pair = tl.program_id(1).to(tl.int64)
     i_batch = i_pair // groups
     i_group = i_pair % groups
@@ -58,6 +62,8 @@ def reweave_kernel(
     p_row = p_query + i_batch * stride_qb + o_h * stride_qh + o_s * stride_qs
     b_q = tl.load(p_row[:, None] + o_d[None, :] * stride_qd, mask=m_out, other=0.0)  # [M, D]
     if ROTARY:
+        # The half-split layout pairs feature i with i + R / 2. The partner is loaded a second time:
+        # lanes cannot hand it to each other.
         o_pair = tl.where(o_d < ROTARY // 2, o_d + ROTARY // 2, o_d - ROTARY // 2)
         m_turn = m_row[:, None] & (o_d < ROTARY)[None, :]
         b_pair = tl.load(p_row[:, None] + o_pair[None, :] * stride_qd, mask=m_turn, other=0.0)
@@ -73,6 +79,7 @@ def reweave_kernel(
         m_read &= tl.load(p_m, mask=m_row, other=0) != 0
     bias = tl.load(p_bias + i_batch)
     anyone = tl.max(m_read.to(tl.int32), 0)
+    # Nobody reads, or memory is off: no block is looked at, and the local attention goes through.
     high = tl.where((bias == float("-inf")) | (anyone == 0), 0, entries * BLOCK)
     b_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     b_sum = tl.zeros((BLOCK_M,), tl.float32)
@@ -89,10 +96,12 @@ def reweave_kernel(
         b_logits = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale
         if softcap is not None:
             b_logits = cap(b_logits, softcap)
+        # Unreadable tokens were loaded as 0 and not as what stands there: NaN times 0 stays NaN.
         b_logits = tl.where(m_t[None, :], b_logits, float("-inf"))
         b_v = tl.load(p_value + o_kv, mask=m_kv, other=0.0)  # [N, D]
         b_max, b_sum, b_acc = absorb(b_logits, b_v, b_max, b_sum, b_acc)
     b_out, b_lse = finish(b_max, b_sum, b_acc)
+    # Local log-sum-exps are [P, B, H, S] and contiguous; a part is `part` elements further on.
     i_lse = (i_pair * REPEAT + o_row % REPEAT) * steps + o_s
     part = tl.num_programs(1).to(tl.int64) * REPEAT * steps
     if PARTS > 1:
@@ -101,7 +110,7 @@ def reweave_kernel(
         p_lse = p_local_lse + i_lse[:, None] + o_part[None, :] * part
         b_parts = tl.load(p_lse, mask=m_part, other=float("-inf"))  # [M, P]
         b_top = tl.max(b_parts, 1)
-        b_top = tl.where(b_top == float("-inf"), 0.0, b_top)
+        b_top = tl.where(b_top == float("-inf"), 0.0, b_top)  # no part saw a key: no -inf - -inf
         b_total = tl.sum(tl.exp(b_parts - b_top[:, None]), 1)
         b_seen = b_total > 0
         b_total = tl.where(b_seen, b_total, 1.0)
@@ -109,6 +118,8 @@ def reweave_kernel(
     else:
         b_local_lse = tl.load(p_local_lse + i_lse, mask=m_row, other=0.0)  # [M]
     m_read &= b_lse != float("-inf")
+    # sigmoid(lm + bias - ll), with 1 where ll is -inf and lm is not. Where both are, it is NaN, and
+    # the rows that do not read are taken out.
     b_gate = tl.where(m_read, 1.0 / (1.0 + tl.exp(b_local_lse - b_lse - bias)), 0.0)
     b_out = b_gate[:, None] * b_out
     if PARTS > 1:
@@ -126,6 +137,7 @@ def reweave_kernel(
         p_part = p_part[:, None] + o_d[None, :] * stride_ld
         b_part = tl.load(p_part, mask=m_out, other=0.0).to(tl.float32)  # [M, D]
         b_out += (1.0 - b_gate)[:, None] * b_part
+        # Not 1 times the local part: what reads nothing keeps it bit for bit.
         b_out = tl.where(m_read[:, None], b_out, b_part).to(p_out.dtype.element_ty)
     p_row = p_out + i_batch * stride_ob + o_h * stride_oh + o_s * stride_os
     tl.store(p_row[:, None] + o_d[None, :] * stride_od, b_out, mask=m_out)
@@ -138,6 +150,7 @@ def reading_tile(rows: int, width: int, dtype: torch.dtype, device: torch.device
     if dtype == torch.float32:
         return cut
     if rows > 16 and width > 64:
+        # More warps on fewer rows: the accumulator, the rotated query and a tile of keys fit.
         cut = Tile(32 if width > 128 else min(cut.rows, 64), 32, 8, cut.stages)
     if target(device).backend == "hip":
         return cut._replace(keys=32 if rows <= 16 and width <= 128 else 16)

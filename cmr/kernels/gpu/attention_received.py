@@ -1,4 +1,4 @@
-"""Attention that each token receives, without a matrix of probabilities."""
+"""Attention received, as Triton kernels; `cmr.kernels.attention_received` is the specification."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ def attention_lse_kernel(
     m_d = o_d < HEAD
     p_q = p_query + i_b * stride_qb + i_h * stride_qh + o_s.to(tl.int64)[:, None] * stride_qs
     m_s = o_s < steps
+    # A row of queries stays in registers where it fits; float32 is multiplied in pieces below.
     if HEAD <= BLOCK_D:
         b_q = tl.load(
             p_q + o_d[None, :], mask=m_s[:, None] & m_d[None, :], other=0.0
@@ -101,9 +102,11 @@ def attention_lse_kernel(
         m_sees = _sees(o_s, o_l, m_key, p_m, steps, length, IS_CAUSAL, IS_SELF)
         b_x = tl.where(m_sees, b_x * scale, float("-inf"))
         b_new = tl.maximum(b_max, tl.max(b_x, 1))
+        # -inf less -inf is NaN: a row that has seen nothing yet is shifted by 0.
         b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
         b_sum = b_sum * tl.exp(b_max - b_shift) + tl.sum(tl.exp(b_x - b_shift[:, None]), 1)
         b_max = b_new
+    # +inf stands for "sees nothing, or is no query": by it the next kernel leaves a query out.
     b_lse = tl.where(
         b_max == float("-inf"), float("inf"), b_max + tl.log(tl.where(b_sum == 0, 1.0, b_sum))
     )
@@ -134,6 +137,8 @@ def attention_received_kernel(
         )  # [BLOCK_D, BLOCK_L]
     b_received = tl.zeros([BLOCK_L], tl.float32)
     b_seen = tl.zeros([BLOCK_L], tl.float32)
+    # A program owns its keys and walks over the queries, so that no two add to one sum. Queries in
+    # front of the first key see none of the tile.
     first = 0
     if IS_CAUSAL:
         first = tl.maximum(i_l * BLOCK_L - (length - steps), 0) // BLOCK_S * BLOCK_S
@@ -153,6 +158,7 @@ def attention_received_kernel(
         m_sees = (b_lse != float("inf"))[:, None]  # who sees nothing, or is no query, has +inf
         if IS_CAUSAL:
             m_sees = m_sees & (o_l[None, :] <= o_s[:, None] + (length - steps))
+        # The log-sum-exp is known from the first kernel: a probability needs no further maximum.
         b_p = tl.exp(b_x * scale - b_lse[:, None])
         if p_mask is not None:
             b_p = tl.where(b_p == b_p, b_p, 0.0)

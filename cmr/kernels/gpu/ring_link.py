@@ -1,4 +1,4 @@
-"""Where new blocks go in a ring, and the columns and chains that say so."""
+"""Linking new blocks as a Triton kernel; `cmr.kernels.ring_link` is the specification."""
 
 from __future__ import annotations
 
@@ -9,75 +9,7 @@ import triton.language as tl
 from cmr.kernels.gpu._launch import launch, next_power
 
 SCAN = 1024
-"""Slots, or blocks of a batch, that a program looks at in one step."""
-
-
-@triton.jit
-def ring_reserve_kernel(
-    p_cursor, p_session, p_created, p_sessions, p_slots, p_predecessors, p_numbers,
-    count, total,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One new block a program: its slot, its number, and its session's newest block but it."""
-    i = tl.program_id(0)
-    cursor = tl.load(p_cursor)
-    own = tl.load(p_sessions + i)
-    b_last = tl.full([BLOCK], -1, tl.int32)
-    for start in range(0, i, BLOCK):
-        o_j = start + tl.arange(0, BLOCK)
-        b_session = tl.load(p_sessions + o_j, mask=o_j < i, other=0)  # [BLOCK]
-        b_last = tl.where((o_j < i) & (b_session == own), o_j, b_last)
-    last = tl.max(b_last, 0)
-    before = (cursor + last) % total
-    if last < 0:
-        first = (cursor % total).to(tl.int32)
-        b_newest = tl.full([BLOCK], -(2**63), tl.int64)
-        b_slot = tl.full([BLOCK], 2**31 - 1, tl.int32)
-        for start in range(0, total, BLOCK):
-            o_s = start + tl.arange(0, BLOCK)
-            m_s = o_s < total
-            m_own = m_s & (tl.load(p_session + o_s, mask=m_s, other=0) == own)  # [BLOCK]
-            o_ahead = o_s - first
-            m_own = m_own & (tl.where(o_ahead < 0, o_ahead + total, o_ahead) >= count)  # and stays
-            b_created = tl.load(p_created + o_s, mask=m_own, other=0)  # [BLOCK]
-            m_newer = m_own & ((b_created > b_newest) | (b_slot == 2**31 - 1))
-            b_newest = tl.where(m_newer, b_created, b_newest)
-            b_slot = tl.where(m_newer, o_s, b_slot)
-        b_slot = tl.where(b_newest == tl.max(b_newest, 0), b_slot, 2**31 - 1)
-        slot = tl.min(b_slot, 0)
-        before = tl.where(slot == 2**31 - 1, -1, slot).to(tl.int64)
-    tl.store(p_slots + i, (cursor + i) % total)
-    tl.store(p_predecessors + i, before)
-    tl.store(p_numbers + i, cursor + 1 + i)
-
-
-def ring_reserve(
-    cursor: torch.Tensor,
-    session: torch.Tensor,
-    created: torch.Tensor,
-    sessions: torch.Tensor,
-    slots: torch.Tensor,
-    predecessors: torch.Tensor,
-    numbers: torch.Tensor,
-) -> None:
-    """Launches `ring_reserve_kernel`, one program a new block."""
-    total = session.shape[0]
-    launch(
-        ring_reserve_kernel,
-        (sessions.shape[0],),
-        device=session.device,
-        warps=4,
-        p_cursor=cursor,
-        p_session=session,
-        p_created=created,
-        p_sessions=sessions,
-        p_slots=slots,
-        p_predecessors=predecessors,
-        p_numbers=numbers,
-        count=sessions.shape[0],
-        total=total,
-        BLOCK=SCAN,
-    )
+"""Blocks of a batch that a program looks at in one step."""
 
 
 @triton.jit
@@ -99,6 +31,9 @@ def ring_link_kernel(
     after = tl.load(p_successor + slot)  # of what stood there
     before = tl.load(p_predecessor + slot)
     new_before = tl.load(p_predecessors + i)
+    # Every program looks through the whole batch: links depend on what the others overwrite, and
+    # programs of a launch cannot wait for each other. Their own slot is the only one they store to,
+    # but for a neighbour outside of the batch, whose one writer is found here.
     b_next = tl.full([BLOCK], -1, tl.int64)
     b_cut_after = tl.full([BLOCK], 1, tl.int32)
     b_cut_before = tl.full([BLOCK], 1, tl.int32)
@@ -116,9 +51,7 @@ def ring_link_kernel(
     cut_before = (tl.min(b_cut_before, 0) > 0) & (before >= 0)
     outside = (tl.min(b_outside, 0) > 0) & (new_before >= 0)
     number = tl.load(p_numbers + i)
-    i_from = i.to(tl.int64)
-    if p_pick is not None:
-        i_from = tl.load(p_pick + i)
+    i_from = tl.load(p_pick + i)
     relevance = 0.0
     if p_new_relevance is not None:
         relevance = tl.load(p_new_relevance + i_from).to(tl.float32)
@@ -133,7 +66,7 @@ def ring_link_kernel(
     tl.store(p_last_access + slot, 0)
     tl.store(p_access_count + slot, 0)
     tl.store(p_relevance + slot, relevance)
-    tl.store(p_cursor, number, mask=i == count - 1)
+    tl.store(p_cursor, number, mask=i == count - 1)  # the last block's program alone
     row = i_from // blocks
     o_t = tl.arange(0, BLOCK_T)
     o_from = (i_from - row * blocks) * SIZE + o_t
@@ -159,7 +92,7 @@ def ring_link(
     predecessors: torch.Tensor,
     numbers: torch.Tensor,
     sessions: torch.Tensor,
-    pick: torch.Tensor | None,
+    pick: torch.Tensor,
     new_token_ids: torch.Tensor,
     new_positions: torch.Tensor,
     new_relevance: torch.Tensor | None,

@@ -1,0 +1,191 @@
+"""Choosing passages from kept block maxima, down to the blocks that a layer reads."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from cmr.kernels.arguments import CONTIGUOUS, expect
+from cmr.kernels.dispatch import register, runs_plain
+from cmr.kernels.reference.select import Rule, SearchColumns, Selection, choose
+
+MAX_K = 64
+"""Passages that `maxsim_select` chooses at most."""
+MAX_NEIGHBOURS = 8
+_SPLIT, _SPLITS = 256, 64
+_STATISTICS, _LINES = 6, 2
+
+
+class Scratch(NamedTuple):
+    """Room for `maxsim_select` to work in; what it held or holds means nothing.
+
+    Attributes:
+        statistics: [B, splits, 6, Q] float32, of each query token's maxima, part by part.
+        lines: [B, 2, N] float32, of each block: similarity and visibility.
+    """
+
+    statistics: torch.Tensor
+    lines: torch.Tensor
+
+
+def new_selection(like: torch.Tensor, batch: int, k: int, run: int) -> Selection:
+    """Uninitialised tensors for the result of `maxsim_select`, on the device of `like`."""
+    integer, real = torch.int64, torch.float32
+    return Selection(
+        like.new_empty(batch, k, dtype=real),
+        like.new_empty(batch, k, dtype=integer),
+        like.new_empty(batch, dtype=real),
+        like.new_empty(batch, k, run, dtype=integer),
+        like.new_empty(batch, k, run, dtype=integer),
+    )
+
+
+def new_scratch(like: torch.Tensor, batch: int, tokens: int, blocks: int) -> Scratch:
+    """Uninitialised room for `maxsim_select`, on the device of `like`."""
+    # A part for every 256 blocks, and no more parts than one program can put together at once.
+    splits = max(1, min(_SPLITS, -(-blocks // _SPLIT)))
+    return Scratch(
+        like.new_empty(batch, splits, _STATISTICS, tokens, dtype=torch.float32),
+        like.new_empty(batch, _LINES, blocks, dtype=torch.float32),
+    )
+
+
+def maxsim_select(
+    maxima: torch.Tensor,
+    query_mask: torch.Tensor | None,
+    columns: SearchColumns,
+    sessions: torch.Tensor,
+    before: torch.Tensor | None,
+    rule: Rule,
+    k: int,
+    out: Selection | None = None,
+    scratch: Scratch | None = None,
+) -> Selection:
+    """Choose passages from block maxima: everything up to the block table. Three launches.
+
+    Each query token's maxima are standardised over the row's visible blocks (its own session's,
+    before `before`), a passage takes the larger value of its two blocks, and its similarity is the
+    mean over the query's tokens, each weighted by a power of its best value. Candidates are the
+    local maxima of the similarity along the text that are at least 0; the best k are chosen.
+
+    Args:
+        maxima: [B, Q, N] float32 from `block_maxima`, any strides.
+        query_mask: [B, Q] bool, False for padding; None for none.
+        columns: of the stored blocks.
+        sessions: [B] int64.
+        before: [B] int64: blocks whose largest position is not below are left out; None: none is.
+        rule: the numbers of the search.
+        k: passages chosen at most, 1 to 64.
+        out: tensors to write into, see `new_selection`; None: new ones.
+        scratch: see `new_scratch`; None: new.
+
+    Returns:
+        A `Selection`. Ties: the lowest slot wins. Rows whose weights are all 0 find nothing.
+
+    Raises:
+        TypeError, ValueError: dtypes or shapes do not fit, or a number is out of its range.
+
+    Source: Khattab and Zaharia, ColBERT (2020), for the similarity.
+
+    Equivalent PyTorch: `cmr.kernels.reference.select.choose`.
+    """
+    run = rule.passage + 2 * rule.neighbours
+    wanted: list[tuple[Any, ...]] = [
+        ("maxima", maxima, "B Q N", torch.float32),
+        ("query_mask", query_mask, "B Q", torch.bool),
+        ("session", columns.session, "N", torch.int64),
+        ("positions", columns.positions, "N block", torch.int64),
+        ("successor", columns.successor, "N", torch.int64),
+        ("predecessor", columns.predecessor, "N", torch.int64),
+        ("created", columns.created, "N", torch.int64),
+        ("sessions", sessions, "B", torch.int64),
+        ("before", before, "B", torch.int64),
+    ]
+    if out is not None:
+        wanted += [
+            ("out.scores", out.scores, "B k", torch.float32, CONTIGUOUS),
+            ("out.starts", out.starts, "B k", torch.int64, CONTIGUOUS),
+            ("out.certainty", out.certainty, "B", torch.float32, CONTIGUOUS),
+            ("out.table", out.table, "B k run", torch.int64, CONTIGUOUS),
+            ("out.stamps", out.stamps, "B k run", torch.int64, CONTIGUOUS),
+        ]
+    if scratch is not None:
+        wanted += [
+            ("scratch.statistics", scratch.statistics, "B splits six Q", torch.float32, CONTIGUOUS),
+            ("scratch.lines", scratch.lines, "B two N", torch.float32, CONTIGUOUS),
+        ]
+    sizes = expect(*wanted, k=k, run=run, six=_STATISTICS, two=_LINES)
+    _expect_numbers(rule, k)
+    if runs_plain(maxima):
+        found = choose(maxima, query_mask, columns, sessions, before, rule, k)
+        if out is None:
+            return found
+        for tensor, value in zip(out, found, strict=True):
+            tensor.copy_(value)
+        return out
+    # While decoding both are given, so that a search allocates nothing.
+    out = new_selection(maxima, sizes["B"], k, run) if out is None else out
+    scratch = scratch or new_scratch(maxima, sizes["B"], sizes["Q"], sizes["N"])
+    maxsim_select_(maxima, query_mask, *columns, sessions, before, *rule, *scratch, *out)
+    return out
+
+
+def maxsim_select_plain(
+    maxima: torch.Tensor,
+    query_mask: torch.Tensor | None,
+    session: torch.Tensor,
+    positions: torch.Tensor,
+    successor: torch.Tensor,
+    predecessor: torch.Tensor,
+    created: torch.Tensor,
+    sessions: torch.Tensor,
+    before: torch.Tensor | None,
+    peak_power: int,
+    clamp: float,
+    threshold: float,
+    null_base: float,
+    null_slope: float,
+    few_blocks: int,
+    few_certainty: float,
+    passage: int,
+    neighbours: int,
+    statistics: torch.Tensor,
+    lines: torch.Tensor,
+    *out: torch.Tensor,
+) -> None:
+    """`choose`, of arguments as the registered operation has them."""
+    columns = SearchColumns(session, positions, successor, predecessor, created)
+    rule = Rule(
+        peak_power, clamp, threshold, null_base, null_slope, few_blocks, few_certainty, passage,
+        neighbours,
+    )  # fmt: skip
+    found = choose(maxima, query_mask, columns, sessions, before, rule, out[0].shape[1])
+    for tensor, value in zip(out, found, strict=True):
+        tensor.copy_(value)
+
+
+def _expect_numbers(rule: Rule, k: int) -> None:
+    if not rule.clamp > 0:
+        raise ValueError(f"clamp: above 0 expected, got {rule.clamp}")
+    for name, value, low, high in (
+        ("k", k, 1, MAX_K),
+        ("passage", rule.passage, 1, 2),
+        ("peak_power", rule.peak_power, 0, 2),
+        ("neighbours", rule.neighbours, 0, MAX_NEIGHBOURS),
+    ):
+        if not low <= value <= high:
+            raise ValueError(f"{name}: {low} to {high} expected, got {value}")
+
+
+maxsim_select_ = register(
+    "maxsim_select(Tensor maxima, Tensor? query_mask, Tensor session, Tensor positions, "
+    "Tensor successor, Tensor predecessor, Tensor created, Tensor sessions, Tensor? before, "
+    "int peak_power, float clamp, float threshold, float null_base, float null_slope, "
+    "int few_blocks, float few_certainty, int passage, int neighbours, Tensor(a!) statistics, "
+    "Tensor(b!) lines, Tensor(c!) scores, Tensor(d!) starts, Tensor(e!) certainty, "
+    "Tensor(f!) table, Tensor(g!) stamps) -> ()",
+    maxsim_select_plain,
+    "select:maxsim_select",
+    "cmr.retrieve",
+)
