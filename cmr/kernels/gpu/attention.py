@@ -159,8 +159,8 @@ def attention_kernel(
 
 def attention_with_lse(*given: Any) -> None:
     """Launches `attention_kernel`, one program a tile of rows: `attention_partials` of one part."""
-    *inputs, out, lse = given
-    attention_partials(*inputs, out.unsqueeze(0), lse.unsqueeze(0))
+    results = [result.unsqueeze(0) for result in given[-2:]]
+    attention_partials(*given[:-2], *results)
 
 
 def attention_partials(
