@@ -28,7 +28,14 @@ from benchmarks.recall.report import report
 from benchmarks.shared import rows
 from benchmarks.shared.command import Parser, run, whole
 from benchmarks.shared.model import described, load_model
-from benchmarks.texts.documents import SHORTEST, Document, chosen, grade, make_documents
+from benchmarks.texts.documents import (
+    SHORTEST,
+    Document,
+    asked_about,
+    chosen,
+    grade,
+    make_documents,
+)
 
 
 def ask_everything(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -54,9 +61,7 @@ def ask_everything(args: argparse.Namespace) -> list[dict[str, Any]]:
         for tokens in args.tokens:
             documents = make_documents(tokenizer, tokens, args.seed)
             asked = chosen(documents, args.questions)
-            for doc in documents:
-                if not any((doc.id, f.id) in asked for f in doc.facts):
-                    continue
+            for doc in asked_about(documents, asked):
                 asker = Asker(model, tokenizer, memory, doc, args)
                 details += _document(asker, doc, asked, systems, conditions["run"], args)
                 right = {s: sum(r["right"] for r in details if r["system"] == s) for s in systems}

@@ -23,7 +23,14 @@ from benchmarks.shared.chat import chat
 from benchmarks.shared.command import Parser, run, whole
 from benchmarks.shared.model import begin
 from benchmarks.shared.stats import share
-from benchmarks.texts.documents import SHORTEST, Document, chosen, grade, make_documents
+from benchmarks.texts.documents import (
+    SHORTEST,
+    Document,
+    asked_about,
+    chosen,
+    grade,
+    make_documents,
+)
 
 SYSTEMS: dict[str, dict[str, Any]] = {
     "attention": {"knn": False},
@@ -87,7 +94,7 @@ def main(words: list[str] | None = None) -> None:
     documents = make_documents(tokenizer, args.tokens, args.seed)
     asked = chosen(documents, args.questions)
     details: list[dict[str, Any]] = []
-    for doc in documents:
+    for doc in asked_about(documents, asked):
         wanted = [(f, w) for f in doc.facts for w in sorted(asked.get((doc.id, f.id), ()))]
         with tempfile.TemporaryDirectory() as folder:
             for system in args.systems:

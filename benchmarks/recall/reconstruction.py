@@ -21,7 +21,14 @@ from benchmarks.shared.chat import chat
 from benchmarks.shared.command import Parser, run, whole
 from benchmarks.shared.model import described, load_model
 from benchmarks.shared.stats import minus, share, wilson
-from benchmarks.texts.documents import SHORTEST, Document, chosen, grade, make_documents
+from benchmarks.texts.documents import (
+    SHORTEST,
+    Document,
+    asked_about,
+    chosen,
+    grade,
+    make_documents,
+)
 from cmr.config import RECONSTRUCTION_METHODS
 
 LIMITS: dict[str, dict[str, Any]] = {
@@ -94,7 +101,7 @@ def main(words: list[str] | None = None) -> None:
     model, tokenizer = load_model()
     documents = make_documents(tokenizer, args.tokens, args.seed)
     asked = chosen(documents, args.questions)
-    documents = [doc for doc in documents if any(name == doc.id for name, _ in asked)]
+    documents = asked_about(documents, asked)
     conditions = rows.conditions(model, args.seed, tokens=args.tokens, questions=args.questions)
     plain: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -21,6 +21,7 @@ from benchmarks.shared.stats import minus, share, wilson
 from benchmarks.texts.documents import (
     SHORTEST,
     Document,
+    asked_about,
     chosen,
     coverage,
     grade,
@@ -80,6 +81,7 @@ def main(words: list[str] | None = None) -> None:
     model, tokenizer = load_model()
     documents = make_documents(tokenizer, args.tokens, args.seed)
     asked = chosen(documents, args.questions)
+    documents = asked_about(documents, asked)
     conditions = rows.conditions(model, args.seed, tokens=args.tokens)
     found: dict[str, list[dict[str, Any]]] = {}
     for tier in args.tiers:

@@ -238,6 +238,14 @@ def chosen(documents: list[Document], limit: int | None) -> dict[tuple[str, str]
     return out
 
 
+def asked_about(
+    documents: list[Document], asked: dict[tuple[str, str], set[int]]
+) -> list[Document]:
+    """The documents that `chosen` has a question about: the others need not be read."""
+    names = {name for name, _ in asked}
+    return [doc for doc in documents if doc.id in names]
+
+
 def rank_of(fact: Fact, passages: Sequence[Any]) -> int | None:
     """The place (1 = first) of the first passage that overlaps the fact; None if none does."""
     for place, p in enumerate(passages, 1):
