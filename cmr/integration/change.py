@@ -52,4 +52,4 @@ def change(core: Core, config: CMRConfig) -> None:
     keeper = core.ring.keeper
     keeper.policy = replace(keeper.policy, threshold=config.memory.relevance_threshold)
     if config.memory.scoring != old.memory.scoring:
-        core.scorer = BlockScorer(core.adapter, config, core.index_layer)
+        core.scorer = BlockScorer(core.adapter, config, core.layout.index_layer)

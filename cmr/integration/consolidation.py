@@ -179,7 +179,7 @@ def _up(
     ring, ledger = core.ring, core.ring.ledger
     with core.lock:
         slots = ledger.tiers[tier].first + chosen().nonzero()[:, 0]
-        if core.store == "states":
+        if core.layout.store == "states":
             slots = slots[ring.keeps_states(slots)]
         used = ring.last_access[slots.to(ring.device)].cpu()
         most = max(1, ledger.tiers[tier - 1].slots // 2)

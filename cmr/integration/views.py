@@ -103,7 +103,7 @@ class Looking:
             found.append(
                 MemoryEntry(
                     hidden_state=states[slot][held],
-                    layer_idx=self._core.index_layer,
+                    layer_idx=self._core.layout.index_layer,
                     sequence_id=owner,
                     position_idx=int(ring.positions[slot][held].min()),
                     relevance_score=float(ring.relevance[slot]),
@@ -153,9 +153,9 @@ class Looking:
             "bytes_per_token": self.nbytes / (core.ring.slots * core.ring.block_size),
             "family": core.adapter.config.model_type,
             "family_detected": core.adapter.detected,
-            "store": core.store,
-            "target_layers": list(core.targets),
-            "index_layer": core.index_layer,
+            "store": core.layout.store,
+            "target_layers": list(core.layout.targets),
+            "index_layer": core.layout.index_layer,
             "calibrated": core.calibration is not None,
             "strategy": core.retriever.config.strategy,
             "cache": core.retriever.cache.stats(),

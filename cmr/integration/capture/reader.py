@@ -191,8 +191,11 @@ class Reader:
         chunk = config.window - self.left_context
         self.chunk = max(chunk // self.block, 1) * self.block if chunk >= self.block else chunk
         self.query_tokens = config.retrieval.query_tokens
-        self.state_layers, self.kv_layers = core.state_layers, frozenset(core.kv_layers)
-        self.index_layer = core.index_layer
+        self.state_layers, self.kv_layers = (
+            core.layout.state_layers,
+            frozenset(core.layout.kv_layers),
+        )
+        self.index_layer = core.layout.index_layer
         self._last = max([self.index_layer, *self.kv_layers, *self.state_layers])
 
     @lasting()

@@ -170,7 +170,7 @@ class Loader:
     def _check_learnt(self) -> None:
         core = self._core
         try:
-            BlockScorer(core.adapter, core.config, core.index_layer).load_state(self._learnt)
+            BlockScorer(core.adapter, core.config, core.layout.index_layer).load_state(self._learnt)
         except ValueError as error:
             raise CorruptMemoryError(f"{self._saved.path}: scorer: {error}") from None
 
@@ -180,7 +180,7 @@ class Loader:
                 f"calibration: that of {self._saved.path} expected, got another one: what they "
                 "index cannot be compared"
             )
-        indexed, searched = self._saved.header.get("index_layer"), self._core.index_layer
+        indexed, searched = self._saved.header.get("index_layer"), self._core.layout.index_layer
         if indexed != searched:
             raise ConfigError(
                 f"index_layer: {indexed} expected, whose states {self._saved.path} indexes, "

@@ -180,7 +180,7 @@ class Asker:
             seen["attention_mask"] = None if new is None else new.long()
         for layer in layers:
             layer.peeking = True
-        partial = stop_before(adapter, core.index_layer)
+        partial = stop_before(adapter, core.layout.index_layer)
         wanted = retriever.layers
         try:
             with (
@@ -194,7 +194,7 @@ class Asker:
             for layer in layers:
                 layer.peeking = False
         assert ended.states is not None, "the decoder never reached its index layer"
-        noted[core.index_layer] = ended.states
+        noted[core.layout.index_layer] = ended.states
         with torch.no_grad():
             heads = {n: adapter.queries(n, noted[n]).to(core.ring.device) for n in wanted}
         return ended.states, heads

@@ -36,10 +36,10 @@ from cmr.integration.hooks.training import Training
 from cmr.integration.requests.request import Request, current, last_here, new_request, note_last
 from cmr.integration.requests.scope import Said, call
 from cmr.integration.requests.turns import Turns
+from cmr.integration.reweave.attention import LayerMemory
 from cmr.integration.reweave.plugs import Plugs
 from cmr.integration.reweave.recall import Recall
-from cmr.integration.reweave.scratch import Scratch
-from cmr.integration.reweave.weave import LayerMemory
+from cmr.integration.reweave.scratch import StepScratch
 
 
 class _Here(threading.local):
@@ -80,7 +80,7 @@ class Stepper:
         self.adapters = AdapterWatch(core, self.search_anew)
         self._training = Training(core.adapter)
         self.step: Step | None = None
-        self.scratch = Scratch()
+        self.scratch = StepScratch()
         self._busy = False
         self._turns = Turns(core, self)
         self._windows = Windows(core, config.memory.sinks, self._leaving)
@@ -99,7 +99,11 @@ class Stepper:
         take(adapter.decoder.register_forward_pre_hook(self._before, with_kwargs=True))
         after = torch.compiler.disable(self._after)
         take(adapter.decoder.register_forward_hook(after, with_kwargs=True, always_call=True))
-        wanted = {self.core.index_layer, *self.core.state_layers, *self.core.knn_layers}
+        wanted = {
+            self.core.layout.index_layer,
+            *self.core.layout.state_layers,
+            *self.core.layout.knn_layers,
+        }
         for number in sorted(wanted):
             hook = self._state_hook(number)
             take(adapter.layers[number].register_forward_pre_hook(hook, with_kwargs=True))
@@ -225,7 +229,7 @@ class Stepper:
         return self._memory(step, step.recall, layer)
 
     def _memory(self, step: Step, recall: Recall, layer: int) -> LayerMemory | None:
-        if layer not in self.core.read_layers or self.core.residual:
+        if layer not in self.core.layout.read_layers or self.core.layout.residual:
             return None
         held, seen = recall.layer(layer), step.query_mask
         device = held.keys.device
@@ -234,13 +238,9 @@ class Stepper:
             recall.bias.to(device),
             None if seen is None else seen.to(device),
             self._turn(step, layer, device),
+            step.gates,
             step.weights,
         )
-
-    def note_gate(self, layer: int, gate: torch.Tensor) -> None:
-        """Keep the gate of this forward, for `recalled`."""
-        if self.step is not None:
-            self.step.gates[layer] = gate
 
     def _turn(
         self, step: Step, layer: int, device: torch.device
@@ -268,11 +268,11 @@ class Stepper:
             if step is None:
                 return
             states = args[0] if args else kwargs["hidden_states"]
-            if number == self.core.index_layer:
+            if number == self.core.layout.index_layer:
                 step.index = states.detach()
-            if number in self.core.state_layers:
+            if number in self.core.layout.state_layers:
                 step.states[number] = states.detach()
-            if number in self.core.knn_layers and step.recall is not None:
+            if number in self.core.layout.knn_layers and step.recall is not None:
                 step.entering[number] = states.detach()
 
         return hook
@@ -365,7 +365,7 @@ class Stepper:
         if compiled and record is not None:  # what leaves would be another graph
             cache.layers[0].owner.deferred = True  # type: ignore[union-attr]
         if compiled and step.recall is not None:
-            read = {n: self._memory(step, step.recall, n) for n in sorted(core.read_layers)}
+            read = {n: self._memory(step, step.recall, n) for n in sorted(core.layout.read_layers)}
             step.ready = {n: memory for n, memory in read.items() if memory is not None}
         self.step = step
         return (), kwargs

@@ -357,8 +357,8 @@ class HookManager:
         if order is not None:
             order = check.integer("order", order, -(1 << 31))
         memory: Memory | None = getattr(self.model, ATTACHED, None)
-        if memory is not None and memory._core.residual:
-            both = sorted(set(layers) & memory._core.read_layers)
+        if memory is not None and memory._core.layout.residual:
+            both = sorted(set(layers) & memory._core.layout.read_layers)
             if both:
                 raise ConfigError(
                     f"intervention {name!r}: the attached memory blends states into layers {both} "

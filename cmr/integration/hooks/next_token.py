@@ -32,7 +32,7 @@ class NextTokenReader:
 
     def attach(self) -> None:
         """Put the hooks in place, where this is configured."""
-        if self._core.knn_layers:
+        if self._core.layout.knn_layers:
             model = self._core.adapter.model
             begin, end = map(torch.compiler.disable, (self._begin, self._end))
             self._handles.append(model.register_forward_pre_hook(begin))
@@ -48,7 +48,7 @@ class NextTokenReader:
         """Layers that are compared, tokens asked about, how many something fitted, their gate."""
         asked, fitted, gate = self._counts.tolist()
         return {
-            "layers": list(self._core.knn_layers),
+            "layers": list(self._core.layout.knn_layers),
             "tokens": int(asked),
             "fitted": int(fitted),
             "gate": gate / fitted if fitted else 0.0,
@@ -90,7 +90,7 @@ class NextTokenReader:
 
         queries = [
             unit(*self._core.adapter.keys_values(n, of(step.entering[n])))
-            for n in self._core.knn_layers
+            for n in self._core.layout.knn_layers
         ]
         stored = step.recall.successors
         runs = of(stored.runs(_text_of(step))[:, -step.token_ids.shape[1] :])

@@ -9,7 +9,8 @@ from torch import nn
 
 from cmr.integration.core import Core
 from cmr.integration.hooks.forward import Stepper
-from cmr.integration.reweave.recall import StateRows
+from cmr.integration.hooks.step import Step
+from cmr.integration.reweave.held import StateRows
 from cmr.kernels.reweave import reweave_residual_paged
 from cmr.reconstruction.blend import blend, fit
 from cmr.reconstruction.readout import read_out, temperature
@@ -42,9 +43,9 @@ class ResidualReader:
 
     def attach(self) -> None:
         """Put the hooks in place, where such a form is configured."""
-        if not self._core.residual:
+        if not self._core.layout.residual:
             return
-        for number in sorted(self._core.read_layers):
+        for number in sorted(self._core.layout.read_layers):
             block = self._core.adapter.layers[number]
             hook = self._hook(number)
             self._handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
@@ -79,7 +80,7 @@ class ResidualReader:
         fused = fused and not (torch.is_grad_enabled() and states.requires_grad)
         held = recall.stored_states(number) if fused else None
         if held is None:
-            return self._mixed(number, states, recall.state_rows(number), seen)
+            return self._mixed(step, number, states, recall.state_rows(number))
         return reweave_residual_paged(
             states.clone(),  # what comes in may be kept by others
             held.keys,
@@ -93,15 +94,16 @@ class ResidualReader:
         )
 
     def _mixed(
-        self, number: int, states: torch.Tensor, held: StateRows, seen: torch.Tensor | None
+        self, step: Step, number: int, states: torch.Tensor, held: StateRows
     ) -> torch.Tensor:
         """What the fused operation does not do: plain PyTorch, from a copy made once a search."""
         reads = held.mask.any(1, keepdim=True)
-        reads = reads if seen is None else reads & seen
+        if step.query_mask is not None:
+            reads = reads & step.query_mask.to(states.device)
         weight: float | torch.Tensor = self._weight
         if self._method == "gated":
             weight = self._weight * fit(states, held.states, held.mask, held.floor)
-            self._stepper.note_gate(number, torch.where(reads, weight, 0.0)[:, None].detach())
+            step.gates[number] = torch.where(reads, weight, 0.0)[:, None].detach()
         recalled = read_out(
             states, held.states, held.mask, method=self._sum, passages=held.passages
         )

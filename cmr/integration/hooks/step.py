@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 
 from cmr.integration.capture.window_record import WindowRecord
+from cmr.integration.reweave.attention import LayerMemory
 from cmr.integration.reweave.recall import Recall
-from cmr.integration.reweave.weave import LayerMemory
 
 
 @dataclass

@@ -101,7 +101,7 @@ class AttachedModel(nn.Module):
         core = self.memory._core
         caution_captured(core, given.captured)
         self._given = given
-        self.target_layers = given.captured or (core.index_layer,)
+        self.target_layers = given.captured or (core.layout.index_layer,)
         self._buffer_settings = given.buffer
         self.memory_buffer = self._new_buffer() if memory_buffer is None else memory_buffer
         method = core.config.memory.scoring_method or self.SCORING

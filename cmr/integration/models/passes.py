@@ -145,7 +145,7 @@ class Passes:
             output, found = scored_forward(
                 core.adapter,
                 lambda: self._model(**{**inputs, "labels": labels}),
-                {*self._layers, core.index_layer},
+                {*self._layers, core.layout.index_layer},
                 lambda: seen[-1],
                 int((labels[:, 1:] != -100).sum()),
             )
@@ -154,7 +154,7 @@ class Passes:
         record = _record(inputs["past_key_values"])
         if record is not None:
             noted = {f"{GRADIENT}{n}": scores for n, scores in found.items()}
-            record.note(**noted, **{f"{SCORE}gradient_based": found[core.index_layer]})
+            record.note(**noted, **{f"{SCORE}gradient_based": found[core.layout.index_layer]})
         if not torch.is_grad_enabled():
             for name in ("loss", "logits"):
                 if output.get(name) is not None:

@@ -14,8 +14,15 @@ from torch.overrides import TorchFunctionMode
 from cmr._warning import warn
 from cmr.errors import AttachError
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.reweave.attention import MARK, PREFIX, WATCH, Reader, plug, read_memory
-from cmr.integration.reweave.weave import LayerMemory
+from cmr.integration.reweave.attention import (
+    MARK,
+    PREFIX,
+    WATCH,
+    LayerMemory,
+    LayerReader,
+    plug,
+    read_memory,
+)
 
 
 class Plugs:
@@ -36,7 +43,7 @@ class Plugs:
         self._own: list[tuple[Any, Any]] = []
         self._warned = False
 
-    def attach(self, reader: Reader) -> None:
+    def attach(self, reader: LayerReader) -> None:
         """Put the plugs in place."""
         for attention in self._adapter.attentions():
             setattr(attention, MARK, reader)
@@ -71,7 +78,7 @@ class Plugs:
                 "(memory.retrieval(blocks=0)), to have the weights of all"
             )
 
-    def detach(self, reader: Reader) -> None:
+    def detach(self, reader: LayerReader) -> None:
         """Take them away; the model is as it was, but for what others have set since."""
         for attention in self._adapter.attentions():
             if getattr(attention, MARK, None) is reader:
@@ -91,7 +98,7 @@ class Plugs:
 
 
 @contextmanager
-def plugged(adapter: ModelAdapter, reader: Reader) -> Iterator[None]:
+def plugged(adapter: ModelAdapter, reader: LayerReader) -> Iterator[None]:
     """Layers read what `reader` gives them in forwards inside."""
     plugs = Plugs(adapter)
     plugs.attach(reader)
@@ -112,7 +119,7 @@ def _reading(attention: nn.Module, warn: Callable[[], None]) -> Any:
 
     @functools.wraps(own)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        reader: Reader | None = getattr(attention, MARK, None)
+        reader: LayerReader | None = getattr(attention, MARK, None)
         memory = None if reader is None else reader.memory_for(attention.layer_idx)  # type: ignore[arg-type]
         if reader is None or memory is None:
             return own(*args, **kwargs)
@@ -128,7 +135,7 @@ def _reading(attention: nn.Module, warn: Callable[[], None]) -> Any:
 class _Woven(TorchFunctionMode):
     """Answers calls of `scaled_dot_product_attention` inside with memory woven in."""
 
-    def __init__(self, module: nn.Module, reader: Reader, memory: LayerMemory) -> None:
+    def __init__(self, module: nn.Module, reader: LayerReader, memory: LayerMemory) -> None:
         super().__init__()
         self._module, self._reader, self._memory = module, reader, memory
 

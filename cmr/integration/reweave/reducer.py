@@ -15,7 +15,7 @@ from cmr.retrieval import Ask, Choice
 
 
 class Reducer:
-    """Plans, once a search and for all layers, which tokens are read.
+    """Plans, once a search and for all layers, which tokens are read. Made where there is a limit.
 
     How well a token matches is told by the states that were searched. A plan is made on the CPU: on
     a GPU a search waits for it once.
@@ -38,8 +38,6 @@ class Reducer:
             choice: the passages.
             ask: what they were found for, with states as they are indexed.
         """
-        if not self._limits:
-            return None
         ring, table = self._ring, choice.table.flatten(1)
         columns = (table, choice.stamps.flatten(1), ring.created, ring.positions)
         mask = readable(*columns).cpu()

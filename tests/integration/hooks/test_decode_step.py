@@ -20,8 +20,7 @@ import cmr
 from cmr.integration.hooks.step import Step
 from cmr.integration.reweave import attention as plug
 from cmr.integration.reweave import recall as recalling
-from cmr.integration.reweave import weave as weaving
-from cmr.integration.reweave.scratch import Scratch
+from cmr.integration.reweave.scratch import StepScratch
 from cmr.kernels._ops import REGISTERED
 from cmr.kernels.reference.rotary import rotate
 from tests.integration.hooks.operations import Operations, tensors
@@ -122,11 +121,11 @@ def test_the_step_is_one_graph(llama, parts, monkeypatch) -> None:
         return graph.forward
 
     args, named = run.calls[-1]
-    want = [x.clone() for x in weaving.weave(*args, **named)]
+    want = [x.clone() for x in plug.weave(*args, **named)]
     for tensor in (named["into"].out, named["into"].gate):
         tensor.fill_(float("nan"))
     torch._dynamo.reset()
-    compiled = torch.compile(weaving.weave, fullgraph=True, backend=keep)
+    compiled = torch.compile(plug.weave, fullgraph=True, backend=keep)
     have = compiled(*args, **named)
     assert len(graphs) == 1
     called = [str(node.target) for node in graphs[0].graph.nodes if node.op == "call_function"]
@@ -146,7 +145,7 @@ def test_the_step_traces_without_data(llama, parts, monkeypatch) -> None:
             _mapped(args[4], mode.from_tensor), held=_mapped(args[4].held, mode.from_tensor)
         )
         named = {**named, "into": _mapped(named["into"], mode.from_tensor)}
-        out, gate = weaving.weave(*fake, memory, **named)
+        out, gate = plug.weave(*fake, memory, **named)
     assert out.shape == args[0].shape and gate.shape == args[0].shape[:3]
 
 
@@ -278,7 +277,7 @@ def test_with_gradients_nothing_is_written_over(llama) -> None:
 
 def test_scratch_is_let_go_at_the_end(llama) -> None:
     run = decoding(llama)
-    scratch: Scratch = run.memory._stepper.scratch
+    scratch: StepScratch = run.memory._stepper.scratch
     assert scratch._kept
     run.memory.detach()
     assert not scratch._kept
