@@ -50,6 +50,7 @@ class Core:
         layout: which layers are stored, searched and read.
         calibration: what was measured for the model; None: nothing was, or other settings hold.
         template: of the tokenizer's chats, where one is known.
+        standing_retriever: the search as it is set for good, for who says nothing else.
         lock: held by whoever runs a forward, or looks at the store or changes it.
         ring: the store.
         table: session names.
@@ -95,7 +96,7 @@ class Core:
         )
         self.scorer = BlockScorer(adapter, config, layout.index_layer)
         self.writer = BlockWriter(adapter, self.ring, self.table, self.indexed, keep)
-        self._retriever = Retriever(config.retrieval, measured)
+        self.standing_retriever = Retriever(config.retrieval, measured)
         self._bias = config.reweave.bias
         self.records: WeakSet[WindowRecord] = WeakSet()
         self.lasts: WeakSet[LastForward] = WeakSet()
@@ -212,7 +213,7 @@ class Core:
 
     @retriever.setter
     def retriever(self, retriever: Retriever) -> None:
-        self._retriever = retriever
+        self.standing_retriever = retriever
 
     def retriever_with(self, settings: Mapping[str, Any]) -> Retriever:
         """The search as it is set for good, with some settings of a request.
@@ -220,11 +221,12 @@ class Core:
         Raises:
             ConfigError: a setting is unknown, fixed while attached, or out of its range.
         """
-        return self._retriever.with_settings(**settings) if settings else self._retriever
+        standing = self.standing_retriever
+        return standing.with_settings(**settings) if settings else standing
 
     def close(self) -> None:
         """End what searches do in the background."""
-        self._retriever.close()
+        self.standing_retriever.close()
 
     def warn(self, what: str, message: str) -> None:
         """Warn of something, once for each `what`."""
@@ -322,7 +324,7 @@ class Core:
         return recall
 
     def _loader(self, table: torch.Tensor, again: bool) -> LayerStates | None:
-        """Loads keys and values of chosen blocks that the first tier does not hold as they are read.
+        """Loads keys and values of chosen blocks that are not stored as they are read.
 
         Args:
             table: slots of the chosen blocks.

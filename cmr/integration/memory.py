@@ -25,10 +25,10 @@ from cmr.integration.core import Core
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.files.folders import Files
 from cmr.integration.forgetter import ForgetReport, Forgetter
-from cmr.integration.hooks.forward import Stepper
 from cmr.integration.hooks.generation import GenerationPlug
 from cmr.integration.hooks.next_token import NextTokenReader
 from cmr.integration.hooks.residual import ResidualReader
+from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.requests.chat_template import Template
 from cmr.integration.requests.request import new_request, under_way
 from cmr.integration.requests.scope import Opener, Said

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from cmr.integration.core import Core
-from cmr.integration.hooks.forward import Stepper
 from cmr.integration.hooks.next_token import NextTokenReader
 from cmr.integration.hooks.step import Step
+from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.requests.scope import said_here
 from cmr.integration.reweave.recalled_passage import RecalledPassage, recalled_passages
 from cmr.memory.archive import stored_block

@@ -55,6 +55,7 @@ class SlotLedger:
         deadline: `[slots]` float64, when it is to be forgotten; `inf` for never.
         pinned: `[slots]` bool, whether it may not be evicted.
         changes: counts the writes, moves and removals.
+        expires: whether any block was ever stored for a limited time.
 
     Raises:
         ValueError: for a first tier without a slot.
@@ -81,7 +82,7 @@ class SlotLedger:
         self._held: Counter[int] = Counter()
         self._newest: dict[int, int] = {}
         self._limit = 0
-        self._expires = False
+        self.expires = False
 
     # -- looking ---------------------------------------------------------------------------------
 
@@ -123,7 +124,7 @@ class SlotLedger:
 
     def due(self, now: float) -> torch.Tensor:
         """Slots `[n]` whose deadline has passed."""
-        if not self._expires:
+        if not self.expires:
             return torch.empty(0, dtype=torch.int64)
         return (self.deadline <= now).nonzero()[:, 0]
 
@@ -172,7 +173,7 @@ class SlotLedger:
         self.owner[slots] = torch.tensor(sessions, dtype=torch.int64)
         self.number[slots], self.born[slots] = numbers, born
         self.deadline[slots], self.pinned[slots] = deadline, False
-        self._expires |= bool((deadline < math.inf).any())
+        self.expires |= bool((deadline < math.inf).any())
         self._note(slots)
         for slot, session in zip(slots.tolist(), sessions, strict=True):
             self._held[session] += 1

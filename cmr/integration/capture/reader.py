@@ -18,8 +18,9 @@ from cmr.integration.capture.block_scorer import BlockScorer, Piece
 from cmr.integration.capture.lasting import lasting
 from cmr.integration.capture.window import LocalWindow
 from cmr.integration.core import Core
+from cmr.integration.decoder.adapter import entering_states, with_states
 from cmr.integration.decoder.partial_pass import stop_before
-from cmr.integration.hooks.forward import Stepper
+from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.hooks.training import checkpoints
 from cmr.integration.reweave.recall import Recall
 from cmr.retrieval import Ask
@@ -361,14 +362,12 @@ class Reader:
             def hook(
                 _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-                states[number] = args[0] if args else kwargs["hidden_states"]
+                states[number] = entering_states(args, kwargs)
                 if number != self.index_layer or not scorer.needs_gradient:
                     return None
                 torch.set_grad_enabled(True)  # until the forward's own no_grad ends
                 leaf = states[number] = states[number].detach().requires_grad_()
-                return (
-                    ((leaf, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": leaf})
-                )
+                return with_states(args, kwargs, leaf)
 
             return hook
 

@@ -16,21 +16,21 @@ from cmr.memory.sessions import NO_SESSION
 
 
 class Windows:
-    """Finds the record of a forward's cache, and gives empty caches a window and a record.
+    """Gives empty caches a window and a record.
 
     Args:
         core: the memory's store and settings.
         sinks: first tokens of a cache that never leave it.
-        leave: takes what leaves a window; it also tells the caches of this memory from others.
+        leave: takes what leaves a window.
     """
 
     def __init__(self, core: Core, sinks: int, leave: Take) -> None:
         self._core, self._sinks, self._leave = core, sinks, leave
 
-    def record(
+    def begin(
         self, request: Request, kwargs: dict[str, Any], mask: torch.Tensor | None, batch: int
     ) -> WindowRecord | None:
-        """The record of the cache of a forward; an empty dynamic cache becomes a bounded one.
+        """A record for the cache of a forward; an empty dynamic cache gets a window with it.
 
         Args:
             request: that the forward belongs to.
@@ -40,9 +40,6 @@ class Windows:
 
         Returns:
             None where the forward's text cannot become memory.
-
-        Raises:
-            SessionError: the cache belongs to other sessions than the request.
         """
         cache = kwargs.get("past_key_values")
         use_cache = kwargs.get("use_cache")
@@ -50,10 +47,6 @@ class Windows:
             use_cache = getattr(self._core.adapter.config, "use_cache", True)
         if cache is None and use_cache:
             cache = kwargs["past_key_values"] = DynamicCache(config=self._core.adapter.config)
-        record = self._known(cache, batch)
-        if record is not None:
-            self._require_own(request, record, batch)
-            return record
         if not can_adopt(cache):
             self._tell_of_no_window(cache)
             return None
@@ -77,14 +70,9 @@ class Windows:
         window.adopt(cache, self._core.adapter.depth)
         return record
 
-    def goes_on(self, cache: object) -> bool:
-        """Whether a cache is one whose rows have their sessions already."""
-        return is_windowed(cache) and cache.layers[0].owner.on_leave == self._leave  # type: ignore[attr-defined]
-
-    def _require_own(self, request: Request, record: WindowRecord, batch: int) -> None:
+    def require_own(self, request: Request, record: WindowRecord) -> None:
         """Raises `SessionError` where a request goes on with a cache of other sessions."""
-        if request.names is None:
-            return
+        assert request.names is not None
         numbers = [self._core.table.find(name) for name in request.names]
         # Rows of a cache may have been repeated, chosen or put in another order since.
         if not set(record.sessions) <= set(numbers):
@@ -109,18 +97,3 @@ class Windows:
                 "text becomes memory; use a dynamic cache that was begun under this memory (for "
                 "generate: no cache_implementation), or give the text to memory.read(...)",
             )
-
-    def _known(self, cache: object, batch: int) -> WindowRecord | None:
-        """The record of a bounded cache of this memory, None where it tells another story.
-
-        So it is when the cache was used while the memory was paused or when a session of it has
-        ended: such a cache goes on, and what leaves it is not stored.
-        """
-        if not is_windowed(cache):
-            return None
-        owner = cache.layers[0].owner  # type: ignore[attr-defined]
-        record = owner.record
-        if owner.on_leave != self._leave or not isinstance(record, WindowRecord):
-            return None
-        same = len(record.sessions) == batch and record.seen == cache.get_seq_length()  # type: ignore[attr-defined]
-        return record if same and self._core.table.alive(record.sessions) else None

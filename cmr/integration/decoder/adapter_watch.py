@@ -60,6 +60,9 @@ class AdapterWatch:
     Args:
         core: the memory's store and settings.
         search_anew: lets texts that go on search again at their next step.
+
+    Attributes:
+        ever: whether any adapter was ever there.
     """
 
     def __init__(self, core: Core, search_anew: Callable[[], None]) -> None:
@@ -67,7 +70,7 @@ class AdapterWatch:
         self._model = without_wrapper(core.adapter.model)
         self._warned: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()
         self._look()
-        self._ever = bool(self._shown)
+        self.ever = bool(self._shown)
 
     def check(self, sessions: Sequence[int]) -> None:
         """Before a forward of these sessions: note the adapters of new ones, warn of the others.
@@ -79,12 +82,12 @@ class AdapterWatch:
         Args:
             sessions: numbers of the rows' sessions; `NO_SESSION` for none.
         """
-        if not self._ever and "peft_config" not in self._model.__dict__:
+        if not self.ever and "peft_config" not in self._model.__dict__:
             return
         if self._changed():
             before = self._names
             self._look()
-            self._ever = True
+            self.ever = True
             if self._names != before:  # both are kept for a while, and are the other model's
                 self._core.recomputed.forget()
                 self._search_anew()

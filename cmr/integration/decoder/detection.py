@@ -13,7 +13,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from cmr.errors import UnsupportedModelError
-from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.adapter import ModelAdapter, with_states
 from cmr.integration.decoder.coverage import covered, require_decoder
 from cmr.integration.decoder.families import FAMILIES, Family
 from cmr.integration.decoder.guesses import Skeleton, Watched, rows, skeleton, watch
@@ -188,10 +188,7 @@ def _attended(
     def enters(layer: int) -> Any:
         def hook(_: Any, args: Any, kwargs: Any) -> Any:
             # What enters is given, so that no layer's error adds to the next one's.
-            states = seen.entering[layer][:, start:]
-            if args:
-                return (states, *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": states}
+            return with_states(args, kwargs, seen.entering[layer][:, start:])
 
         return hook
 

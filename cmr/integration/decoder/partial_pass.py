@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.adapter import ModelAdapter, entering_states
 
 
 class _EnoughError(Exception):
@@ -36,7 +36,7 @@ def stop_before(adapter: ModelAdapter, layer: int) -> Iterator[Stopped]:
         return
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        stopped.states = args[0] if args else kwargs["hidden_states"]
+        stopped.states = entering_states(args, kwargs)
         raise _EnoughError
 
     handle = adapter.layers[layer].register_forward_pre_hook(stop, with_kwargs=True)
@@ -58,7 +58,7 @@ def states_entering(
 
     def keep(layer: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found[layer] = args[0] if args else kwargs["hidden_states"]
+            found[layer] = entering_states(args, kwargs)
 
         return hook
 

@@ -9,7 +9,7 @@ import torch
 
 from cmr.integration.capture.window import is_windowed
 from cmr.integration.core import Core
-from cmr.integration.hooks.forward import Stepper
+from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.requests.request import current
 
 
@@ -81,5 +81,5 @@ class DraftPlug:
         layer, refresh = cache.layers[0], self._core.config.retrieval.refresh
         most = layer.owner.room(layer.keys.shape[2]) - 1
         if layer.owner.record is not None:
-            most = min(most, refresh - 1 - (layer.owner.record.steps + 1) % refresh)
+            most = min(most, refresh - 1 - (layer.owner.record.search.steps + 1) % refresh)
         return max(0, most)

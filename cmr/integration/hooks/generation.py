@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache
 from cmr.integration.capture.window import is_windowed
 from cmr.integration.core import Core
 from cmr.integration.hooks.drafts import DraftPlug
-from cmr.integration.hooks.forward import Stepper
+from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.requests.request import Request, current, under_way, within
 
 

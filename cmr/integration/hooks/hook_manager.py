@@ -11,7 +11,7 @@ from torch import nn
 
 from cmr.config import checks as check
 from cmr.errors import ConfigError
-from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.adapter import ModelAdapter, entering_states, with_states
 from cmr.integration.decoder.detection import adapt
 from cmr.integration.hooks.attention_watcher import Watcher
 from cmr.integration.memory import ATTACHED, Memory
@@ -346,7 +346,7 @@ class HookManager:
             return module.register_forward_hook(after, prepend=final)
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            see(layer, args[0] if args else kwargs["hidden_states"])
+            see(layer, entering_states(args, kwargs))
 
         return self._adapter.layers[layer].register_forward_pre_hook(before, with_kwargs=True)
 
@@ -410,13 +410,13 @@ def _changing(layer: int, hooks: list[Hook]) -> Callable[..., Any]:
     def hook(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        states = args[0] if args else kwargs["hidden_states"]
+        states = entering_states(args, kwargs)
         for each in hooks:
             assert each.function is not None
             found = each.function(states, layer)
             _require_like(each.name, found, states)
             states = found
-        return ((states, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": states})
+        return with_states(args, kwargs, states)
 
     return hook
 

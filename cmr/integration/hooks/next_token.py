@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from cmr.integration.core import Core
-from cmr.integration.hooks.forward import Stepper
 from cmr.integration.hooks.step import Step
+from cmr.integration.hooks.stepper import Stepper
 from cmr.retrieval.successors import RUN, Proposal, interpolate, propose, unit
 
 

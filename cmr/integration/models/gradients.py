@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.adapter import ModelAdapter, entering_states, with_states
 from cmr.integration.decoder.partial_pass import states_entering
 from cmr.memory.token_scores import gradient_times_state
 
@@ -24,12 +24,12 @@ def graph_from(adapter: ModelAdapter, layer: int) -> Iterator[None]:
     def begin(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        states = args[0] if args else kwargs["hidden_states"]
+        states = entering_states(args, kwargs)
         if torch.is_grad_enabled() and states.requires_grad:
             return None
         torch.set_grad_enabled(True)
         leaf = states.detach().requires_grad_()
-        return ((leaf, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": leaf})
+        return with_states(args, kwargs, leaf)
 
     before = torch.is_grad_enabled()
     handle = adapter.layers[layer].register_forward_pre_hook(begin, with_kwargs=True)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from cmr.errors import SessionError
+from cmr.integration.requests.lock import Place, here
 from cmr.integration.requests.scope import (
+    INNERMOST,
+    OPEN,
     REMEDY,
-    Place,
     Said,
-    Scope,
-    here,
+    call,
     innermost,
     resting,
     said_here,
@@ -78,59 +79,22 @@ class Request:
         return list(self.names)
 
 
-class LastForward:
-    """The last forward of a thread or task, or of a handle, until something of it is forgotten.
-
-    Attributes:
-        step: the forward; None: none yet.
-    """
-
-    def __init__(self) -> None:
-        self.step: Step | None = None
-
-
-@dataclass(eq=False)
-class _Lasts:
-    """The last forwards of a place, one of each memory."""
-
-    place: Place
-    cells: WeakKeyDictionary[Core, LastForward] = field(default_factory=WeakKeyDictionary)
-
-
-@dataclass(frozen=True, eq=False)
-class _Current:
-    """A request whose `generate` is under way, and what was said when it began."""
-
-    core: Core
-    request: Request
-    scope: Scope | None
-    behind: _Current | None
-
-
-_CURRENT: ContextVar[_Current | None] = ContextVar("cmr_request", default=None)
-_LASTS: ContextVar[_Lasts | None] = ContextVar("cmr_lasts", default=None)
-
-
 def current(core: Core) -> Request | None:
     """The request whose `generate` is under way here; None outside of any.
 
     None, too, where something else has been said since it began: what calls the model from within
     (a streamer, a stopping criterion) may do so for somebody else.
     """
-    at = _CURRENT.get()
-    while at is not None and at.core is not core:
-        at = at.behind
-    return at.request if at is not None and at.scope is innermost(core) else None
+    if INNERMOST.get() is None:
+        return None
+    scope = innermost(core)
+    request: Request | None = None if scope is None else scope.said.request
+    return request
 
 
-@contextlib.contextmanager
-def under_way(core: Core, request: Request) -> Iterator[Request]:
+def under_way(core: Core, request: Request) -> AbstractContextManager[None]:
     """Forwards inside belong to a request."""
-    token = _CURRENT.set(_Current(core, request, innermost(core), _CURRENT.get()))
-    try:
-        yield request
-    finally:
-        _CURRENT.reset(token)
+    return call(core, Said(request=request))
 
 
 def new_request(core: Core, named: bool = False) -> Request:
@@ -144,24 +108,32 @@ def new_request(core: Core, named: bool = False) -> Request:
         SessionError: whose request it is cannot be told, or nobody said it where that is refused.
         UnknownSessionError: a session that is named has ended by now.
     """
-    said = said_here(core)
-    who: Said | None = next((s for s in reversed(said) if s.names is not None), None)
-    about = next((part.about for part in reversed(said) if part.about is not None), (None,))
-    on = next((part.active for part in reversed(said) if part.active is not None), core.active)
-    following = next((part for part in reversed(said) if part.caches is not None), Said())
-    if on and who is not None and not named:
-        core.require(who)
-    elif on and not named:
-        _require_named(core)
+    # Most forwards of a loop of one's own stand in no `with`: nothing has to be looked up then.
+    said = said_here(core) if INNERMOST.get() is not None or OPEN else []
+    who = _nearest(said, "names")
+    active = _nearest(said, "active")
+    following = _nearest(said, "caches") or Said()
+    on = core.active if active is None else active.active
+    if on and not named:
+        if who is not None:
+            core.require(who)
+        else:
+            _require_named(core)
+    about, last = _nearest(said, "about"), _nearest(said, "last")
     return Request(
         names=None if who is None else who.names,
-        retriever=core.retriever_with(settings_of(said)),
-        task=about[0],
-        active=on,
+        retriever=core.retriever_with(settings_of(said)) if said else core.standing_retriever,
+        task=None if about is None or about.about is None else about.about[0],
+        active=bool(on),
         caches=following.caches,
         bounded=following.bounded,
-        last=next((part.last for part in reversed(said) if part.last is not None), None),
+        last=None if last is None else last.last,
     )
+
+
+def _nearest(said: Sequence[Said], name: str) -> Said | None:
+    """The innermost of those that say something of `name`."""
+    return next((part for part in reversed(said) if getattr(part, name) is not None), None)
 
 
 def within(core: Core, inputs: int | None) -> Request:
@@ -180,13 +152,15 @@ def _require_named(core: Core) -> None:
     """Raises `SessionError` for a request without a session where there must be one."""
     if core.config.unnamed == "refuse":
         raise SessionError(f"a request without a session, and unnamed='refuse'; {REMEDY}")
-    scope = resting(core)
+    scope = resting(core) if OPEN else None
     if scope is not None:
         raise SessionError(
             f"a request without a session, while a generator that entered {scope.opener!r} rests: "
             "it may be meant for this one (a framework that runs it in a context of its own takes "
             f"the `with` along); {REMEDY}"
         )
+    # A thread does not inherit the context of who starts it. Where others have names, a request
+    # without one is more likely to have lost its `with` than to be meant for session '0'.
     if core.names_in_use and threading.get_ident() != core.home:
         raise SessionError(
             "a request without a session in a thread of its own, while others name theirs: threads "
@@ -194,13 +168,34 @@ def _require_named(core: Core) -> None:
         )
 
 
+class LastForward:
+    """The last forward of a thread or task, or of a handle, until something of it is forgotten.
+
+    Attributes:
+        step: the forward; None: none yet.
+    """
+
+    def __init__(self) -> None:
+        self.step: Step | None = None
+
+
+@dataclass(eq=False)
+class _Lasts:
+    """The last forwards of a place, one of each memory.
+
+    A context variable alone is not enough: a task or thread that begins with a copy of a context
+    would write into the same cells as the one it was copied from.
+    """
+
+    place: Place
+    cells: WeakKeyDictionary[Core, LastForward] = field(default_factory=WeakKeyDictionary)
+
+
+_LASTS: ContextVar[_Lasts | None] = ContextVar("cmr_lasts", default=None)
+
+
 def note_last(core: Core, step: Step) -> None:
     """Take note of a forward, for whoever asks in this thread or task what was recalled."""
-    request = current(core)
-    if request is None:
-        asks = next((said.last for said in reversed(said_here(core)) if said.last), None)
-    else:
-        asks = request.last
     place, lasts = here(), _LASTS.get()
     if lasts is None or lasts.place != place:
         lasts = _Lasts(place)
@@ -208,7 +203,7 @@ def note_last(core: Core, step: Step) -> None:
     cell = lasts.cells.get(core)
     if cell is None:
         cell = lasts.cells[core] = LastForward()
-    for noted in (cell, asks):
+    for noted in (cell, step.told):
         if noted is not None:
             noted.step = step
             core.lasts.add(noted)

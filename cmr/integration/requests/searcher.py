@@ -9,7 +9,7 @@ import torch
 
 from cmr.integration.capture.reader import INTEGERS, require_known
 from cmr.integration.core import Core
-from cmr.integration.hooks.forward import Stepper
+from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.requests.request import new_request, under_way
 from cmr.integration.reweave.recalled_passage import RecalledPassage, recalled_passages
 

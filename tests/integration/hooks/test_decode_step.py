@@ -210,7 +210,7 @@ def test_an_embedding_that_scales_attention_scales_keys_that_are_not_rotated(lla
     with cmr.attach(model, **SETTINGS) as memory:
         stepper, adapter = memory._stepper, memory._core.adapter
         positions = torch.tensor([[7]])
-        step = Step(None, [], None, positions, None, torch.zeros(1, 1).long())
+        step = Step(None, [], torch.zeros(1, 1).long(), positions)
         cos, sin = adapter.rotary(0, positions)
         assert not torch.allclose(cos * cos + sin * sin, torch.ones(()), atol=0.05)
         query, key = torch.randn(2, 1, 4, 1, 16)
@@ -251,10 +251,10 @@ def test_a_search_while_decoding_waits_for_nothing(llama, monkeypatch, blocks) -
     core = run.memory._core
     record = run.memory._stepper.last.record
     states = torch.randn(2, 4, core.adapter.hidden)
-    before = record.query.settle(core.search_again(record.query))
+    before = record.search.query.settle(core.search_again(record.search.query))
     with Operations() as operations:
-        record.query.add(states, None)
-        found = core.search_again(record.query)
+        record.search.query.add(states, None)
+        found = core.search_again(record.search.query)
     assert operations.waiting == []
     assert found.table.data_ptr() == before.table.data_ptr()
     assert set(operations.ours) == {"ring_write_index", "block_maxima", "maxsim_select"}
