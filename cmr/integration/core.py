@@ -18,7 +18,6 @@ from cmr.integration.calibration.measured import calibration_for
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.capture.block_writer import BlockWriter, Keep
 from cmr.integration.capture.leaving_text import LeavingText
-from cmr.integration.capture.window import LocalWindow
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.layout import plan_layout
@@ -26,17 +25,14 @@ from cmr.integration.requests.chat_template import Template
 from cmr.integration.requests.lock import FairLock
 from cmr.integration.requests.request import LastForward, Request, current
 from cmr.integration.requests.scope import Said, said_here, settings_of
-from cmr.integration.reweave.prefetcher import Prefetcher
 from cmr.integration.reweave.recall import LayerStates, Recall, memory_bias
 from cmr.integration.reweave.recomputer import Recomputer
 from cmr.integration.reweave.reducer import Reducer
-from cmr.integration.reweave.tiered_states import Recomputed, TieredStates
+from cmr.integration.reweave.tiered_states import Prefetcher, Recomputed, TieredStates
 from cmr.memory.block_store import RingBuffer
 from cmr.memory.sessions import NO_SESSION, SessionTable
 from cmr.retrieval import Ask, Choice, Retriever, RollingQuery
 
-UNBOUNDED = 1 << 62
-"""A window that no text fills."""
 RECOMPUTED_PASSAGES = 32
 """Passages run through the model again that are kept for the next search."""
 
@@ -101,6 +97,7 @@ class Core:
         self.records: WeakSet[WindowRecord] = WeakSet()
         self.lasts: WeakSet[LastForward] = WeakSet()
         self.active = True
+        # Requests of the thread that attached may go without a name; see `_require_named`.
         self.home = threading.get_ident()
         self.names_in_use = False
         self._warned: set[str] = set()
@@ -137,24 +134,6 @@ class Core:
 
     # -- sessions --------------------------------------------------------------------------------
 
-    def rows(
-        self, request: Request, batch: int, create: bool = False
-    ) -> tuple[list[int], list[int]]:
-        """Session number of each row of a forward, and the rows that write.
-
-        Beams and several returned sequences come as groups of rows of one input: they share its
-        session, and the first of each group writes. Rows without a name make their sessions when
-        they first write; a session that was named and has ended is `NO_SESSION` and stays so.
-
-        Raises:
-            ValueError: as many names as rows expected, or one.
-        """
-        inputs = request.inputs if request.inputs and batch % request.inputs == 0 else batch
-        group = batch // inputs
-        get = self.table.create if create and request.names is None else self.table.find
-        numbers = [get(name) for name in request.row_names(inputs)]
-        return [n for n in numbers for _ in range(group)], list(range(0, batch, group))
-
     def require(self, said: Said) -> None:
         """Make the sessions that are named where that is said, else hold them to be there.
 
@@ -165,6 +144,7 @@ class Core:
         assert said.names is not None
         with self.lock:
             self.names_in_use = True
+            # All is looked at before anything is made: none is new where one of them is refused.
             if said.create:
                 self.table.check_room(said.names)
             for name in said.names:
@@ -216,11 +196,7 @@ class Core:
         self.standing_retriever = retriever
 
     def retriever_with(self, settings: Mapping[str, Any]) -> Retriever:
-        """The search as it is set for good, with some settings of a request.
-
-        Raises:
-            ConfigError: a setting is unknown, fixed while attached, or out of its range.
-        """
+        """The search as it is set for good, with some settings of a request, which are checked."""
         standing = self.standing_retriever
         return standing.with_settings(**settings) if settings else standing
 
@@ -235,22 +211,6 @@ class Core:
             warn(message)
 
     # -- the hooks' side -------------------------------------------------------------------------
-
-    def new_window(
-        self, padding: Sequence[int], whole: bool = False, bounded: bool = True
-    ) -> LocalWindow:
-        """A local window for rows of that much left padding.
-
-        `whole`: the sinks become memory, too. Not `bounded`: nothing ever leaves it.
-        """
-        return LocalWindow(
-            window=self.config.window if bounded else UNBOUNDED,
-            whole=whole,
-            sinks=self.config.memory.sinks,
-            block=self.config.memory.block_size,
-            turn=self.adapter.turn_forward,
-            padding=padding,
-        )
 
     def wants_recall(self, sessions: Sequence[int], retriever: Retriever) -> bool:
         """Whether there is anything that these sessions may recall. Host only: no device sync."""
@@ -306,6 +266,7 @@ class Core:
         if asks and not bool((choice.table >= 0).any()):
             return None
         self.recalls_made += 1
+        # What is recalled counts as used, by which blocks are evicted and rise a tier.
         self.ring.touch(choice.table)
         limited = reweave.max_memory_tokens is not None or reweave.compression_ratio is not None
         recall = Recall(
@@ -326,12 +287,8 @@ class Core:
     def _loader(self, table: torch.Tensor, again: bool) -> LayerStates | None:
         """Loads keys and values of chosen blocks that are not stored as they are read.
 
-        Args:
-            table: slots of the chosen blocks.
-            again: whether they are run through the model again, though they are stored.
-
-        Returns:
-            None where the first tier holds all of them, un-rotated.
+        None where the first tier holds all of them, un-rotated. `again`: they are run through the
+        model again, though they are stored.
         """
         ring, layout = self.ring, self.layout
         project = None
@@ -343,13 +300,8 @@ class Core:
             if not ring.ledger.below(0) or not bool((table >= first).any()):
                 if project is None:
                     return None
-                flat, made = table.flatten(1), project
-
-                def load(layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-                    states, _ = ring.gather(layer, flat)
-                    return made(layer, states[:, 0])
-
-                return load
+                keys_values, flat = project, table.flatten(1)
+                return lambda layer: keys_values(layer, ring.gather(layer, flat)[0][:, 0])
         layers = layout.read_layers.union(layout.knn_layers)
         return TieredStates(ring, self.recomputed, table, self.prefetcher, layers, project, again)
 
@@ -374,6 +326,7 @@ class Core:
         }
         for number in self.layout.state_layers:
             kept[number] = (columns[f"state{number}"][:, None], None)
+        # Before anything is written: who is told may raise, and nothing is stored then.
         if self.on_leaving is not None:
             self.on_leaving(text)
         return self.writer.write(

@@ -32,7 +32,6 @@ from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.requests.chat_template import Template
 from cmr.integration.requests.request import new_request, under_way
 from cmr.integration.requests.scope import Opener, Said
-from cmr.integration.requests.searcher import Searcher
 from cmr.integration.requests.session import Session
 from cmr.integration.views import Looking
 from cmr.memory.copies import fork, merge
@@ -67,7 +66,6 @@ class Memory(Looking):
         self._next_token = NextTokenReader(core, self._stepper)
         self._generation = GenerationPlug(core, self._stepper)
         self._reader = Reader(core, config, self._stepper)
-        self._searcher = Searcher(core, self._stepper)
         self._attached = False
         self.reattach()
 

@@ -51,6 +51,7 @@ class TextSearch:
 
     def forget(self) -> None:
         """Let go of what was recalled, and search anew at the next step."""
+        # One step back, so that the next one begins another period: it searches.
         self.recall = self.query = None
         self.steps = self.period = -1
 

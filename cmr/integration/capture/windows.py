@@ -8,11 +8,14 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from cmr.errors import SessionError
-from cmr.integration.capture.window import Take, can_adopt, is_windowed
+from cmr.integration.capture.window import LocalWindow, Take, can_adopt, is_windowed
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
 from cmr.integration.requests.request import Request
 from cmr.memory.sessions import NO_SESSION
+
+UNBOUNDED = 1 << 62
+"""A window that no text fills."""
 
 
 class Windows:
@@ -54,20 +57,28 @@ class Windows:
         if mask is not None and not bool(mask.all()):
             padding = mask.long().argmax(dim=-1).tolist()
             behind = mask.shape[1], mask.flip(-1).long().argmax(dim=-1).tolist()
-        sessions, writers = self._core.rows(request, batch, create=True)
+        sessions, writers = request.rows(self._core.table, batch, create=True)
         if NO_SESSION in sessions:  # one that was named has ended since the request began
             return None
         whole = request.caches is not None
         record = WindowRecord(sessions, writers, padding, self._sinks, behind, whole)
         self._core.records.add(record)
         request.records.add(record)
-        window = self._core.new_window(padding, whole, request.bounded)
+        config, adapter = self._core.config, self._core.adapter
+        window = LocalWindow(
+            window=config.window if request.bounded else UNBOUNDED,
+            whole=whole,
+            sinks=self._sinks,
+            block=config.memory.block_size,
+            turn=adapter.turn_forward,
+            padding=padding,
+        )
         if request.caches is not None:
             request.caches.append(cache)
         window.record = record
         window.on_leave = self._leave
         window.on_copy = self._core.records.add
-        window.adopt(cache, self._core.adapter.depth)
+        window.adopt(cache, adapter.depth)
         return record
 
     def require_own(self, request: Request, record: WindowRecord) -> None:

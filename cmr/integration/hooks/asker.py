@@ -24,13 +24,7 @@ from cmr.retrieval import Ask, Choice, Retriever, RollingQuery
 
 
 class Asker:
-    """Searches for the forwards of one model.
-
-    Args:
-        core: the memory's store and settings.
-        config: how many tokens ask, and how often while decoding.
-        alone: forwards inside it are the model's own.
-    """
+    """Searches for the forwards of one model; forwards inside `alone` are the model's own."""
 
     def __init__(
         self,
@@ -79,6 +73,7 @@ class Asker:
             search.use(config)
             if step.goes_on and not search.due(tokens, self._refresh):
                 return search.recall
+        # What is recalled outlives this forward, and the mode that it runs in.
         with lasting():
             return self.ask(step, request, decoder, kwargs)
 
@@ -98,14 +93,7 @@ class Asker:
     def ask(
         self, step: Step, request: Request, decoder: nn.Module, kwargs: dict[str, Any]
     ) -> Recall | None:
-        """Search, and keep what the layers read from now on; None when nothing.
-
-        Args:
-            step: the forward.
-            request: that it belongs to.
-            decoder: the decoder, to look ahead with.
-            kwargs: the arguments of the forward.
-        """
+        """Search, and keep what the layers read from now on; None when nothing."""
         record, search, new = step.record, step.search, step.new
         if record is not None and step.goes_on:
             choice, asked = self._ask_again(step, request)
@@ -116,6 +104,7 @@ class Asker:
             base = step.position_ids.gather(1, new.long().argmax(1, keepdim=True))[:, 0]
         if record is not None:
             base = base - record.reach(base.device)
+        # Passages that keep no states are run through the model again, which must not be captured.
         with self._alone():
             search.recall = self._core.recall(choice, base, asked)
         search.sessions = step.sessions
@@ -152,6 +141,7 @@ class Asker:
             search.query = RollingQuery(
                 rows, self._query_tokens, core.ring, numbers, search.located, request.task
             )
+            # It is made of the record's last tokens, whichever of them came since the last search.
             search.unasked = self._query_tokens
         tokens = min(search.unasked, self._query_tokens)
         states, ids = record.tail("index", tokens), record.tail("token_ids", tokens)
@@ -212,6 +202,7 @@ class Asker:
         seen["output_hidden_states"] = False
         if usable is None:  # the mask that was given also covers what the cache holds
             seen["attention_mask"] = None if new is None else new.long()
+        # The forward itself will bring these tokens: layers look at them now and keep nothing.
         for layer in layers:
             layer.peeking = True
         partial = stop_before(adapter, index_layer)

@@ -33,6 +33,8 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -60,10 +62,6 @@ from cmr.integration.reweave.scratch import StepScratch
 
 class ForwardHooks:
     """Hooks on the decoder and on the blocks whose states are wanted.
-
-    Args:
-        core: the memory's store and settings.
-        config: its configuration.
 
     Attributes:
         step: the forward of the thread that holds the lock; None between forwards.
@@ -129,10 +127,32 @@ class ForwardHooks:
         self._turns.end()  # where a hook of somebody's detaches in the middle of a forward
         self.step = None
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Forwards inside are the model's own: nothing is captured or recalled.
+
+        Nobody else runs one meanwhile: the lock is held.
+        """
+        # Whoever is busy is told from other threads by who holds the lock; see `busy`.
+        with self.core.lock:
+            before, self._busy = self._busy, True
+            step, self.step = self.step, None
+            try:
+                yield
+            finally:
+                self._busy, self.step = before, step
+
     @property
     def busy(self) -> bool:
         """Whether the forward under way here is one that the memory makes for itself."""
         return self._busy and self.core.lock.mine
+
+    def search_anew(self, sessions: set[int] | None = None) -> None:
+        """Let texts of these sessions that go on search at their next step; None: all texts."""
+        for record in list(self.core.records):
+            if sessions is None or sessions & set(record.sessions):
+                record.search.forget()
+        self._asker.forget()
 
     # -- what the attention plugs ask ------------------------------------------------------------
 
@@ -222,12 +242,13 @@ class ForwardHooks:
         layer = cache.layers[0] if is_windowed(cache) else None  # type: ignore[union-attr]
         seen = seen_before(cache, kwargs.get("cache_position")) if layer is None else layer.seen
         token_ids = ids if ids is not None else inputs.new_zeros((batch, tokens)).long()
-        sessions = core.rows(request, batch)[0] if record is None else record.sessions
+        sessions = request.rows(core.table, batch)[0] if record is None else record.sessions
         step = Step(record, sessions, token_ids, token_ids, seen=seen)
         mask = step.look(kwargs, mask, core.config.reweave.sink_guard)
         if not core.adapter.has_rotary:  # its table of positions ends, its text does not
             most = core.adapter.max_positions - 1
             kwargs["position_ids"] = step.position_ids.clamp(max=most)
+        # A mask that was prepared for the layers already is left as it is.
         plain = mask is not None or kwargs.get("attention_mask") is None
         if layer is not None and layer.owner.padding and plain:
             kwargs["attention_mask"] = layer.visible(mask, tokens)
@@ -240,8 +261,10 @@ class ForwardHooks:
             step.recall = self._asker.recalled(step, request, decoder, kwargs)
             if record is not None and request.inputs is not None:
                 record.search.asked_for = weakref.ref(request)
-        if compiled and record is not None:  # what leaves would be another graph
-            layer.owner.deferred = True
+        # In a compiled forward nothing may leave, and nothing be put together, on the way: either
+        # would be another graph for every number of tokens.
+        if compiled and record is not None:
+            kwargs["past_key_values"].layers[0].owner.deferred = True
         if compiled and step.recall is not None:
             read = {n: self._memory(step, step.recall, n) for n in sorted(self._layout.read_layers)}
             step.ready = {n: memory for n, memory in read.items() if memory is not None}
@@ -251,8 +274,8 @@ class ForwardHooks:
     def _require_as_attached(self) -> None:
         """Raises `AttachError` where the model's dtype, device or attention was changed."""
         weight = self._embeddings.weight
-        name = self.core.adapter.decoder.config._attn_implementation
-        now = weight.dtype, weight.device, name
+        config: Any = self.core.adapter.decoder.config
+        now = weight.dtype, weight.device, config._attn_implementation
         if now != self._right:  # looked at once; then only whether it is still the same
             self.core.adapter.require_unmoved()
             self._plugs.require_unchanged()
@@ -336,9 +359,10 @@ class ForwardHooks:
     def _finish(self, step: Step, kwargs: dict[str, Any], output: Any) -> None:
         """Take note of what a forward gave, and store what left its window."""
         record = step.record
+        # A compiled forward kept what leaves: dropping columns would have been another graph.
         if record is not None:
             layers = kwargs["past_key_values"].layers
-            if layers[0].owner.deferred:  # a compiled forward had to keep what leaves
+            if layers[0].owner.deferred:
                 layers[0].owner.deferred = False
                 with lasting():
                     for layer in layers:
@@ -350,6 +374,7 @@ class ForwardHooks:
             return
         if step.index.shape[1] == step.token_ids.shape[1]:
             record.append(**step.columns(reach=self.core.adapter.rotary_varies))
+        # Blocks outlive this forward, and the mode that it runs in.
         if step.leaving:
             with lasting():
                 self.core.leave(record, step.leaving)

@@ -19,10 +19,6 @@ class NextTokenReader:
     Every token of a forward that gets logits is compared with the recalled tokens of its session;
     see `propose`. Tokens that none of them fits keep their logits bit for bit. A loss that the
     model computes from labels is that of its own logits.
-
-    Args:
-        core: the memory's store and settings.
-        stepper: knows what the forward under way recalls, and its states.
     """
 
     def __init__(self, core: Core, stepper: Stepper) -> None:
@@ -55,7 +51,7 @@ class NextTokenReader:
         }
 
     def _begin(self, *_: Any) -> None:
-        """What an earlier forward left, of the decoder alone, is not of the one that begins."""
+        # What an earlier forward left, of the decoder alone, is not of the one that begins.
         step = self._stepper.last
         if step is not None:
             step.entering.clear()
@@ -66,11 +62,13 @@ class NextTokenReader:
             return None
         at = 1 if isinstance(output, tuple) and kwargs.get("labels") is not None else 0
         logits = output[at] if isinstance(output, tuple) else output.logits
+        # What was recalled is data: gradients flow through the model's own logits alone.
         with torch.no_grad():
             said = self._said(step, logits.shape[1], kwargs.get("logits_to_keep"))
             step.entering.clear()
         mixed, gate = interpolate(logits, said)
         step.said = gate
+        # Summed up where the logits are: to look at a number here would wait for the device.
         found = (gate.new_tensor(gate.numel()), (gate > 0).sum(), gate.sum())
         with self._core.lock:
             self._counts += torch.stack([x.to(self._counts) for x in found])

@@ -25,10 +25,6 @@ class ResidualReader:
     g = w `fit`. How m is formed is up to `reconstruction_method`, see `read_out`. The first tokens
     of a text are left alone like in the attention form. Measured, these forms carry no usable
     recall (docs/how-it-works.md); they are there for those who ask for them by name.
-
-    Args:
-        core: the memory's store and settings.
-        stepper: knows what the forward under way recalls.
     """
 
     def __init__(self, core: Core, stepper: Stepper) -> None:

@@ -96,6 +96,7 @@ class Step:
         else:
             places = torch.arange(tokens, device=self.token_ids.device) + self.seen
             self.position_ids = places.expand(batch, -1)
+        # With a record the window itself knows what its rows hold.
         if mask is None and record is None:
             mask = _visible(kwargs.get("attention_mask"), self.seen + tokens)
         if mask is not None and tokens <= mask.shape[1]:

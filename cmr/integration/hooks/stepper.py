@@ -24,20 +24,6 @@ class Stepper(ForwardHooks):
         """Whether a forward is under way in this thread."""
         return self._turns.under_way
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Forwards inside are the model's own: nothing is captured or recalled.
-
-        Nobody else runs one meanwhile: the lock is held.
-        """
-        with self.core.lock:
-            before, self._busy = self._busy, True
-            step, self.step = self.step, None
-            try:
-                yield
-            finally:
-                self._busy, self.step = before, step
-
     @property
     def last(self) -> Step | None:
         """The last forward of this thread or task; None: there was none, or it was forgotten."""
@@ -93,10 +79,3 @@ class Stepper(ForwardHooks):
             if last.step is not None and sessions & set(last.step.sessions):
                 last.step = None
         self.search_anew(sessions)
-
-    def search_anew(self, sessions: set[int] | None = None) -> None:
-        """Let texts of these sessions that go on search at their next step; None: all texts."""
-        for record in list(self.core.records):
-            if sessions is None or sessions & set(record.sessions):
-                record.search.forget()
-        self._asker.forget()

@@ -46,11 +46,7 @@ class FairLock:
         self._queue: deque[tuple[int, threading.Lock]] = deque()
 
     def acquire(self, timeout: float | None = None) -> bool:
-        """Wait for the lock; returns whether this thread holds it now.
-
-        Args:
-            timeout: seconds to wait at most, 0 or more; None: as long as it takes.
-        """
+        """Wait for the lock, `timeout` seconds at most; returns whether this thread holds it."""
         me = threading.get_ident()
         if self._owner == me:
             self._depth += 1
@@ -150,11 +146,8 @@ class Turns:
     a forward raises, too, but not where it is interrupted (`KeyboardInterrupt` and the like), so
     the decoder's own `forward` is wrapped for that. An interrupt that comes between the hook and
     the decoder is noticed by the thread's next forward: the frame of the one that is open does not
-    run any more.
-
-    Args:
-        holder: `holder.core.lock` is the lock, and `holder.step` the step under way, which whoever
-            holds the lock alone may look at.
+    run any more. `holder.core.lock` is the lock, and `holder.step` the step under way, which only
+    whoever holds the lock may look at.
     """
 
     def __init__(self, holder: Any) -> None:
@@ -198,6 +191,7 @@ class Turns:
         self._holder.core.lock.acquire()
         try:
             forwards = _THREAD.forwards.setdefault(self, [])
+            # An interrupt may have come where neither hook nor wrapper could see it.
             while forwards and not _runs(forwards[-1].frame):
                 self.end()
             # Whoever runs the model again inside a forward finds the outer step when it is over.

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cmr.integration.capture.window_record import WindowRecord
     from cmr.integration.core import Core
     from cmr.integration.hooks.step import Step
+    from cmr.memory.sessions import SessionTable
     from cmr.retrieval import Retriever
 
 
@@ -78,6 +79,21 @@ class Request:
             raise ValueError(f"{len(self.names)} session names for a batch of {batch} rows")
         return list(self.names)
 
+    def rows(
+        self, table: SessionTable, batch: int, create: bool = False
+    ) -> tuple[list[int], list[int]]:
+        """Session number of each row of a forward, and the rows that write.
+
+        Beams and several returned sequences come as groups of rows of one input: they share its
+        session, and the first of each group writes. Rows without a name make their sessions when
+        they first write; a session that was named and has ended is `NO_SESSION` and stays so.
+        """
+        inputs = self.inputs if self.inputs and batch % self.inputs == 0 else batch
+        group = batch // inputs
+        get = table.create if create and self.names is None else table.find
+        numbers = [get(name) for name in self.row_names(inputs)]
+        return [n for n in numbers for _ in range(group)], list(range(0, batch, group))
+
 
 def current(core: Core) -> Request | None:
     """The request whose `generate` is under way here; None outside of any.
@@ -98,11 +114,7 @@ def under_way(core: Core, request: Request) -> AbstractContextManager[None]:
 
 
 def new_request(core: Core, named: bool = False) -> Request:
-    """A request as it is said here and now.
-
-    Args:
-        core: of the memory.
-        named: whether the call itself names its sessions, so that nobody else has to.
+    """A request as it is said here and now; `named`: the call itself names its sessions.
 
     Raises:
         SessionError: whose request it is cannot be told, or nobody said it where that is refused.
@@ -137,12 +149,7 @@ def _nearest(said: Sequence[Said], name: str) -> Said | None:
 
 
 def within(core: Core, inputs: int | None) -> Request:
-    """The request of a `generate` that begins: a new one, or part of the one that is under way.
-
-    Args:
-        core: of the memory.
-        inputs: rows of its inputs; None: not known.
-    """
+    """The request of a `generate` with so many inputs: new, or part of one that is under way."""
     outer = current(core)
     begun = new_request(core) if outer is None else outer
     return replace(begun, inputs=inputs, records=WeakSet())
@@ -181,11 +188,7 @@ class LastForward:
 
 @dataclass(eq=False)
 class _Lasts:
-    """The last forwards of a place, one of each memory.
-
-    A context variable alone is not enough: a task or thread that begins with a copy of a context
-    would write into the same cells as the one it was copied from.
-    """
+    """The last forwards of a place, one of each memory."""
 
     place: Place
     cells: WeakKeyDictionary[Core, LastForward] = field(default_factory=WeakKeyDictionary)
@@ -197,6 +200,7 @@ _LASTS: ContextVar[_Lasts | None] = ContextVar("cmr_lasts", default=None)
 def note_last(core: Core, step: Step) -> None:
     """Take note of a forward, for whoever asks in this thread or task what was recalled."""
     place, lasts = here(), _LASTS.get()
+    # A copied context brings along the cells of the thread or task that it was copied from.
     if lasts is None or lasts.place != place:
         lasts = _Lasts(place)
         _LASTS.set(lasts)

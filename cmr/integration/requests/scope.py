@@ -44,8 +44,7 @@ class Said:
     Attributes:
         names: session names, one for all rows or one a row.
         create: whether sessions of these names are made where there are none.
-        terms: of sessions that are made: whether they are ephemeral, and the seconds that what they
-            store lives.
+        terms: of such sessions: whether they are ephemeral, and the seconds that they store for.
         settings: of the search, by name.
         about: the task of the requests, in a tuple of one; None: nothing is said of it.
         active: whether memory is read and written.
@@ -95,13 +94,7 @@ OPEN: dict[FrameType, list[Scope]] = {}
 
 
 class Opener:
-    """A `with` that says something of the requests inside.
-
-    Args:
-        owner: whose requests they are.
-        said: about them.
-        shown: how an error names it.
-    """
+    """A `with` that says something of the requests inside; errors call it by what is `shown`."""
 
     def __init__(self, owner: object, said: Said, shown: str) -> None:
         self._owner, self._said, self._shown = owner, said, shown
@@ -110,53 +103,42 @@ class Opener:
         return self._shown
 
     def __enter__(self) -> Any:
-        enter(self._owner, self._said, self)
+        frame = _owner_of_with(sys._getframe(1))
+        scope = Scope(self._owner, self._said, self, frame, here(), INNERMOST.get())
+        if frame is not None:
+            OPEN.setdefault(frame, []).append(scope)
+        INNERMOST.set(scope)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        leave(self, kind is not None)
+        """Close the innermost scope of this object.
 
-
-def enter(owner: object, said: Said, opener: object) -> None:
-    """Open a scope; called by the `__enter__` of `opener`."""
-    frame = _owner_of_with(sys._getframe(2))
-    scope = Scope(owner, said, opener, frame, here(), INNERMOST.get())
-    if frame is not None:
-        OPEN.setdefault(frame, []).append(scope)
-    INNERMOST.set(scope)
-
-
-def leave(opener: object, failing: bool) -> None:
-    """Close the innermost scope of an opener; called by its `__exit__`.
-
-    Args:
-        opener: the object of the `with`.
-        failing: whether an exception is on its way, which must not be replaced by another one.
-
-    Raises:
-        SessionError: a scope that was entered later is still open, or it was entered in another
-            context. It is closed all the same.
-    """
-    frame = _owner_of_with(sys._getframe(2))
-    mine = next((s for s in reversed(OPEN.get(frame, [])) if s.opener is opener), None)  # type: ignore[arg-type]
-    if mine is not None:
-        assert frame is not None
-        OPEN[frame].remove(mine)
-        if not OPEN[frame]:
-            del OPEN[frame]
-    scope, later = _close(lambda s: s is mine if mine else s.opener is opener)
-    if scope is None:
-        if mine is None and not failing:
-            raise SessionError(f"{_shown(opener)} is left in another context than it was entered "
-                               f"in, where it still holds; {REMEDY}")  # fmt: skip
-        return  # a generator that is driven in other contexts: there was nothing to set back
-    # A `generate` under way says nothing by itself: who leaves his `with` inside it loses nothing.
-    later = [kept for kept in later if kept.owner is scope.owner and kept.said.request is None]
-    if later and not failing:
-        raise SessionError(
-            f"{_shown(opener)} is left while what was entered later, {_shown(later[0].opener)}, is "
-            f"still open: generators or tasks that take turns cannot share a `with`; {REMEDY}"
-        )
+        Raises:
+            SessionError: a scope that was entered later is still open, or it was entered in another
+                context. It is closed all the same.
+        """
+        frame = _owner_of_with(sys._getframe(1))
+        mine = next((s for s in reversed(OPEN.get(frame, [])) if s.opener is self), None)  # type: ignore[arg-type]
+        if mine is not None:
+            assert frame is not None
+            OPEN[frame].remove(mine)
+            if not OPEN[frame]:
+                del OPEN[frame]
+        scope, later = _close(lambda s: s is mine if mine else s.opener is self)
+        if kind is not None:  # an exception on its way must not be replaced by another one
+            return
+        if scope is None and mine is None:
+            raise SessionError(f"{self!r} is left in another context than it was entered in, where "
+                               f"it still holds; {REMEDY}")  # fmt: skip
+        if scope is None:  # a generator driven in other contexts: there was nothing to set back
+            return
+        # A `generate` under way says nothing by itself: it may go on.
+        later = [kept for kept in later if kept.owner is scope.owner and kept.said.request is None]
+        if later:
+            raise SessionError(
+                f"{self!r} is left while what was entered later, {_shown(later[0].opener)}, is "
+                f"still open: generators or tasks that take turns cannot share a `with`; {REMEDY}"
+            )
 
 
 def _close(wanted: Callable[[Scope], bool]) -> tuple[Scope | None, list[Scope]]:
@@ -223,6 +205,7 @@ def said_here(owner: object) -> list[Said]:
         if scope.owner is owner and scope.said.request is None:
             known.append(scope)
         scope = scope.behind
+    # Frames are looked at only where a generator or coroutine has a `with` open at all.
     if OPEN:
         known = _agreed(owner, known)
     return [scope.said for scope in reversed(known)]
@@ -239,6 +222,7 @@ def _agreed(owner: object, known: list[Scope]) -> list[Scope]:
     Raises:
         SessionError: they do not say the same, and no call of a handle says whose request it is.
     """
+    # By frames: the generators and coroutines that run now and have a `with` open, from the inside.
     running: list[FrameType] = []
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
@@ -246,6 +230,7 @@ def _agreed(owner: object, known: list[Scope]) -> list[Scope]:
             running.append(frame)
         frame = frame.f_back
     inside = [s for f in running for s in reversed(OPEN[f]) if s.owner is owner]
+    # Lost are those that run here and that the context has lost; valid ones are no resting one's.
     lost = [scope for scope in inside if scope not in known]
     valid = [scope for scope in known if not _rests(scope, running)]
     if len(valid) == len(known) and not lost:
@@ -260,6 +245,7 @@ def _agreed(owner: object, known: list[Scope]) -> list[Scope]:
             f"{_shown(doubtful.opener)} was entered in {frame.f_code.co_name}(), which is not "
             f"what runs now: whose request this is cannot be told; {REMEDY}"
         )
+    # A call of a handle names its session by itself, whatever is open around it.
     called = who is not None and who.opener is None
     if lost and valid and not called:
         raise SessionError(

@@ -185,6 +185,7 @@ def weave(
     waits for the device.
     """
     if into is not None and into.local.ndim == 5:
+        # While decoding, one row and head alone would leave most of a GPU idle.
         local, lse = attention_partials(
             query, key, value, mask, scale=scale, softcap=softcap, out=into.local, lse=into.lse
         )
@@ -200,6 +201,7 @@ def weave(
             out=None if into is None else into.local,
             lse=None if into is None else into.lse,
         )
+    # The kernel turns the query itself where it reads blocks in place: nothing is allocated.
     held = memory.held
     if isinstance(held, LayerRows):
         return reweave_attention(

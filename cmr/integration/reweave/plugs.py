@@ -32,9 +32,6 @@ class Plugs:
     implementation. Of those that call PyTorch's `scaled_dot_product_attention` themselves, the
     attention modules' `forward` is wrapped, instance by instance, and that one call inside it is
     answered while there is memory to read. Both ways a layer without memory runs its own code.
-
-    Args:
-        adapter: the model.
     """
 
     def __init__(self, adapter: ModelAdapter) -> None:
@@ -57,7 +54,7 @@ class Plugs:
 
     def require_unchanged(self) -> None:
         """Raises `AttachError` where another attention implementation was set meanwhile."""
-        if self._implementation is None:
+        if self._implementation is None:  # what is wrapped stays wrapped, whatever is set
             return
         decoder: Any = self._adapter.decoder
         name = decoder.config._attn_implementation
@@ -111,9 +108,7 @@ def plugged(adapter: ModelAdapter, reader: LayerReader) -> Iterator[None]:
 def _reading(attention: nn.Module, warn: Callable[[], None]) -> Any:
     """The module's `forward` with memory woven in where its reader has some.
 
-    Args:
-        attention: the module.
-        warn: says that attention weights were asked for, and there are none where memory is read.
+    `warn` says that attention weights were asked for: there are none where memory is read.
     """
     own = attention.forward
 
@@ -126,6 +121,7 @@ def _reading(attention: nn.Module, warn: Callable[[], None]) -> Any:
         if kwargs.get("output_attentions"):
             warn()
             kwargs["output_attentions"] = False
+        # Between its own lines nothing can be put: the one call that attends is answered instead.
         with _Woven(attention, reader, memory):
             return own(*args, **kwargs)
 
@@ -159,25 +155,10 @@ class _Woven(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> torch.Tensor:
         if dropout_p > 0.0:  # memory is not read while training
+            given = query, key, value, attn_mask, dropout_p, is_causal
             return nn.functional.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask,
-                dropout_p,
-                is_causal,
-                scale=scale,
-                enable_gqa=enable_gqa,
+                *given, scale=scale, enable_gqa=enable_gqa
             )
-        out, _ = read_memory(
-            self._module,
-            self._reader,
-            self._memory,
-            query,
-            key,
-            value,
-            attn_mask,
-            scale=query.shape[-1] ** -0.5 if scale is None else scale,
-            softcap=None,
-        )
-        return out
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        read = self._module, self._reader, self._memory
+        return read_memory(*read, query, key, value, attn_mask, scale=scale, softcap=None)[0]

@@ -102,6 +102,7 @@ class Recall:
             self.read = plan.mask.to(self.mask.device)
         elif guarded:
             self._leave_out(ring.blank(self._table.clamp(min=0)))
+        # Fixed until the next search: rotating anew in every step would cost more than it gives.
         self._base, self._place = base, self._where(positions, base)
         self._columns = _dense(self.read)
         self.layers: dict[int, LayerBlocks | LayerRows] = {}
@@ -129,6 +130,7 @@ class Recall:
             if self.plan is not None:
                 places = self.plan.to(places.device).places(places)
             return places.clamp(min=0)
+        # One behind the other, in the order in which they were chosen, the last one before `base`.
         order = self.read.cumsum(-1)
         return base[:, None] + order - order[:, -1:] - 1
 
@@ -150,6 +152,8 @@ class Recall:
         moved = self._place is not None and self._adapter.rotates(number)
         if self._load is not None or self.plan is not None or moved or keys is None:
             return None
+        # The columns lie beside the index. Where a model is spread over devices, a layer elsewhere
+        # would wait for them in every step.
         if keys.device != ring.device:
             return None
         # Text that comes later may take these slots. Whoever reads compares the stamps, the blocks'
@@ -183,7 +187,7 @@ class Recall:
         return keys, keys if values is None else values
 
     def _in_blocks(self, number: int) -> LayerBlocks:
-        """A copy as a store of its own."""
+        """A copy as a store of its own: the kernels read blocks through a table only."""
         rows = self._copied(number)
         batch, device = len(rows.keys), rows.keys.device
         read = self.read if self._columns is None else self.read[:, self._columns]
@@ -292,15 +296,16 @@ class Recall:
         other._base = self._base[rows]
         other._place = None if self._place is None else self._place[rows]
         load = self._load
+        if load is not None:
 
-        def chosen(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-            assert load is not None
-            keys, values = load(number)
-            return keys[rows], values[rows]
+            def chosen(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+                keys, values = load(number)
+                return keys[rows], values[rows]
 
-        other._load = None if load is None else chosen
+            other._load = chosen
         other._angles = {}
         other._states = {number: held.select(rows) for number, held in self._states.items()}
+        # Without its masked columns a copy fits one row alone.
         other._columns = self._columns if len(rows) == 1 else None
         other.layers = {number: held.select(rows) for number, held in self.layers.items()}
         other.successors = None if self.successors is None else self.successors.select(rows)

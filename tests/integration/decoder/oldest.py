@@ -11,6 +11,8 @@ from torch import nn
 from transformers import DynamicCache
 
 import cmr
+from cmr.integration.capture.window import LocalWindow
+from cmr.integration.decoder.adapter import ModelAdapter
 from tests.integration.tiny import LAYERS, READS_ALL, greedy, text
 
 
@@ -32,8 +34,8 @@ def test_prompt_lookup(llama: nn.Module) -> None:
 @pytest.mark.parametrize("given", [-7, 23])
 def test_a_window_is_cropped_by_what_goes_and_by_what_stays(given: int, llama: nn.Module) -> None:
     """Releases differ in what they say: 7 of 30 tokens go, 23 stay."""
-    with cmr.attach(llama, window=64) as memory:
-        window = memory._core.new_window([0])
+    adapter = ModelAdapter(llama)
+    window = LocalWindow(window=64, sinks=4, block=32, turn=adapter.turn_forward, padding=[0])
     cache = window.adopt(DynamicCache(config=llama.config), len(LAYERS))
     keys = torch.randn(1, 2, 30, 16)
     cache.update(keys, keys, 0)
