@@ -50,7 +50,7 @@ def collector(memory: Any, methods: tuple[str, ...]) -> Any:
             self.pieces.append(found)
             return super().of_piece(piece)
 
-    scorer = Collector(memory._core.adapter, memory.config, memory._core.index_layer)
+    scorer = Collector(memory._core.adapter, memory.config, memory._core.layout.index_layer)
     scorer.pieces = []
     return scorer
 

@@ -104,7 +104,7 @@ def measure(task: str, model: Any, tokenizer: Any, args: argparse.Namespace) -> 
         kept = Remembered(model, tokenizer, haystack, args.settings)
         measured = kept.core.calibration
         digest = None if measured is None else measured.digest[:12]
-        index = {"index_layer": kept.core.index_layer, "calibration": digest}
+        index = {"index_layer": kept.core.layout.index_layer, "calibration": digest}
         for asked in haystack.questions:
             texts[asked.kind].append(haystack.id)
         for name, settings in settings_tried().items():

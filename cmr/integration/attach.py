@@ -160,7 +160,7 @@ def caution(core: Core) -> None:
     another there.
     """
     reweave = core.config.reweave
-    if reweave.method in STATE_METHODS or not core.read_layers:
+    if reweave.method in STATE_METHODS or not core.layout.read_layers:
         return
     _of_layers(core)
     weight = reweave.memory_weight
@@ -175,11 +175,11 @@ def caution(core: Core) -> None:
 def caution_captured(core: Core, captured: tuple[int, ...] | None) -> None:
     """Warn where a model class captures layers with gaps, at which memory is not read."""
     reweave = core.config.reweave
-    if reweave.method in STATE_METHODS or reweave.layers is not None or not core.read_layers:
+    if reweave.method in STATE_METHODS or reweave.layers is not None or not core.layout.read_layers:
         return
     if not captured or len(captured) == captured[-1] - captured[0] + 1:
         return
-    read = sorted(core.read_layers)
+    read = sorted(core.layout.read_layers)
     warn(
         f"target_layers={list(captured)}: their states are captured, and memory is read at layers "
         f"{read[0]} to {read[-1]}: reading at layers with gaps recalled nothing where it was "
@@ -190,7 +190,7 @@ def caution_captured(core: Core, captured: tuple[int, ...] | None) -> None:
 def _of_layers(core: Core) -> None:
     """Reading may begin up to half of the range later, and leaves none out behind that."""
     measured = core.calibration.target_layers if core.calibration else None
-    usual, read = core.adapter.target_layers(measured), core.read_layers
+    usual, read = core.adapter.target_layers(measured), core.layout.read_layers
     # Measured: a range that begins late still recalls, one with gaps does not.
     unread = tuple(layer for layer in usual if layer not in read)
     if unread == usual[: len(unread)] and 2 * len(unread) <= len(usual):

@@ -38,6 +38,6 @@ def change(core: Core, settings: dict[str, Any]) -> CMRConfig:
     keeper = core.keeper
     keeper.policy = replace(keeper.policy, threshold=new.memory.relevance_threshold)
     if new.memory.scoring != old.memory.scoring:
-        core.scorer = BlockScorer(core.adapter, new, core.index_layer)
+        core.scorer = BlockScorer(core.adapter, new, core.layout.index_layer)
     core.config = new
     return new

@@ -167,7 +167,7 @@ def _up(
         slots = ledger.tiers[tier].first + chosen().nonzero()[:, 0]
         # What keeps no states is run through the model again, which gives keys and values alone:
         # of blocks that store hidden states, those without any stay where they are.
-        if core.store == "states":
+        if core.layout.store == "states":
             slots = slots[ring.keeps_states(slots)]
         used = ring.last_access[slots.to(ring.device)].cpu()
         most = max(1, ledger.tiers[tier - 1].slots // 2)

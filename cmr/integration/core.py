@@ -2,46 +2,38 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 from weakref import WeakSet
 
 import torch
 
 from cmr._warning import warn
-from cmr.config import STATE_METHODS, CMRConfig
-from cmr.errors import AttachError, ConfigError
+from cmr.config import CMRConfig
+from cmr.errors import AttachError
 from cmr.integration.calibration.files import calibration_for
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.capture.block_writer import BlockWriter, Captured, Keep
 from cmr.integration.capture.leaving_text import LeavingText
-from cmr.integration.capture.local_window import LocalWindow
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.layout import plan_tiers
+from cmr.integration.layout import plan_layout
 from cmr.integration.requests.chat_template import Template
 from cmr.integration.requests.lock import FairLock
 from cmr.integration.requests.request import LastForward, Request, current
 from cmr.integration.requests.scope import Said, said_here, settings_of
-from cmr.integration.reweave.memory_bias import memory_bias
-from cmr.integration.reweave.prefetcher import Prefetcher
-from cmr.integration.reweave.recall import LayerStates, Recall
+from cmr.integration.reweave.recall import LayerStates, Recall, memory_bias
 from cmr.integration.reweave.recomputer import Recomputer
 from cmr.integration.reweave.reducer import Reducer
-from cmr.integration.reweave.tiered_states import Project, Recomputed, TieredStates
+from cmr.integration.reweave.tiered_states import Prefetcher, Recomputed, TieredStates
 from cmr.memory.block_store import BlockStore
 from cmr.memory.keeper import Keeper
 from cmr.memory.sessions import NO_SESSION, SessionTable
 from cmr.retrieval import Ask, Choice, Retriever, RollingQuery
-from cmr.retrieval.successors import compared_layers
 
-logger = logging.getLogger("cmr")
-
-UNBOUNDED = 1 << 62
-"""A window that no text fills."""
 RECOMPUTED_PASSAGES = 32
 """Passages run through the model again that are kept for the next search."""
 
@@ -52,17 +44,12 @@ class Core:
     Attributes:
         adapter: the model.
         config: the settings.
-        lock: held by whoever runs a forward, or looks at the store or changes it.
-        store: `kv`, `states` or `tokens`.
-        targets: layers that are stored and may be read.
-        read_layers: layers that read.
-        knn_layers: layers at which new tokens are compared with stored ones for next-token memory.
-        state_layers: layers whose hidden states are stored.
-        kv_layers: layers whose keys and values are stored.
+        layout: which layers are stored, searched and read.
         calibration: what was measured for the model; None: nothing was, or other settings hold.
         index_digest: tells one index from another; None where states are indexed as they are.
-        index_layer: layer whose states are searched.
         template: of the tokenizer's chats, where one is known.
+        standing_retriever: the search as it is set for good, for who says nothing else.
+        lock: held by whoever runs a forward, or looks at the store or changes it.
         ring: the store.
         keeper: makes room in it.
         table: session names.
@@ -90,75 +77,34 @@ class Core:
     ) -> None:
         self.adapter, self.config, self.template = adapter, config, template
         self.lock = FairLock()
-        memory, reweave = config.memory, config.reweave
-        if config.window > adapter.max_positions:
-            raise ConfigError(
-                f"window: at most this model's {adapter.max_positions} positions expected, "
-                f"got {config.window}"
-            )
-        self.residual = reweave.method in STATE_METHODS
-        self.store = "states" if self.residual else adapter.store_kind(memory.store)
-        if self.residual and memory.store not in ("auto", "states"):
-            raise ConfigError(
-                f"method={reweave.method!r} blends hidden states: store 'auto' or 'states' "
-                f"expected, got {memory.store!r}"
-            )
         measured = calibration_for(adapter, config.retrieval)
-        self.targets = adapter.target_layers(
-            memory.target_layers or (measured.target_layers if measured else None)
-        )
-        self.read_layers = self._readers() if reweave.memory_weight != 0 else frozenset()
-        self.knn_layers = compared_layers(config.next_token, self.targets, adapter.depth)
-        kept = self.targets if self.store != "tokens" else ()
-        self.state_layers = kept if self.store == "states" else ()
-        self.kv_layers = kept if self.store == "kv" else ()
-        self.index_layer = adapter.index_layer(
-            measured.index_layer if measured else config.retrieval.index_layer
-        )
-        width = measured.width(adapter.hidden) if measured else adapter.hidden
-        device = adapter.device(self.index_layer)
+        self.layout = layout = plan_layout(adapter, config, measured)
+        device = adapter.device(layout.index_layer)
         self.calibration = measured and measured.to(device)
         self.index_digest: str | None = None
         if self.calibration is not None and self.calibration.projection is not None:
             self.index_digest = self.calibration.digest
-        index_dtype = (
-            adapter.dtype if memory.index_dtype == "model" else getattr(torch, memory.index_dtype)
-        )
-        self.table = SessionTable(memory.max_sessions, memory.ttl)
-        layers = {n: adapter.layer_shape(n, self.store) for n in kept}
-        plan = plan_tiers(memory, layers, width, index_dtype, len(self.targets))
-        if self.residual and plan.lower.long_term and not plan.lower.long_term_states:
-            raise ConfigError(
-                f"long_term_store: 'kv' expected with method={reweave.method!r}, which reads "
-                f"stored states, got {memory.long_term_store!r}"
-            )
+        self.table = SessionTable(config.memory.max_sessions, config.memory.ttl)
         self.ring = BlockStore(
-            slots=plan.recent,
-            block_size=memory.block_size,
-            hidden=width,
-            layers=layers,
-            index_dtype=index_dtype,
+            slots=layout.recent,
+            block_size=config.memory.block_size,
+            hidden=layout.width,
+            layers=layout.shapes,
+            index_dtype=layout.index_dtype,
             device=device,
-            lower=plan.lower,
+            lower=layout.lower,
         )
-        self.keeper = Keeper(self.ring, plan.policy, self.table)
-        self.scorer = BlockScorer(adapter, config, self.index_layer)
+        self.keeper = Keeper(self.ring, layout.policy, self.table)
+        self.scorer = BlockScorer(adapter, config, layout.index_layer)
         self.writer = BlockWriter(
-            adapter,
-            self.keeper,
-            self.table,
-            self.indexed,
-            self.kv_layers,
-            keep,
+            adapter, self.keeper, self.table, self.indexed, layout.kv_layers, keep
         )
-        self._retriever = Retriever(config.retrieval, measured)
-        self.reducer = Reducer(self.ring, reweave)
-        recomputer = Recomputer(adapter, self.targets, memory.recall_context, self.residual)
-        self.recomputed = Recomputed(recomputer, self.ring, RECOMPUTED_PASSAGES)
-        self.prefetcher = Prefetcher()
+        self.standing_retriever = Retriever(config.retrieval, measured)
+        self._bias = config.reweave.bias
         self.records: WeakSet[WindowRecord] = WeakSet()
         self.lasts: WeakSet[LastForward] = WeakSet()
         self.active = True
+        # Requests of the thread that attached may go without a name; see `_require_named`.
         self.home = threading.get_ident()
         self.names_in_use = False
         self._warned: set[str] = set()
@@ -174,42 +120,26 @@ class Core:
             "detach() first, attach one to the copy; memory.save(path) keeps what is stored"
         )
 
-    @property
-    def _again(self) -> bool:
-        """Whether what is recalled is run through the model again, though it is stored."""
-        return self.config.reweave.reconstruction_method == "recompute"
+    # Few memories need these; they are made when first asked for.
 
-    def _readers(self) -> frozenset[int]:
-        wanted = self.config.reweave.layers
-        if wanted is None:
-            wanted = self.targets
-        missing = sorted(set(wanted) - set(self.targets))
-        if missing:
-            raise ConfigError(
-                f"layers: layers that are captured expected ({list(self.targets)}), "
-                f"got {list(wanted)}: {missing} store nothing to read"
-            )
-        return frozenset(wanted)
+    @cached_property
+    def recomputed(self) -> Recomputed:
+        """Passages that are run through the model again, as they keep no states."""
+        layout, context = self.layout, self.config.memory.recall_context
+        recomputer = Recomputer(self.adapter, layout.targets, context, layout.residual)
+        return Recomputed(recomputer, self.ring, RECOMPUTED_PASSAGES)
+
+    @cached_property
+    def prefetcher(self) -> Prefetcher:
+        """Gathers what lies in lower tiers ahead of the layers."""
+        return Prefetcher()
+
+    @cached_property
+    def reducer(self) -> Reducer:
+        """Chooses which tokens are read, where the settings limit how many."""
+        return Reducer(self.ring, self.config.reweave)
 
     # -- sessions --------------------------------------------------------------------------------
-
-    def rows(
-        self, request: Request, batch: int, create: bool = False
-    ) -> tuple[list[int], list[int]]:
-        """Session number of each row of a forward, and the rows that write.
-
-        Beams and several returned sequences come as groups of rows of one input: they share its
-        session, and the first of each group writes. Rows without a name make their sessions when
-        they first write; a session that was named and has ended is `NO_SESSION` and stays so.
-
-        Raises:
-            ValueError: as many names as rows expected, or one.
-        """
-        inputs = request.inputs if request.inputs and batch % request.inputs == 0 else batch
-        group = batch // inputs
-        get = self.table.create if create and request.names is None else self.table.find
-        numbers = [get(name) for name in request.row_names(inputs)]
-        return [n for n in numbers for _ in range(group)], list(range(0, batch, group))
 
     def require(self, said: Said) -> None:
         """Make the sessions that are named where that is said, else hold them to be there.
@@ -221,6 +151,7 @@ class Core:
         assert said.names is not None
         with self.lock:
             self.names_in_use = True
+            # All is looked at before anything is made: none is new where one of them is refused.
             if said.create:
                 self.table.check_room(said.names)
             for name in said.names:
@@ -234,10 +165,7 @@ class Core:
     ) -> list[int]:
         """Session number of each row of a text to read; sessions are made when new.
 
-        Args:
-            request: says whose text it is where `names` does not.
-            names: a name for each row; None: as the request says.
-            batch: rows.
+        `names` has a name for each row; None: the request says whose text it is.
         """
         if names is not None:
             if isinstance(names, str):
@@ -272,19 +200,16 @@ class Core:
 
     @retriever.setter
     def retriever(self, retriever: Retriever) -> None:
-        self._retriever = retriever
+        self.standing_retriever = retriever
 
     def retriever_with(self, settings: Mapping[str, Any]) -> Retriever:
-        """The search as it is set for good, with some settings of a request.
-
-        Raises:
-            ConfigError: a setting is unknown, fixed while attached, or out of its range.
-        """
-        return self._retriever.with_settings(**settings) if settings else self._retriever
+        """The search as it is set for good, with some settings of a request, which are checked."""
+        standing = self.standing_retriever
+        return standing.with_settings(**settings) if settings else standing
 
     def close(self) -> None:
         """End what searches do in the background."""
-        self._retriever.close()
+        self.standing_retriever.close()
 
     def warn(self, what: str, message: str) -> None:
         """Warn of something, once for each `what`."""
@@ -294,28 +219,9 @@ class Core:
 
     # -- the hooks' side -------------------------------------------------------------------------
 
-    def new_window(
-        self, padding: Sequence[int], whole: bool = False, bounded: bool = True
-    ) -> LocalWindow:
-        """A local window for rows of that much left padding.
-
-        Args:
-            padding: tokens of each row.
-            whole: the sinks become memory, too.
-            bounded: False: nothing ever leaves it.
-        """
-        return LocalWindow(
-            self.adapter,
-            window=self.config.window if bounded else UNBOUNDED,
-            whole=whole,
-            sinks=self.config.memory.sinks,
-            block=self.config.memory.block_size,
-            padding=padding,
-        )
-
     def wants_recall(self, sessions: Sequence[int], retriever: Retriever) -> bool:
         """Whether there is anything that these sessions may recall. Host only: no device sync."""
-        reads = self.read_layers or self.knn_layers
+        reads = self.layout.read_layers or self.layout.knn_layers
         if not reads or not retriever.config.blocks:
             return False
         self.keeper.expire()
@@ -330,11 +236,7 @@ class Core:
         return states if self.calibration is None else self.calibration.index(states)
 
     def asked(self, ask: Ask) -> Ask:
-        """The same with states as they are indexed, on the index's device.
-
-        Args:
-            ask: with states `[batch, tokens, hidden]` as the model has them.
-        """
+        """The same with states as they are indexed, on the index's device."""
         return replace(ask, states=self.indexed(ask.states)).to(self.ring.device)
 
     def search(self, ask: Ask, retriever: Retriever | None = None) -> Choice:
@@ -357,48 +259,51 @@ class Core:
             base: `[batch]` position in front of which `positions="layout"` puts them.
             ask: what was searched, with states as they are indexed.
         """
-        device = self.ring.device
-        asks = device.type == "cpu" or self._again or self.store == "tokens"
+        layout, reweave, device = self.layout, self.config.reweave, self.ring.device
+        again = reweave.reconstruction_method == "recompute"
+        # On a GPU the answer costs a wait for the device; a table of nothing reads nothing there.
+        asks = device.type == "cpu" or again or layout.store == "tokens"
         if asks and not bool((choice.table >= 0).any()):
-            return None  # on a GPU the answer costs a sync; elsewhere nothing is read there either
+            return None
         self.recalls_made += 1
+        # What is recalled counts as used, by which blocks are evicted and rise a tier.
         self.ring.touch(choice.table)
+        limited = reweave.max_memory_tokens is not None or reweave.compression_ratio is not None
         recall = Recall(
             choice,
-            memory_bias(choice.certainty, self.config.reweave),
+            memory_bias(choice.certainty, self._bias),
             adapter=self.adapter,
             ring=self.ring,
-            load=self._loader(choice.table),
-            positions="constant" if self.residual else self.config.reweave.positions,
+            load=self._loader(choice.table, again),
+            positions="constant" if layout.residual else reweave.positions,
             base=base.to(device),
-            plan=self.reducer.plan(choice, ask),
-            guarded=self.config.reweave.sink_guard > 0,
+            plan=self.reducer.plan(choice, ask) if limited else None,
+            guarded=reweave.sink_guard > 0,
         )
-        if self.knn_layers:
-            recall.compare(self.knn_layers, project=self.residual)
+        if layout.knn_layers:
+            recall.compare(layout.knn_layers, project=layout.residual)
         return recall
 
-    def _loader(self, table: torch.Tensor) -> LayerStates | None:
-        """How un-rotated keys and values of the chosen blocks are come by that are not stored."""
-        ring, project = self.ring, None
-        if self.store == "states" and not self.residual:
+    def _loader(self, table: torch.Tensor, again: bool) -> LayerStates | None:
+        """Loads keys and values of chosen blocks that are not stored as they are read.
+
+        None where the first tier holds all of them, un-rotated. `again`: they are run through the
+        model again, though they are stored.
+        """
+        ring, layout = self.ring, self.layout
+        project = None
+        if layout.store == "states" and not layout.residual:
             project = self.adapter.keys_values
-        if self.store != "tokens" and not self._again:
+        if layout.store != "tokens" and not again:
             # Only where something lies lower is the device asked what was chosen.
             first = ring.ledger.tiers[0].end
             if not ring.ledger.below(0) or not bool((table >= first).any()):
-                return None if project is None else self._projected(table.flatten(1), project)
-        layers = self.read_layers.union(self.knn_layers)
-        return TieredStates(
-            ring, self.recomputed, table, self.prefetcher, layers, project, self._again
-        )
-
-    def _projected(self, table: torch.Tensor, project: Project) -> LayerStates:
-        def load(layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-            states, _ = self.ring.gather(layer, table)
-            return project(layer, states[:, 0])
-
-        return load
+                if project is None:
+                    return None
+                keys_values, flat = project, table.flatten(1)
+                return lambda layer: keys_values(layer, ring.gather(layer, flat)[0][:, 0])
+        layers = layout.read_layers.union(layout.knn_layers)
+        return TieredStates(ring, self.recomputed, table, self.prefetcher, layers, project, again)
 
     def leave(
         self,
@@ -406,24 +311,22 @@ class Core:
         layers: dict[int, tuple[torch.Tensor, torch.Tensor]],
         finished: bool = False,
     ) -> int:
-        """Store what left the window of a cache; the first row of each group writes.
+        """Store what left the window of a cache; returns the number of blocks.
 
         Args:
-            record: of the window.
+            record: of the window. The first row of each group of beams or copies writes.
             layers: rotated keys and values `[batch, heads, tokens, dim]` of what left.
             finished: whether the text ends with it.
-
-        Returns:
-            The number of blocks stored.
         """
         tokens = next(iter(layers.values()))[0].shape[2]
         text = LeavingText.pop(record, tokens, self.table, self.writer.kept, finished)
         writers, columns = torch.tensor(record.writers), text.columns
         kept: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {
-            n: (layers[n][0][writers], layers[n][1][writers]) for n in self.kv_layers
+            n: (layers[n][0][writers], layers[n][1][writers]) for n in self.layout.kv_layers
         }
-        for number in self.state_layers:
+        for number in self.layout.state_layers:
             kept[number] = (columns[f"state{number}"][:, None], None)
+        # Before anything is written: who is told may raise, and nothing is stored then.
         if self.on_leaving is not None:
             self.on_leaving(text)
         captured = Captured(

@@ -11,7 +11,7 @@ import torch
 
 from cmr.errors import CMRError
 from cmr.integration.core import Core
-from cmr.integration.hooks.forward import Stepper
+from cmr.integration.hooks.stepper import Stepper
 from cmr.memory.spans import holding
 
 PIECE = 1024

@@ -22,14 +22,13 @@ from cmr.integration.change import change
 from cmr.integration.core import Core
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.first_use import first_use
-from cmr.integration.hooks.forward import Stepper
 from cmr.integration.hooks.generation import GenerationPlug
 from cmr.integration.hooks.residual import ResidualReader
+from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.memory_upkeep import MemoryUpkeep
 from cmr.integration.requests.chat_template import Template
 from cmr.integration.requests.request import new_request, under_way
 from cmr.integration.requests.scope import Opener, Said
-from cmr.integration.requests.searcher import Searcher
 from cmr.integration.requests.session import Session
 
 ATTACHED = "_cmr_memory"
@@ -64,9 +63,9 @@ class Memory(MemoryUpkeep):
         self._stepper = Stepper(core, config)
         # The decoder's own hooks first: the others read what they prepare.
         self._plugs: list[Any] = [self._stepper]
-        if core.residual:
+        if core.layout.residual:
             self._plugs.append(ResidualReader(core, self._stepper))
-        if core.knn_layers:
+        if core.layout.knn_layers:
             self._plugs.append(self._next_token)
         self._plugs.append(GenerationPlug(core, self._stepper))
         # Not the method itself: the forgetter is made when something is first to be forgotten.
@@ -77,10 +76,6 @@ class Memory(MemoryUpkeep):
     @first_use
     def _reader(self) -> Reader:
         return Reader(self._core, self.config, self._stepper)
-
-    @first_use
-    def _searcher(self) -> Searcher:
-        return Searcher(self._core, self._stepper)
 
     # -- life ------------------------------------------------------------------------------------
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from cmr.integration.core import Core
 from cmr.integration.first_use import first_use
-from cmr.integration.hooks.forward import Stepper
 from cmr.integration.hooks.next_token import NextTokenReader
 from cmr.integration.hooks.step import Step
+from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.requests.scope import said_here
 from cmr.integration.reweave.recalled_passage import RecalledPassage, recalled_passages
 from cmr.memory.entry import MemoryEntry
@@ -102,7 +102,7 @@ class MemoryView:
                 found.append(
                     MemoryEntry(
                         hidden_state=states[held],
-                        layer_idx=self._core.index_layer,
+                        layer_idx=self._core.layout.index_layer,
                         sequence_id=owners[slot],
                         position_idx=int(ring.positions[slot][held].min()),
                         relevance_score=float(ring.relevance[slot]),
@@ -150,9 +150,9 @@ class MemoryView:
                 "bytes_per_token": self.nbytes / capacity,
                 "family": core.adapter.config.model_type,
                 "family_detected": core.adapter.detected,
-                "store": core.store,
-                "target_layers": list(core.targets),
-                "index_layer": core.index_layer,
+                "store": core.layout.store,
+                "target_layers": list(core.layout.targets),
+                "index_layer": core.layout.index_layer,
                 "calibrated": core.calibration is not None,
                 "strategy": core.retriever.config.strategy,
                 "cache": core.retriever.cache.stats(),

@@ -50,6 +50,7 @@ class SlotLedger:
         pinned: `[slots]` bool, whether it may not be evicted.
         changes: counts the writes, moves and removals.
         limit: the slot behind the last one that was ever taken: what a search has to look at.
+        expires: whether any block was ever stored for a limited time.
 
     Raises:
         ValueError: for a first tier without a slot.
@@ -78,7 +79,7 @@ class SlotLedger:
         self._held: Counter[int] = Counter()
         self._newest: dict[int, int] = {}
         self.limit = 0
-        self._expires = False
+        self.expires = False
 
     # -- looking ---------------------------------------------------------------------------------
 
@@ -116,7 +117,7 @@ class SlotLedger:
     def due(self, now: float) -> torch.Tensor:
         """Slots `[n]` whose deadline has passed."""
         # Asked before every write: without any deadline it costs nothing.
-        if not self._expires:
+        if not self.expires:
             return torch.empty(0, dtype=torch.int64)
         return (self.deadline <= now).nonzero()[:, 0]
 
@@ -180,7 +181,7 @@ class SlotLedger:
     def let_expire(self, slots: torch.Tensor, deadline: torch.Tensor) -> None:
         """Note when blocks are to be forgotten, `[n]` float64 seconds since the epoch."""
         self.deadline[slots] = deadline
-        self._expires |= bool((deadline < math.inf).any())
+        self.expires |= bool((deadline < math.inf).any())
 
     def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Note that blocks went from one slot to another, which was taken."""

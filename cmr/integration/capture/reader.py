@@ -26,7 +26,7 @@ from cmr.integration.capture.rows import Rows
 from cmr.integration.capture.window import adopt
 from cmr.integration.core import Core
 from cmr.integration.decoder.partial_pass import graph_from, states_entering
-from cmr.integration.hooks.forward import Stepper
+from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.hooks.training import checkpoints
 from cmr.integration.reweave.recall import Recall
 from cmr.retrieval import Ask
@@ -94,9 +94,9 @@ class Reader:
         whole = max(chunk // self._block, 1) * self._block
         self._chunk = whole if chunk >= self._block else chunk
         self._query_tokens = config.retrieval.query_tokens
-        self._noted = {core.index_layer, *core.state_layers}
+        self._noted = {core.layout.index_layer, *core.layout.state_layers}
         # No layer behind the last one that is stored has to run.
-        self._last = max(*self._noted, *core.kv_layers, 0) + 1
+        self._last = max(*self._noted, *core.layout.kv_layers, 0) + 1
 
     @lasting()
     def read(
@@ -153,7 +153,7 @@ class Reader:
             sinks=self._sinks,
             block=self._block,
             padding=[0] * batch,  # the rows are packed to the left
-            wanted=frozenset(self._core.kv_layers),
+            wanted=frozenset(self._core.layout.kv_layers),
         )
         return adopt(DynamicCache(config=self._adapter.config), window)
 
@@ -174,7 +174,7 @@ class Reader:
 
         with self._stepper.lending(found, positions, ids):
             states, final = self._forward(text, ids, stop, positions)
-        source = states[core.index_layer]
+        source = states[core.layout.index_layer]
         index = source.detach()
         if start == 0:
             # The attention sink's state is no content, and all sinks are alike: it must match
@@ -199,9 +199,9 @@ class Reader:
             for layer in text.cache.layers:
                 layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
         layers: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {
-            n: text.cache.layers[n].new for n in core.kv_layers
+            n: text.cache.layers[n].new for n in core.layout.kv_layers
         }
-        layers.update({n: (states[n].detach()[:, None], None) for n in core.state_layers})
+        layers.update({n: (states[n].detach()[:, None], None) for n in core.layout.state_layers})
         valid = text.valid(stop)
         text.before = None if final is None else final[:, -1].detach()
         text.query, text.start = index[:, -self._query_tokens :], stop
@@ -249,7 +249,9 @@ class Reader:
         adapter, mask = self._adapter, None
         if min(text.rows.lengths) < stop:
             mask = (torch.arange(stop, device=ids.device) < text.lengths).long()
-        graph = graph_from(adapter, self._core.index_layer) if text.gradient else nullcontext()
+        graph = (
+            graph_from(adapter, self._core.layout.index_layer) if text.gradient else nullcontext()
+        )
         output = None
         with (
             torch.no_grad(),

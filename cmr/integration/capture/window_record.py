@@ -8,16 +8,13 @@ sinks; without padding that is the same for all rows.
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
 import torch
 
-from cmr.config import RetrievalConfig
-from cmr.integration.reweave.recall import Recall
-from cmr.retrieval import RollingQuery
+from cmr.integration.capture.text_search import TextSearch
 
 
 class WindowRecord:
@@ -32,16 +29,9 @@ class WindowRecord:
             returned sequences made of one input.
         padding: tokens of left padding of each row.
         behind: tokens of the first forward and of its right padding, row by row; None for none.
-        recall: what the rows read at present.
-        steps: tokens since the last prompt asked, or since `forget_recall`.
-        period: how many times `refresh` of them had passed at the last search.
+        search: what the rows recall at present, and when they search again.
         seen: tokens seen, sinks included.
-        query: the newest tokens as the last search of a decoding step left them.
-        unasked: tokens that came since then.
-        located: whether the last prompt was a question in a known chat template.
         whole: whether the sinks are in the record, too: the whole text becomes memory.
-        settings: of the search that gave what is recalled; None: nothing was searched.
-        asked_for: the request of a `generate` whose prompt has asked; None: none has.
     """
 
     def __init__(
@@ -57,15 +47,8 @@ class WindowRecord:
         self.writers = list(writers)
         self.padding = list(padding)
         self.behind = behind
-        self.recall: Recall | None = None
-        self.settings: RetrievalConfig | None = None
-        self.asked_for: weakref.ref[object] | None = None
-        self.steps = 0
-        self.period = 0
+        self.search = TextSearch()
         self.seen = 0
-        self.query: RollingQuery | None = None
-        self.unasked = 0
-        self.located = False
         self.whole = whole
         self._sinks = sinks
         self._padded = any(padding)
@@ -81,30 +64,16 @@ class WindowRecord:
     def __deepcopy__(self, memo: dict[int, Any]) -> WindowRecord:
         """The record of a copied cache. Tensors that nobody changes in place are shared."""
         other = copy.copy(self)
-        rows = torch.arange(len(self.sessions))
         other._gone = list(self._gone)
         other._chunks = [dict(chunk) for chunk in self._chunks]
-        other.recall = None if self.recall is None else self.recall.select(rows)
-        other.query = None if self.query is None else self.query.select(rows)
+        other.search = copy.deepcopy(self.search, memo)
         return other
-
-    def forget_recall(self) -> None:
-        """Let go of what was recalled, and search anew at the next step."""
-        self.recall = self.query = None
-        self.steps = self.period = -1
-
-    def due(self, tokens: int, refresh: int) -> bool:
-        """Count new tokens of a text that goes on; whether a search is due in front of them."""
-        period = (self.steps + 1) // refresh  # of the first of them
-        due, self.period = period != self.period, period
-        self.steps += tokens
-        return due
 
     def append(self, **columns: torch.Tensor) -> None:
         """Take note of new tokens; every column is `[batch, tokens, ...]`."""
         tokens = next(iter(columns.values())).shape[1]
         self.seen += tokens
-        self.unasked += tokens
+        self.search.unasked += tokens
         self._chunks.append(columns)
 
     def tail(self, name: str, tokens: int) -> torch.Tensor:
@@ -242,12 +211,8 @@ class WindowRecord:
 
     def crop(self, tokens: int) -> None:
         """Forget the last `tokens`, as assisted decoding does with what was not accepted."""
-        # So many steps are taken back; a query that holds one of them is made anew.
         self.seen -= tokens
-        self.steps -= min(tokens, max(0, self.steps))
-        self.unasked -= tokens
-        if self.unasked < 0:
-            self.query, self.unasked = None, 0
+        self.search.crop(tokens)
         while tokens and self._chunks:
             held = next(iter(self._chunks[-1].values())).shape[1]
             chunk = self._chunks.pop()
@@ -258,8 +223,7 @@ class WindowRecord:
     def reorder(self, rows: torch.Tensor) -> None:
         """Rows follow their beams: those of one input share its session, its first one writes."""
         self._move(rows)
-        if self.query is not None:
-            self.query.reorder(rows)
+        self.search.reorder(rows)
         # Beams of one input stay what they were, all of them, and no device is asked.
         if len(set(self._inputs)) > 1:
             self._rename(rows.tolist())
@@ -268,8 +232,7 @@ class WindowRecord:
     def select(self, rows: torch.Tensor) -> None:
         """Become the record of these rows `[rows]`, in any order and as often as wanted."""
         self._move(rows)
-        if self.query is not None:
-            self.query = self.query.select(rows)
+        self.search.select(rows)
         order, writing = rows.tolist(), set(self.writers)
         self._rename(order)
         # Rows that wrote before come first, so that they go on where any of them is left; of an
@@ -282,8 +245,6 @@ class WindowRecord:
             {n: x.index_select(0, rows.to(x.device)) for n, x in chunk.items()}
             for chunk in self._chunks
         ]
-        if self.recall is not None:
-            self.recall = self.recall.select(rows)
 
     def _rename(self, rows: list[int]) -> None:
         """What is known of each row goes with it."""

@@ -263,3 +263,18 @@ class ModelAdapter:
         Some caches hold a key-value head once for every query head that reads it (Falcon 40B).
         """
         return x if x.shape[1] == self.kv_heads else x[:, :: x.shape[1] // self.kv_heads]
+
+
+def entering_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """The states `[batch, tokens, hidden]` that enter a block: by position or by name."""
+    states: torch.Tensor = args[0] if args else kwargs["hidden_states"]
+    return states
+
+
+def with_states(
+    args: tuple[Any, ...], kwargs: dict[str, Any], states: torch.Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments with other states, as a hook in front of a block returns them."""
+    if args:
+        return (states, *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": states}

@@ -60,6 +60,9 @@ class AdapterWatch:
     Args:
         core: the memory's store and settings.
         search_anew: lets texts that go on search again at their next step.
+
+    Attributes:
+        ever: whether any adapter was ever there.
     """
 
     def __init__(self, core: Core, search_anew: Callable[[], None]) -> None:
@@ -67,7 +70,7 @@ class AdapterWatch:
         self._model = without_wrapper(core.adapter.model)
         self._warned: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()
         self._look()
-        self._ever = bool(self._shown)
+        self.ever = bool(self._shown)
 
     def check(self, sessions: Sequence[int]) -> None:
         """Before a forward of these sessions: note the adapters of new ones, warn of the others.
@@ -76,12 +79,12 @@ class AdapterWatch:
         adapters it is another model.
         """
         # Every step comes by: next to nothing is done where no adapter was ever there.
-        if not self._ever and "peft_config" not in self._model.__dict__:
+        if not self.ever and "peft_config" not in self._model.__dict__:
             return
         if self._changed():
             before = self._names
             self._look()
-            self._ever = True
+            self.ever = True
             # What was recomputed, and what texts recall now, is the other model's.
             if self._names != before:
                 self._core.recomputed.forget()

@@ -11,14 +11,14 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from cmr.errors import UnsupportedModelError
-from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.adapter import ModelAdapter, with_states
 from cmr.integration.decoder.families import FAMILIES, Family, covered, require_decoder
 from cmr.integration.decoder.guesses import Watched, rows, run, skeleton, watch
-from cmr.integration.decoder.partial_pass import at_rest, given
+from cmr.integration.decoder.partial_pass import at_rest
+from cmr.integration.reweave.attention import LayerMemory
+from cmr.integration.reweave.held import LayerRows
 from cmr.integration.reweave.plugs import plugged
-from cmr.integration.reweave.recall import LayerRows
-from cmr.integration.reweave.scratch import Scratch
-from cmr.integration.reweave.weave import LayerMemory
+from cmr.integration.reweave.scratch import StepScratch
 from cmr.kernels.reference.rotary import rotate, unrotate
 
 logger = logging.getLogger("cmr")
@@ -134,15 +134,11 @@ class _Lender:
     """Gives every layer the first tokens of a text to read, as memory at their true positions."""
 
     def __init__(self, memory: list[LayerMemory] | None) -> None:
-        self.scratch = Scratch()
-        self.read: set[int] = set()
+        self.scratch = StepScratch()
         self._memory = memory
 
     def memory_for(self, layer: int) -> LayerMemory | None:
         return None if self._memory is None else self._memory[layer]
-
-    def note_gate(self, layer: int, gate: torch.Tensor) -> None:
-        self.read.add(layer)
 
 
 def _check_reading(model: Any, row: Family, ids: torch.Tensor, seen: Watched) -> ModelAdapter:
@@ -156,11 +152,12 @@ def _check_reading(model: Any, row: Family, ids: torch.Tensor, seen: Watched) ->
             with plugged(adapter, _Lender(None)):
                 found = run(adapter, ids, 0, DynamicCache(), _as_seen(seen, 0))
             _compare(adapter, found, seen, 0, "with nothing to read")
-            lender = _Lender([_memory(adapter, n, x, half) for n, x in enumerate(seen.entering)])
-            with plugged(adapter, lender):
+            read: dict[int, torch.Tensor] = {}
+            memory = [_memory(adapter, n, x, half, read) for n, x in enumerate(seen.entering)]
+            with plugged(adapter, _Lender(memory)):
                 found = run(adapter, ids, half, DynamicCache(), _as_seen(seen, half))
             for layer in range(adapter.depth):
-                if layer not in lender.read:
+                if layer not in read:
                     raise UnsupportedModelError(
                         f"its attention at layer {layer} does not ask transformers' "
                         "AttentionInterface, nor PyTorch's scaled_dot_product_attention"
@@ -177,7 +174,7 @@ def _as_seen(seen: Watched, start: int) -> Callable[..., Any]:
     """Gives each block what it saw before, so that no layer's error adds to the next one's."""
 
     def enters(layer: int, args: Any, kwargs: Any) -> Any:
-        return given(args, kwargs, seen.entering[layer][:, start:])
+        return with_states(args, kwargs, seen.entering[layer][:, start:])
 
     return enters
 
@@ -199,13 +196,20 @@ def _compare(
             )
 
 
-def _memory(adapter: ModelAdapter, layer: int, states: torch.Tensor, tokens: int) -> LayerMemory:
-    """The first tokens as one layer reads them."""
+def _memory(
+    adapter: ModelAdapter,
+    layer: int,
+    states: torch.Tensor,
+    tokens: int,
+    gates: dict[int, torch.Tensor],
+) -> LayerMemory:
+    """The first tokens as one layer reads them; `gates` notes that it has."""
     keys, values = adapter.keys_values(layer, states[:, :tokens])
     if adapter.rotates(layer):
         places = torch.arange(tokens, device=states.device)[None]
         keys = rotate(keys, *adapter.rotary(layer, places))
-    return LayerMemory(LayerRows(keys, values, None), states.new_zeros(1).float(), None, None)
+    bias = states.new_zeros(1).float()
+    return LayerMemory(LayerRows(keys, values, None), bias, None, None, gates)
 
 
 # -- the model -----------------------------------------------------------------------------------

@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 from cmr.errors import UnsupportedModelError
-from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.adapter import ModelAdapter, entering_states
 from cmr.integration.decoder.families import Family
-from cmr.integration.decoder.partial_pass import entering
 
 SPLIT = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("wq", "wk", "wv"))
 FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "qkv")
@@ -90,10 +89,10 @@ def watch(adapter: ModelAdapter, ids: torch.Tensor, cache: Any) -> Watched:
     made: dict[str, torch.Tensor] = {}
 
     def enters(layer: int, args: Any, kwargs: Any) -> None:
-        states.append(entering(args, kwargs))
+        states.append(entering_states(args, kwargs))
 
     def reads(_: Any, args: Any, kwargs: Any) -> None:
-        read.append(entering(args, kwargs))
+        read.append(entering_states(args, kwargs))
 
     def normed(name: str) -> Any:
         def hook(_: Any, args: Any, output: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.adapter import ModelAdapter, entering_states, with_states
 
 
 class _EnoughError(Exception):
@@ -32,7 +32,7 @@ def states_entering(
 
     def keep(layer: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found[layer] = entering(args, kwargs)
+            found[layer] = entering_states(args, kwargs)
 
         return hook
 
@@ -63,11 +63,11 @@ def graph_from(adapter: ModelAdapter, layer: int) -> Iterator[None]:
     def begin(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        states = entering(args, kwargs)
+        states = entering_states(args, kwargs)
         if torch.is_grad_enabled() and states.requires_grad:
             return None
         torch.set_grad_enabled(True)
-        return given(args, kwargs, states.detach().requires_grad_())
+        return with_states(args, kwargs, states.detach().requires_grad_())
 
     # The hook switches gradients on in the middle of a forward, and nothing in it switches back.
     before = torch.is_grad_enabled()
@@ -90,15 +90,3 @@ def at_rest(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """The states that a block, or its attention, is called with."""
-    return args[0] if args else kwargs["hidden_states"]
-
-
-def given(
-    args: tuple[Any, ...], kwargs: dict[str, Any], states: torch.Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of such a call with other states."""
-    return ((states, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": states})

@@ -69,8 +69,8 @@ class MemoryContent:
         self.header = {
             **about,
             "config": core.config.to_dict(),
-            "store": core.store,
-            "index_layer": core.index_layer,
+            "store": core.layout.store,
+            "index_layer": core.layout.index_layer,
             "index": core.index_digest,
             "calibrated": core.calibration is not None,
             "clock": self._blocks.clock,

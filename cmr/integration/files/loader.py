@@ -189,7 +189,7 @@ class Loader:
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
             raise CorruptMemoryError(f"{path}: the scorer's state expected in the header") from None
         try:
-            BlockScorer(core.adapter, core.config, core.index_layer).load_state(learnt)
+            BlockScorer(core.adapter, core.config, core.layout.index_layer).load_state(learnt)
         except ValueError as error:
             raise CorruptMemoryError(f"{path}: scorer: {error}") from None
         return learnt
@@ -200,7 +200,7 @@ class Loader:
                 f"calibration: that of {self._saved.path} expected, got another one: what they "
                 "index cannot be compared"
             )
-        indexed, searched = self._saved.header.get("index_layer"), self._core.index_layer
+        indexed, searched = self._saved.header.get("index_layer"), self._core.layout.index_layer
         if indexed != searched:
             raise ConfigError(
                 f"index_layer: {indexed} expected, whose states {self._saved.path} indexes, "

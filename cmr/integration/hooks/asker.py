@@ -1,4 +1,4 @@
-"""What a forward asks memory, and when: its new tokens ahead of it, the newest while decoding."""
+"""What a forward asks memory: its new tokens ahead of it, the newest ones while decoding."""
 
 from __future__ import annotations
 
@@ -11,24 +11,20 @@ import torch
 from torch import nn
 
 from cmr.config import RetrievalConfig
+from cmr.integration.capture.lasting import lasting
+from cmr.integration.capture.text_search import TextSearch
 from cmr.integration.capture.window import is_windowed
-from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
 from cmr.integration.decoder.partial_pass import states_entering
 from cmr.integration.hooks.step import Step
+from cmr.integration.hooks.training import Training
 from cmr.integration.requests.request import Request
 from cmr.integration.reweave.recall import Recall
 from cmr.retrieval import Ask, Choice, Retriever, RollingQuery
 
 
 class Asker:
-    """Searches for the forwards of one model.
-
-    Args:
-        core: the memory's store and settings.
-        config: how many tokens ask, and how often while decoding.
-        alone: forwards inside it are the model's own.
-    """
+    """Searches for the forwards of one model; forwards inside `alone` are the model's own."""
 
     def __init__(
         self,
@@ -38,115 +34,141 @@ class Asker:
     ) -> None:
         self._core, self._alone = core, alone
         self._query_tokens, self._refresh = config.query_tokens, config.refresh
-        self._foreign: WeakKeyDictionary[Any, tuple[list[int], Recall | None]]
-        self._foreign = WeakKeyDictionary()
+        self._training = Training(core.adapter)
+        # Of caches that have no record, such as static ones: they read memory and write none.
+        self._unrecorded: WeakKeyDictionary[Any, TextSearch] = WeakKeyDictionary()
 
     def forget(self) -> None:
         """Let go of what was recalled for caches that have no record."""
-        self._foreign.clear()
+        self._unrecorded.clear()
+
+    def recalled(
+        self, step: Step, request: Request, decoder: nn.Module, kwargs: dict[str, Any]
+    ) -> Recall | None:
+        """What the layers read; None when nothing. Searches where that is due."""
+        core, search, ledger = self._core, step.search, self._core.ring.ledger
+        config, tokens = request.retriever.config, step.token_ids.shape[1]
+        if ledger.expires:
+            core.keeper.expire()
+        store = ledger.changes, core.forgotten
+        if not config.blocks or search.held != store:
+            # In most steps of a text nothing was stored since it was last found to have something.
+            if not core.wants_recall(step.sessions, request.retriever):
+                if step.record is not None and step.goes_on:
+                    search.due(tokens, self._refresh)  # as if it were alone
+                return None
+            search.held = store
+        if decoder.training:
+            self._training.check()
+        if request.names is None and len(step.sessions) > 1:
+            self._tell_of_rows_without(step)
+        if step.record is None:
+            cache = kwargs.get("past_key_values")
+            if cache is not None:
+                search = step.unrecorded = self._unrecorded.setdefault(cache, search)
+            # Its states are nobody's: what its prompt recalled is read until the next one.
+            if tokens == 1 and step.seen and search.sessions == step.sessions:
+                return search.recall
+        else:
+            search.use(config)
+            if step.goes_on and not search.due(tokens, self._refresh):
+                return search.recall
+        # What is recalled outlives this forward, and the mode that it runs in.
+        with lasting():
+            return self.ask(step, request, decoder, kwargs)
+
+    def _tell_of_rows_without(self, step: Step) -> None:
+        """Warn where rows that nobody named have no memory beside one that has."""
+        held = [self._core.ring.blocks_of(number) > 0 for number in step.sessions]
+        if all(held):
+            return
+        self._core.warn(
+            "rows",
+            f"row {held.index(True)} of this batch reads memory and row {held.index(False)} has "
+            "none: without names row i is session str(i), which no other row reads. To ask about "
+            "one text in every row, name its session: memory.session('0').generate(...), or "
+            "`with memory.session('0'):`",
+        )
 
     def ask(
-        self,
-        step: Step,
-        request: Request,
-        decoder: nn.Module,
-        kwargs: dict[str, Any],
-        new: torch.Tensor | None,
-        seen: int,
+        self, step: Step, request: Request, decoder: nn.Module, kwargs: dict[str, Any]
     ) -> Recall | None:
-        """What the layers read in a forward; None when nothing.
-
-        Args:
-            step: the forward.
-            request: that it belongs to.
-            decoder: the decoder, to look ahead with.
-            kwargs: the arguments of the forward.
-            new: `[batch, tokens]` bool, which new tokens are no padding; None where all are.
-            seen: tokens that the cache has seen.
-        """
-        record = step.record
-        tokens = step.token_ids.shape[1]
-        cache = kwargs.get("past_key_values")
-        if record is None and tokens == 1 and seen and cache in self._foreign:
-            sessions, recall = self._foreign[cache]
-            if sessions == step.sessions:
-                return recall
-        if record is not None and record.settings != request.retriever.config:
-            if record.settings is not None:
-                record.forget_recall()
-            record.settings = request.retriever.config
+        """Search, and keep what the layers read from now on; None when nothing."""
+        record, search, new = step.record, step.search, step.new
         if record is not None and step.goes_on:
-            if not record.due(tokens, self._refresh):
-                return record.recall
-            choice, asked = self._ask_again(record, request)
+            choice, asked = self._ask_again(step, request)
         else:
-            mask, located = self._asking(step, new)
-            last = slice(-self._query_tokens, None)
-            states, heads = self._look_ahead(new, decoder, kwargs, request.retriever)
-            asked = self._core.asked(
-                Ask(
-                    states=states[:, last],
-                    mask=mask[:, last],
-                    sessions=self._core.numbers(step.sessions),
-                    token_ids=step.token_ids[:, last],
-                    task=request.task,
-                    located=located,
-                    heads={n: x[:, :, last] for n, x in heads.items()},
-                )
-            )
-            wanted = asked.only_asking() if located else asked
-            choice = self._core.search(wanted, request.retriever)
-            if record is not None:
-                record.located = located
+            choice, asked = self._ask_ahead(step, request, decoder, kwargs)
         base = step.position_ids[:, 0]
         if new is not None:  # of the first token that is no padding
             base = step.position_ids.gather(1, new.long().argmax(1, keepdim=True))[:, 0]
         if record is not None:
             base = base - record.reach(base.device)
+        # Passages that keep no states are run through the model again, which must not be captured.
         with self._alone():
-            recall = self._core.recall(choice, base, asked)
-        if record is not None:
-            record.recall = recall
-        elif cache is not None:
-            self._foreign[cache] = (step.sessions, recall)
-        return recall
+            search.recall = self._core.recall(choice, base, asked)
+        search.sessions = step.sessions
+        return search.recall
 
-    def _ask_again(self, record: WindowRecord, request: Request) -> tuple[Choice, Ask]:
-        """A search with the newest tokens of a text that goes on; only new ones are compared."""
-        core = self._core
-        if record.query is None:
-            numbers = core.numbers(record.sessions)
-            rows = len(record.sessions)
-            record.query = RollingQuery(
-                rows, self._query_tokens, core.ring, numbers, record.located, request.task
+    def _ask_ahead(
+        self, step: Step, request: Request, decoder: nn.Module, kwargs: dict[str, Any]
+    ) -> tuple[Choice, Ask]:
+        """A search with all new tokens, whose states come from a pass over the first layers."""
+        core, last = self._core, slice(-self._query_tokens, None)
+        mask, located = self._asking(step)
+        states, heads = self._look_ahead(step.new, decoder, kwargs, request.retriever)
+        asked = core.asked(
+            Ask(
+                states=states[:, last],
+                mask=mask[:, last],
+                sessions=core.numbers(step.sessions),
+                token_ids=step.token_ids[:, last],
+                task=request.task,
+                located=located,
+                heads={n: x[:, :, last] for n, x in heads.items()},
             )
-            record.unasked = self._query_tokens
-        tokens = min(record.unasked, self._query_tokens)
+        )
+        step.search.located = located
+        wanted = asked.only_asking() if located else asked
+        return core.search(wanted, request.retriever), asked
+
+    def _ask_again(self, step: Step, request: Request) -> tuple[Choice, Ask]:
+        """A search with the newest tokens of a text that goes on; only new ones are compared."""
+        core, record, search = self._core, step.record, step.search
+        assert record is not None
+        if search.query is None:
+            numbers, rows = core.numbers(record.sessions), len(record.sessions)
+            search.query = RollingQuery(
+                rows, self._query_tokens, core.ring, numbers, search.located, request.task
+            )
+            # It is made of the record's last tokens, whichever of them came since the last search.
+            search.unasked = self._query_tokens
+        tokens = min(search.unasked, self._query_tokens)
         states, ids = record.tail("index", tokens), record.tail("token_ids", tokens)
         mask = record.behind_sinks(states.shape[1])
-        if core.template is not None and record.located:
+        if core.template is not None and search.located:
             said = core.template.content(ids)
             mask = said if mask is None else said & mask.to(said.device)
         device = core.ring.device
-        record.query.add(
+        search.query.add(
             core.indexed(states.to(device)),
             None if mask is None else mask.to(device),
             ids.to(device),
         )
-        record.unasked = 0
-        return core.search_again(record.query, request.retriever), record.query.ask()
+        search.unasked = 0
+        return core.search_again(search.query, request.retriever), search.query.ask()
 
-    def _asking(self, step: Step, new: torch.Tensor | None) -> tuple[torch.Tensor, bool]:
+    def _asking(self, step: Step) -> tuple[torch.Tensor, bool]:
         """`[batch, tokens]` bool: the new tokens that a search asks with.
 
-        Padding and the first token of a text are left out: the latter is the attention sink, whose
-        state says nothing about the text and matches other sinks only. Where the tokenizer's chat
-        template is known, so is what stands around the user's last words; the second value says
-        whether these were found in every row.
+        Where the tokenizer's chat template is known, what stands around the user's last words is
+        left out; the second value says whether these were found in every row.
         """
-        ids = step.token_ids
+        ids, new = step.token_ids, step.new
         content = torch.ones_like(ids, dtype=torch.bool) if new is None else new.clone()
         if ids.shape[1] > 1 and (step.record is None or step.record.seen == 0):
+            # The first token of a text is the attention sink: its state says nothing about the
+            # text, and matches other sinks only.
             content &= content.long().cumsum(-1) > 1
         template = self._core.template
         question = None if template is None else template.question(ids)
@@ -171,24 +193,27 @@ class Asker:
             head_dim]` that the search looks at.
         """
         core, adapter = self._core, self._core.adapter
+        index_layer = core.layout.index_layer
         cache = kwargs.get("past_key_values")
         layers = cache.layers if is_windowed(cache) else []  # type: ignore[union-attr]
+        # A cache of another kind would keep the tokens of this pass, and the forward's again.
         usable = cache if layers else None
         seen = {**kwargs, "past_key_values": usable, "use_cache": usable is not None}
         seen["output_hidden_states"] = False
         if usable is None:  # the mask that was given also covers what the cache holds
             seen["attention_mask"] = None if new is None else new.long()
+        # The forward itself will bring these tokens: layers look at them now and keep nothing.
         for layer in layers:
             layer.peeking = True
-        index, wanted = core.index_layer, retriever.layers
-        partial = states_entering(adapter, {index, *wanted}, stop=index)
+        wanted = retriever.layers
+        partial = states_entering(adapter, {index_layer, *wanted}, stop=index_layer)
         try:
             with self._alone(), torch.no_grad(), partial as noted:
                 decoder(**seen)
         finally:
             for layer in layers:
                 layer.peeking = False
-        assert index in noted, "the decoder never reached its index layer"
+        assert index_layer in noted, "the decoder never reached its index layer"
         with torch.no_grad():
             heads = {n: adapter.queries(n, noted[n]).to(core.ring.device) for n in wanted}
-        return noted[index], heads
+        return noted[index_layer], heads

@@ -1,4 +1,4 @@
-"""`generate`: how many rows its inputs have, and prompts longer than the window."""
+"""`generate`: rows of its inputs, prompts longer than the window, and drafts that are verified."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from transformers.cache_utils import DynamicCache
 
 from cmr.integration.capture.window import is_windowed
 from cmr.integration.core import Core
-from cmr.integration.hooks.drafts import DraftPlug
-from cmr.integration.hooks.forward import Stepper
+from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.requests.request import Request, current, under_way, within
 
 
@@ -26,47 +25,62 @@ class GenerationPlug:
     long as the window, counted from the end, where padded rows end together. Where
     `prefill_chunk_size` is given, the pieces before it are run in parts of that size.
 
-    Args:
-        core: the memory's store and settings.
-        stepper: the decoder's hooks.
+    Assisted decoding checks a draft of several tokens by one forward. Where one token at a time
+    would let a block leave the window or search anew between two of them, the later ones would be
+    checked against another context than they are said in, and what was not accepted could not be
+    taken back. So drafts are cut off there, and a prompt is run without one: the answer is that of
+    greedy decoding.
     """
 
     def __init__(self, core: Core, stepper: Stepper) -> None:
         self._core, self._stepper = core, stepper
         self._handle: Any = None
+        self._users: dict[str, Any] = {}
         self._fed: Any = torch.compiler.disable(self._feed)
-        self._drafts = DraftPlug(core, stepper)
 
     def attach(self) -> None:
-        """Put the wrapper and the hook in place."""
-        model = self._core.adapter.model
-        own = model.generate
-        core = self._core
+        """Put the wrappers and the hook in place."""
+        core, model = self._core, self._core.adapter.model
+        own, own_drafts = model.generate, model._get_candidate_generator
 
         @functools.wraps(own)
         def generate(inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
             given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
             first = next((x for x in given if isinstance(x, torch.Tensor)), None)
+            # Only here is the number of inputs known: behind this they come as rows of a batch.
             request = within(core, None if first is None else first.shape[0])
             if request.active and not self._stepper.busy:
                 request.part, args, kwargs = _without_prefill(model, args, kwargs)
             with under_way(core, request):
                 return own(inputs, *args, **kwargs)
 
-        self._users = vars(model).get("generate")
-        model.generate = generate
+        @functools.wraps(own_drafts)
+        def drafts(*args: Any, **kwargs: Any) -> Any:
+            maker = own_drafts(*args, **kwargs)
+            state = kwargs.get("model_kwargs", {})
+            if not getattr(maker, "requires_model_outputs", False):
+                maker.get_candidates = self._cut(maker.get_candidates, state)
+            return maker
+
+        # What somebody else has wrapped stands on the instance, and is put back there.
+        for name, wrapper in (("generate", generate), ("_get_candidate_generator", drafts)):
+            self._users[name] = vars(model).get(name)
+            setattr(model, name, wrapper)
         self._handle = model.register_forward_pre_hook(self._before, with_kwargs=True)
-        self._drafts.attach()
 
     def detach(self) -> None:
-        """Take the wrapper and the hook away."""
-        if self._handle is not None:
-            self._drafts.detach()
-            self._handle.remove()
-            self._handle = None
-            del self._core.adapter.model.generate
-            if self._users is not None:
-                self._core.adapter.model.generate = self._users
+        """Take the wrappers and the hook away."""
+        if self._handle is None:
+            return
+        self._handle.remove()
+        self._handle = None
+        model = self._core.adapter.model
+        for name, users in self._users.items():
+            delattr(model, name)
+            if users is not None:
+                setattr(model, name, users)
+
+    # -- long prompts ----------------------------------------------------------------------------
 
     def _before(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -99,7 +113,9 @@ class GenerationPlug:
         if not past:
             self._begun_anew(request, cache, ids)
         start, recalls, owner = 0, request.recalls, cache.layers[0].owner
+        # Half a window at once: each piece sees as much of the text before it as it brings along.
         ends = list(range(total - window, 0, -max(1, window // 2)))[::-1]
+        # Pieces are no questions: the last one asks for the whole prompt.
         request.recalls = False
         try:
             with torch.no_grad():
@@ -133,6 +149,41 @@ class GenerationPlug:
         for other in list(request.records):
             if other is not record and other.held:
                 record.repeats(other, ids)
+
+    # -- drafts ----------------------------------------------------------------------------------
+
+    def _cut(self, own: Any, state: dict[str, Any]) -> Any:
+        begun = False
+
+        def drafts(
+            input_ids: torch.Tensor, *args: Any, **kwargs: Any
+        ) -> tuple[torch.Tensor, torch.Tensor | None]:
+            nonlocal begun
+            # A draft may come from the model's own first layers: it is no part of the text.
+            with self._stepper.alone():
+                ids, logits = own(input_ids, *args, **kwargs)
+            # The first releases of transformers 5 have no cache before the prompt was run.
+            most = self._most(state.get("past_key_values")) if begun else 0
+            begun = True
+            request = current(self._core)
+            off = request is None or not request.active
+            if off or most is None or ids.shape[1] - input_ids.shape[1] <= most:
+                return ids, logits
+            kept = None if logits is None or not most else logits[:, :most]
+            return ids[:, : input_ids.shape[1] + most], kept
+
+        return drafts
+
+    def _most(self, cache: Any) -> int | None:
+        """Tokens that a draft may have behind the one that is sure; None: any number."""
+        if not is_windowed(cache):
+            return None
+        layer, refresh = cache.layers[0], self._core.config.retrieval.refresh
+        # A block leaves, or a search falls due, in front of the token behind these.
+        most = layer.owner.room(layer.keys.shape[2]) - 1
+        if layer.owner.record is not None:
+            most = min(most, refresh - 1 - (layer.owner.record.search.steps + 1) % refresh)
+        return max(0, most)
 
 
 def _without_prefill(

@@ -10,7 +10,7 @@ from torch import nn
 
 from cmr.config import checks as check
 from cmr.errors import ConfigError
-from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.adapter import ModelAdapter, entering_states
 from cmr.integration.decoder.detection import adapt
 from cmr.integration.hooks.attention_watcher import Watcher
 from cmr.integration.hooks.hook import Hook, by_layer
@@ -307,7 +307,7 @@ class HookManager:
             return module.register_forward_hook(after, prepend=final)
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            see(layer, args[0] if args else kwargs["hidden_states"])
+            see(layer, entering_states(args, kwargs))
 
         return self._adapter.layers[layer].register_forward_pre_hook(before, with_kwargs=True)
 

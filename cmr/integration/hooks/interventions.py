@@ -33,8 +33,8 @@ class Interventions:
             order = check.integer("order", order, -(1 << 31))
         # Blending is a change of the same states, and its place among others is fixed by nothing.
         memory: Memory | None = getattr(self._model, ATTACHED, None)
-        if memory is not None and memory._core.residual:
-            both = sorted(set(layers) & memory._core.read_layers)
+        if memory is not None and memory._core.layout.residual:
+            both = sorted(set(layers) & memory._core.layout.read_layers)
             if both:
                 raise ConfigError(
                     f"intervention {name!r}: the attached memory blends states into layers {both} "

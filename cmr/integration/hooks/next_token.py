@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from cmr.integration.core import Core
-from cmr.integration.hooks.forward import Stepper
 from cmr.integration.hooks.step import Step
+from cmr.integration.hooks.stepper import Stepper
 from cmr.retrieval.successors import RUN, Proposal, interpolate, propose, unit
 
 
@@ -19,10 +19,6 @@ class NextTokenReader:
     Every token of a forward that gets logits is compared with the recalled tokens of its session;
     see `propose`. Tokens that none of them fits keep their logits bit for bit. A loss that the
     model computes from labels is that of its own logits.
-
-    Args:
-        core: the memory's store and settings.
-        stepper: knows what the forward under way recalls, and its states.
     """
 
     def __init__(self, core: Core, stepper: Stepper) -> None:
@@ -32,7 +28,7 @@ class NextTokenReader:
 
     def attach(self) -> None:
         """Put the hooks in place, where this is configured."""
-        if self._core.knn_layers:
+        if self._core.layout.knn_layers:
             model = self._core.adapter.model
             begin, end = map(torch.compiler.disable, (self._begin, self._end))
             self._handles.append(model.register_forward_pre_hook(begin))
@@ -48,14 +44,14 @@ class NextTokenReader:
         """Layers that are compared, tokens asked about, how many something fitted, their gate."""
         asked, fitted, gate = self._counts.tolist()
         return {
-            "layers": list(self._core.knn_layers),
+            "layers": list(self._core.layout.knn_layers),
             "tokens": int(asked),
             "fitted": int(fitted),
             "gate": gate / fitted if fitted else 0.0,
         }
 
     def _begin(self, *_: Any) -> None:
-        """What an earlier forward left, of the decoder alone, is not of the one that begins."""
+        # What an earlier forward left, of the decoder alone, is not of the one that begins.
         step = self._stepper.last
         if step is not None:
             step.entering.clear()
@@ -66,11 +62,13 @@ class NextTokenReader:
             return None
         at = 1 if isinstance(output, tuple) and kwargs.get("labels") is not None else 0
         logits = output[at] if isinstance(output, tuple) else output.logits
+        # What was recalled is data: gradients flow through the model's own logits alone.
         with torch.no_grad():
             said = self._said(step, logits.shape[1], kwargs.get("logits_to_keep"))
             step.entering.clear()
         mixed, gate = interpolate(logits, said)
         step.said = gate
+        # Summed up where the logits are: to look at a number here would wait for the device.
         found = (gate.new_tensor(gate.numel()), (gate > 0).sum(), gate.sum())
         with self._core.lock:
             self._counts += torch.stack([x.to(self._counts) for x in found])
@@ -90,7 +88,7 @@ class NextTokenReader:
 
         queries = [
             unit(*self._core.adapter.keys_values(n, of(step.entering[n])))
-            for n in self._core.knn_layers
+            for n in self._core.layout.knn_layers
         ]
         stored = step.recall.successors
         runs = of(stored.runs(_text_of(step))[:, -step.token_ids.shape[1] :])

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from cmr.integration.core import Core
-from cmr.integration.hooks.forward import Stepper
-from cmr.integration.reweave.recall import StateRows
+from cmr.integration.decoder.adapter import entering_states, with_states
+from cmr.integration.hooks.step import Step
+from cmr.integration.hooks.stepper import Stepper
+from cmr.integration.reweave.held import StateRows
 from cmr.kernels.reweave_residual import reweave_residual_paged
 from cmr.reconstruction.blend import blend, fit
 from cmr.reconstruction.readout import read_out, temperature
@@ -23,10 +25,6 @@ class ResidualReader:
     g = w `fit`. How m is formed is up to `reconstruction_method`, see `read_out`. The first tokens
     of a text are left alone like in the attention form. Measured, these forms carry no usable
     recall (docs/how-it-works.md); they are there for those who ask for them by name.
-
-    Args:
-        core: the memory's store and settings.
-        stepper: knows what the forward under way recalls.
     """
 
     def __init__(self, core: Core, stepper: Stepper) -> None:
@@ -36,15 +34,11 @@ class ResidualReader:
         self._handles: list[Any] = []
         self._blended: Any = torch.compiler.disable(self._blend)
 
-    @property
-    def _sum(self) -> str | None:
-        return self._core.config.reweave.reconstruction_method
-
     def attach(self) -> None:
         """Put the hooks in place, where such a form is configured."""
-        if not self._core.residual:
+        if not self._core.layout.residual:
             return
-        for number in sorted(self._core.read_layers):
+        for number in sorted(self._core.layout.read_layers):
             block = self._core.adapter.layers[number]
             hook = self._hook(number)
             self._handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
@@ -62,24 +56,22 @@ class ResidualReader:
             step = self._stepper.step
             if step is None or step.recall is None:
                 return None
-            states = args[0] if args else kwargs["hidden_states"]
-            blended = self._blended(number, states)
-            if args:
-                return (blended, *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": blended}
+            return with_states(args, kwargs, self._blended(number, entering_states(args, kwargs)))
 
         return hook
 
     def _blend(self, number: int, states: torch.Tensor) -> torch.Tensor:
         step = self._stepper.step
         assert step is not None and step.recall is not None
+        # Asked anew each time: it may be changed while the memory is attached.
+        method = self._core.config.reweave.reconstruction_method
         seen = None if step.query_mask is None else step.query_mask.to(states.device)
-        recall = step.recall
-        fused = self._method == "weighted_sum" and self._sum != "hierarchical"
+        fused = self._method == "weighted_sum" and method != "hierarchical"
         fused = fused and not (torch.is_grad_enabled() and states.requires_grad)
-        held = recall.stored_states(number) if fused else None
+        held = step.recall.stored_states(number) if fused else None
         if held is None:
-            return self._mixed(number, states, recall.state_rows(number), seen)
+            rows = step.recall.state_rows(number)
+            return self._mixed(step, number, states, rows, method, seen)
         return reweave_residual_paged(
             states.clone(),  # what comes in may be kept by others
             held.keys,
@@ -88,12 +80,18 @@ class ResidualReader:
             held.created,
             held.positions,
             torch.full((len(states),), self._weight, device=states.device),
-            temperature(self._sum, states.shape[-1]),
+            temperature(method, states.shape[-1]),
             query_mask=seen,
         )
 
     def _mixed(
-        self, number: int, states: torch.Tensor, held: StateRows, seen: torch.Tensor | None
+        self,
+        step: Step,
+        number: int,
+        states: torch.Tensor,
+        held: StateRows,
+        method: str | None,
+        seen: torch.Tensor | None,
     ) -> torch.Tensor:
         """What the fused operation does not do: plain PyTorch, from a copy made once a search."""
         reads = held.mask.any(1, keepdim=True)
@@ -101,8 +99,6 @@ class ResidualReader:
         weight: float | torch.Tensor = self._weight
         if self._method == "gated":
             weight = self._weight * fit(states, held.states, held.mask, held.floor)
-            self._stepper.note_gate(number, torch.where(reads, weight, 0.0)[:, None].detach())
-        recalled = read_out(
-            states, held.states, held.mask, method=self._sum, passages=held.passages
-        )
+            step.gates[number] = torch.where(reads, weight, 0.0)[:, None].detach()
+        recalled = read_out(states, held.states, held.mask, method=method, passages=held.passages)
         return blend(states, recalled, reads, self._method, weight)

@@ -17,9 +17,6 @@ class Training:
 
     Gradients flow through the forward as through one of the model without a memory; what was
     recalled counts as data, none flows into it.
-
-    Args:
-        adapter: the model.
     """
 
     def __init__(self, adapter: ModelAdapter) -> None:

@@ -113,7 +113,7 @@ class MemoryModel(nn.Module):
         core = self.memory._core
         caution_captured(core, given.captured)
         self._given, self._hidden = given, core.adapter.hidden
-        self.target_layers = given.captured or (core.index_layer,)
+        self.target_layers = given.captured or (core.layout.index_layer,)
         if memory_buffer is None:
             memory_buffer = LayeredMemoryBuffer(**given.buffer)
         self.memory_buffer = memory_buffer

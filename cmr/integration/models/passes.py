@@ -208,14 +208,14 @@ class Passes:
         output, found = scored_forward(
             core.adapter,
             lambda: self._model(**{**inputs, "labels": labels}),
-            {*self._feeder.layers, core.index_layer},
+            {*self._feeder.layers, core.layout.index_layer},
             lambda: final[-1],
             int((labels[:, 1:] != -100).sum()),
         )
         record = _record(inputs["past_key_values"])
         if record is not None:
             noted = {f"{GRADIENT}{n}": scores for n, scores in found.items()}
-            record.note(**noted, **{f"{SCORE}gradient_based": found[core.index_layer]})
+            record.note(**noted, **{f"{SCORE}gradient_based": found[core.layout.index_layer]})
         # Whoever did not ask for a graph is not to keep it alive.
         if not torch.is_grad_enabled():
             for name in ("loss", "logits"):

@@ -33,6 +33,7 @@ class Template:
             text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except Exception:  # a template may refuse anything, in any way
             return None
+        # The template is known by what stands around three marks that it was made to say.
         pieces = [text]
         for mark in _MARKS:
             before, found, after = pieces.pop().partition(mark)
@@ -57,6 +58,7 @@ class Template:
             starts = _starts(token_ids, run)
             if starts is None:
                 continue
+            # +1 where a run begins and -1 behind it: their sum is above 0 inside of one.
             edges = torch.zeros(len(token_ids), token_ids.shape[1] + 1, device=token_ids.device)
             edges[:, : starts.shape[1]] += starts.float()
             edges[:, len(run) :] -= starts.float()
@@ -75,6 +77,7 @@ class Template:
         starts = _starts(token_ids, self._opening)
         if starts is None:
             return None
+        # The place behind the last opening of each row; 0 where there is none.
         width = len(self._opening)
         places = torch.arange(token_ids.shape[1], device=token_ids.device)
         begins = (starts * (places[: starts.shape[1]] + width)).amax(-1, keepdim=True)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from cmr.errors import SessionError
+from cmr.integration.requests.lock import Place, here
 from cmr.integration.requests.scope import (
+    INNERMOST,
+    OPEN,
     REMEDY,
-    Place,
     Said,
-    Scope,
-    here,
+    call,
     innermost,
     resting,
     said_here,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from cmr.integration.capture.window_record import WindowRecord
     from cmr.integration.core import Core
     from cmr.integration.hooks.step import Step
+    from cmr.memory.sessions import SessionTable
     from cmr.retrieval import Retriever
 
 
@@ -77,6 +79,101 @@ class Request:
             raise ValueError(f"{len(self.names)} session names for a batch of {batch} rows")
         return list(self.names)
 
+    def rows(
+        self, table: SessionTable, batch: int, create: bool = False
+    ) -> tuple[list[int], list[int]]:
+        """Session number of each row of a forward, and the rows that write.
+
+        Beams and several returned sequences come as groups of rows of one input: they share its
+        session, and the first of each group writes. Rows without a name make their sessions when
+        they first write; a session that was named and has ended is `NO_SESSION` and stays so.
+        """
+        inputs = self.inputs if self.inputs and batch % self.inputs == 0 else batch
+        group = batch // inputs
+        get = table.create if create and self.names is None else table.find
+        numbers = [get(name) for name in self.row_names(inputs)]
+        return [n for n in numbers for _ in range(group)], list(range(0, batch, group))
+
+
+def current(core: Core) -> Request | None:
+    """The request whose `generate` is under way here; None outside of any.
+
+    None, too, where something else has been said since it began: what calls the model from within
+    (a streamer, a stopping criterion) may do so for somebody else.
+    """
+    if INNERMOST.get() is None:
+        return None
+    scope = innermost(core)
+    request: Request | None = None if scope is None else scope.said.request
+    return request
+
+
+def under_way(core: Core, request: Request) -> AbstractContextManager[None]:
+    """Forwards inside belong to a request."""
+    return call(core, Said(request=request))
+
+
+def new_request(core: Core, named: bool = False) -> Request:
+    """A request as it is said here and now; `named`: the call itself names its sessions.
+
+    Raises:
+        SessionError: whose request it is cannot be told, or nobody said it where that is refused.
+        UnknownSessionError: a session that is named has ended by now.
+    """
+    # Most forwards of a loop of one's own stand in no `with`: nothing has to be looked up then.
+    said = said_here(core) if INNERMOST.get() is not None or OPEN else []
+    who = _nearest(said, "names")
+    active = _nearest(said, "active")
+    following = _nearest(said, "caches") or Said()
+    on = core.active if active is None else active.active
+    if on and not named:
+        if who is not None:
+            core.require(who)
+        else:
+            _require_named(core)
+    about, last = _nearest(said, "about"), _nearest(said, "last")
+    return Request(
+        names=None if who is None else who.names,
+        retriever=core.retriever_with(settings_of(said)) if said else core.standing_retriever,
+        task=None if about is None or about.about is None else about.about[0],
+        active=bool(on),
+        caches=following.caches,
+        bounded=following.bounded,
+        last=None if last is None else last.last,
+    )
+
+
+def _nearest(said: Sequence[Said], name: str) -> Said | None:
+    """The innermost of those that say something of `name`."""
+    return next((part for part in reversed(said) if getattr(part, name) is not None), None)
+
+
+def within(core: Core, inputs: int | None) -> Request:
+    """The request of a `generate` with so many inputs: new, or part of one that is under way."""
+    outer = current(core)
+    begun = new_request(core) if outer is None else outer
+    return replace(begun, inputs=inputs, records=WeakSet())
+
+
+def _require_named(core: Core) -> None:
+    """Raises `SessionError` for a request without a session where there must be one."""
+    if core.config.unnamed == "refuse":
+        raise SessionError(f"a request without a session, and unnamed='refuse'; {REMEDY}")
+    scope = resting(core) if OPEN else None
+    if scope is not None:
+        raise SessionError(
+            f"a request without a session, while a generator that entered {scope.opener!r} rests: "
+            "it may be meant for this one (a framework that runs it in a context of its own takes "
+            f"the `with` along); {REMEDY}"
+        )
+    # A thread does not inherit the context of who starts it. Where others have names, a request
+    # without one is more likely to have lost its `with` than to be meant for session '0'.
+    if core.names_in_use and threading.get_ident() != core.home:
+        raise SessionError(
+            "a request without a session in a thread of its own, while others name theirs: threads "
+            f"do not take over the `with memory.session(...)` of whoever starts them; {REMEDY}"
+        )
+
 
 class LastForward:
     """The last forward of a thread or task, or of a handle, until something of it is forgotten.
@@ -97,118 +194,20 @@ class _Lasts:
     cells: WeakKeyDictionary[Core, LastForward] = field(default_factory=WeakKeyDictionary)
 
 
-@dataclass(frozen=True, eq=False)
-class _Current:
-    """A request whose `generate` is under way, and what was said when it began."""
-
-    core: Core
-    request: Request
-    scope: Scope | None
-    behind: _Current | None
-
-
-_CURRENT: ContextVar[_Current | None] = ContextVar("cmr_request", default=None)
 _LASTS: ContextVar[_Lasts | None] = ContextVar("cmr_lasts", default=None)
-
-
-def current(core: Core) -> Request | None:
-    """The request whose `generate` is under way here; None outside of any.
-
-    None, too, where something else has been said since it began: what calls the model from within
-    (a streamer, a stopping criterion) may do so for somebody else.
-    """
-    at = _CURRENT.get()
-    while at is not None and at.core is not core:
-        at = at.behind
-    return at.request if at is not None and at.scope is innermost(core) else None
-
-
-@contextlib.contextmanager
-def under_way(core: Core, request: Request) -> Iterator[Request]:
-    """Forwards inside belong to a request."""
-    token = _CURRENT.set(_Current(core, request, innermost(core), _CURRENT.get()))
-    try:
-        yield request
-    finally:
-        _CURRENT.reset(token)
-
-
-def new_request(core: Core, named: bool = False) -> Request:
-    """A request as it is said here and now.
-
-    Args:
-        core: of the memory.
-        named: whether the call itself names its sessions, so that nobody else has to.
-
-    Raises:
-        SessionError: whose request it is cannot be told, or nobody said it where that is refused.
-        UnknownSessionError: a session that is named has ended by now.
-    """
-    said = said_here(core)
-    who: Said | None = next((s for s in reversed(said) if s.names is not None), None)
-    about = next((part.about for part in reversed(said) if part.about is not None), (None,))
-    on = next((part.active for part in reversed(said) if part.active is not None), core.active)
-    following = next((part for part in reversed(said) if part.caches is not None), Said())
-    if on and who is not None and not named:
-        core.require(who)
-    elif on and not named:
-        _require_named(core)
-    return Request(
-        names=None if who is None else who.names,
-        retriever=core.retriever_with(settings_of(said)),
-        task=about[0],
-        active=on,
-        caches=following.caches,
-        bounded=following.bounded,
-        last=next((part.last for part in reversed(said) if part.last is not None), None),
-    )
-
-
-def within(core: Core, inputs: int | None) -> Request:
-    """The request of a `generate` that begins: a new one, or part of the one that is under way.
-
-    Args:
-        core: of the memory.
-        inputs: rows of its inputs; None: not known.
-    """
-    outer = current(core)
-    begun = new_request(core) if outer is None else outer
-    return replace(begun, inputs=inputs, records=WeakSet())
-
-
-def _require_named(core: Core) -> None:
-    """Raises `SessionError` for a request without a session where there must be one."""
-    if core.config.unnamed == "refuse":
-        raise SessionError(f"a request without a session, and unnamed='refuse'; {REMEDY}")
-    scope = resting(core)
-    if scope is not None:
-        raise SessionError(
-            f"a request without a session, while a generator that entered {scope.opener!r} rests: "
-            "it may be meant for this one (a framework that runs it in a context of its own takes "
-            f"the `with` along); {REMEDY}"
-        )
-    if core.names_in_use and threading.get_ident() != core.home:
-        raise SessionError(
-            "a request without a session in a thread of its own, while others name theirs: threads "
-            f"do not take over the `with memory.session(...)` of whoever starts them; {REMEDY}"
-        )
 
 
 def note_last(core: Core, step: Step) -> None:
     """Take note of a forward, for whoever asks in this thread or task what was recalled."""
-    request = current(core)
-    if request is None:
-        asks = next((said.last for said in reversed(said_here(core)) if said.last), None)
-    else:
-        asks = request.last
     place, lasts = here(), _LASTS.get()
+    # A copied context brings along the cells of the thread or task that it was copied from.
     if lasts is None or lasts.place != place:
         lasts = _Lasts(place)
         _LASTS.set(lasts)
     cell = lasts.cells.get(core)
     if cell is None:
         cell = lasts.cells[core] = LastForward()
-    for noted in (cell, asks):
+    for noted in (cell, step.told):
         if noted is not None:
             noted.step = step
             core.lasts.add(noted)

@@ -10,18 +10,17 @@ a `with` open are noted beside the variable, and both must agree.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import inspect
 import sys
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
 from cmr.errors import SessionError
+from cmr.integration.requests.lock import Place, here
 
 _RESTING = (
     inspect.CO_GENERATOR
@@ -37,8 +36,6 @@ REMEDY = (
 
 _CONTEXTLIB = contextlib.contextmanager.__code__.co_filename
 
-Place = tuple[int, int]
-
 
 @dataclass(frozen=True)
 class Said:
@@ -47,14 +44,14 @@ class Said:
     Attributes:
         names: session names, one for all rows or one a row.
         create: whether sessions of these names are made where there are none.
-        terms: of sessions that are made: whether they are ephemeral, and the seconds that what they
-            store lives.
+        terms: of such sessions: whether they are ephemeral, and the seconds that they store for.
         settings: of the search, by name.
         about: the task of the requests, in a tuple of one; None: nothing is said of it.
         active: whether memory is read and written.
         caches: takes the caches that requests begin; their whole text is to become memory.
         bounded: whether such caches are bounded by the window.
         last: takes note of the last forward, see `LastForward`.
+        request: that is under way; whatever else holds for it was said when it began.
     """
 
     names: tuple[str, ...] | None = None
@@ -66,6 +63,7 @@ class Said:
     caches: list[Any] | None = None
     bounded: bool = True
     last: Any = None
+    request: Any = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,28 +88,13 @@ class Scope:
     behind: Scope | None
 
 
-_INNERMOST: ContextVar[Scope | None] = ContextVar("cmr_scope", default=None)
-_OPEN: dict[FrameType, list[Scope]] = {}
+INNERMOST: ContextVar[Scope | None] = ContextVar("cmr_scope", default=None)
+OPEN: dict[FrameType, list[Scope]] = {}
 """Scopes of frames that may rest, until they are left."""
 
 
-def here() -> Place:
-    """The thread and the task that run now."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # no event loop runs in this thread
-        task = None
-    return threading.get_ident(), 0 if task is None else id(task)
-
-
 class Opener:
-    """A `with` that says something of the requests inside.
-
-    Args:
-        owner: whose requests they are.
-        said: about them.
-        shown: how an error names it.
-    """
+    """A `with` that says something of the requests inside; errors call it by what is `shown`."""
 
     def __init__(self, owner: object, said: Said, shown: str) -> None:
         self._owner, self._said, self._shown = owner, said, shown
@@ -120,77 +103,81 @@ class Opener:
         return self._shown
 
     def __enter__(self) -> Any:
-        enter(self._owner, self._said, self)
+        frame = _owner_of_with(sys._getframe(1))
+        scope = Scope(self._owner, self._said, self, frame, here(), INNERMOST.get())
+        if frame is not None:
+            OPEN.setdefault(frame, []).append(scope)
+        INNERMOST.set(scope)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        leave(self, kind is not None)
+        """Close the innermost scope of this object.
+
+        Raises:
+            SessionError: a scope that was entered later is still open, or it was entered in another
+                context. It is closed all the same.
+        """
+        frame = _owner_of_with(sys._getframe(1))
+        mine = next((s for s in reversed(OPEN.get(frame, [])) if s.opener is self), None)  # type: ignore[arg-type]
+        if mine is not None:
+            assert frame is not None
+            OPEN[frame].remove(mine)
+            if not OPEN[frame]:
+                del OPEN[frame]
+        scope, later = _close(lambda s: s is mine if mine else s.opener is self)
+        if kind is not None:  # an exception on its way must not be replaced by another one
+            return
+        if scope is None and mine is None:
+            raise SessionError(f"{self!r} is left in another context than it was entered in, where "
+                               f"it still holds; {REMEDY}")  # fmt: skip
+        if scope is None:  # a generator driven in other contexts: there was nothing to set back
+            return
+        # A `generate` under way says nothing by itself: it may go on.
+        later = [kept for kept in later if kept.owner is scope.owner and kept.said.request is None]
+        if later:
+            raise SessionError(
+                f"{self!r} is left while what was entered later, {_shown(later[0].opener)}, is "
+                f"still open: generators or tasks that take turns cannot share a `with`; {REMEDY}"
+            )
 
 
-def enter(owner: object, said: Said, opener: object) -> None:
-    """Open a scope; called by the `__enter__` of `opener`."""
-    frame = _owner_of_with(sys._getframe(2))
-    scope = Scope(owner, said, opener, frame, here(), _INNERMOST.get())
-    if frame is not None:
-        _OPEN.setdefault(frame, []).append(scope)
-    _INNERMOST.set(scope)
+def _close(wanted: Callable[[Scope], bool]) -> tuple[Scope | None, list[Scope]]:
+    """Take the innermost scope that is wanted out of the chain; those entered later stay in it.
 
-
-def leave(opener: object, failing: bool) -> None:
-    """Close the innermost scope of an opener; called by its `__exit__`.
-
-    Args:
-        opener: the object of the `with`.
-        failing: whether an exception is on its way, which must not be replaced by another one.
-
-    Raises:
-        SessionError: a scope that was entered later is still open, or it was entered in another
-            context. It is closed all the same.
+    Returns:
+        The scope, None where there is none, and those that were entered later, innermost first.
     """
-    frame = _owner_of_with(sys._getframe(2))
-    mine = next((s for s in reversed(_OPEN.get(frame, [])) if s.opener is opener), None)  # type: ignore[arg-type]
-    if mine is not None:
-        assert frame is not None
-        _OPEN[frame].remove(mine)
-        if not _OPEN[frame]:
-            del _OPEN[frame]
     later: list[Scope] = []
-    scope = _INNERMOST.get()
-    while scope is not None and not (scope is mine if mine else scope.opener is opener):
+    scope = INNERMOST.get()
+    while scope is not None and not wanted(scope):
         later.append(scope)
         scope = scope.behind
     if scope is None:
-        if mine is None and not failing:
-            raise SessionError(f"{_shown(opener)} is left in another context than it was entered "
-                               f"in, where it still holds; {REMEDY}")  # fmt: skip
-        return  # a generator that is driven in other contexts: there was nothing to set back
+        return None, []
     rest = scope.behind
     for kept in reversed(later):
         rest = Scope(kept.owner, kept.said, kept.opener, kept.frame, kept.place, rest)
-        if kept.frame is not None and kept.frame in _OPEN:
-            _OPEN[kept.frame] = [rest if s is kept else s for s in _OPEN[kept.frame]]
-    _INNERMOST.set(rest)
-    if any(kept.owner is scope.owner for kept in later) and not failing:
-        raise SessionError(
-            f"{_shown(opener)} is left while what was entered later, {_shown(later[0].opener)}, is "
-            f"still open: generators or tasks that take turns cannot share a `with`; {REMEDY}"
-        )
+        # The frames know the scopes, too: they must go on naming the one that is in the chain.
+        if kept.frame is not None and kept.frame in OPEN:
+            OPEN[kept.frame] = [rest if s is kept else s for s in OPEN[kept.frame]]
+    INNERMOST.set(rest)
+    return scope, later
 
 
 @contextlib.contextmanager
 def call(owner: object, said: Said) -> Iterator[None]:
     """What is said for the length of one call, which no other code can come between."""
-    scope = Scope(owner, said, None, None, here(), _INNERMOST.get())
-    token = _INNERMOST.set(scope)
+    INNERMOST.set(Scope(owner, said, None, None, here(), INNERMOST.get()))
     try:
         yield
     finally:
-        _INNERMOST.reset(token)
+        # Not by a token: what callbacks have entered meanwhile and keep open must stay.
+        _close(lambda scope: scope.said is said)
 
 
 def innermost(owner: object) -> Scope | None:
     """The scope that was opened last here for an owner; None: none is open."""
-    scope = _INNERMOST.get()
+    scope = INNERMOST.get()
     while scope is not None and scope.owner is not owner:
         scope = scope.behind
     return scope
@@ -198,7 +185,7 @@ def innermost(owner: object) -> Scope | None:
 
 def resting(owner: object) -> Scope | None:
     """A scope that names sessions in a generator that rests at a `yield`, in whatever context."""
-    for scopes in list(_OPEN.values()):
+    for scopes in list(OPEN.values()):
         for scope in scopes:
             if scope.owner is owner and scope.said.names is not None and _at_yield(scope.frame):
                 return scope
@@ -212,13 +199,14 @@ def said_here(owner: object) -> list[Said]:
         SessionError: it was said by a generator that rests at present, or the running one said
             something else.
     """
-    scope = _INNERMOST.get()
+    scope = INNERMOST.get()
     known: list[Scope] = []
     while scope is not None:
-        if scope.owner is owner:
+        if scope.owner is owner and scope.said.request is None:
             known.append(scope)
         scope = scope.behind
-    if _OPEN:
+    # Frames are looked at only where a generator or coroutine has a `with` open at all.
+    if OPEN:
         known = _agreed(owner, known)
     return [scope.said for scope in reversed(known)]
 
@@ -234,13 +222,15 @@ def _agreed(owner: object, known: list[Scope]) -> list[Scope]:
     Raises:
         SessionError: they do not say the same, and no call of a handle says whose request it is.
     """
+    # By frames: the generators and coroutines that run now and have a `with` open, from the inside.
     running: list[FrameType] = []
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        if frame in _OPEN:
+        if frame in OPEN:
             running.append(frame)
         frame = frame.f_back
-    inside = [s for f in running for s in reversed(_OPEN[f]) if s.owner is owner]
+    inside = [s for f in running for s in reversed(OPEN[f]) if s.owner is owner]
+    # Lost are those that run here and that the context has lost; valid ones are no resting one's.
     lost = [scope for scope in inside if scope not in known]
     valid = [scope for scope in known if not _rests(scope, running)]
     if len(valid) == len(known) and not lost:
@@ -255,6 +245,7 @@ def _agreed(owner: object, known: list[Scope]) -> list[Scope]:
             f"{_shown(doubtful.opener)} was entered in {frame.f_code.co_name}(), which is not "
             f"what runs now: whose request this is cannot be told; {REMEDY}"
         )
+    # A call of a handle names its session by itself, whatever is open around it.
     called = who is not None and who.opener is None
     if lost and valid and not called:
         raise SessionError(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cmr.integration.requests.request import LastForward
+from cmr.integration.capture.reader import ReadReport
+from cmr.integration.capture.rows import INTEGERS, require_known
+from cmr.integration.requests.request import LastForward, new_request, under_way
 from cmr.integration.requests.scope import Opener, Said, call
-from cmr.integration.reweave.recalled_passage import RecalledPassage
+from cmr.integration.reweave.recalled_passage import RecalledPassage, recalled_passages
 
 if TYPE_CHECKING:
-    from cmr.integration.capture.reader import ReadReport
+    from cmr.integration.core import Core
     from cmr.integration.forgetter import ForgetReport
     from cmr.integration.memory import Memory
     from cmr.memory.inspection import Inspection
@@ -28,15 +30,8 @@ class Session(Opener):
     a copy of its context (tasks do that by themselves, `threading.Thread` does not), and leaving in
     another order than entering is a `SessionError`.
 
-    Args:
-        memory: the memory.
-        names: session names, one for all rows or one a row.
-        create: whether sessions that do not exist are made when they are first needed.
-        ephemeral: of sessions that are made; None: they are not.
-        ttl: seconds that what they store lives; None: as the settings say.
-
     Attributes:
-        names: as given.
+        names: session names, one for all rows or one a row.
     """
 
     def __init__(
@@ -119,7 +114,7 @@ class Session(Opener):
         self._only("search")
         self._memory._require_attached()
         with self._said_by_call(settings):
-            return self._memory._searcher.search(text, self._memory.tokenizer)
+            return self._found(text)
 
     def inspect(self, **wanted: Any) -> Inspection:
         """What this session stores; see `Memory.inspect` for the arguments.
@@ -162,8 +157,50 @@ class Session(Opener):
             return call(core, Said(**{**vars(self._call), "settings": settings}))
         return call(core, self._call)
 
+    def _found(self, text: str | torch.Tensor | Sequence[int]) -> list[RecalledPassage]:
+        core, tokenizer = self._memory._core, self._memory.tokenizer
+        ids = _token_ids(core, text, tokenizer).to(core.adapter.input_device)
+        request = new_request(core)
+        with under_way(core, request), core.lock:
+            sessions, _ = request.rows(core.table, 1)
+            if not core.wants_recall(sessions, request.retriever):
+                return []
+            recall = self._memory._stepper.ask_alone(request, ids, sessions)
+            names = [core.name_of(number) for number in sessions]
+            return [] if recall is None else recalled_passages(recall, {}, names, tokenizer)[0]
+
     def _only(self, method: str) -> str:
         names = set(self.names)
         if len(names) != 1:
             raise ValueError(f"{method}: a handle of one session expected, got {list(self.names)}")
         return self.names[0]
+
+
+def _token_ids(
+    core: Core, text: str | torch.Tensor | Sequence[int], tokenizer: Any
+) -> torch.Tensor:
+    """`[1, tokens]` int64 of a question, in the chat template where it is text."""
+    if isinstance(text, str):
+        if tokenizer is None:
+            raise ValueError(
+                "text: token ids expected where no tokenizer is known; give one with "
+                "attach(..., tokenizer=...)"
+            )
+        if not text.strip():
+            raise ValueError("text: a question expected, got an empty one")
+        if core.template is None:
+            ids = tokenizer(text)["input_ids"]
+        else:
+            turns = [{"role": "user", "content": text}]
+            ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True)
+            ids = ids["input_ids"] if isinstance(ids, Mapping) else ids
+        text = torch.tensor(ids)
+    elif not isinstance(text, torch.Tensor):
+        text = torch.tensor(list(text))
+    text = text[None] if text.ndim == 1 else text
+    if text.dtype not in INTEGERS or text.ndim != 2 or len(text) != 1 or not text.numel():
+        raise ValueError(
+            f"text: a string or token ids [tokens] expected, got {list(text.shape)} {text.dtype}"
+        )
+    require_known(text, core.adapter.config.vocab_size)
+    return text.long()

@@ -1,18 +1,29 @@
-"""The plug in transformers' attention interface: local attention, then the memory woven in."""
+"""What a layer computes while it reads memory, and the plug in transformers' attention interface.
+
+A layer first attends to its local window, which gives a partial result and its log-sum-exp. The
+memory's keys then join the same softmax: both together are one attention, and the share that went
+to memory comes out beside it.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from cmr.integration.reweave.attention_weights import attention_weights
-from cmr.integration.reweave.recall import LayerBlocks
-from cmr.integration.reweave.scratch import Scratch
-from cmr.integration.reweave.weave import LayerMemory, parts, weave
+from cmr.integration.reweave.held import LayerBlocks, LayerRows
+from cmr.integration.reweave.scratch import StepScratch, StepTensors
+from cmr.kernels import implementation
+from cmr.kernels.attention import attention_with_lse
+from cmr.kernels.attention_partials import attention_partials
+from cmr.kernels.reference.rotary import rotate
+from cmr.kernels.reweave import reweave_attention
+from cmr.kernels.reweave_paged import reweave_paged
 
 PREFIX = "cmr_"
 MARK = "_cmr_reader"
@@ -20,17 +31,42 @@ MARK = "_cmr_reader"
 WATCH = "_cmr_watch"
 """Attribute of an attention module whose weights are captured, see `cmr.HookManager`."""
 
+KEYS_PER_PART = 128
+"""Local keys that a program reads at least while decoding on a GPU."""
+MOST_PARTS = 16
+FEW_PROGRAMS = 128
+"""Rows and heads below which the keys are divided among programs, to keep a GPU busy."""
 
-class Reader(Protocol):
-    """What the attention plug needs of a memory."""
 
-    scratch: Scratch
+@dataclass(frozen=True)
+class LayerMemory:
+    """What one layer reads in one forward.
+
+    Attributes:
+        held: the chosen blocks, in place or copied.
+        bias: `[batch]` float32, added to the memory's logits.
+        query_mask: `[batch, tokens]` bool, False for tokens that must not read; None for all.
+        turn: cosine and sine `[batch, tokens, rotary_dim]` float32 that rotate the query to where
+            memory is read; None leaves it.
+        gates: takes the share of attention that went to memory, `[batch, heads, tokens]`, by layer.
+        weights: whether the local attention weights are wanted, too.
+    """
+
+    held: LayerBlocks | LayerRows
+    bias: torch.Tensor
+    query_mask: torch.Tensor | None
+    turn: tuple[torch.Tensor, torch.Tensor] | None
+    gates: dict[int, torch.Tensor]
+    weights: bool = False
+
+
+class LayerReader(Protocol):
+    """What the plugs need of a memory: the forward's hooks, or the proof of an unknown family."""
+
+    scratch: StepScratch
 
     def memory_for(self, layer: int) -> LayerMemory | None:
         """What block `layer` reads in this forward; None reads nothing."""
-
-    def note_gate(self, layer: int, gate: torch.Tensor) -> None:
-        """Take note of the share of attention that went to memory, `[batch, heads, tokens]`."""
 
 
 def memory_attention(
@@ -66,26 +102,23 @@ def memory_attention(
     watch = getattr(module, WATCH, None)
     if watch is not None:
         watch(query, key, attention_mask, scaling, kwargs.get("softcap"))
-    reader: Reader | None = getattr(module, MARK, None)
+    reader: LayerReader | None = getattr(module, MARK, None)
     memory = None
+    # Dropout would have to fall on window and memory alike; the kernels give no such weights.
     if reader is not None and dropout == 0.0:
         memory = reader.memory_for(module.layer_idx)  # type: ignore[arg-type]
     if reader is None or memory is None:
         return _own(module)(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
+    # Of transformers' own functions only the eager one looks at a soft cap.
+    eager = _own_name(module) == "eager"
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    softcap = kwargs.get("softcap") if eager else None
     out, gate = read_memory(
-        module,
-        reader,
-        memory,
-        query,
-        key,
-        value,
-        attention_mask,
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        softcap=kwargs.get("softcap") if _own_name(module) == "eager" else None,
+        module, reader, memory, query, key, value, attention_mask, scale=scale, softcap=softcap
     )
-    if not memory.weights or _own_name(module) != "eager":
+    if not memory.weights or not eager:
         return out.transpose(1, 2), None
     local = attention_weights(query, key, attention_mask, scaling, kwargs.get("softcap"))
     return out.transpose(1, 2), (local * (1.0 - gate[..., None])).to(query.dtype)
@@ -93,7 +126,7 @@ def memory_attention(
 
 def read_memory(
     module: nn.Module,
-    reader: Reader,
+    reader: LayerReader,
     memory: LayerMemory,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -103,18 +136,9 @@ def read_memory(
     scale: float,
     softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention over the local window and what a layer reads of its memory.
+    """`weave` as an attention module wants it, with the tensors that a decoding step writes into.
 
-    Args:
-        module: the attention module.
-        reader: is told how much attention went to memory.
-        memory: what to read.
-        query: `[batch, heads, tokens, head_dim]`, rotated.
-        key: `[batch, any, seen, head_dim]`, rotated; `heads` a multiple of its heads.
-        value: the same shape.
-        attention_mask: as for `memory_attention`.
-        scale: of the logits.
-        softcap: of the logits, or None.
+    Args as for `memory_attention`; a key may come with as many heads as the query has.
 
     Returns:
         `[batch, heads, tokens, head_dim]`, and the share of attention that went to memory, `[batch,
@@ -127,7 +151,9 @@ def read_memory(
     layer: int = module.layer_idx  # type: ignore[assignment]
     in_place = isinstance(memory.held, LayerBlocks)
     kept = in_place and not torch.compiler.is_compiling()  # a compiler lays out its own
+    # What autograd has noted must not be written over by the next step.
     decoding = kept and tokens == 1 and not torch.is_grad_enabled()
+    into = reader.scratch.take(layer, query, parts(query, key)) if decoding else None
     out, gate = weave(
         query,
         key,
@@ -137,10 +163,88 @@ def read_memory(
         is_causal=causal,
         scale=scale,
         softcap=softcap,
-        into=reader.scratch.take(layer, query, parts(query, key)) if decoding else None,
+        into=into,
     )
-    reader.note_gate(layer, gate)
+    memory.gates[layer] = gate
     return out, gate
+
+
+def weave(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    memory: LayerMemory,
+    *,
+    is_causal: bool,
+    scale: float,
+    softcap: float | None,
+    into: StepTensors | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention over the local window and the chosen blocks.
+
+    Two launches where blocks are read in place. With `into` nothing is allocated then, and nothing
+    waits for the device.
+    """
+    if into is not None and into.local.ndim == 5:
+        # While decoding, one row and head alone would leave most of a GPU idle.
+        local, lse = attention_partials(
+            query, key, value, mask, scale=scale, softcap=softcap, out=into.local, lse=into.lse
+        )
+    else:
+        local, lse = attention_with_lse(
+            query,
+            key,
+            value,
+            mask=mask,
+            is_causal=is_causal,
+            scale=scale,
+            softcap=softcap,
+            out=None if into is None else into.local,
+            lse=None if into is None else into.lse,
+        )
+    # The kernel turns the query itself where it reads blocks in place: nothing is allocated.
+    held = memory.held
+    if isinstance(held, LayerRows):
+        return reweave_attention(
+            query if memory.turn is None else rotate(query, *memory.turn),
+            held.keys,
+            held.values,
+            held.mask,
+            local,
+            lse,
+            bias=memory.bias,
+            scale=scale,
+            softcap=softcap,
+            query_mask=memory.query_mask,
+        )
+    return reweave_paged(
+        query,
+        held.keys,
+        held.values,
+        held.table,
+        held.stamps,
+        held.created,
+        held.positions,
+        memory.bias,
+        local,
+        lse,
+        turn=memory.turn,
+        query_mask=memory.query_mask,
+        scale=scale,
+        softcap=softcap,
+        out=None if into is None else into.out,
+        gate=None if into is None else into.gate,
+    )
+
+
+def parts(query: torch.Tensor, key: torch.Tensor) -> int:
+    """Parts of the local keys that a decoding step's programs share; 1 where there are none."""
+    if implementation(query.device).name != "triton":
+        return 1
+    programs = key.shape[0] * key.shape[1]
+    wanted = min(MOST_PARTS, -(-FEW_PROGRAMS // programs), -(-key.shape[2] // KEYS_PER_PART))
+    return max(1, wanted)
 
 
 def plug(own: str) -> str:
@@ -168,6 +272,5 @@ def _own(module: nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | 
 
 
 def _own_name(module: nn.Module) -> str:
-    """Name of the model's own implementation; that of `sdpa` leaves a soft cap out."""
     config: Any = module.config
     return config._attn_implementation.removeprefix(PREFIX)

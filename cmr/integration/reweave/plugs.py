@@ -14,8 +14,15 @@ from torch.overrides import TorchFunctionMode
 from cmr._warning import warn
 from cmr.errors import AttachError
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.reweave.attention import MARK, PREFIX, WATCH, Reader, plug, read_memory
-from cmr.integration.reweave.weave import LayerMemory
+from cmr.integration.reweave.attention import (
+    MARK,
+    PREFIX,
+    WATCH,
+    LayerMemory,
+    LayerReader,
+    plug,
+    read_memory,
+)
 
 
 class Plugs:
@@ -25,9 +32,6 @@ class Plugs:
     implementation. Of those that call PyTorch's `scaled_dot_product_attention` themselves, the
     attention modules' `forward` is wrapped, instance by instance, and that one call inside it is
     answered while there is memory to read. Both ways a layer without memory runs its own code.
-
-    Args:
-        adapter: the model.
     """
 
     def __init__(self, adapter: ModelAdapter) -> None:
@@ -36,7 +40,7 @@ class Plugs:
         self._own: list[tuple[Any, Any]] = []
         self._warned = False
 
-    def attach(self, reader: Reader) -> None:
+    def attach(self, reader: LayerReader) -> None:
         """Put the plugs in place."""
         for attention in self._adapter.attentions():
             setattr(attention, MARK, reader)
@@ -50,7 +54,7 @@ class Plugs:
 
     def require_unchanged(self) -> None:
         """Raises `AttachError` where another attention implementation was set meanwhile."""
-        if self._implementation is None:
+        if self._implementation is None:  # what is wrapped stays wrapped, whatever is set
             return
         decoder: Any = self._adapter.decoder
         name = decoder.config._attn_implementation
@@ -71,7 +75,7 @@ class Plugs:
                 "(memory.retrieval(blocks=0)), to have the weights of all"
             )
 
-    def detach(self, reader: Reader) -> None:
+    def detach(self, reader: LayerReader) -> None:
         """Take them away; the model is as it was, but for what others have set since."""
         for attention in self._adapter.attentions():
             if getattr(attention, MARK, None) is reader:
@@ -91,7 +95,7 @@ class Plugs:
 
 
 @contextmanager
-def plugged(adapter: ModelAdapter, reader: Reader) -> Iterator[None]:
+def plugged(adapter: ModelAdapter, reader: LayerReader) -> Iterator[None]:
     """Layers read what `reader` gives them in forwards inside."""
     plugs = Plugs(adapter)
     plugs.attach(reader)
@@ -104,21 +108,20 @@ def plugged(adapter: ModelAdapter, reader: Reader) -> Iterator[None]:
 def _reading(attention: nn.Module, warn: Callable[[], None]) -> Any:
     """The module's `forward` with memory woven in where its reader has some.
 
-    Args:
-        attention: the module.
-        warn: says that attention weights were asked for, and there are none where memory is read.
+    `warn` says that attention weights were asked for: there are none where memory is read.
     """
     own = attention.forward
 
     @functools.wraps(own)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        reader: Reader | None = getattr(attention, MARK, None)
+        reader: LayerReader | None = getattr(attention, MARK, None)
         memory = None if reader is None else reader.memory_for(attention.layer_idx)  # type: ignore[arg-type]
         if reader is None or memory is None:
             return own(*args, **kwargs)
         if kwargs.get("output_attentions"):
             warn()
             kwargs["output_attentions"] = False
+        # Between its own lines nothing can be put: the one call that attends is answered instead.
         with _Woven(attention, reader, memory):
             return own(*args, **kwargs)
 
@@ -128,7 +131,7 @@ def _reading(attention: nn.Module, warn: Callable[[], None]) -> Any:
 class _Woven(TorchFunctionMode):
     """Answers calls of `scaled_dot_product_attention` inside with memory woven in."""
 
-    def __init__(self, module: nn.Module, reader: Reader, memory: LayerMemory) -> None:
+    def __init__(self, module: nn.Module, reader: LayerReader, memory: LayerMemory) -> None:
         super().__init__()
         self._module, self._reader, self._memory = module, reader, memory
 
@@ -152,25 +155,10 @@ class _Woven(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> torch.Tensor:
         if dropout_p > 0.0:  # memory is not read while training
+            given = query, key, value, attn_mask, dropout_p, is_causal
             return nn.functional.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask,
-                dropout_p,
-                is_causal,
-                scale=scale,
-                enable_gqa=enable_gqa,
+                *given, scale=scale, enable_gqa=enable_gqa
             )
-        out, _ = read_memory(
-            self._module,
-            self._reader,
-            self._memory,
-            query,
-            key,
-            value,
-            attn_mask,
-            scale=query.shape[-1] ** -0.5 if scale is None else scale,
-            softcap=None,
-        )
-        return out
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        read = self._module, self._reader, self._memory
+        return read_memory(*read, query, key, value, attn_mask, scale=scale, softcap=None)[0]

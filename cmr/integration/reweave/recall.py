@@ -2,87 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 
 from cmr.integration.capture.lasting import lasting
 from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.reweave.held import LayerBlocks, LayerRows, StateRows, in_blocks
 from cmr.kernels import implementation
 from cmr.kernels.reference.rotary import rotate
 from cmr.memory.block_store import BlockStore
-from cmr.reconstruction.blend import expected_best
 from cmr.reconstruction.read_plan import ReadPlan
 from cmr.retrieval.choice import Choice
 from cmr.retrieval.successors import Successors, unit, what_follows
 
 LayerStates = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
 
+FULL_BIAS = 2.0
+"""Bias where a passage stands out: memory_weight of about 0.88 (docs/how-it-works.md)."""
+UNSURE, SURE = 0.8, 1.15
+"""Certainties between which the bias of `auto` rises from 0 to `FULL_BIAS`."""
 
-@dataclass(frozen=True)
-class LayerBlocks:
-    """Where one layer finds the chosen blocks: in the store itself, through a table.
 
-    Attributes:
-        keys: `[slots, kv_heads, block_size, head_dim]`, rotated for where they are read.
-        values: the same shape.
-        table: `[batch, read]` int64 slots of the chosen blocks, -1 for none.
-        stamps: `[batch, read]` int64, the numbers they had when they were chosen.
-        created: `[slots]` int64, the numbers of the blocks that are in the slots now: who has
-            another one than its stamp is not read.
-        positions: `[slots, block_size]` int64, below 0 where a block holds no token.
+def memory_bias(certainty: torch.Tensor, fixed: float | None) -> torch.Tensor:
+    """The bias `[batch]` float32 added to each row's memory logits.
+
+    It is `fixed`, or where that is None what the certainty `[batch]` of the search makes of it.
     """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    table: torch.Tensor
-    stamps: torch.Tensor
-    created: torch.Tensor
-    positions: torch.Tensor
-
-
-@dataclass(frozen=True)
-class LayerRows:
-    """What one layer reads of the chosen blocks, copied together.
-
-    Attributes:
-        keys: `[batch, kv_heads, read, head_dim]`, rotated for where they are read.
-        values: the same shape.
-        mask: `[batch, read]` bool, True where a token may be read; None where all may be.
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    mask: torch.Tensor | None
-
-
-@dataclass(frozen=True)
-class StateRows:
-    """The stored states that one layer reads, copied together.
-
-    Attributes:
-        states: `[batch, read, hidden]`.
-        mask: `[batch, read]` bool, True where a token may be read.
-        passages: `[batch, read]` int64 number of the passage that each is of.
-    """
-
-    states: torch.Tensor
-    mask: torch.Tensor
-    passages: torch.Tensor
-
-    def select(self, rows: torch.Tensor) -> StateRows:
-        """Those of the given rows, in their order."""
-        rows = rows.to(self.mask.device)
-        return StateRows(self.states[rows], self.mask[rows], self.passages[rows])
-
-    @cached_property
-    @lasting()
-    def floor(self) -> torch.Tensor:
-        """`[batch]` float32, the best fit where nothing fits; see `expected_best`."""
-        return expected_best(self.states, self.mask)
+    if fixed is not None:
+        return torch.full_like(certainty, fixed)
+    return FULL_BIAS * ((certainty - UNSURE) / (SURE - UNSURE)).clamp(0.0, 1.0)
 
 
 def in_place(device: torch.device) -> bool:
@@ -104,19 +54,16 @@ class Recall:
     Args:
         choice: what to read.
         bias: `[batch]` float32 added to the memory's logits; `-inf` reads nothing.
-        adapter: the model.
-        ring: the store.
         load: gives a layer's un-rotated keys and values, `[batch, kv_heads, read * block_size,
             head_dim]`, where the ring buffer does not hold them; None where it does.
         positions: `constant`, `layout` or `true`.
         base: `[batch]` position in front of which `layout` puts the memory.
-        plan: which of the tokens are read, and as what; None: all as they are. With a plan a copy
-            is read, which is made once a search.
+        plan: which of the tokens are read, and as what; None: all as they are.
         guarded: the first token of a text, its attention sink, is recalled and not read: it would
             take the share of attention that is meant for the rest.
 
     Attributes:
-        plan: as given.
+        layers: what the layers read that have come to it so far.
         mask: `[batch, read * block_size]` bool, True where there is a token to read.
         read: which tokens the layers read, `[batch, read * block_size]` bool; as many columns as
             the plan makes where there is one.
@@ -155,9 +102,10 @@ class Recall:
             self.read = plan.mask.to(self.mask.device)
         elif guarded:
             self._leave_out(ring.blank(self._table.clamp(min=0)))
+        # Fixed until the next search: rotating anew in every step would cost more than it gives.
         self._base, self._place = base, self._where(positions, base)
         self._columns = _dense(self.read)
-        self._layers: dict[int, LayerBlocks | LayerRows] = {}
+        self.layers: dict[int, LayerBlocks | LayerRows] = {}
         self._states: dict[int, StateRows] = {}
         self._angles: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.successors: Successors | None = None
@@ -166,7 +114,7 @@ class Recall:
         """Neither copies nor those who read in place find tokens, `[batch, blocks, size]` bool."""
         sinks = sinks & self.mask.view(sinks.shape)
         if sinks.device.type == "cpu" and not bool(sinks.any()):
-            return
+            return  # on a GPU the answer costs more than the copy of the positions
         self.read = self.mask & ~sinks.flatten(1)
         out = torch.zeros_like(self._positions).index_add_(
             0, self._table.clamp(min=0).flatten(), sinks.flatten(0, 1).to(self._positions)
@@ -182,20 +130,20 @@ class Recall:
             if self.plan is not None:
                 places = self.plan.to(places.device).places(places)
             return places.clamp(min=0)
+        # One behind the other, in the order in which they were chosen, the last one before `base`.
         order = self.read.cumsum(-1)
         return base[:, None] + order - order[:, -1:] - 1
 
     def layer(self, number: int) -> LayerBlocks | LayerRows:
         """What block `number` of the decoder reads; put together once."""
-        if number not in self._layers:
+        # Layer by layer: the first ones run while what the last ones read is gathered.
+        if number not in self.layers:
             with lasting():
-                self._layers[number] = self._held(number)
-        return self._layers[number]
-
-    def _held(self, number: int) -> LayerBlocks | LayerRows:
-        if not in_place(self._ring.device):
-            return self._copied(number)
-        return self._stored(number) or self._in_blocks(number)
+                if not in_place(self._ring.device):
+                    self.layers[number] = self._copied(number)
+                else:
+                    self.layers[number] = self._stored(number) or self._in_blocks(number)
+        return self.layers[number]
 
     def _stored(self, number: int) -> LayerBlocks | None:
         """The store itself, where it holds keys as they are read, beside the columns."""
@@ -204,8 +152,12 @@ class Recall:
         moved = self._place is not None and self._adapter.rotates(number)
         if self._load is not None or self.plan is not None or moved or keys is None:
             return None
+        # The columns lie beside the index. Where a model is spread over devices, a layer elsewhere
+        # would wait for them in every step.
         if keys.device != ring.device:
             return None
+        # Text that comes later may take these slots. Whoever reads compares the stamps, the blocks'
+        # numbers at the time of the search, with the numbers that are there now.
         columns = (self._table, self._stamps, ring.created, self._positions)
         return LayerBlocks(keys, ring.values[number], *columns)
 
@@ -216,13 +168,13 @@ class Recall:
             plan = self.plan.to(keys.device)
             keys, values = plan.apply(keys), plan.apply(values)
         place = self._place if self._adapter.rotates(number) else None
-        mask = None if self._columns is not None else self.read
+        mask = self.read.to(keys.device) if self._columns is None else None
         if self._columns is not None:
             keys, values = keys[:, :, self._columns], values[:, :, self._columns]
             place = None if place is None else place[:, self._columns]
         if place is not None:
             keys = rotate(keys, *self._turns(number, place.to(keys.device)))
-        return LayerRows(keys, values, None if mask is None else mask.to(keys.device))
+        return LayerRows(keys, values, mask)
 
     def _recalled(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Un-rotated keys and values of all that was recalled, on the layer's device.
@@ -235,21 +187,18 @@ class Recall:
         return keys, keys if values is None else values
 
     def _in_blocks(self, number: int) -> LayerBlocks:
-        """A copy as a store of its own."""
+        """A copy as a store of its own: the kernels read blocks through a table only."""
         rows = self._copied(number)
         batch, device = len(rows.keys), rows.keys.device
         read = self.read if self._columns is None else self.read[:, self._columns]
-        held = _blocks(torch.where(read, 0, -1).to(device)[:, None, :, None], self._size)
+        size = self._ring.block_size
+        held = in_blocks(torch.where(read, 0, -1).to(device)[:, None, :, None], size)
         entries = torch.arange(len(held), device=device).view(batch, -1)
         created = torch.zeros(len(held), dtype=torch.int64, device=device)
-        keys, values = _blocks(rows.keys, self._size), _blocks(rows.values, self._size)
+        keys, values = in_blocks(rows.keys, size), in_blocks(rows.values, size)
         return LayerBlocks(
             keys, values, entries, torch.zeros_like(entries), created, held[:, 0, :, 0].contiguous()
         )
-
-    @property
-    def _size(self) -> int:
-        return self._ring.block_size
 
     def _turns(self, number: int, place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine for the keys, computed once for layers of a kind."""
@@ -276,7 +225,7 @@ class Recall:
         """Bytes of the copies that layers read, as far as they were made."""
         copies = [
             held
-            for number, held in self._layers.items()
+            for number, held in self.layers.items()
             if held.keys is not self._ring.keys.get(number)
         ]
         tensors = [part for held in copies for part in (held.keys, held.values)]
@@ -303,13 +252,10 @@ class Recall:
 
     @lasting()
     def compare(self, layers: Sequence[int], project: bool) -> None:
-        """Take note of what followed the recalled tokens, to compare new ones with.
+        """Take note of what followed the recalled tokens, to compare new ones with at `layers`.
 
-        A copy, to be made before anything is stored again: a slot may get another block.
-
-        Args:
-            layers: where tokens are compared.
-            project: whether states are stored for themselves, and keys and values are made of them.
+        A copy, to be made before anything is stored again: a slot may get another block. `project`:
+        states are stored for themselves, and keys and values are made of them.
         """
         read = self.mask
         if self.plan is not None:
@@ -335,35 +281,33 @@ class Recall:
         """`[1, recalled]` int64 number of the passage that each recalled token is of."""
         many, run = self.choice.table.shape[1:]
         numbers = torch.arange(many, device=self._table.device)
-        return numbers.repeat_interleave(run * self._size)[None]
+        return numbers.repeat_interleave(run * self._ring.block_size)[None]
 
     @lasting()
     def select(self, rows: torch.Tensor) -> Recall:
         """The recall of the given rows, in their order."""
         rows = rows.to(self._table.device)
-        other = object.__new__(Recall)
+        other = copy.copy(self)
         other.choice = self.choice.select(rows)
         other.plan = None if self.plan is None else self.plan.select(rows)
-        other._positions, other.read = self._positions, self.read[rows]
-        other.bias, other.mask = self.bias[rows], self.mask[rows]
-        other.read_ids = self.read_ids[rows]
-        other.read_positions = self.read_positions[rows]
-        other._adapter, other._ring = self._adapter, self._ring
+        for name in ("read", "bias", "mask", "read_ids", "read_positions"):
+            setattr(other, name, getattr(self, name)[rows])
         other._table, other._stamps = self._table[rows], self._stamps[rows]
         other._base = self._base[rows]
         other._place = None if self._place is None else self._place[rows]
         load = self._load
+        if load is not None:
 
-        def chosen(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-            assert load is not None
-            keys, values = load(number)
-            return keys[rows], values[rows]
+            def chosen(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+                keys, values = load(number)
+                return keys[rows], values[rows]
 
-        other._load = None if load is None else chosen
+            other._load = chosen
         other._angles = {}
         other._states = {number: held.select(rows) for number, held in self._states.items()}
+        # Without its masked columns a copy fits one row alone.
         other._columns = self._columns if len(rows) == 1 else None
-        other._layers = {number: _rows(held, rows) for number, held in self._layers.items()}
+        other.layers = {number: held.select(rows) for number, held in self.layers.items()}
         other.successors = None if self.successors is None else self.successors.select(rows)
         return other
 
@@ -377,23 +321,3 @@ def _dense(mask: torch.Tensor) -> torch.Tensor | None:
     if mask.device.type != "cpu" or mask.shape[0] != 1 or in_place(mask.device):
         return None
     return mask[0].nonzero()[:, 0] if bool(mask.any()) else None
-
-
-def _blocks(x: torch.Tensor, size: int) -> torch.Tensor:
-    """`[rows, heads, tokens, dim]` to `[rows * blocks, heads, size, dim]`.
-
-    Behind the last token stands what a block needs to be whole: -1 for numbers, 0 otherwise.
-    """
-    rows, heads, tokens, dim = x.shape
-    x = F.pad(x, (0, 0, 0, -tokens % size), value=0.0 if x.is_floating_point() else -1)
-    x = x.view(rows, heads, -1, size, dim).transpose(1, 2)
-    return x.reshape(-1, heads, size, dim)
-
-
-def _rows(held: LayerBlocks | LayerRows, rows: torch.Tensor) -> LayerBlocks | LayerRows:
-    if isinstance(held, LayerRows):
-        rows = rows.to(held.keys.device)
-        mask = None if held.mask is None else held.mask[rows]
-        return LayerRows(held.keys[rows], held.values[rows], mask)
-    rows = rows.to(held.table.device)
-    return replace(held, table=held.table[rows], stamps=held.stamps[rows])

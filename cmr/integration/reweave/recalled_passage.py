@@ -57,8 +57,7 @@ def recalled_passages(
         gates: layer number to `[batch, heads, tokens]`.
         names: session name of each row.
         tokenizer: decodes the text, or None.
-        said: `[batch, tokens]` float32, share of next-token memory in what was said next; None:
-            none was asked.
+        said: see `Step.said`.
     """
     shape = recall.choice.table.shape[:2]
     mask, ids, places = (

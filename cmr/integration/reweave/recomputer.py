@@ -24,10 +24,8 @@ class Recomputer:
     the text that stood before it. Both are dropped afterwards: a sink must never be read as memory.
 
     Args:
-        adapter: the model.
-        layers: layers whose keys and values are wanted.
         context: tokens of the text before a passage that are run with it, in whole blocks.
-        states: whether the states that enter the layers are wanted instead.
+        states: whether the states that enter the layers are wanted instead of keys and values.
     """
 
     def __init__(
@@ -43,15 +41,10 @@ class Recomputer:
         self._begin = begin if isinstance(begin, int) else None
 
     def recompute(self, ring: BlockStore, passages: torch.Tensor) -> Layers:
-        """Un-rotated keys and values of passages.
+        """Un-rotated keys and values of passages, `[n, run]` slots in the order of the text.
 
-        Args:
-            ring: the store.
-            passages: `[n, run]` slots in the order of the text, -1 for none; one in each row.
-
-        Returns:
-            Layer number to two `[n, kv_heads, run * block_size, head_dim]`. States stand for both,
-            as one head.
+        A row has one passage, and -1 for none behind it. By layer number there are two `[n,
+        kv_heads, run * block_size, head_dim]`; states stand for both, as one head.
         """
         slots = torch.cat([self._ahead(ring, passages), passages], dim=1)
         where = slots.clamp(min=0)
@@ -68,6 +61,7 @@ class Recomputer:
             if self._states:
                 out[number] = (keys[:, :, front:], values[:, :, front:])
                 continue
+            # Blocks are read at other places than they stand at here: their rotation is undone.
             if self._adapter.rotates(number):
                 turn = self._adapter.rotary(number, positions.to(keys.device))
                 cos, sin = (part.to(keys.dtype).float() for part in turn)

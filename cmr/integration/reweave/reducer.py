@@ -14,14 +14,10 @@ from cmr.retrieval import Ask, Choice
 
 
 class Reducer:
-    """Plans, once a search and for all layers, which tokens are read.
+    """Plans, once a search and for all layers, which tokens are read. Made where there is a limit.
 
     How well a token matches is told by the states that were searched. A plan is made on the CPU: on
     a GPU a search waits for it once.
-
-    Args:
-        ring: the store.
-        reweave: the limits and the method.
     """
 
     def __init__(self, ring: BlockStore, reweave: ReweaveConfig) -> None:
@@ -31,14 +27,7 @@ class Reducer:
         self._guarded = reweave.sink_guard > 0
 
     def plan(self, choice: Choice, ask: Ask) -> ReadPlan | None:
-        """What to read of what was chosen; None: all of it.
-
-        Args:
-            choice: the passages.
-            ask: what they were found for, with states as they are indexed.
-        """
-        if not self._limits:
-            return None
+        """What to read of the passages that were found for `ask`; None: all of it."""
         ring, table = self._ring, choice.table.flatten(1)
         columns = (table, choice.stamps.flatten(1), ring.created, ring.positions)
         mask = readable(*columns).cpu()
@@ -47,6 +36,7 @@ class Reducer:
             return None
         states = ring.states(table.flatten().clamp(min=0).cpu())
         memory = states.view(*mask.shape, -1).cpu()
+        # The state of an attention sink is stored as zeros: that tells it from other tokens here.
         if self._guarded:
             mask &= (memory != 0).any(-1)
         asks = None if ask.mask is None else ask.mask.cpu()

@@ -29,7 +29,7 @@ class StepTensors:
     gate: torch.Tensor
 
 
-class Scratch:
+class StepScratch:
     """One set of tensors for each layer and shape; the next step writes over it.
 
     Nothing is allocated from the second step on, and addresses stay: a CUDA graph may be captured.
@@ -42,6 +42,7 @@ class Scratch:
         """The tensors for a query `[batch, heads, 1, dim]` of block `layer`."""
         key = (layer, parts, query.shape, query.dtype, query.device)
         if key not in self._kept:
+            # They are written over in later steps, whatever mode those run in.
             with lasting():
                 self._kept[key] = _tensors(query, parts)
         return self._kept[key]
@@ -54,12 +55,12 @@ class Scratch:
 def _tensors(query: torch.Tensor, parts: int) -> StepTensors:
     batch, heads, steps, width = query.shape
     wide = torch.float32
-    out = query.new_empty(batch, steps, heads, width)
-    if parts > 1:
-        local = query.new_empty(parts, *query.shape, dtype=wide)
-        lse = query.new_empty(parts, batch, heads, steps, dtype=wide)
-    else:
-        local = query.new_empty(query.shape)
-        lse = query.new_empty(batch, heads, steps, dtype=wide)
+    # The layer behind takes `[batch, 1, heads, dim]`: laid out so, nothing has to be moved.
+    out = query.new_empty(batch, steps, heads, width).transpose(1, 2)
     gate = query.new_empty(batch, heads, steps, dtype=wide)
-    return StepTensors(local, lse, out.transpose(1, 2), gate)
+    if parts == 1:
+        lse = query.new_empty(batch, heads, steps, dtype=wide)
+        return StepTensors(query.new_empty(query.shape), lse, out, gate)
+    local = query.new_empty(parts, *query.shape, dtype=wide)
+    lse = query.new_empty(parts, batch, heads, steps, dtype=wide)
+    return StepTensors(local, lse, out, gate)

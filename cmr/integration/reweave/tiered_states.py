@@ -1,27 +1,23 @@
-"""Keys and values of chosen blocks that the first tier does not hold as they are read."""
+"""Loads keys and values of chosen blocks that the first tier does not hold as they are read."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from cmr.integration.reweave.prefetcher import Gather, Prefetcher, Stored
 from cmr.integration.reweave.recomputer import Layers, Recomputer
 from cmr.memory.block_store import BlockStore
 
+Stored = tuple[torch.Tensor, torch.Tensor | None]
+Gather = Callable[[int], Stored]
 Project = Callable[[int, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class Recomputed:
-    """Passages that were run through the model again, the last few of them.
-
-    Args:
-        recomputer: runs them.
-        ring: the store.
-        passages: how many are kept.
-    """
+    """The last few passages that were run through the model again; `runs` counts how often."""
 
     def __init__(self, recomputer: Recomputer, ring: BlockStore, passages: int) -> None:
         self._recomputer, self._ring, self._most = recomputer, ring, passages
@@ -36,6 +32,7 @@ class Recomputed:
         Args:
             passages: `[n, run]` int64 slots on the CPU, -1 for none; one in each row.
         """
+        # By the blocks' numbers, not their slots: a slot may hold another block by now.
         numbers = torch.where(passages >= 0, self._ring.ledger.number[passages.clamp(min=0)], -1)
         names = [tuple(row) for row in numbers.tolist()]
         new = [i for i, name in enumerate(names) if name not in self._kept]
@@ -60,14 +57,49 @@ class Recomputed:
         self._kept.clear()
 
 
+class Prefetcher:
+    """A thread that gathers ahead. It is made when first needed and ends with `close`.
+
+    Attributes:
+        gathered: layers that were gathered ahead.
+    """
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self.gathered = 0
+
+    def ahead(self, gather: Gather, layers: Iterable[int]) -> Gather:
+        """A function like `gather`, whose work begins at once in a thread, layer by layer.
+
+        It waits where a layer is not there yet, and raises what was raised there. A layer that is
+        asked for again is gathered anew.
+        """
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="cmr-prefetch")
+        coming: dict[int, Future[Stored]] = {
+            layer: self._pool.submit(gather, layer) for layer in sorted(layers)
+        }
+
+        def take(layer: int) -> Stored:
+            if layer not in coming:
+                return gather(layer)
+            self.gathered += 1
+            return coming.pop(layer).result()
+
+        return take
+
+    def close(self) -> None:
+        """End the thread; what was begun is finished first."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+
 class TieredStates:
     """Keys and values of a block table whose blocks lie in several tiers, or keep none.
 
     Args:
-        ring: the store.
-        recomputed: gives passages of which a block keeps no states.
         table: `[batch, passages, run]` int64 slots, -1 for none.
-        prefetcher: gathers ahead where blocks have to come from a disk or to another device.
         layers: the layers that will be asked for.
         project: makes keys and values `[batch, kv_heads, tokens, head_dim]` of what is stored of a
             layer, where that is hidden states `[batch, tokens, hidden]`; None: they are stored.
@@ -87,6 +119,7 @@ class TieredStates:
         self._ring, self._table, self._project = ring, table.cpu(), project
         self._gather: Gather = self._gathered
         self._again = again
+        # What has to come a long way begins to come now, while the layers before it run.
         if ring.keys and not again and ring.far(self._table):
             self._gather = prefetcher.ahead(self._gathered, layers)
         rows, passages, run = table.shape
@@ -108,12 +141,10 @@ class TieredStates:
         out = []
         for part in range(2):
             given = next(iter(self._found.values()))[layer][part]
-            empty = given.new_zeros(given.shape)
+            empty = torch.zeros_like(given)
             heads, tokens, dim = given.shape[1:]
-            pieces = [
-                self._found[i][layer][part] if i in self._found else empty
-                for i in range(rows * passages)
-            ]
+            found = [self._found.get(i) for i in range(rows * passages)]
+            pieces = [empty if one is None else one[layer][part] for one in found]
             fresh = torch.cat(pieces).view(rows, passages, heads, tokens, dim)
             fresh = fresh.transpose(1, 2).reshape(rows, heads, passages * tokens, dim)
             if stored is not None:

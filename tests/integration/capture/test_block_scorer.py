@@ -47,7 +47,7 @@ def raw_scores(
 
         scorer.raw = note  # type: ignore[method-assign]
         memory.read(ids, mask)
-        layer = memory._core.index_layer
+        layer = memory._core.layout.index_layer
     return {name: torch.cat([f[name] for f in found], 1) for name in METHODS}, layer
 
 

@@ -92,15 +92,17 @@ def test_what_the_original_searches_for_is_not_read_by_its_copy(llama: nn.Module
         go_on(llama, cache, text(1, 3, seed=2))
         record = cache.layers[0].owner.record
         twin = copy.deepcopy(cache).layers[0].owner.record
-        assert record.query is not None and twin.query is not record.query
+        assert record.search.query is not None and twin.search.query is not record.search.query
         chosen = (
-            twin.recall.choice.table.clone(),
-            twin.query.maxima.clone(),
-            twin.query.mask.clone(),
+            twin.search.recall.choice.table.clone(),
+            twin.search.query.maxima.clone(),
+            twin.search.query.mask.clone(),
         )
         go_on(llama, cache, text(1, 12, seed=3))
-        assert torch.equal(twin.recall.choice.table, chosen[0])
-        assert torch.equal(twin.query.maxima, chosen[1]) and torch.equal(twin.query.mask, chosen[2])
+        assert torch.equal(twin.search.recall.choice.table, chosen[0])
+        assert torch.equal(twin.search.query.maxima, chosen[1]) and torch.equal(
+            twin.search.query.mask, chosen[2]
+        )
 
 
 def test_forgetting_reaches_copies_of_caches(llama: nn.Module) -> None:
@@ -110,9 +112,9 @@ def test_forgetting_reaches_copies_of_caches(llama: nn.Module) -> None:
         del cache
         gc.collect()
         record = twin.layers[0].owner.record
-        assert record.recall is not None and record in memory._core.records
+        assert record.search.recall is not None and record in memory._core.records
         memory.forget("anna", ids=memory.inspect("anna")[0].id)
-        assert record.recall is None and record.query is None
+        assert record.search.recall is None and record.search.query is None
 
 
 def test_a_copy_is_cropped_and_reordered_for_itself(llama: nn.Module) -> None:

@@ -137,9 +137,9 @@ def test_what_leaves_is_stored_as_the_model_made_it(store: str, model: nn.Module
             slots = torch.tensor([[entry.slot for entry in memory.entries(str(row))[:2]]])
             mine = [x[row : row + 1, SINKS:] for x in states]
             assert torch.equal(core.ring.token_ids[slots].flatten(), ids[row, SINKS : SINKS + kept])
-            unit = torch.nn.functional.normalize(mine[core.index_layer], dim=-1)
+            unit = torch.nn.functional.normalize(mine[core.layout.index_layer], dim=-1)
             assert_close("index", core.ring.index[slots].flatten(1, 2), unit, **TOLERANCE)
-            for layer in core.targets:
+            for layer in core.layout.targets:
                 want = core.adapter.keys_values(layer, mine[layer])
                 if store == "states":
                     want = mine[layer][:, None], None

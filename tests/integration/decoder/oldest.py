@@ -11,7 +11,9 @@ from torch import nn
 from transformers import DynamicCache
 
 import cmr
+from cmr.integration.capture.local_window import LocalWindow
 from cmr.integration.capture.window import adopt
+from cmr.integration.decoder.adapter import ModelAdapter
 from tests.integration.tiny import READS_ALL, greedy, text
 
 
@@ -33,8 +35,7 @@ def test_prompt_lookup(llama: nn.Module) -> None:
 @pytest.mark.parametrize("given", [-7, 23])
 def test_a_window_is_cropped_by_what_goes_and_by_what_stays(given: int, llama: nn.Module) -> None:
     """Releases differ in what they say: 7 of 30 tokens go, 23 stay."""
-    with cmr.attach(llama, window=64) as memory:
-        window = memory._core.new_window([0])
+    window = LocalWindow(ModelAdapter(llama), window=64, sinks=4, block=32, padding=[0])
     cache = adopt(DynamicCache(config=llama.config), window)
     keys = torch.randn(1, 2, 30, 16)
     cache.update(keys, keys, 0)

@@ -164,8 +164,8 @@ def test_a_layer_that_attends_to_something_else_is_named(
     monkeypatch.setattr(detection, "FAMILIES", {})
     weave = detection.LayerMemory
 
-    def biased(held: Any, bias: torch.Tensor, mask: Any, turn: Any) -> Any:
-        return weave(held, bias + 0.5, mask, turn)
+    def biased(held: Any, bias: torch.Tensor, *others: Any) -> Any:
+        return weave(held, bias + 0.5, *others)
 
     monkeypatch.setattr(detection, "LayerMemory", biased)
     with pytest.raises(UnsupportedModelError, match="read from memory, layer 0 attends to"):

@@ -362,5 +362,5 @@ def test_falcon_stores_each_key_head_once(tiny: Callable[[str], nn.Module]) -> N
     with cmr.attach(model, window=64, store="kv") as memory:
         cache = model(text(1, 10)).past_key_values
         assert cache.layers[0].keys.shape[1] == 4
-        layer = memory._core.targets[0]
+        layer = memory._core.layout.targets[0]
         assert memory._core.ring.keys[layer].shape[1] == 2

@@ -20,8 +20,7 @@ import cmr
 from cmr.integration.hooks.step import Step
 from cmr.integration.reweave import attention as plug
 from cmr.integration.reweave import recall as recalling
-from cmr.integration.reweave import weave as weaving
-from cmr.integration.reweave.scratch import Scratch
+from cmr.integration.reweave.scratch import StepScratch
 from cmr.kernels.dispatch import REGISTERED
 from cmr.kernels.reference.rotary import rotate
 from tests.integration.hooks.operations import Operations, tensors
@@ -122,11 +121,11 @@ def test_the_step_is_one_graph(llama, parts, monkeypatch) -> None:
         return graph.forward
 
     args, named = run.calls[-1]
-    want = [x.clone() for x in weaving.weave(*args, **named)]
+    want = [x.clone() for x in plug.weave(*args, **named)]
     for tensor in (named["into"].out, named["into"].gate):
         tensor.fill_(float("nan"))
     torch._dynamo.reset()
-    compiled = torch.compile(weaving.weave, fullgraph=True, backend=keep)
+    compiled = torch.compile(plug.weave, fullgraph=True, backend=keep)
     have = compiled(*args, **named)
     assert len(graphs) == 1
     called = [str(node.target) for node in graphs[0].graph.nodes if node.op == "call_function"]
@@ -146,7 +145,7 @@ def test_the_step_traces_without_data(llama, parts, monkeypatch) -> None:
             _mapped(args[4], mode.from_tensor), held=_mapped(args[4].held, mode.from_tensor)
         )
         named = {**named, "into": _mapped(named["into"], mode.from_tensor)}
-        out, gate = weaving.weave(*fake, memory, **named)
+        out, gate = plug.weave(*fake, memory, **named)
     assert out.shape == args[0].shape and gate.shape == args[0].shape[:3]
 
 
@@ -211,7 +210,7 @@ def test_an_embedding_that_scales_attention_scales_keys_that_are_not_rotated(lla
     with cmr.attach(model, **SETTINGS) as memory:
         stepper, adapter = memory._stepper, memory._core.adapter
         positions = torch.tensor([[7]])
-        step = Step(None, [], None, positions, None, torch.zeros(1, 1).long())
+        step = Step(None, [], torch.zeros(1, 1).long(), positions)
         cos, sin = adapter.rotary(0, positions)
         assert not torch.allclose(cos * cos + sin * sin, torch.ones(()), atol=0.05)
         query, key = torch.randn(2, 1, 4, 1, 16)
@@ -252,10 +251,10 @@ def test_a_search_while_decoding_waits_for_nothing(llama, monkeypatch, blocks) -
     core = run.memory._core
     record = run.memory._stepper.last.record
     states = torch.randn(2, 4, core.adapter.hidden)
-    before = record.query.settle(core.search_again(record.query))
+    before = record.search.query.settle(core.search_again(record.search.query))
     with Operations() as operations:
-        record.query.add(states, None)
-        found = core.search_again(record.query)
+        record.search.query.add(states, None)
+        found = core.search_again(record.search.query)
     assert operations.waiting == []
     assert found.table.data_ptr() == before.table.data_ptr()
     assert set(operations.ours) == {"ring_write_index", "block_maxima", "maxsim_select"}
@@ -278,7 +277,7 @@ def test_with_gradients_nothing_is_written_over(llama) -> None:
 
 def test_scratch_is_let_go_at_the_end(llama) -> None:
     run = decoding(llama)
-    scratch: Scratch = run.memory._stepper.scratch
+    scratch: StepScratch = run.memory._stepper.scratch
     assert scratch._kept
     run.memory.detach()
     assert not scratch._kept

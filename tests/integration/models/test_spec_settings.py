@@ -80,12 +80,12 @@ def test_intervention_layers_say_where_memory_is_read(llama: nn.Module, made: Ma
         model = made(FullCMRModel, llama, settings)
     assert len(seen) == 1 and model.target_layers == (2, 4, 6)
     assert model.memory.stats()["target_layers"] == [3, 5]
-    assert model.memory._core.read_layers == {3, 5}
+    assert model.memory._core.layout.read_layers == {3, 5}
     model.cleanup_hooks()
     with_knn = {"intervention_layers": [2, 3, 4], "knn": True, "knn_layers": [1, 2]}
     model, _ = answer(made, llama, **with_knn)
     assert model.memory.stats()["target_layers"] == USUAL
-    assert model.memory._core.read_layers == {2, 3, 4}
+    assert model.memory._core.layout.read_layers == {2, 3, 4}
 
 
 @pytest.mark.parametrize("method", ["weighted_sum", "gated", "residual"])
