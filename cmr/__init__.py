@@ -38,11 +38,8 @@ if TYPE_CHECKING:
     from cmr.integration.attach import attach as attach
     from cmr.integration.attach import load as load
     from cmr.integration.calibration.calibrate import calibrate as calibrate
-    from cmr.integration.capture.reader import ReadReport as ReadReport
     from cmr.integration.consolidation import ConsolidationReport as ConsolidationReport
     from cmr.integration.forgetter import ForgetReport as ForgetReport
-    from cmr.integration.hooks.hook import Hook as Hook
-    from cmr.integration.hooks.hook_manager import HookManager as HookManager
     from cmr.integration.memory import Memory as Memory
     from cmr.integration.models.backbone.backbones import BackboneAdapter as BackboneAdapter
     from cmr.integration.models.backbone.backbones import GemmaAdapter as GemmaAdapter
@@ -53,8 +50,11 @@ if TYPE_CHECKING:
     from cmr.integration.models.outputs import CMROutput as CMROutput
     from cmr.integration.models.transformer import CMRTransformer as CMRTransformer
     from cmr.integration.models.transformer import IntegratedCMRModel as IntegratedCMRModel
+    from cmr.integration.reader import ReadReport as ReadReport
     from cmr.integration.requests.session import Session as Session
     from cmr.integration.reweave.recalled_passage import RecalledPassage as RecalledPassage
+    from cmr.integration.user_hooks.hook import Hook as Hook
+    from cmr.integration.user_hooks.hook_manager import HookManager as HookManager
     from cmr.memory.buffer.layered import LayeredMemoryBuffer as LayeredMemoryBuffer
     from cmr.memory.entry import MemoryEntry as MemoryEntry
     from cmr.memory.inspection import Inspection as Inspection
@@ -98,11 +98,11 @@ _HOMES = {
     ),
     "cmr.integration.attach": "attach load",
     "cmr.integration.calibration.calibrate": "calibrate",
-    "cmr.integration.capture.reader": "ReadReport",
+    "cmr.integration.reader": "ReadReport",
     "cmr.integration.consolidation": "ConsolidationReport",
     "cmr.integration.forgetter": "ForgetReport",
-    "cmr.integration.hooks.hook": "Hook",
-    "cmr.integration.hooks.hook_manager": "HookManager",
+    "cmr.integration.user_hooks.hook": "Hook",
+    "cmr.integration.user_hooks.hook_manager": "HookManager",
     "cmr.integration.memory": "Memory",
     "cmr.integration.models.backbone.backbones": "BackboneAdapter GemmaAdapter MistralAdapter",
     "cmr.integration.models.full": "FullCMRModel",

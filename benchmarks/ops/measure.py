@@ -12,7 +12,7 @@ import torch
 from benchmarks.ops import bandwidth
 from benchmarks.shared import rows
 from cmr.kernels.dispatch import implementation
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 
 BLOCK = 32
 DTYPE = torch.bfloat16

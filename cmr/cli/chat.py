@@ -14,7 +14,7 @@ from cmr.cli import common as shared
 from cmr.cli.display import console, passages, size
 from cmr.cli.opened import opened
 from cmr.cli.settings import Settings
-from cmr.integration.capture.window import is_windowed
+from cmr.integration.window.window_layer import is_windowed
 
 HELP = "/quit ends, /stats shows the memory, /recalled what the last answer read"
 

@@ -12,13 +12,13 @@ from cmr._warning import warn
 from cmr.config import STATE_METHODS, CMRConfig
 from cmr.errors import AttachError, CMRWarning, ConfigError
 from cmr.integration.capture.block_writer import Keep
-from cmr.integration.capture.lasting import lasting
 from cmr.integration.core import Core
 from cmr.integration.decoder import fingerprint
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.decoder.detection import adapt
+from cmr.integration.detection import adapt
 from cmr.integration.files.folders import open_saved
 from cmr.integration.memory import ATTACHED, Memory, require_free
+from cmr.integration.window.lasting import lasting
 
 LEAST_WEIGHT = 0.5
 """Fixed `memory_weight` below which hardly anything is recalled."""

@@ -15,9 +15,9 @@ from transformers.cache_utils import DynamicCache
 from cmr.config import CMRConfig
 from cmr.config.memory import lifetime
 from cmr.errors import AttachError
-from cmr.integration.capture.absorb import absorb
+from cmr.integration.absorb import absorb
 from cmr.integration.capture.block_writer import Keep
-from cmr.integration.capture.reader import Reader, ReadReport, Rows
+from cmr.integration.capture.rows import Rows
 from cmr.integration.change import change
 from cmr.integration.core import Core
 from cmr.integration.decoder.adapter import ModelAdapter
@@ -26,6 +26,7 @@ from cmr.integration.hooks.generation import GenerationPlug
 from cmr.integration.hooks.residual import ResidualReader
 from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.memory_upkeep import MemoryUpkeep
+from cmr.integration.reader import Reader, ReadReport
 from cmr.integration.requests.chat_template import Template
 from cmr.integration.requests.request import new_request, under_way
 from cmr.integration.requests.scope import Opener, Said

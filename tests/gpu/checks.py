@@ -9,7 +9,7 @@ import torch
 
 from cmr.kernels import dispatch
 from tests.gpu.inputs import Call, tensors, widened
-from tests.kernels.compare import assert_close, assert_error_at_most_twice
+from tests.kernels.helpers.compare import assert_close, assert_error_at_most_twice
 
 FLOOR = 2e-5
 """Allowed beside twice the error of plain PyTorch, as a share of the largest element."""

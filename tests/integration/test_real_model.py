@@ -17,7 +17,7 @@ from transformers import TextStreamer, pipeline
 import cmr
 from tests.integration.test_detach import attributes, hooks
 from tests.integration.tiny import greedy, stepwise
-from tests.kernels.compare import assert_error_at_most_twice
+from tests.kernels.helpers.compare import assert_error_at_most_twice
 
 FACT, QUESTION, ANSWER = (
     " The parrot of the lighthouse keeper is called Marzipan. ",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cmr.kernels import attention as module
 from cmr.kernels.attention import attention_with_lse, attention_with_lse_plain
 from cmr.kernels.attention_partials import attention_partials, merge_partials, part_size
-from tests.kernels.compare import assert_close, assert_error_at_most_twice
+from tests.kernels.helpers.compare import assert_close, assert_error_at_most_twice
 
 BOTH = pytest.mark.parametrize("attend", [attention_with_lse, attention_with_lse_plain])
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.kernels.compare import assert_close, assert_error_at_most_twice
+from tests.kernels.helpers.compare import assert_close, assert_error_at_most_twice
 
 
 def test_a_failure_names_element_position_ratio_and_share() -> None:

@@ -13,7 +13,7 @@ from cmr.kernels.cosine_topk import cosine_topk, cosine_topk_, new_partial
 from cmr.kernels.reference import _topk
 from cmr.kernels.reference.quantise import quantise_rows
 from cmr.kernels.reference.score import inverse_norm
-from tests.kernels.compare import assert_close, assert_error_at_most_twice
+from tests.kernels.helpers.compare import assert_close, assert_error_at_most_twice
 
 module = importlib.import_module("cmr.kernels.cosine_topk")  # not the function of that name
 

@@ -13,7 +13,7 @@ from cmr.kernels.maxsim import block_maxima, block_maxima_
 from cmr.kernels.reference._topk import topk_lowest_slot
 from cmr.kernels.reference.maxsim import passages, standardise
 from cmr.kernels.reference.quantise import quantise_rows
-from tests.kernels.compare import assert_close, assert_error_at_most_twice
+from tests.kernels.helpers.compare import assert_close, assert_error_at_most_twice
 
 
 def unit(*shape, seed=0, dtype=torch.float32):

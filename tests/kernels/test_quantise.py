@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmr.kernels.reference.quantise import LARGEST, quantise_rows
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 
 DTYPES = [torch.int8, torch.float8_e4m3fn]
 

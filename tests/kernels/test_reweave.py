@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cmr.kernels.attention import attention_with_lse
 from cmr.kernels.reweave import reweave_attention
-from tests.kernels.compare import assert_close, assert_error_at_most_twice
+from tests.kernels.helpers.compare import assert_close, assert_error_at_most_twice
 
 
 def make(batch, groups, repeat, steps, entries, length, width, seed, dtype=torch.float32):

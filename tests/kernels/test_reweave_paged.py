@@ -11,8 +11,8 @@ from cmr.kernels.attention import attention_with_lse
 from cmr.kernels.attention_partials import attention_partials
 from cmr.kernels.reference.rotary import rotate
 from cmr.kernels.reweave_paged import reweave_paged
-from tests.kernels.compare import assert_close, assert_error_at_most_twice
-from tests.kernels.paged import Paged, joint_softmax, local_attention, specified
+from tests.kernels.helpers.compare import assert_close, assert_error_at_most_twice
+from tests.kernels.helpers.paged import Paged, joint_softmax, local_attention, specified
 
 
 @settings(deadline=None, max_examples=50)

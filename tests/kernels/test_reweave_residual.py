@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmr.kernels.reweave_residual import reweave_residual, reweave_residual_paged
-from tests.kernels.compare import assert_close, assert_error_at_most_twice
-from tests.kernels.paged import Paged
+from tests.kernels.helpers.compare import assert_close, assert_error_at_most_twice
+from tests.kernels.helpers.paged import Paged
 
 
 @settings(deadline=None, max_examples=40)

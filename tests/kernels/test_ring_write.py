@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cmr.kernels import ring_write as ops
 from cmr.kernels.reference.quantise import LARGEST
 from cmr.kernels.ring_link import Columns, Reserved, ring_link, ring_link_
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 from tests.kernels.ring import columns, reserve
 
 

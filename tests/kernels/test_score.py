@@ -20,7 +20,7 @@ from cmr.kernels import (
     surprise,
 )
 from cmr.kernels import score as ops
-from tests.kernels.compare import assert_close, assert_error_at_most_twice
+from tests.kernels.helpers.compare import assert_close, assert_error_at_most_twice
 
 received = importlib.import_module("cmr.kernels.attention_received")  # not the function
 

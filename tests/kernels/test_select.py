@@ -13,8 +13,8 @@ from cmr.kernels.reference._topk import topk_lowest_slot
 from cmr.kernels.reference.maxsim import passages, standardise
 from cmr.kernels.reference.select import Rule, SearchColumns, block_table
 from cmr.kernels.select import maxsim_select, maxsim_select_, new_scratch, new_selection
-from tests.kernels.compare import assert_close
-from tests.kernels.selecting import RULE, columns_of, rows_of
+from tests.kernels.helpers.compare import assert_close
+from tests.kernels.helpers.selecting import RULE, columns_of, rows_of
 
 
 @settings(deadline=None, max_examples=60)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmr.memory import BlockBatch, LayerShape, LayerSource, Lower, Policy
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 from tests.memory.kept import KeptStore
 
 BLOCK, HIDDEN = 3, 5

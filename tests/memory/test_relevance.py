@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from cmr.config import SCORING_METHODS
 from cmr.memory.relevance import RelevanceScorer
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 
 HIDDEN, VOCABULARY = 24, 50
 

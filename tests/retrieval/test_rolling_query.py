@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmr.retrieval import Ask, RollingQuery
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 from tests.retrieval.strategies.test_maxsim import HIDDEN, retriever, ring, write
 
 TOKENS = 6

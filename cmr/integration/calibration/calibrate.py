@@ -16,8 +16,8 @@ from cmr.integration.calibration.files import file_name, folder
 from cmr.integration.calibration.run import Run
 from cmr.integration.calibration.states import plant
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.decoder.detection import adapt
 from cmr.integration.decoder.partial_pass import at_rest
+from cmr.integration.detection import adapt
 from cmr.integration.memory import ATTACHED
 from cmr.retrieval.calibration import Calibration
 

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from cmr.config import RetrievalConfig
-from cmr.integration.capture.lasting import lasting
 from cmr.integration.capture.text_search import TextSearch
-from cmr.integration.capture.window import is_windowed
 from cmr.integration.core import Core
 from cmr.integration.decoder.partial_pass import states_entering
 from cmr.integration.hooks.step import Step
 from cmr.integration.hooks.training import Training
 from cmr.integration.requests.request import Request
 from cmr.integration.reweave.recall import Recall
+from cmr.integration.window.lasting import lasting
+from cmr.integration.window.window_layer import is_windowed
 from cmr.retrieval import Ask, Choice, Retriever, RollingQuery
 
 

@@ -42,22 +42,22 @@ import torch
 from torch import nn
 
 from cmr.config import CMRConfig
-from cmr.integration.capture.lasting import lasting
-from cmr.integration.capture.window import LocalWindow, WindowLayer, is_windowed
 from cmr.integration.capture.window_record import WindowRecord
-from cmr.integration.capture.windows import Windows
 from cmr.integration.core import Core
 from cmr.integration.decoder.adapter import entering_states
 from cmr.integration.decoder.adapter_watch import AdapterWatch, without_wrapper
 from cmr.integration.hooks.asker import Asker
 from cmr.integration.hooks.step import Step, goes_on, padding_mask, seen_before
 from cmr.integration.hooks.token_ids import TokenIds
+from cmr.integration.hooks.windows import Windows
 from cmr.integration.requests.lock import Turns
 from cmr.integration.requests.request import Request, current, new_request, note_last
 from cmr.integration.reweave.attention import LayerMemory
 from cmr.integration.reweave.plugs import Plugs
 from cmr.integration.reweave.recall import Recall
 from cmr.integration.reweave.scratch import StepScratch
+from cmr.integration.window.lasting import lasting
+from cmr.integration.window.window_layer import LocalWindow, WindowLayer, is_windowed
 
 
 class ForwardHooks:

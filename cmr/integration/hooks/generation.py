@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
-from cmr.integration.capture.window import is_windowed
 from cmr.integration.core import Core
 from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.requests.request import Request, current, under_way, within
+from cmr.integration.window.window_layer import is_windowed
 
 
 class GenerationPlug:

@@ -14,9 +14,7 @@ from torch import nn
 from cmr.config import CMRConfig
 from cmr.errors import AttachError
 from cmr.integration.attach import attach, caution_captured
-from cmr.integration.decoder.detection import adapt
-from cmr.integration.hooks.hook import Hook
-from cmr.integration.hooks.hook_manager import HookManager
+from cmr.integration.detection import adapt
 from cmr.integration.memory import Memory
 from cmr.integration.models.backbone.backbones import BackboneAdapter, decoder_for
 from cmr.integration.models.backbone.loaded import load_backbone
@@ -29,6 +27,8 @@ from cmr.integration.models.saved import MEMORY, load_about, load_memory, save_a
 from cmr.integration.models.settings import expect_parts, model_settings
 from cmr.integration.requests.scope import Said
 from cmr.integration.requests.session import Session
+from cmr.integration.user_hooks.hook import Hook
+from cmr.integration.user_hooks.hook_manager import HookManager
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.relevance import RelevanceScorer
 

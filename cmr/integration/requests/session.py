@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cmr.integration.capture.reader import ReadReport
 from cmr.integration.capture.rows import INTEGERS, require_known
 from cmr.integration.requests.request import LastForward, new_request, under_way
 from cmr.integration.requests.scope import Opener, Said, call
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from cmr.integration.core import Core
     from cmr.integration.forgetter import ForgetReport
     from cmr.integration.memory import Memory
+    from cmr.integration.reader import ReadReport
     from cmr.memory.inspection import Inspection
 
 

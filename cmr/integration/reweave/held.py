@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
-from cmr.integration.capture.lasting import lasting
+from cmr.integration.window.lasting import lasting
 from cmr.reconstruction.blend import expected_best
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from cmr.integration.capture.lasting import lasting
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.reweave.held import LayerBlocks, LayerRows, StateRows, in_blocks
+from cmr.integration.window.lasting import lasting
 from cmr.kernels import implementation
 from cmr.kernels.reference.rotary import rotate
 from cmr.memory.block_store import BlockStore

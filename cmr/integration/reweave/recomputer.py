@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from transformers.cache_utils import DynamicCache
 
-from cmr.integration.capture.local_window import LocalWindow
-from cmr.integration.capture.window import adopt
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.partial_pass import states_entering
+from cmr.integration.window.local_window import LocalWindow
+from cmr.integration.window.window_layer import adopt
 from cmr.kernels.reference.rotary import unrotate
 from cmr.memory.block_store import BlockStore
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cmr.integration.capture.lasting import lasting
+from cmr.integration.window.lasting import lasting
 
 Key = tuple[int, int, torch.Size, torch.dtype, torch.device]
 

@@ -17,7 +17,7 @@ from cmr.integration.capture.piece_scores import Piece
 from cmr.integration.capture.rows import Rows
 from cmr.memory.token_scores import token_scores
 from tests.integration.tiny import VOCABULARY, padded, text
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 
 SETTINGS: dict[str, Any] = {"window": 128, "left_context": 32, "budget": 2048}
 PIECE = 96

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import DynamicCache
 
 import cmr
-from cmr.integration.capture.local_window import LocalWindow
-from cmr.integration.capture.window import adopt
 from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.window.local_window import LocalWindow
+from cmr.integration.window.window_layer import adopt
 from tests.integration.tiny import READS_ALL, greedy, text
 
 

@@ -15,7 +15,7 @@ from cmr.integration.calibration.files import identity
 from cmr.integration.decoder import fingerprint
 from cmr.integration.decoder.adapter import ModelAdapter
 from tests.integration.tiny import LAYERS, READS_ALL, build, greedy, text
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 
 PLACES = {
     "model.embed_tokens": "disk",

@@ -32,7 +32,7 @@ from tests.integration.tiny import (
     stepwise,
     text,
 )
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 
 TOLERANCE = {"atol": 2e-4, "rtol": 1e-4}
 READS = {**READS_ALL, "target_layers": OTHER_LAYERS}

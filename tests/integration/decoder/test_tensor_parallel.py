@@ -17,7 +17,7 @@ from torch import nn
 import cmr
 from tests.integration.decoder.parallel import STORES, answers
 from tests.integration.tiny import READS_ALL, text
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 
 PROCESSES = 2
 

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 import cmr
 from tests.integration.tiny import SHAPE, TOKENS, greedy, stepwise, text
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 
 TOLERANCE = {"atol": 2e-4, "rtol": 1e-4}
 SETTINGS: dict[str, Any] = {

@@ -12,10 +12,10 @@ from torch import nn
 from transformers import GenerationConfig
 
 import cmr
-from tests.integration.capture.test_cache_contract import SETTINGS, remembering, told
 from tests.integration.reweave.test_oracles import stored
 from tests.integration.tiny import greedy, text
-from tests.kernels.compare import assert_close
+from tests.integration.window.test_cache_contract import SETTINGS, remembering, told
+from tests.kernels.helpers.compare import assert_close
 
 WINDOW = SETTINGS["window"]
 

@@ -16,7 +16,7 @@ from cmr.retrieval import successors as next_token
 from cmr.retrieval.successors import Successors, interpolate, propose, unit
 from tests.integration.canaries import NAMES
 from tests.integration.tiny import VOCABULARY, greedy, stepwise, text
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 
 TOKENS = 480
 ALONE: dict[str, Any] = {"window": 64, "threshold": 0.0, "knn": True, "memory_weight": 0}

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import cmr
-from tests.integration.capture.test_cache_contract import remembering
 from tests.integration.tiny import LAYERS, READS_ALL, build, text
-from tests.kernels.compare import assert_close
+from tests.integration.window.test_cache_contract import remembering
+from tests.kernels.helpers.compare import assert_close
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tests.integration.tiny import (
     stepwise,
     text,
 )
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 
 TOLERANCE = {"atol": 2e-4, "rtol": 1e-4}
 ROTARY = tuple(name for name in FAMILIES if name != "gpt2")

@@ -12,7 +12,7 @@ from torch import nn
 
 import cmr
 from tests.integration.tiny import text
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 
 BLOCKS = 12
 """Blocks of the text; every memory here has room for all of them."""

@@ -7,7 +7,7 @@ import transformers
 import cmr
 from cmr.kernels import using
 from cmr.kernels.gpu import _launch
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 
 SHAPE = dict(
     vocab_size=100,

@@ -14,7 +14,7 @@ from cmr.kernels.attention_partials import (
     attention_partials_plain,
     merge_partials,
 )
-from tests.kernels.compare import assert_close, assert_error_at_most_twice
+from tests.kernels.helpers.compare import assert_close, assert_error_at_most_twice
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 

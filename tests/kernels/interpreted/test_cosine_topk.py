@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from cmr.kernels.cosine_topk import cosine_topk, unit_query
 from cmr.kernels.reference.quantise import quantise_rows
 from cmr.kernels.reference.score import inverse_norm
-from tests.kernels.compare import assert_close, specified
+from tests.kernels.helpers.compare import assert_close, specified
 
 
 def unit(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from cmr.kernels.maxsim import block_maxima
 from cmr.kernels.reference.quantise import quantise_rows
-from tests.kernels.compare import assert_close, assert_error_at_most_twice, specified
+from tests.kernels.helpers.compare import assert_close, assert_error_at_most_twice, specified
 
 
 def unit(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

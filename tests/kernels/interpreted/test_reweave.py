@@ -9,8 +9,8 @@ import torch
 from cmr.kernels.attention import attention_with_lse_plain
 from cmr.kernels.attention_partials import attention_partials_plain
 from cmr.kernels.reweave_paged import reweave_paged
-from tests.kernels.compare import assert_close, assert_error_at_most_twice
-from tests.kernels.paged import Paged, joint_softmax, local_attention, specified
+from tests.kernels.helpers.compare import assert_close, assert_error_at_most_twice
+from tests.kernels.helpers.paged import Paged, joint_softmax, local_attention, specified
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cmr.kernels.reweave_residual import reweave_residual_paged, reweave_residual_paged_plain
-from tests.kernels.compare import assert_close, assert_error_at_most_twice
-from tests.kernels.paged import Paged
+from tests.kernels.helpers.compare import assert_close, assert_error_at_most_twice
+from tests.kernels.helpers.paged import Paged
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -12,7 +12,7 @@ from cmr.kernels.ring_write import (
     ring_write_index,
     ring_write_index_plain,
 )
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 from tests.kernels.ring import columns, reserve
 
 

@@ -8,7 +8,7 @@ import torch
 from cmr.kernels import dispatch
 from cmr.kernels.attention_received import attention_received
 from cmr.kernels.score import hybrid_blocks, state_scores, surprise
-from tests.kernels.compare import assert_close, assert_error_at_most_twice, specified
+from tests.kernels.helpers.compare import assert_close, assert_error_at_most_twice, specified
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -7,8 +7,8 @@ import torch
 
 from cmr.kernels.reference.select import Rule, SearchColumns, Selection
 from cmr.kernels.select import maxsim_select
-from tests.kernels.compare import assert_close, specified
-from tests.kernels.selecting import RULE, columns_of, rows_of
+from tests.kernels.helpers.compare import assert_close, specified
+from tests.kernels.helpers.selecting import RULE, columns_of, rows_of
 
 
 def both(

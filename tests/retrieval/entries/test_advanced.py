@@ -20,7 +20,7 @@ from cmr.retrieval.entries.advanced import MAKERS, AdvancedMemoryRetriever
 from cmr.retrieval.entries.context import RetrievalContext
 from cmr.retrieval.entries.matcher import SemanticMemoryMatcher
 from cmr.retrieval.strategies.criteria import MultiCriteriaRanker
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 
 HIDDEN, LAYER = 8, 4
 SPEC = {

@@ -12,7 +12,7 @@ from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.sessions import NO_SESSION
 from cmr.retrieval.ask import Ask, columns_of, visible
 from cmr.retrieval.entries.buffer_entries import BufferEntries, LayerEntries
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 
 HIDDEN, LAYER = 8, 3
 

@@ -20,7 +20,7 @@ from cmr.retrieval.strategies.contextual import (
 )
 from cmr.retrieval.strategies.hierarchical import Hierarchical
 from cmr.retrieval.strategies.semantic import Semantic
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 from tests.retrieval.stored import BLOCK, GROUPS, HEADS, HIDDEN, LAYER, question, store_of, write
 
 MODEL = Calibration("tiny", "-", 1, heads=((LAYER, 3),))

@@ -19,7 +19,7 @@ from cmr.retrieval.strategies.criteria import (
     MultiCriteria,
     MultiCriteriaRanker,
 )
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 from tests.retrieval.strategies.test_maxsim import BLOCK, HIDDEN, ring, search, write
 
 N = 24

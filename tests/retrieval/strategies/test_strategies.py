@@ -23,7 +23,7 @@ from cmr.retrieval.strategies.hierarchical import Hierarchical
 from cmr.retrieval.strategies.lexical import LexicalOverlap
 from cmr.retrieval.strategies.registry import Parts, make_strategy, register_strategy
 from cmr.retrieval.strategies.semantic import Semantic
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 from tests.retrieval.stored import BLOCK, HIDDEN, LAYER, WORDS, question, store_of, write
 
 MODEL = Calibration("tiny", "-", 1, heads=((LAYER, 0), (LAYER, 3), (9, 1)), question_null=(2.0, 0))

@@ -12,7 +12,7 @@ from torch import nn
 from cmr.config import CMRConfig
 from cmr.errors import ConfigError, UnsupportedModelError
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.decoder.detection import adapt
+from cmr.integration.detection import adapt
 from cmr.integration.models.backbone.descriptions import config_of
 from cmr.integration.models.backbone.loaded import load_backbone
 from cmr.integration.models.settings import device_in

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cmr.integration.capture.padded_rows import PaddedRows
-from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.window.padded_rows import PaddedRows
+
+if TYPE_CHECKING:  # the record of a window knows what its text recalls, a floor above
+    from cmr.integration.capture.window_record import WindowRecord
 
 Take = Callable[[int, torch.Tensor, torch.Tensor], None]
 

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 import cmr
 from tests.integration.tiny import greedy, padded, text
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 
 WINDOW, SINKS, BLOCK = 64, 4, 8
 SETTINGS: dict[str, Any] = {

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from cmr.integration.capture.local_window import LocalWindow
-from cmr.integration.capture.padded_rows import Leave, columns_from, pick, put
+from cmr.integration.window.local_window import LocalWindow
+from cmr.integration.window.padded_rows import Leave, columns_from, pick, put
 from cmr.kernels.reference.rotary import rotate
 
 

@@ -11,11 +11,11 @@ from torch import nn
 from cmr.config import checks as check
 from cmr.errors import ConfigError
 from cmr.integration.decoder.adapter import ModelAdapter, entering_states
-from cmr.integration.decoder.detection import adapt
-from cmr.integration.hooks.attention_watcher import Watcher
-from cmr.integration.hooks.hook import Hook, by_layer
-from cmr.integration.hooks.interventions import Interventions
+from cmr.integration.detection import adapt
 from cmr.integration.memory import ATTACHED, Memory
+from cmr.integration.user_hooks.attention_watcher import Watcher
+from cmr.integration.user_hooks.hook import Hook, by_layer
+from cmr.integration.user_hooks.interventions import Interventions
 
 INTERVENTION, ATTENTION = "intervention", "attention"
 KEEP = ("last", "all")

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 import cmr
 from cmr.kernels.reference.rotary import rotate, unrotate
 from tests.integration.tiny import FAMILIES, SLIDING, greedy, padded, stepwise, text
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 
 WINDOW, SINKS, BLOCK = 64, 4, 32
 TOLERANCE = {"atol": 5e-4, "rtol": 5e-4}

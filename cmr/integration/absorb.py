@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from transformers.cache_utils import DynamicCache
 
-from cmr.integration.capture.lasting import lasting
-from cmr.integration.capture.window import WindowLayer, is_windowed
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
+from cmr.integration.window.lasting import lasting
+from cmr.integration.window.window_layer import WindowLayer, is_windowed
 
 
 def absorb(core: Core, cache: DynamicCache) -> int:

@@ -11,8 +11,8 @@ from torch import nn
 from cmr.config import checks as check
 from cmr.errors import ConfigError
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.hooks.hook import Hook, by_layer
 from cmr.integration.memory import ATTACHED, Memory
+from cmr.integration.user_hooks.hook import Hook, by_layer
 
 
 class Interventions:

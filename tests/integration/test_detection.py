@@ -15,7 +15,7 @@ from torch import nn
 
 import cmr
 from cmr.errors import UnsupportedModelError
-from cmr.integration.decoder import detection
+from cmr.integration import detection
 from cmr.integration.decoder.families import FAMILIES
 from tests.integration.test_detach import attributes, hooks
 from tests.integration.tiny import (
@@ -28,7 +28,7 @@ from tests.integration.tiny import (
     text,
     unequal,
 )
-from tests.kernels.compare import assert_close
+from tests.kernels.helpers.compare import assert_close
 
 READS = {**READS_ALL, "target_layers": OTHER_LAYERS}
 ACCEPTED: dict[str, dict[str, Any]] = {

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from cmr.integration.capture.local_window import LocalWindow
-from cmr.integration.capture.window import adopt
 from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.window.local_window import LocalWindow
+from cmr.integration.window.window_layer import adopt
 from cmr.kernels.reference.rotary import rotate
-from tests.kernels.compare import assert_error_at_most_twice
+from tests.kernels.helpers.compare import assert_error_at_most_twice
 
 Left = list[tuple[int, torch.Tensor, torch.Tensor]]
 

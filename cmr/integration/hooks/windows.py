@@ -8,11 +8,11 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from cmr.errors import SessionError
-from cmr.integration.capture.local_window import LocalWindow, Take
-from cmr.integration.capture.window import adopt, can_adopt, is_windowed
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
 from cmr.integration.requests.request import Request
+from cmr.integration.window.local_window import LocalWindow, Take
+from cmr.integration.window.window_layer import adopt, can_adopt, is_windowed
 from cmr.memory.sessions import NO_SESSION
 
 UNBOUNDED = 1 << 62

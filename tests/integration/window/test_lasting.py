@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import cmr
-from tests.integration.capture.test_cache_contract import SETTINGS, go_on
 from tests.integration.tiny import text
-from tests.kernels.compare import assert_close
+from tests.integration.window.test_cache_contract import SETTINGS, go_on
+from tests.kernels.helpers.compare import assert_close
 
 
 def inside(yes: bool) -> AbstractContextManager[None]:

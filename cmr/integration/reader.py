@@ -19,16 +19,16 @@ from cmr.config import CMRConfig
 from cmr.errors import AttachError, UnknownSessionError
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.capture.block_writer import Captured
-from cmr.integration.capture.lasting import lasting
-from cmr.integration.capture.local_window import LocalWindow
 from cmr.integration.capture.piece_scores import Piece
 from cmr.integration.capture.rows import Rows
-from cmr.integration.capture.window import adopt
 from cmr.integration.core import Core
 from cmr.integration.decoder.partial_pass import graph_from, states_entering
 from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.hooks.training import checkpoints
 from cmr.integration.reweave.recall import Recall
+from cmr.integration.window.lasting import lasting
+from cmr.integration.window.local_window import LocalWindow
+from cmr.integration.window.window_layer import adopt
 from cmr.retrieval import Ask
 
 Progress = Callable[[int, int], None]

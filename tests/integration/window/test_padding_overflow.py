@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 import cmr
-from tests.integration.capture.test_cache_contract import BLOCK, NAMES, SETTINGS, SINKS, WINDOW
 from tests.integration.reweave.test_oracles import stored
 from tests.integration.tiny import padded, text
-from tests.kernels.compare import assert_close
+from tests.integration.window.test_cache_contract import BLOCK, NAMES, SETTINGS, SINKS, WINDOW
+from tests.kernels.helpers.compare import assert_close
 
 TOLERANCE = {"atol": 5e-4, "rtol": 5e-4}
 LENGTHS = (61, 12, 40)

@@ -1,0 +1,1 @@
+"""Hooks of one's own by name: on states, attention, gradients and any module."""
