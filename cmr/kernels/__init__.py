@@ -13,16 +13,15 @@ from cmr.kernels.attention_partials import attention_partials
 from cmr.kernels.attention_received import attention_received
 from cmr.kernels.cosine_topk import cosine_topk
 from cmr.kernels.dispatch import REGISTERED, Implementation, implementation, using
-from cmr.kernels.maxsim import block_maxima
+from cmr.kernels.maxsim import block_maxima, passages, standardise
 from cmr.kernels.ranges import shown
-from cmr.kernels.reference.maxsim import passages, standardise
 from cmr.kernels.reference.quantise import quantise_rows
-from cmr.kernels.reference.score import calibrate, hybrid, inverse_norm, pool_blocks
+from cmr.kernels.reference.score import calibrate, hybrid, pool_blocks
 from cmr.kernels.reweave import reweave_attention
 from cmr.kernels.reweave_paged import reweave_paged
 from cmr.kernels.reweave_residual import reweave_residual, reweave_residual_paged
 from cmr.kernels.ring_link import ring_link
-from cmr.kernels.ring_write import ring_write_heads, ring_write_index
+from cmr.kernels.ring_write import inverse_norm, ring_write_heads, ring_write_index
 from cmr.kernels.score import hybrid_blocks, state_scores, surprise
 from cmr.kernels.select import maxsim_select
 

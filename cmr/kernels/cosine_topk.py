@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from cmr.kernels.arguments import CONTIGUOUS, FLOAT, expect
 from cmr.kernels.dispatch import register, runs_plain
 from cmr.kernels.maxsim import CODES
-from cmr.kernels.reference._topk import topk_lowest_slot
 from cmr.kernels.reference.attention import NEG_INF
+from cmr.kernels.reference.select import topk_lowest_slot
 
 ROUND = 64
 """Entries that one pass over the store finds at most; more take further passes."""

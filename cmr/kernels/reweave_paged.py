@@ -7,12 +7,11 @@ from typing import Any
 import torch
 
 from cmr.kernels.arguments import CONTIGUOUS, FLOAT, expect
-from cmr.kernels.attention import attend
+from cmr.kernels.attention import attend, rotate
 from cmr.kernels.attention_partials import merge_partials
 from cmr.kernels.dispatch import needs_gradient, register
 from cmr.kernels.reference._paging import gather, readable
 from cmr.kernels.reference.attention import NEG_INF
-from cmr.kernels.reference.rotary import rotate
 from cmr.kernels.reweave import blend
 
 

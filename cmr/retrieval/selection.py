@@ -7,9 +7,8 @@ from typing import NamedTuple
 import torch
 
 from cmr.config import RetrievalConfig
-from cmr.kernels.reference._topk import topk_lowest_slot
+from cmr.kernels.maxsim import spread
 from cmr.kernels.reference.attention import NEG_INF
-from cmr.kernels.reference.maxsim import spread
 from cmr.kernels.reference.select import (
     Rule,
     SearchColumns,
@@ -19,6 +18,7 @@ from cmr.kernels.reference.select import (
     may_see,
     shares_of,
     stamped_table,
+    topk_lowest_slot,
 )
 from cmr.kernels.select import Scratch, maxsim_select
 from cmr.retrieval.ask import Ask, Scored, Searched, columns_of

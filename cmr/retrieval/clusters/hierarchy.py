@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from cmr.kernels.arguments import expect
-from cmr.kernels.reference._topk import topk_lowest_slot
-from cmr.kernels.reference.select import Rule, shares_of
+from cmr.kernels.reference.select import Rule, shares_of, topk_lowest_slot
 from cmr.memory.sessions import NO_SESSION
 from cmr.retrieval.ask import Searched
 from cmr.retrieval.clusters.codes import Look

@@ -13,8 +13,8 @@ import torch
 from cmr.config import STRATEGY_SYNONYMS, RetrievalConfig, keys, known_strategies
 from cmr.config import checks as check
 from cmr.errors import ModelMismatchError
-from cmr.kernels.reference._topk import topk_lowest_slot
 from cmr.kernels.reference.attention import NEG_INF
+from cmr.kernels.reference.select import topk_lowest_slot
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.entry import MemoryEntry
 from cmr.retrieval.ask import Ask, Strategy, visible

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 
 from cmr.config import checks as check
 from cmr.errors import ModelMismatchError
-from cmr.kernels.maxsim import block_maxima
+from cmr.kernels.maxsim import block_maxima, standardise
 from cmr.kernels.reference.attention import NEG_INF
-from cmr.kernels.reference.maxsim import standardise
 from cmr.kernels.reference.select import certainty_of, similarity_line
 from cmr.retrieval.ask import Ask, Scored, Searched, visible
 from cmr.retrieval.calibration import Calibration

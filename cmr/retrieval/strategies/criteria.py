@@ -9,9 +9,8 @@ import torch
 
 from cmr.config import CRITERIA
 from cmr.config import checks as check
-from cmr.kernels.reference._topk import topk_lowest_slot
 from cmr.kernels.reference.attention import NEG_INF
-from cmr.kernels.reference.select import similarity_line
+from cmr.kernels.reference.select import similarity_line, topk_lowest_slot
 from cmr.retrieval.ask import Ask, Scored, Searched, columns_of, visible
 from cmr.retrieval.rules import rule_for
 from cmr.retrieval.selection import Ranked, diversify
