@@ -16,7 +16,7 @@ from cmr.kernels.dispatch import REGISTERED, Implementation, implementation, usi
 from cmr.kernels.maxsim import block_maxima, passages, standardise
 from cmr.kernels.ranges import shown
 from cmr.kernels.reference.quantise import quantise_rows
-from cmr.kernels.reference.score import calibrate, hybrid, pool_blocks
+from cmr.kernels.reference.score import calibrate, pool_blocks
 from cmr.kernels.reweave import reweave_attention
 from cmr.kernels.reweave_paged import reweave_paged
 from cmr.kernels.reweave_residual import reweave_residual, reweave_residual_paged
@@ -38,7 +38,6 @@ __all__ = [
     "block_maxima",
     "calibrate",
     "cosine_topk",
-    "hybrid",
     "hybrid_blocks",
     "implementation",
     "inverse_norm",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 
@@ -258,18 +259,9 @@ def _fused_works(grouped: bool) -> bool:
     return same_shape and bool(torch.allclose(out, want_out) and torch.allclose(lse, want_lse))
 
 
-def _write(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    is_causal: bool,
-    scale: float,
-    softcap: float | None,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-) -> None:
-    found = attend(query, key, value, mask, is_causal, scale, softcap)
+def _write(*given: Any) -> None:
+    *arguments, out, lse = given
+    found = attend(*arguments)
     out.copy_(found[0])
     lse.copy_(found[1])
 

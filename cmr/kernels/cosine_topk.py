@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -141,20 +143,10 @@ def unit_query(query: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return F.normalize(query.float(), dim=-1).to(torch.float16 if dtype in CODES else dtype)
 
 
-def cosine_topk_plain(
-    query: torch.Tensor,
-    entries: torch.Tensor,
-    inverse_norm: torch.Tensor | None,
-    visible: torch.Tensor | None,
-    threshold: float | None,
-    scale: torch.Tensor | None,
-    partial: torch.Tensor,
-    scores: torch.Tensor,
-    slots: torch.Tensor,
-) -> None:
+def cosine_topk_plain(query: torch.Tensor, entries: torch.Tensor, *rest: Any) -> None:
     """`find`, of arguments as the registered operation has them."""
-    k = scores.shape[1]
-    found = find(query, entries, inverse_norm, visible, k, threshold, scale)
+    inverse_norm, visible, threshold, scale, _, scores, slots = rest
+    found = find(query, entries, inverse_norm, visible, scores.shape[1], threshold, scale)
     scores.copy_(found[0])
     slots.copy_(found[1])
 

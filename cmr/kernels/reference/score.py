@@ -1,4 +1,4 @@
-"""What scores of tokens and blocks are made of: quantiles, weighted means, block means."""
+"""What scores of tokens and blocks are made of: quantiles, block means, checked weights."""
 
 from __future__ import annotations
 
@@ -7,31 +7,6 @@ from collections.abc import Sequence
 import torch
 
 from cmr.kernels.arguments import expect
-
-
-def hybrid(scores: Sequence[torch.Tensor], weights: Sequence[float] | None = None) -> torch.Tensor:
-    """Weighted mean of several scores of the same tokens, each calibrated to [0, 1] before.
-
-    Args:
-        scores: one or more tensors [B, S] float32.
-        weights: one number of at least 0 each, not all 0; None: equal.
-
-    Returns:
-        [B, S] float32.
-
-    Raises:
-        ValueError: nothing to combine, counts or shapes differ, bad weights.
-
-    Equivalent PyTorch: `sum(w * s for w, s in zip(weights, scores)) / sum(weights)`.
-    """
-    if not scores:
-        raise ValueError("scores: at least one tensor expected, got none")
-    weights = [1.0] * len(scores) if weights is None else list(weights)
-    expect_weights(weights, len(scores))
-    expect(*((f"scores[{index}]", score, "B S", None) for index, score in enumerate(scores)))
-    stacked = torch.stack([score.float() for score in scores])
-    shares = torch.tensor(weights, dtype=torch.float32, device=stacked.device) / sum(weights)
-    return torch.einsum("nbs,n->bs", stacked, shares)
 
 
 def calibrate(scores: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
