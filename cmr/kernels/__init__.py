@@ -19,7 +19,7 @@ from cmr.kernels.reference.quantise import quantise_rows
 from cmr.kernels.reference.score import calibrate, pool_blocks
 from cmr.kernels.reweave import reweave_attention
 from cmr.kernels.reweave_paged import reweave_paged
-from cmr.kernels.reweave_residual import reweave_residual, reweave_residual_paged
+from cmr.kernels.reweave_residual import reweave_residual_paged
 from cmr.kernels.ring_link import ring_link
 from cmr.kernels.ring_write import inverse_norm, ring_write_heads, ring_write_index
 from cmr.kernels.score import hybrid_blocks, state_scores, surprise
@@ -47,7 +47,6 @@ __all__ = [
     "quantise_rows",
     "reweave_attention",
     "reweave_paged",
-    "reweave_residual",
     "reweave_residual_paged",
     "ring_link",
     "ring_write_heads",

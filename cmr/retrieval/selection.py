@@ -59,11 +59,6 @@ class Ranked(NamedTuple):
 class Selector:
     """Chooses passages by the settings; a strategy only says how well each of them fits.
 
-    Args:
-        config: `blocks`, `gain`, `neighbours`, `ratio`, `threshold` and `similarity_threshold` are
-            used.
-        calibration: what was measured for the model; None: nothing was.
-
     Attributes:
         candidates: passages among which those to read are chosen.
         run: blocks of a passage with its neighbours.

@@ -138,16 +138,8 @@ class MemoryHierarchy(ClusterUpkeep):
     ) -> Shortlist:
         """Blocks that may belong to the best passages, of each row's own session only.
 
-        Args:
-            store: the store.
-            query: `[batch, tokens, hidden]`, norm 1 each, in the index's dtype.
-            query_mask: `[batch, tokens]` bool, False for padding; None for none.
-            sessions: `[batch]` int64; a number that owns nothing finds nothing.
-            rule: of the scores; `passage`, `clamp` and `peak_power` count here.
-            visible: `[batch, slots]` bool, what each row may see of its own; None: everything.
-
-        Raises:
-            ValueError: the shapes do not fit the store's.
+        The query `[batch, tokens, hidden]` is of norm 1 in the index's dtype; its mask is False for
+        padding. Of its own a row sees what is `visible` `[batch, slots]`, or everything.
         """
         expect(
             ("query", query, "batch tokens hidden", None),

@@ -23,8 +23,8 @@ from cmr.retrieval.entries.context import RetrievalContext
 from cmr.retrieval.selection import ranked
 from cmr.retrieval.strategies.criteria import MultiCriteriaRanker
 from cmr.retrieval.strategies.hierarchical import Hierarchical
-from cmr.retrieval.strategies.matcher import SemanticMemoryMatcher
 from cmr.retrieval.strategies.registry import Parts, StrategyMaker, make_strategy
+from cmr.retrieval.strategies.semantic import SemanticMemoryMatcher
 
 
 class AdvancedMemoryRetriever:
@@ -89,10 +89,7 @@ class AdvancedMemoryRetriever:
 
     @property
     def memory_hierarchy(self) -> Hierarchical:
-        """The strategy of 'hierarchical'; `ImportError` says how to get FAISS where it is missing.
-
-        `TypeError`: another strategy was registered in its place.
-        """
+        """The strategy of 'hierarchical'; a TypeError where another was registered in its place."""
         found = self.strategy("hierarchical")
         if not isinstance(found, Hierarchical):
             raise TypeError(f"hierarchical: a Hierarchical expected, got {type(found).__name__}")
@@ -112,10 +109,7 @@ class AdvancedMemoryRetriever:
             self.retrieval_cache.forget()
 
     def strategy(self, name: str) -> Strategy:
-        """The strategy of a name, made when it is asked for first.
-
-        `ConfigError`: there is none of that name; the message names those that there are.
-        """
+        """The strategy of a name, made when it is asked for first."""
         name = self._known(name)
         if name not in self._made:
             self._made[name] = make_strategy(name, self._parts)

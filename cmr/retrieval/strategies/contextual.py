@@ -46,11 +46,7 @@ class ContextualRelevanceScorer:
         self.heads = check.integer("heads", heads, 1, self.hidden_size)
 
     def score(self, ask: Ask, store: Searched) -> Scored:
-        """Scores in standard deviations from what is usual; see `Strategy`.
-
-        Raises:
-            ModelMismatchError: the states that ask are not `hidden_size` wide.
-        """
+        """Scores in standard deviations from what is usual; see `Strategy`."""
         if ask.states.shape[-1] != self.hidden_size:
             raise ModelMismatchError(
                 f"states: width {self.hidden_size} expected, got {ask.states.shape[-1]}"

@@ -14,7 +14,7 @@ from cmr.kernels.reference.select import similarity_line
 from cmr.retrieval.ask import Ask, Scored, Searched, visible
 from cmr.retrieval.rules import rule_for
 from cmr.retrieval.selection import Ranked, ranked
-from cmr.retrieval.strategies.matcher import SemanticMemoryMatcher
+from cmr.retrieval.strategies.semantic import SemanticMemoryMatcher
 
 DEFAULT_WEIGHTS = {"relevance": 0.4, "similarity": 0.3, "recency": 0.2, "diversity": 0.1}
 NEWER_PER_HALF = 0.25
@@ -75,16 +75,11 @@ class MultiCriteriaRanker:
         created: torch.Tensor,
         seen: torch.Tensor,
     ) -> torch.Tensor:
-        """The weighted sum of all criteria but diversity.
+        """The weighted sum of all criteria but diversity, `[batch, entries]` float32 in `[0, 1]`.
 
-        Args:
-            similarity: `[batch, entries]` float32 of any scale; what is not finite is not ranked.
-            relevance: `[entries]` float32 in `[0, 1]`.
-            created: `[entries]` int64 numbers, larger ones newer.
-            seen: `[batch, entries]` bool, what each row may see.
-
-        Returns:
-            `[batch, entries]` float32 in `[0, 1]`, `-inf` for what is not ranked.
+        Similarity, float32 of any scale, and `seen`, what each row may see, are of that shape, too;
+        relevance in `[0, 1]` and `created`, larger for newer ones, are `[entries]`. What is not
+        seen, or whose similarity is not finite, is `-inf`.
         """
         seen = seen & similarity.isfinite()
         weights = self.weights

@@ -20,8 +20,7 @@ from cmr.retrieval.strategies.criteria import MultiCriteria, MultiCriteriaRanker
 from cmr.retrieval.strategies.ensemble import RANK_CONSTANT, ensemble_of
 from cmr.retrieval.strategies.hierarchical import Hierarchical
 from cmr.retrieval.strategies.lexical import LexicalOverlap
-from cmr.retrieval.strategies.matcher import SemanticMemoryMatcher
-from cmr.retrieval.strategies.semantic import Semantic
+from cmr.retrieval.strategies.semantic import Semantic, SemanticMemoryMatcher
 from cmr.retrieval.strategies.tasks import TaskSettings, TaskSpecific, Weights
 
 
@@ -68,12 +67,7 @@ def register_strategy(name: str, maker: StrategyMaker) -> None:
 
 
 def make_strategy(name: str, parts: Parts) -> Strategy:
-    """A new strategy of that name.
-
-    Raises:
-        ConfigError: there is none; the message names the nearest one.
-        ImportError: it needs a package that is not installed.
-    """
+    """A new strategy of that name; a ConfigError names the nearest one where there is none."""
     known = STRATEGY_SYNONYMS.get(name, name) if isinstance(name, str) else name
     if known in parts.own:
         return parts.own[known](parts)

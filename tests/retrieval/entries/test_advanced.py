@@ -19,7 +19,7 @@ from cmr.retrieval.ask import Ask, Scored, Searched
 from cmr.retrieval.entries.advanced import AdvancedMemoryRetriever
 from cmr.retrieval.entries.context import RetrievalContext
 from cmr.retrieval.strategies.criteria import MultiCriteriaRanker
-from cmr.retrieval.strategies.matcher import SemanticMemoryMatcher
+from cmr.retrieval.strategies.semantic import SemanticMemoryMatcher
 from tests.kernels.helpers.compare import assert_close
 
 HIDDEN, LAYER = 8, 4
