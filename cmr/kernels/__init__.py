@@ -4,6 +4,9 @@ Each of `OPERATIONS` is a Triton kernel on a GPU (`gpu/`) and plain PyTorch, its
 everywhere else; `implementation` says which one runs and why. `x` is the public function, `x_` the
 operation as PyTorch knows it and `x_plain` its specification, all in one file. The other functions
 and `reference/` are plain PyTorch, of which the specifications and the layers above are made.
+
+Where a dtype or a shape does not fit, every public function raises a TypeError or a ValueError that
+names the tensor, before it writes anything. What else it raises stands where it is defined.
 """
 
 from __future__ import annotations

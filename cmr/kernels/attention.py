@@ -206,6 +206,7 @@ def with_causal(
     mask: torch.Tensor | None, steps: int, length: int, device: torch.device
 ) -> torch.Tensor:
     """A mask that also hides what comes after each query; the last query sees every key."""
+    # Counted from the last query: keys in front of the first one are the past, and all visible.
     causal = torch.ones(steps, length, dtype=torch.bool, device=device).tril(length - steps)
     causal = causal[None, None]
     if mask is None:

@@ -112,6 +112,7 @@ def find(
     codes = entries.dtype in CODES
     unit = unit_query(query, entries.dtype)
     unit = unit.float() if codes else unit
+    # Norms are divided out of the products: dividing the entries would copy all of them.
     factor = None if inverse_norm is None else inverse_norm.float()
     if scale is not None:
         factor = scale if factor is None else scale * factor

@@ -44,9 +44,6 @@ def block_maxima(
         `out`; -inf for a block without a stored token. A similarity that is NaN makes its block
         NaN, unless its token is masked.
 
-    Raises:
-        TypeError, ValueError: dtypes or shapes do not fit.
-
     Source: Khattab and Zaharia, ColBERT (2020), section 3.3, before the sum over query tokens.
 
     Equivalent PyTorch: `torch.einsum("bqh,nth->bqnt", query, index).amax(-1)`.
@@ -71,6 +68,7 @@ def block_maxima(
         raise ValueError(f"scale: [N={sizes['N']}, block={sizes['block']}] expected, got None")
     if (session is None) != (sessions is None):
         raise ValueError("session and sessions: both expected or none, got one")
+    # The kernel loads features in whole vectors, which strides between them would tear apart.
     if index.stride(-1) != 1 and sizes["H"] > 1:
         raise ValueError(f"index: features side by side expected, got stride {index.stride(-1)}")
     if out is None:
@@ -211,9 +209,6 @@ def passages(maxima: torch.Tensor, successor: torch.Tensor) -> torch.Tensor:
 
     Returns:
         [B, Q, N] float32: the larger of each block's value and its successor's.
-
-    Raises:
-        TypeError, ValueError: dtypes or shapes do not fit.
 
     Equivalent PyTorch: `torch.maximum(maxima, maxima[..., successor])` where there is one.
     """

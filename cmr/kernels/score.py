@@ -119,9 +119,6 @@ def surprise(
     Returns:
         [B, S] float32, at least 0 up to rounding. No gradient.
 
-    Raises:
-        TypeError, ValueError: dtypes or shapes do not fit.
-
     Equivalent PyTorch: `F.cross_entropy(logits[:, :-1].mT, token_ids[:, 1:], reduction="none")`.
     """
     expect(
@@ -154,6 +151,7 @@ def surprise_plain(
     if previous is not None and steps > 0:
         losses[:, :1] = _loss(previous[:, None], token_ids[:, :1])
     elif steps > 1:
+        # Nothing predicted the first token: the mean neither favours nor hides it.
         losses[:, 0] = losses[:, 1:].mean(1)
 
 

@@ -197,6 +197,7 @@ def certainty_of(line: torch.Tensor, stored: torch.Tensor, rule: Rule) -> torch.
     """
     best = line.amax(-1) if line.shape[1] else line.new_full((len(line),), NEG_INF)
     null = rule.null_base + rule.null_slope * stored.clamp(min=1).log()
+    # Among few blocks some block always stands out, which says nothing of how well it fits.
     sure = torch.where(stored < rule.few_blocks, rule.few_certainty, best / null)
     return torch.where(best > -math.inf, sure, 0.0)
 
@@ -214,6 +215,7 @@ def block_table(
     From first slots [B, k], -1 for none, along the links [N]:
     [B, k, neighbours + length + neighbours] int64 in the order of the text, see `Selection`.
     """
+    # Neighbours are found by links, not by counting: slots next to each other hold any texts.
     run = [starts]
     for _ in range(neighbours):
         run.insert(0, _follow(predecessor, run[0]))
