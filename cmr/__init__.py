@@ -79,12 +79,12 @@ if TYPE_CHECKING:
     from cmr.retrieval.clusters.hierarchy import MemoryHierarchy as MemoryHierarchy
     from cmr.retrieval.entries.advanced import AdvancedMemoryRetriever as AdvancedMemoryRetriever
     from cmr.retrieval.entries.context import RetrievalContext as RetrievalContext
-    from cmr.retrieval.entries.matcher import SemanticMemoryMatcher as SemanticMemoryMatcher
     from cmr.retrieval.strategies.contextual import (
         ContextualRelevanceScorer as ContextualRelevanceScorer,
     )
     from cmr.retrieval.strategies.criteria import MultiCriteriaRanker as MultiCriteriaRanker
     from cmr.retrieval.strategies.registry import register_strategy as register_strategy
+    from cmr.retrieval.strategies.semantic import SemanticMemoryMatcher as SemanticMemoryMatcher
     from cmr.retrieval.strategies.tasks import TaskSettings as TaskSettings
     from cmr.retrieval.strategies.tasks import register_task as register_task
 
@@ -132,7 +132,7 @@ _HOMES = {
     "cmr.retrieval.clusters.hierarchy": "MemoryHierarchy",
     "cmr.retrieval.entries.advanced": "AdvancedMemoryRetriever",
     "cmr.retrieval.entries.context": "RetrievalContext",
-    "cmr.retrieval.entries.matcher": "SemanticMemoryMatcher",
+    "cmr.retrieval.strategies.semantic": "SemanticMemoryMatcher",
     "cmr.retrieval.strategies.contextual": "ContextualRelevanceScorer",
     "cmr.retrieval.strategies.criteria": "MultiCriteriaRanker",
     "cmr.retrieval.strategies.registry": "register_strategy",

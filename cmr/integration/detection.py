@@ -19,7 +19,7 @@ from cmr.integration.reweave.attention import LayerMemory
 from cmr.integration.reweave.held import LayerRows
 from cmr.integration.reweave.plugs import plugged
 from cmr.integration.reweave.scratch import StepScratch
-from cmr.kernels.reference.rotary import rotate, unrotate
+from cmr.kernels.attention import rotate, unrotate
 
 logger = logging.getLogger("cmr")
 

@@ -1,8 +1,9 @@
-"""Attention that also returns its log-sum-exp, so that two attentions can be merged exactly."""
+"""Attention with its log-sum-exp, by which two attentions merge exactly, and rotary positions."""
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 
@@ -100,6 +101,34 @@ def check_logits(mask: torch.Tensor | None, softcap: float | None, sizes: dict[s
         raise ValueError(f"softcap: a number above 0 expected, got {softcap}")
 
 
+# -- rotary positions: keys are stored un-rotated, and rotated again for where they are read -------
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary rotation of the first R features, R even and at most D, in the dtype of `x`.
+
+    Of `x` [B, H, S, D] by cosine and sine [B, S, R] float32: `x * cos + rotate_half(x) * sin` (Su
+    et al. 2021, RoFormer, in the half-split layout of transformers).
+    """
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    width = cos.shape[-1]
+    # In float32: a cosine in half precision would turn keys far along the text by a wrong angle.
+    part = x[..., :width].float()
+    first, second = part.chunk(2, dim=-1)
+    turned = (part * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
+
+
+def unrotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """The inverse of `rotate`, also where cos² + sin² is not 1.
+
+    That sum is not 1 where an embedding scales its attention (YaRN) or where cosine and sine were
+    rounded; dividing by it inverts each pair's rotation exactly, up to the rounding of `x`.
+    """
+    norm = cos * cos + sin * sin
+    return rotate(x, cos / norm, -sin / norm)
+
+
 # -- the specification ---------------------------------------------------------------------------
 
 
@@ -177,6 +206,7 @@ def with_causal(
     mask: torch.Tensor | None, steps: int, length: int, device: torch.device
 ) -> torch.Tensor:
     """A mask that also hides what comes after each query; the last query sees every key."""
+    # Counted from the last query: keys in front of the first one are the past, and all visible.
     causal = torch.ones(steps, length, dtype=torch.bool, device=device).tril(length - steps)
     causal = causal[None, None]
     if mask is None:
@@ -230,18 +260,9 @@ def _fused_works(grouped: bool) -> bool:
     return same_shape and bool(torch.allclose(out, want_out) and torch.allclose(lse, want_lse))
 
 
-def _write(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    is_causal: bool,
-    scale: float,
-    softcap: float | None,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-) -> None:
-    found = attend(query, key, value, mask, is_causal, scale, softcap)
+def _write(*given: Any) -> None:
+    *arguments, out, lse = given
+    found = attend(*arguments)
     out.copy_(found[0])
     lse.copy_(found[1])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from cmr.kernels.arguments import CONTIGUOUS, FLOAT, expect
@@ -70,14 +72,9 @@ def part_size(length: int, parts: int) -> int:
 
 
 def merge_partials(out: torch.Tensor, lse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention over all keys from attention over ranges of them.
+    """Attention [B, H, S, E] float32 over all keys, with its lse, from the parts of them.
 
-    Args:
-        out: [P, B, H, S, E], any float dtype.
-        lse: [P, B, H, S] float32.
-
-    Returns:
-        out [B, H, S, E] float32 and lse [B, H, S]; with P = 1 what was given, as it was given.
+    With P = 1 what was given, as it was given.
     """
     if out.shape[0] == 1:
         return out[0], lse[0]
@@ -88,17 +85,10 @@ def merge_partials(out: torch.Tensor, lse: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def attention_partials_plain(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    is_causal: bool,
-    scale: float,
-    softcap: float | None,
-    out: torch.Tensor,
-    lse: torch.Tensor,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any
 ) -> None:
     """The specification of `attention_partials`, of arguments that were checked already."""
+    mask, is_causal, scale, softcap, out, lse = rest
     steps, length = query.shape[2], key.shape[2]
     if is_causal and steps > 1:
         mask = with_causal(mask, steps, length, query.device)

@@ -35,9 +35,6 @@ def attention_received(
     Returns:
         [B, L] float32 in [0, 1]. No gradient.
 
-    Raises:
-        TypeError, ValueError: dtypes or shapes do not fit.
-
     Source: Zhang et al., H2O (2023), accumulated attention, here per query that can see the token.
 
     Equivalent PyTorch: `torch.softmax(scale * query @ key.mT + causal, -1).mean(1).sum(1) / seen`.
@@ -50,6 +47,7 @@ def attention_received(
     batch, heads, steps, length = (sizes[letter] for letter in "BHSL")
     if is_causal and steps > length:
         raise ValueError(f"query: at most L={length} tokens expected, got {steps}")
+    # The kernels' room is made here, as a registered operation allocates nothing.
     lse = query.new_empty(batch, heads, steps, dtype=torch.float32)
     partial = query.new_empty(batch, heads, length, dtype=torch.float32)
     received = query.new_empty(batch, length, dtype=torch.float32)

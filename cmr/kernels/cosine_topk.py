@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
 from cmr.kernels.arguments import CONTIGUOUS, FLOAT, expect
 from cmr.kernels.dispatch import register, runs_plain
 from cmr.kernels.maxsim import CODES
-from cmr.kernels.reference._topk import topk_lowest_slot
 from cmr.kernels.reference.attention import NEG_INF
+from cmr.kernels.reference.select import topk_lowest_slot
 
 ROUND = 64
 """Entries that one pass over the store finds at most; more take further passes."""
@@ -110,6 +112,7 @@ def find(
     codes = entries.dtype in CODES
     unit = unit_query(query, entries.dtype)
     unit = unit.float() if codes else unit
+    # Norms are divided out of the products: dividing the entries would copy all of them.
     factor = None if inverse_norm is None else inverse_norm.float()
     if scale is not None:
         factor = scale if factor is None else scale * factor
@@ -141,20 +144,10 @@ def unit_query(query: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return F.normalize(query.float(), dim=-1).to(torch.float16 if dtype in CODES else dtype)
 
 
-def cosine_topk_plain(
-    query: torch.Tensor,
-    entries: torch.Tensor,
-    inverse_norm: torch.Tensor | None,
-    visible: torch.Tensor | None,
-    threshold: float | None,
-    scale: torch.Tensor | None,
-    partial: torch.Tensor,
-    scores: torch.Tensor,
-    slots: torch.Tensor,
-) -> None:
+def cosine_topk_plain(query: torch.Tensor, entries: torch.Tensor, *rest: Any) -> None:
     """`find`, of arguments as the registered operation has them."""
-    k = scores.shape[1]
-    found = find(query, entries, inverse_norm, visible, k, threshold, scale)
+    inverse_norm, visible, threshold, scale, _, scores, slots = rest
+    found = find(query, entries, inverse_norm, visible, scores.shape[1], threshold, scale)
     scores.copy_(found[0])
     slots.copy_(found[1])
 

@@ -179,6 +179,7 @@ def using(name: str) -> Iterator[None]:
         _asked = before
 
 
+# Cached, as every call of an operation asks for it.
 @functools.cache
 def _resolve(kind: str, asked: str) -> Implementation:
     _check(asked)

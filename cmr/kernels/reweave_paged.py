@@ -7,12 +7,11 @@ from typing import Any
 import torch
 
 from cmr.kernels.arguments import CONTIGUOUS, FLOAT, expect
-from cmr.kernels.attention import attend
+from cmr.kernels.attention import attend, rotate
 from cmr.kernels.attention_partials import merge_partials
 from cmr.kernels.dispatch import needs_gradient, register
 from cmr.kernels.reference._paging import gather, readable
 from cmr.kernels.reference.attention import NEG_INF
-from cmr.kernels.reference.rotary import rotate
 from cmr.kernels.reweave import blend
 
 
@@ -91,6 +90,7 @@ def reweave_paged(
     if local_out.dim() == 4:  # whole: one part
         local_out, local_lse = local_out.unsqueeze(0), local_lse.unsqueeze(0)
     cos, sin = turn or (None, None)
+    # Whole, local attention is the model's own tensor of any strides; parts are made by us.
     parts_layout = [CONTIGUOUS] if len(local_out) > 1 else []
     sizes = expect(
         ("query", query, "B H S D", FLOAT),
@@ -110,6 +110,7 @@ def reweave_paged(
         ("gate", gate, "B H S", torch.float32, CONTIGUOUS),
     )
     width = sizes["D"]
+    # The kernel reads keys and values by one set of offsets.
     _expect_strides("value_store", value_store, key_store)
     if cos is not None and sin is not None:
         if cos.shape[2] % 2 or not 0 < cos.shape[2] <= width or cos.stride(2) != 1:

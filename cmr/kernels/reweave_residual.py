@@ -11,73 +11,6 @@ from cmr.kernels.reference._paging import readable
 from cmr.kernels.reference.attention import NEG_INF, wide
 
 
-def reweave_residual(
-    states: torch.Tensor,
-    memory: torch.Tensor,
-    mem_mask: torch.Tensor | None,
-    weight: torch.Tensor | float,
-    temperature: float = 1.0,
-) -> torch.Tensor:
-    """Adds a similarity-weighted sum of stored states to a layer's input, with a fixed gate.
-
-    h' = (1 - w) h + w sum_i softmax_i(cos(h, m_i) / temperature) m_i, per token.
-
-    Args:
-        states: [B, S, H], any float dtype.
-        memory: [B, M, H], same dtype; M may be 0.
-        mem_mask: [B, M] bool, True = readable; None: all. Hidden entries may hold NaN.
-        weight: the gate w in [0, 1]: a number, or [B] float.
-        temperature: above 0; lower means that the nearest entry takes more.
-
-    Returns:
-        [B, S, H] in the states' dtype. Rows without a readable entry, or with w = 0, come back
-        bit for bit.
-
-    Raises:
-        TypeError: not a tensor, or a wrong dtype.
-        ValueError: shapes do not fit, a number outside its range.
-
-    Changes nothing in place. Low-precision products accumulate in float32; the blend is float32.
-
-    Source: the 'weighted sum' integration of contextual memory reweaving. Measured, it carries no
-    usable recall; attention is the default.
-
-    Equivalent PyTorch:
-        `(1 - w) * states + w * F.softmax(F.normalize(states) @ F.normalize(memory).mT
-        / temperature, -1) @ memory`.
-    """
-    sizes = expect(
-        ("states", states, "B S H", FLOAT),
-        ("memory", memory, "B M H", "states"),
-        ("mem_mask", mem_mask, "B M", torch.bool),
-    )
-    _expect_temperature(temperature)
-    share = torch.as_tensor(weight, device=states.device, dtype=torch.float32)
-    if share.shape not in ((), (sizes["B"],)):
-        raise ValueError(
-            f"weight: a number or shape [B={sizes['B']}] expected, got {list(share.shape)}"
-        )
-    if isinstance(weight, (int, float)) and not 0 <= weight <= 1:
-        raise ValueError(f"weight: a number in [0, 1] expected, got {weight}")
-    if sizes["M"] == 0:
-        return states.clone()
-    share = share.view(-1, 1, 1)
-    reads = share > 0
-    if mem_mask is not None:
-        # Chosen, not multiplied by 0: what is hidden may be NaN.
-        memory = torch.where(mem_mask.unsqueeze(-1), memory, 0.0)
-        reads = reads & mem_mask.any(1).view(-1, 1, 1)
-    cosines = torch.bmm(_unit(states), _unit(memory).transpose(1, 2))
-    logits = wide(cosines) / temperature
-    if mem_mask is not None:
-        # A row without any entry keeps finite logits; it is put back below.
-        hidden = ~mem_mask & mem_mask.any(1, keepdim=True)
-        logits = logits.masked_fill(hidden[:, None], NEG_INF)
-    recalled = torch.bmm(F.softmax(logits, -1).to(memory.dtype), memory)
-    blended = ((1.0 - share) * states + share * recalled).to(states.dtype)
-    return torch.where(reads, blended, states)
-
-
 def reweave_residual_paged(
     states: torch.Tensor,
     store: torch.Tensor,
@@ -89,10 +22,10 @@ def reweave_residual_paged(
     temperature: float = 1.0,
     query_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Blends chosen stored states into a layer's input, in place, with a fixed gate.
+    """Adds a similarity-weighted sum of stored states to a layer's input, with a fixed gate.
 
-    `reweave_residual` over the readable tokens of the chosen blocks. One launch on a GPU; no
-    gradient flows.
+    h := (1 - w) h + w sum_i softmax_i(cos(h, m_i) / temperature) m_i, per token, over the readable
+    tokens m_i of the chosen blocks. One launch on a GPU; no gradient flows.
 
     Args:
         states: [B, S, H], any float dtype (on a GPU float32, float16 or bfloat16); changed.
@@ -115,9 +48,12 @@ def reweave_residual_paged(
 
     Low-precision products accumulate in float32; the blend is float32.
 
-    Source: as of `reweave_residual`.
+    Source: the 'weighted sum' integration of contextual memory reweaving. Measured, it carries no
+    usable recall; attention is the default.
 
-    Equivalent PyTorch: `states.copy_(reweave_residual(states, store[table], mask, weight))`.
+    Equivalent PyTorch, of memory = store[table], the readable tokens of it:
+        `states.lerp_(F.softmax(F.normalize(states) @ F.normalize(memory).mT / temperature, -1)
+        @ memory, w)`.
     """
     expect(
         ("states", states, "B S H", FLOAT),
@@ -129,7 +65,8 @@ def reweave_residual_paged(
         ("weight", weight, "B", torch.float32, CONTIGUOUS),
         ("query_mask", query_mask, "B S", torch.bool),
     )
-    _expect_temperature(temperature)
+    if not temperature > 0:
+        raise ValueError(f"temperature: a number above 0 expected, got {temperature}")
     if needs_gradient(states, store, weight):
         raise ValueError("no gradient flows through states that are changed in place")
     reweave_residual_paged_(
@@ -157,19 +94,34 @@ def reweave_residual_paged_plain(
     mask = readable(table, stamps, created, positions)
     picked = store.index_select(0, table.clamp(min=0).reshape(-1))
     memory = picked.view(batch, entries * block, width)
-    blended = reweave_residual(states, memory, mask, weight, temperature)
+    blended = weave_states(states, memory, mask, weight, temperature)
     if query_mask is not None:
         blended = torch.where(query_mask.unsqueeze(-1), blended, states)
     states.copy_(blended)
 
 
+def weave_states(
+    states: torch.Tensor,
+    memory: torch.Tensor,
+    mem_mask: torch.Tensor,
+    weight: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """States [B, S, H] with memory [B, M, H] woven in where the mask allows; M is at least 1."""
+    share = weight.view(-1, 1, 1)
+    # Chosen, not multiplied by 0: what is hidden may be NaN.
+    memory = torch.where(mem_mask.unsqueeze(-1), memory, 0.0)
+    someone = mem_mask.any(1, keepdim=True)
+    logits = wide(torch.bmm(_unit(states), _unit(memory).transpose(1, 2))) / temperature
+    # A row without any entry keeps finite logits; it is put back below.
+    logits = logits.masked_fill((~mem_mask & someone)[:, None], NEG_INF)
+    recalled = torch.bmm(F.softmax(logits, -1).to(memory.dtype), memory)
+    blended = ((1.0 - share) * states + share * recalled).to(states.dtype)
+    return torch.where((share > 0) & someone[..., None], blended, states)
+
+
 def _unit(states: torch.Tensor) -> torch.Tensor:
     return F.normalize(wide(states), dim=-1).to(states.dtype)
-
-
-def _expect_temperature(temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature: a number above 0 expected, got {temperature}")
 
 
 reweave_residual_paged_ = register(

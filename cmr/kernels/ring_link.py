@@ -7,7 +7,7 @@ launch each, and nothing that waits for the device.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -122,34 +122,16 @@ def ring_link(
     write(*columns, *reserved, sessions, pick, token_ids, positions, relevance)
 
 
-def ring_link_plain(
-    cursor: torch.Tensor,
-    session: torch.Tensor,
-    created: torch.Tensor,
-    successor: torch.Tensor,
-    predecessor: torch.Tensor,
-    last_access: torch.Tensor,
-    access_count: torch.Tensor,
-    relevance: torch.Tensor,
-    token_ids: torch.Tensor,
-    positions: torch.Tensor,
-    slots: torch.Tensor,
-    predecessors: torch.Tensor,
-    numbers: torch.Tensor,
-    sessions: torch.Tensor,
-    pick: torch.Tensor,
-    new_token_ids: torch.Tensor,
-    new_positions: torch.Tensor,
-    new_relevance: torch.Tensor | None,
-) -> None:
-    """The specification of `ring_link`, of arguments that were checked already."""
+def ring_link_plain(*given: Any) -> None:
+    """The specification of `ring_link`, of the registered operation's arguments, checked before."""
+    columns, (slots, predecessors, numbers) = Columns(*given[:10]), given[10:13]
+    sessions, pick, token_ids, positions, relevance = given[13:]
     if slots.numel() == 0:
         return
-    block = token_ids.shape[1]
-    expect_numbers("slots", slots, session.shape[0])
-    expect_numbers("pick", pick, new_token_ids.shape[0] * -(-new_token_ids.shape[1] // block))
-    ids = cut(new_token_ids, pick, block, 0)
-    places = cut(new_positions, pick, block, -1)
+    block = columns.token_ids.shape[1]
+    expect_numbers("slots", slots, columns.session.shape[0])
+    expect_numbers("pick", pick, token_ids.shape[0] * -(-token_ids.shape[1] // block))
+    successor, predecessor = columns.successor, columns.predecessor
     # Cut what stood in the slots out of its chains first: a neighbour that is overwritten itself,
     # or that a new block follows, gets its right links from the lines below.
     after, before = successor[slots], predecessor[slots]
@@ -159,14 +141,14 @@ def ring_link_plain(
     predecessor[slots] = predecessors
     linked = predecessors >= 0
     successor[predecessors[linked]] = slots[linked]
-    token_ids[slots] = ids
-    positions[slots] = places
-    session[slots] = sessions
-    created[slots] = numbers
-    last_access[slots] = 0
-    access_count[slots] = 0
-    relevance[slots] = 0.0 if new_relevance is None else new_relevance.reshape(-1)[pick].float()
-    cursor.copy_(numbers[-1:])
+    columns.token_ids[slots] = cut(token_ids, pick, block, 0)
+    columns.positions[slots] = cut(positions, pick, block, -1)
+    columns.session[slots] = sessions
+    columns.created[slots] = numbers
+    columns.last_access[slots] = 0
+    columns.access_count[slots] = 0
+    columns.relevance[slots] = 0.0 if relevance is None else relevance.reshape(-1)[pick].float()
+    columns.cursor.copy_(numbers[-1:])
 
 
 ring_link_ = register(

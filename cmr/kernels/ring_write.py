@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 
 from cmr.kernels.arguments import CONTIGUOUS, FLOAT, expect
+from cmr.kernels.attention import unrotate
 from cmr.kernels.dispatch import register, runs_plain
 from cmr.kernels.reference.quantise import LARGEST, quantise_rows
-from cmr.kernels.reference.rotary import unrotate
-from cmr.kernels.reference.score import inverse_norm
 
 
 def ring_write_heads(
@@ -163,6 +162,28 @@ def ring_write_index_plain(
     # PyTorch has no index_copy_ of 8-bit floats: their bits are copied.
     index.view(torch.uint8).index_copy_(0, slots, codes.view(torch.uint8))
     scale.index_copy_(0, slots, scales)
+
+
+def inverse_norm(states: torch.Tensor) -> torch.Tensor:
+    """1 / Euclidean norm of each state; 0 for a state that is all 0, so that its cosines are 0.
+
+    Args:
+        states: [..., H], any float dtype.
+
+    Returns:
+        [...] float32.
+
+    Raises:
+        TypeError: not a float tensor.
+
+    Equivalent PyTorch: `1 / states.float().norm(dim=-1)`.
+    """
+    if not states.is_floating_point():
+        raise TypeError(f"states: a floating-point dtype expected, got {states.dtype}")
+    # A norm is never taken in a narrower dtype than that of the states: PyTorch refuses to.
+    wide = torch.promote_types(states.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(states, dim=-1, dtype=wide).float()
+    return torch.where(norms == 0, 0.0, 1.0 / norms)
 
 
 def cut(x: torch.Tensor, pick: torch.Tensor, block: int, fill: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from cmr.kernels.arguments import FLOAT, INTEGER, expect
 from cmr.kernels.dispatch import register
-from cmr.kernels.reference.score import calibrate, expect_weights, hybrid, pool_blocks
+from cmr.kernels.reference.score import calibrate, expect_weights, pool_blocks
 
 CHUNK_BYTES = 16 << 20
 """Most bytes of a temporary in float32 at once."""
@@ -119,9 +119,6 @@ def surprise(
     Returns:
         [B, S] float32, at least 0 up to rounding. No gradient.
 
-    Raises:
-        TypeError, ValueError: dtypes or shapes do not fit.
-
     Equivalent PyTorch: `F.cross_entropy(logits[:, :-1].mT, token_ids[:, 1:], reduction="none")`.
     """
     expect(
@@ -154,6 +151,7 @@ def surprise_plain(
     if previous is not None and steps > 0:
         losses[:, :1] = _loss(previous[:, None], token_ids[:, :1])
     elif steps > 1:
+        # Nothing predicted the first token: the mean neither favours nor hides it.
         losses[:, 0] = losses[:, 1:].mean(1)
 
 
@@ -210,8 +208,8 @@ def hybrid_blocks(
     Raises:
         TypeError, ValueError: nothing to combine, counts, dtypes or shapes differ, bad weights.
 
-    Equivalent PyTorch: `hybrid([calibrate(s, r) for s, r in zip(scores, references)], weights)`,
-    then `pool_blocks`.
+    Equivalent PyTorch: `sum(w * calibrate(s, r) for w, s, r in zip(weights, scores, references)) /
+    sum(weights)`, then `pool_blocks`.
     """
     if not len(scores):
         raise ValueError("scores: at least one tensor expected, got none")
@@ -244,7 +242,9 @@ def hybrid_blocks_plain(
 ) -> None:
     """The specification of `hybrid_blocks`, of arguments that were checked already."""
     quantiles = [calibrate(s, sample) for s, sample in zip(scores, references, strict=True)]
-    tokens.copy_(hybrid(quantiles, weights.tolist()))
+    numbers = weights.tolist()
+    expect_weights(numbers, len(quantiles))
+    tokens.copy_(torch.einsum("nbs,n->bs", torch.stack(quantiles), weights / sum(numbers)))
     pooled.copy_(pool_blocks(tokens, block_size, lengths))
 
 

@@ -31,14 +31,11 @@ class Scratch(NamedTuple):
 
 def new_selection(like: torch.Tensor, batch: int, k: int, run: int) -> Selection:
     """Uninitialised tensors for the result of `maxsim_select`, on the device of `like`."""
-    integer, real = torch.int64, torch.float32
-    return Selection(
-        like.new_empty(batch, k, dtype=real),
-        like.new_empty(batch, k, dtype=integer),
-        like.new_empty(batch, dtype=real),
-        like.new_empty(batch, k, run, dtype=integer),
-        like.new_empty(batch, k, run, dtype=integer),
-    )
+    scores = like.new_empty(batch, k, dtype=torch.float32)
+    table = like.new_empty(batch, k, run, dtype=torch.int64)
+    starts = torch.empty_like(scores, dtype=torch.int64)
+    certainty = like.new_empty(batch, dtype=torch.float32)
+    return Selection(scores, starts, certainty, table, torch.empty_like(table))
 
 
 def new_scratch(like: torch.Tensor, batch: int, tokens: int, blocks: int) -> Scratch:
@@ -121,8 +118,7 @@ def maxsim_select(
         found = choose(maxima, query_mask, columns, sessions, before, rule, k)
         if out is None:
             return found
-        for tensor, value in zip(out, found, strict=True):
-            tensor.copy_(value)
+        _copy(found, out)
         return out
     # While decoding both are given, so that a search allocates nothing.
     out = new_selection(maxima, sizes["B"], k, run) if out is None else out
@@ -131,36 +127,16 @@ def maxsim_select(
     return out
 
 
-def maxsim_select_plain(
-    maxima: torch.Tensor,
-    query_mask: torch.Tensor | None,
-    session: torch.Tensor,
-    positions: torch.Tensor,
-    successor: torch.Tensor,
-    predecessor: torch.Tensor,
-    created: torch.Tensor,
-    sessions: torch.Tensor,
-    before: torch.Tensor | None,
-    peak_power: int,
-    clamp: float,
-    threshold: float,
-    null_base: float,
-    null_slope: float,
-    few_blocks: int,
-    few_certainty: float,
-    passage: int,
-    neighbours: int,
-    statistics: torch.Tensor,
-    lines: torch.Tensor,
-    *out: torch.Tensor,
-) -> None:
+def maxsim_select_plain(maxima: torch.Tensor, query_mask: torch.Tensor | None, *rest: Any) -> None:
     """`choose`, of arguments as the registered operation has them."""
-    columns = SearchColumns(session, positions, successor, predecessor, created)
-    rule = Rule(
-        peak_power, clamp, threshold, null_base, null_slope, few_blocks, few_certainty, passage,
-        neighbours,
-    )  # fmt: skip
-    found = choose(maxima, query_mask, columns, sessions, before, rule, out[0].shape[1])
+    columns, (sessions, before), rule = SearchColumns(*rest[:5]), rest[5:7], Rule(*rest[7:16])
+    # Between the rule and the result stands the kernels' scratch, which is not needed here.
+    out = Selection(*rest[18:])
+    found = choose(maxima, query_mask, columns, sessions, before, rule, out.scores.shape[1])
+    _copy(found, out)
+
+
+def _copy(found: Selection, out: Selection) -> None:
     for tensor, value in zip(out, found, strict=True):
         tensor.copy_(value)
 

@@ -56,20 +56,15 @@ class Calibration:
     measured: dict[str, Any] = field(default_factory=dict)
 
     def index(self, states: torch.Tensor) -> torch.Tensor:
-        """What is indexed and searched of states.
+        """What is indexed and searched of states `[..., hidden]`: `[..., width]` of norm 1.
 
-        Args:
-            states: `[..., hidden]` at the index layer, any float dtype, on the device of the
-                projection. A state of zeros, which must match nothing, stays one.
-
-        Returns:
-            `[..., width]` of norm 1 in the states' dtype; without a projection the states
-            themselves.
+        The dtype stays, and without a projection the states do.
         """
         if self.projection is None:
             return states
         # In float32 whatever the states' dtype: a few directions rule, and the rest is small.
         unit = F.normalize(states.float(), dim=-1)
+        # A state of zeros matches nothing, and has to stay one when the mean is taken off.
         held = (unit != 0).any(-1, keepdim=True)
         if self.mean is not None:
             unit = unit - self.mean
@@ -87,7 +82,7 @@ class Calibration:
 
     @property
     def digest(self) -> str:
-        """Tells one index from another: vectors of different ones cannot be compared."""
+        """Tells one index from another, as vectors of different ones cannot be compared."""
         found = hashlib.sha256(str(self.index_layer).encode())
         for part in (self.mean, self.projection):
             if part is not None:

@@ -32,14 +32,8 @@ PER_REQUEST = (
 class Retriever:
     """Chooses passages by the strategy of the settings.
 
-    Args:
-        config: the settings.
-        calibration: what was measured for the model; None: nothing was.
-        cache: keeps answers; None: a new one of the size that the settings give.
-        made: strategies that were made before, by their settings.
-
     Attributes:
-        config: as given.
+        config: the settings.
         strategy: scores passages; None where the kernels do it all.
         cache: keeps answers to questions that are asked again.
     """
@@ -54,7 +48,8 @@ class Retriever:
         self.config, self._calibration = config, calibration
         self.cache = RetrievalCache(config.cache_size or 0) if cache is None else cache
         self._selector = Selector(config, calibration)
-        # Shared by all that come of one memory, as some keep what they have learnt of the store.
+        # By their settings. All retrievers of one memory share them, as some strategies keep what
+        # they have learnt of the store.
         self._made: dict[Hashable, Strategy] = {} if made is None else made
         self.strategy = self._strategy()
 

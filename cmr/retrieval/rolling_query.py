@@ -78,10 +78,6 @@ class RollingQuery:
             done += count
             self._next = (self._next + count) % tokens
 
-    def ask(self) -> Ask:
-        """The same as a question on its own; its tensors are views that go on changing."""
-        return self._ask(self._ring.high_water)
-
     def for_kernels(self, candidates: int, run: int) -> tuple[Ask, Selection, Scratch]:
         """What `maxsim_select` is given: the question, and tensors that are kept for it.
 
@@ -98,9 +94,11 @@ class RollingQuery:
                 new_selection(self.maxima, rows, candidates, run),
                 new_scratch(self.maxima, rows, tokens, width),
             )
-        return self._ask(width), *self._room[sizes]
+        return self.ask(width), *self._room[sizes]
 
-    def _ask(self, slots: int) -> Ask:
+    def ask(self, slots: int | None = None) -> Ask:
+        """The same as a question on its own; its tensors are views that go on changing."""
+        slots = self._ring.high_water if slots is None else slots
         return Ask(
             states=self._query.transpose(0, 1),
             mask=self.mask,

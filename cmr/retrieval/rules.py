@@ -29,12 +29,9 @@ TUNED = Rule(
 def rule_for(
     located: bool, calibration: Calibration | None = None, config: RetrievalConfig | None = None
 ) -> Rule:
-    """The rule by which questions are searched.
+    """The rule for questions that were `located`, that is told from the text around them, or not.
 
-    Args:
-        located: whether a question was told from the text around it.
-        calibration: of the model, for what is expected when nothing fits; None: as `TUNED`.
-        config: sets threshold and neighbours; None: as `TUNED`.
+    The calibration says what is expected when nothing fits, the settings threshold and neighbours.
     """
     # All words of a located question were meant: they weigh by their best match, not its square.
     rule = TUNED._replace(peak_power=1 if located else 2)

@@ -7,9 +7,8 @@ from typing import NamedTuple
 import torch
 
 from cmr.config import RetrievalConfig
-from cmr.kernels.reference._topk import topk_lowest_slot
+from cmr.kernels.maxsim import spread
 from cmr.kernels.reference.attention import NEG_INF
-from cmr.kernels.reference.maxsim import spread
 from cmr.kernels.reference.select import (
     Rule,
     SearchColumns,
@@ -19,6 +18,7 @@ from cmr.kernels.reference.select import (
     may_see,
     shares_of,
     stamped_table,
+    topk_lowest_slot,
 )
 from cmr.kernels.select import Scratch, maxsim_select
 from cmr.retrieval.ask import Ask, Scored, Searched, columns_of
@@ -58,11 +58,6 @@ class Ranked(NamedTuple):
 
 class Selector:
     """Chooses passages by the settings; a strategy only says how well each of them fits.
-
-    Args:
-        config: `blocks`, `gain`, `neighbours`, `ratio`, `threshold` and `similarity_threshold` are
-            used.
-        calibration: what was measured for the model; None: nothing was.
 
     Attributes:
         candidates: passages among which those to read are chosen.
@@ -112,7 +107,8 @@ class Selector:
         certainty = found.certainty
         if certainty is None:
             certainty = certainty_of(line, seen.sum(-1), rule)
-        best = Best(*standing_out(line, passages, columns, found, self.candidates), certainty)
+        peaks = at_peaks(line, passages, columns)
+        best = Best(*ranked(peaks, self.candidates, found.profiles, found.diversity), certainty)
         # What fits less than usual is left out, as the kernels do it. Where passages are ranked by
         # something else than their similarity, the first one is wanted however well it fits.
         fits = _similarity(best, found.line) >= 0
@@ -189,34 +185,19 @@ def _similarity(best: Best, line: torch.Tensor | None) -> torch.Tensor:
     return line.gather(1, best.starts.clamp(min=0))
 
 
-def standing_out(
-    line: torch.Tensor, passages: torch.Tensor, columns: SearchColumns, found: Scored, k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores and first slots of the `k` best passages among the local maxima of a line.
+def ranked(
+    base: torch.Tensor, k: int, profiles: torch.Tensor | None = None, weight: float = 0.0
+) -> Ranked:
+    """The `k` best by `base` `[batch, entries]` float32, `-inf` for what is not to be chosen.
 
-    The line runs along the text; `passages` is what they are ranked by. Both are `[batch, blocks]`
-    float32, `-inf` where there is nothing to find.
-    """
-    ranked = at_peaks(line, passages, columns)
-    if found.profiles is None:
-        return topk_lowest_slot(ranked, k)
-    return diversify(ranked, found.profiles, found.diversity, k)
-
-
-def diversify(base: torch.Tensor, profiles: torch.Tensor, weight: float, k: int) -> Ranked:
-    """One after the other, each the best given those before: `base + weight * diversity`.
-
-    Diversity is 1 less the largest cosine with a profile that was chosen before; the cosine with
-    one that is all 0 is 0.
-
-    Args:
-        base: `[batch, entries]` float32, `-inf` for what is not to be chosen.
-        profiles: `[batch or 1, features, entries]` float32.
-        weight: of the diversity.
-        k: how many at most, 1 or more.
+    With profiles `[batch or 1, features, entries]` float32 one after the other, each the best given
+    those before: `base + weight * diversity`. Diversity is 1 less the largest cosine with a profile
+    that was chosen before; the cosine with one that is all 0 is 0.
 
     Source: Carbonell and Goldstein (1998), maximal marginal relevance.
     """
+    if profiles is None:
+        return Ranked(*topk_lowest_slot(base, k))
     norms = profiles.norm(dim=1)
     inverse = torch.where(norms > 0, 1.0 / norms, 0.0).expand_as(base)
     profiles = profiles.expand(len(base), -1, -1)

@@ -97,10 +97,8 @@ class Proposal:
 def compared_layers(config: NextTokenConfig, targets: Sequence[int], depth: int) -> tuple[int, ...]:
     """The layers at which tokens are compared, rising; none where next-token memory is off.
 
-    They are among the `targets`, whose keys and values memory has, of a decoder of `depth` blocks.
-
-    Raises:
-        ConfigError: the settings name a layer that memory has nothing of.
+    They are among the `targets`, whose keys and values memory has, of a decoder of `depth` blocks:
+    a ConfigError says which of those that the settings name are not.
     """
     if not config.on:
         return ()

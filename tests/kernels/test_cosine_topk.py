@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmr.kernels.cosine_topk import cosine_topk, cosine_topk_, new_partial
-from cmr.kernels.reference import _topk
+from cmr.kernels.reference import select
 from cmr.kernels.reference.quantise import quantise_rows
-from cmr.kernels.reference.score import inverse_norm
+from cmr.kernels.ring_write import inverse_norm
 from tests.kernels.helpers.compare import assert_close, assert_error_at_most_twice
 
 module = importlib.import_module("cmr.kernels.cosine_topk")  # not the function of that name
@@ -127,9 +127,9 @@ def test_topk_is_exact_with_ties_nan_and_infinities(
         odd = torch.rand(rows, count, generator=rng) < (seed % 3) * 0.3
         scores[odd] = value
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_topk, "LONG_ROW", 1 if grouped else 1 << 40)
-        patch.setattr(_topk, "MANY_SCORES", 1 << 40)
-        values, slots = _topk.topk_lowest_slot(scores, k, many_ties)
+        patch.setattr(select, "LONG_ROW", 1 if grouped else 1 << 40)
+        patch.setattr(select, "MANY_SCORES", 1 << 40)
+        values, slots = select.topk_lowest_slot(scores, k, many_ties)
     for b in range(rows):
         row = [(-v, n) for n, v in enumerate(scores[b].tolist()) if v > -math.inf]
         want = [n for _, n in sorted(row)[:k]]

@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmr.kernels import maxsim as module
-from cmr.kernels.maxsim import block_maxima, block_maxima_
-from cmr.kernels.reference._topk import topk_lowest_slot
-from cmr.kernels.reference.maxsim import passages, standardise
+from cmr.kernels.maxsim import block_maxima, block_maxima_, passages, standardise
 from cmr.kernels.reference.quantise import quantise_rows
+from cmr.kernels.reference.select import topk_lowest_slot
 from tests.kernels.helpers.compare import assert_close, assert_error_at_most_twice
 
 

@@ -7,9 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmr.kernels.attention import attention_with_lse
+from cmr.kernels.attention import attention_with_lse, rotate
 from cmr.kernels.attention_partials import attention_partials
-from cmr.kernels.reference.rotary import rotate
 from cmr.kernels.reweave_paged import reweave_paged
 from tests.kernels.helpers.compare import assert_close, assert_error_at_most_twice
 from tests.kernels.helpers.paged import Paged, joint_softmax, local_attention, specified

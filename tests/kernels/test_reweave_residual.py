@@ -1,4 +1,4 @@
-"""reweave_residual, gathered and paged, against brute force in float64."""
+"""Stored states woven in, gathered and paged, against brute force in float64."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmr.kernels.reweave_residual import reweave_residual, reweave_residual_paged
+from cmr.kernels.reweave_residual import reweave_residual_paged, weave_states
 from tests.kernels.helpers.compare import assert_close, assert_error_at_most_twice
 from tests.kernels.helpers.paged import Paged
 
@@ -20,12 +20,11 @@ from tests.kernels.helpers.paged import Paged
     entries=st.sampled_from([1, 7, 63]),
     width=st.sampled_from([60, 100]),
     weight=st.sampled_from([0.0, 0.1, 0.3, 1.0]),
-    per_row=st.booleans(),
     temperature=st.sampled_from([0.1, 1.0]),
     seed=st.integers(0, 99),
 )
 def test_residual_matches_brute_force(
-    batch, steps, entries, width, weight, per_row, temperature, seed
+    batch, steps, entries, width, weight, temperature, seed
 ) -> None:
     rng = torch.Generator().manual_seed(seed)
     states = torch.randn(batch, steps, width, generator=rng)
@@ -33,8 +32,7 @@ def test_residual_matches_brute_force(
     mask = torch.rand(batch, entries, generator=rng) > 0.3
     mask[0] = False
     filled = memory.masked_fill(~mask[..., None], math.nan)
-    given_weight = torch.full((batch,), weight) if per_row else weight
-    out = reweave_residual(states, filled, mask, given_weight, temperature)
+    out = weave_states(states, filled, mask, torch.full((batch,), weight), temperature)
     for b in range(batch):
         kept = memory[b][mask[b]].double()
         if not len(kept) or weight == 0:
@@ -43,18 +41,6 @@ def test_residual_matches_brute_force(
         cosines = F.cosine_similarity(states[b].double()[:, None], kept[None], dim=-1)
         recalled = torch.softmax(cosines / temperature, -1) @ kept
         assert_close("out", out[b], (1 - weight) * states[b].double() + weight * recalled)
-
-
-def test_residual_with_empty_memory_and_bad_input() -> None:
-    states = torch.randn(2, 3, 8, dtype=torch.bfloat16)
-    empty = torch.empty(2, 0, 8, dtype=torch.bfloat16)
-    assert torch.equal(reweave_residual(states, empty, None, 0.5), states)
-    with pytest.raises(ValueError, match="temperature: a number above 0 expected, got 0"):
-        reweave_residual(states, states, None, 0.5, 0)
-    with pytest.raises(ValueError, match=r"weight: a number in \[0, 1\] expected, got 1.5"):
-        reweave_residual(states, states, None, 1.5)
-    with pytest.raises(ValueError, match=r"memory: shape \[B=2, M, H=8\]"):
-        reweave_residual(states, empty[..., :4], None, 0.5)
 
 
 def test_residual_bfloat16_error_is_at_most_twice_the_naive() -> None:
@@ -66,7 +52,8 @@ def test_residual_bfloat16_error_is_at_most_twice_the_naive() -> None:
         shares = torch.softmax(F.normalize(h, dim=-1) @ F.normalize(m, dim=-1).mT / 0.1, -1)
         return 0.7 * h + 0.3 * (shares @ m)
 
-    have = reweave_residual(states, memory, None, 0.3, 0.1)
+    everything = torch.ones(2, 200, dtype=torch.bool)
+    have = weave_states(states, memory, everything, torch.tensor([0.3, 0.3]), 0.1)
     exact = blend(states.double(), memory.double())
     assert_error_at_most_twice("out", have, blend(states, memory), exact, 1e-3)
 
@@ -87,7 +74,7 @@ def test_paged_is_the_gathered_form_in_place(block, temperature, guarded) -> Non
     weight = torch.tensor([0.3, 1.0])
     guard = torch.tensor([[True, False, True], [False] * 3]) if guarded else None
     memory = case.gathered()[0][:, 0]
-    want = reweave_residual(states, memory, case.mask(), weight, temperature)
+    want = weave_states(states, memory, case.mask(), weight, temperature)
     if guard is not None:
         want = torch.where(guard[..., None], want, states)
     before = states.clone()
@@ -106,6 +93,14 @@ def test_paged_leaves_what_reads_nothing_bit_for_bit() -> None:
     assert torch.equal(states, before)
     case.stamps += 1
     reweave_residual_paged(states, *where, torch.tensor([0.5, 0.5]))
+    assert torch.equal(states, before)
+
+
+def test_paged_leaves_all_where_nothing_is_chosen() -> None:
+    case, states, (store, *_) = stored(60, 8)
+    before, none = states.clone(), torch.empty(2, 0, dtype=torch.int64)
+    weight = torch.tensor([0.5, 0.5])
+    reweave_residual_paged(states, store, none, none, case.created, case.positions, weight)
     assert torch.equal(states, before)
 
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from cmr.kernels import (
     attention_received,
     calibrate,
-    hybrid,
     inverse_norm,
     pool_blocks,
     state_scores,
@@ -207,20 +206,11 @@ def test_pool_blocks(batch, steps, block_size, ragged, seed) -> None:
     assert_close("blocks", have, want)
 
 
-def test_hybrid_is_the_weighted_mean() -> None:
-    first, second = torch.rand(2, 5), torch.rand(2, 5)
-    assert_close("equal", hybrid([first, second]), (first + second) / 2)
-    assert_close("weighted", hybrid([first, second], [3, 1]), 0.75 * first + 0.25 * second)
-
-
 def test_bad_input_is_named() -> None:
     cases = [
         (ValueError, r"states: shape \[B, S, H\]", lambda: variance(torch.zeros(3, 4))),
         (TypeError, "states: a floating-point", lambda: norm(torch.zeros(1, 3, 4).int())),
         (ValueError, "block_size: .*got 0", lambda: pool_blocks(torch.zeros(1, 3), 0)),
-        (ValueError, "weights: 1 numbers", lambda: hybrid([torch.zeros(1, 2)], [1, 2])),
-        (ValueError, "weights: .*above 0", lambda: hybrid([torch.zeros(1, 2)], [0])),
-        (ValueError, "at least one tensor", lambda: hybrid([])),
         (TypeError, "token_ids: an int", lambda: surprise(torch.zeros(1, 2, 3), torch.zeros(1, 2))),
         (
             ValueError,
@@ -316,7 +306,7 @@ def test_all_scores_of_a_text_compile_to_one_graph() -> None:
             strict=True,
         )
     ]
-    assert_close("the parts", compiled(*arguments)[0], hybrid(quantiles))
+    assert_close("the parts", compiled(*arguments)[0], torch.stack(quantiles).mean(0))
 
 
 def test_bad_input_of_the_operations_is_named() -> None:
@@ -329,11 +319,7 @@ def test_bad_input_of_the_operations_is_named() -> None:
         (ValueError, "above 0", lambda: ops.hybrid_blocks(one, known, torch.tensor([-1.0]), 4)),
         (ValueError, "block_size: .*got 0", lambda: ops.hybrid_blocks(one, known, [1], 0)),
         (TypeError, "scores: dtype", lambda: ops.hybrid_blocks(one.half(), known, [1], 4)),
-        (
-            ValueError,
-            r"scores\[1\]: shape \[B=2, S=3\]",
-            lambda: hybrid([one[0], one[0, :1]], [1, 1]),
-        ),
+        (ValueError, "weights: .*above 0", lambda: ops.hybrid_blocks(one, known, [0], 4)),
         (TypeError, "token_ids: an int", lambda: ops.surprise(one, one[:, :, 0])),
         (
             ValueError,

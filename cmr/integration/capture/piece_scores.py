@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.kernels.reference.rotary import rotate
+from cmr.kernels.attention import rotate
 from cmr.kernels.score import surprise
 from cmr.memory.token_scores import gradient_times_state, token_scores
 

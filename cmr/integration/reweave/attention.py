@@ -19,9 +19,8 @@ from cmr.integration.reweave.attention_weights import attention_weights
 from cmr.integration.reweave.held import LayerBlocks, LayerRows
 from cmr.integration.reweave.scratch import StepScratch, StepTensors
 from cmr.kernels import implementation
-from cmr.kernels.attention import attention_with_lse
+from cmr.kernels.attention import attention_with_lse, rotate
 from cmr.kernels.attention_partials import attention_partials
-from cmr.kernels.reference.rotary import rotate
 from cmr.kernels.reweave import reweave_attention
 from cmr.kernels.reweave_paged import reweave_paged
 

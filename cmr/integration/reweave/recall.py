@@ -11,7 +11,7 @@ from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.reweave.held import LayerBlocks, LayerRows, StateRows, in_blocks
 from cmr.integration.window.lasting import lasting
 from cmr.kernels import implementation
-from cmr.kernels.reference.rotary import rotate
+from cmr.kernels.attention import rotate
 from cmr.memory.block_store import BlockStore
 from cmr.reconstruction.read_plan import ReadPlan
 from cmr.retrieval.choice import Choice

@@ -11,7 +11,7 @@ from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.partial_pass import states_entering
 from cmr.integration.window.local_window import LocalWindow
 from cmr.integration.window.window_layer import adopt
-from cmr.kernels.reference.rotary import unrotate
+from cmr.kernels.attention import unrotate
 from cmr.memory.block_store import BlockStore
 
 Layers = dict[int, tuple[torch.Tensor, torch.Tensor]]

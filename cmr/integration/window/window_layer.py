@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from cmr.integration.window.local_window import LocalWindow
 from cmr.integration.window.padded_rows import Leave, columns_from, pick, put
-from cmr.kernels.reference.rotary import rotate
+from cmr.kernels.attention import rotate
 
 
 class WindowLayer(DynamicLayer):

@@ -1,6 +1,6 @@
 """Pieces of kernels: scores packed with their slots, a running top-k, 8-bit codes, cosines.
 
-A score and its slot share one int64 that sorts like (score, -slot): see `reference/_topk.py`. What
+A score and its slot share one int64 that sorts like (score, -slot): see `reference/select.py`. What
 may not be chosen is `LOWEST`, and a running top-k starts as distinct values just above it, so that
 all its values always differ.
 """

@@ -31,6 +31,7 @@ def gather(
     """
     batch, entries = table.shape
     slots, groups, block, _ = stores[0].shape
+    # Slot 0 stands in for none, as a gather needs a slot; the mask hides what comes of it.
     first = table.clamp(min=0)
     if not all(store.is_contiguous() for store in stores):
         picked = (store.index_select(0, first.view(-1)) for store in stores)

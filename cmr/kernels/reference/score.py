@@ -1,4 +1,4 @@
-"""What scores of tokens and blocks are made of: norms, quantiles, weighted means, block means."""
+"""What scores of tokens and blocks are made of: quantiles, block means, checked weights."""
 
 from __future__ import annotations
 
@@ -7,53 +7,6 @@ from collections.abc import Sequence
 import torch
 
 from cmr.kernels.arguments import expect
-
-
-def inverse_norm(states: torch.Tensor) -> torch.Tensor:
-    """1 / Euclidean norm of each state; 0 for a state that is all 0, so that its cosines are 0.
-
-    Args:
-        states: [..., H], any float dtype.
-
-    Returns:
-        [...] float32.
-
-    Raises:
-        TypeError: not a float tensor.
-
-    Equivalent PyTorch: `1 / states.float().norm(dim=-1)`.
-    """
-    if not states.is_floating_point():
-        raise TypeError(f"states: a floating-point dtype expected, got {states.dtype}")
-    # A norm is never taken in a narrower dtype than that of the states: PyTorch refuses to.
-    wide = torch.promote_types(states.dtype, torch.float32)
-    norms = torch.linalg.vector_norm(states, dim=-1, dtype=wide).float()
-    return torch.where(norms == 0, 0.0, 1.0 / norms)
-
-
-def hybrid(scores: Sequence[torch.Tensor], weights: Sequence[float] | None = None) -> torch.Tensor:
-    """Weighted mean of several scores of the same tokens, each calibrated to [0, 1] before.
-
-    Args:
-        scores: one or more tensors [B, S] float32.
-        weights: one number of at least 0 each, not all 0; None: equal.
-
-    Returns:
-        [B, S] float32.
-
-    Raises:
-        ValueError: nothing to combine, counts or shapes differ, bad weights.
-
-    Equivalent PyTorch: `sum(w * s for w, s in zip(weights, scores)) / sum(weights)`.
-    """
-    if not scores:
-        raise ValueError("scores: at least one tensor expected, got none")
-    weights = [1.0] * len(scores) if weights is None else list(weights)
-    expect_weights(weights, len(scores))
-    expect(*((f"scores[{index}]", score, "B S", None) for index, score in enumerate(scores)))
-    stacked = torch.stack([score.float() for score in scores])
-    shares = torch.tensor(weights, dtype=torch.float32, device=stacked.device) / sum(weights)
-    return torch.einsum("nbs,n->bs", stacked, shares)
 
 
 def calibrate(scores: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

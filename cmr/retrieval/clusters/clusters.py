@@ -23,12 +23,7 @@ _LEVELS, _SPREAD = 127, 16.0
 
 
 def load_faiss(device: torch.device) -> ModuleType:
-    """FAISS, for a device.
-
-    Raises:
-        ImportError: it is not installed; the message says how to get it.
-        RuntimeError: a GPU is asked for, and the installed FAISS knows none.
-    """
+    """FAISS, for a device; the error says how to get it where it is missing or knows no GPU."""
     try:
         import faiss
     except ImportError as error:
@@ -53,10 +48,8 @@ def clusters_for(tokens: int, most: int | None = None) -> int:
 class Clusters:
     """What a vector is made of: `centroids[number] + basis @ code`, and a rest that is left out.
 
-    Attributes:
-        centroids: `[clusters, hidden]` float32.
-        basis: `[hidden, directions]` float32, the steps of a code along each direction.
-        reader: `[hidden, directions]` float32, gives the codes of a remainder.
+    Centroids are `[clusters, hidden]`; `basis`, the steps of a code along each direction, and
+    `reader`, which gives the codes of a remainder, are `[hidden, directions]`. All are float32.
     """
 
     centroids: torch.Tensor
@@ -69,10 +62,7 @@ class Clusters:
         return self.centroids.nbytes + self.basis.nbytes + self.reader.nbytes
 
     def encode(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is kept of vectors `[n, hidden]` of norm 1, any float dtype.
-
-        The numbers of the nearest clusters, `[n]` int16, and codes `[n, directions]` int8.
-        """
+        """The nearest cluster of each vector `[n, hidden]`, int16, and its code, int8."""
         numbers = _nearest(vectors, self.centroids)
         rest = vectors.float() - self.centroids[numbers]
         codes = (rest @ self.reader).round_().clamp_(-_LEVELS, _LEVELS).to(torch.int8)

@@ -33,15 +33,8 @@ class Codes:
     """Cluster number and code of each token of each slot, and lists from clusters to tokens.
 
     A slot that changes is looked at as a whole, beside the lists, until they are sorted again.
-
-    Args:
-        clusters: what the codes refer to.
-        slots: how many there are.
-        block: tokens in a slot.
-
-    Attributes:
-        known: `[slots]` bool, which slots have codes.
-        encoded: slots encoded since the clusters were found.
+    `known` `[slots]` says which slots have codes, `encoded` how many got some since the clusters
+    were found.
     """
 
     def __init__(self, clusters: Clusters, slots: int, block: int) -> None:

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 
 from cmr.kernels.arguments import expect
-from cmr.kernels.reference._topk import topk_lowest_slot
-from cmr.kernels.reference.select import Rule, shares_of
+from cmr.kernels.reference.select import Rule, shares_of, topk_lowest_slot
 from cmr.memory.sessions import NO_SESSION
 from cmr.retrieval.ask import Searched
 from cmr.retrieval.clusters.codes import Look
 from cmr.retrieval.clusters.moments import SAMPLE, Moments, Sample, estimate
 from cmr.retrieval.clusters.shortlist import Shortlist, joined, line_of, places, standardised
 from cmr.retrieval.clusters.upkeep import ClusterUpkeep, vectors_of
+from cmr.retrieval.selection import Ranked
 
 EXACT_BELOW = 16384
 """With fewer blocks of its own a row compares them all: that costs no more."""
@@ -35,13 +35,6 @@ PEAKS = 3
 """Blocks that are compared for the sake of one query token."""
 SESSIONS = 4
 """Sessions of which samples and slots are kept."""
-
-
-class Found(NamedTuple):
-    """The best passages: `starts` `[batch, k]` int64, their first slots, -1 for none; `scores`."""
-
-    starts: torch.Tensor
-    scores: torch.Tensor
 
 
 class Row(NamedTuple):
@@ -139,16 +132,8 @@ class MemoryHierarchy(ClusterUpkeep):
     ) -> Shortlist:
         """Blocks that may belong to the best passages, of each row's own session only.
 
-        Args:
-            store: the store.
-            query: `[batch, tokens, hidden]`, norm 1 each, in the index's dtype.
-            query_mask: `[batch, tokens]` bool, False for padding; None for none.
-            sessions: `[batch]` int64; a number that owns nothing finds nothing.
-            rule: of the scores; `passage`, `clamp` and `peak_power` count here.
-            visible: `[batch, slots]` bool, what each row may see of its own; None: everything.
-
-        Raises:
-            ValueError: the shapes do not fit the store's.
+        The query `[batch, tokens, hidden]` is of norm 1 in the index's dtype; its mask is False for
+        padding. Of its own a row sees what is `visible` `[batch, slots]`, or everything.
         """
         expect(
             ("query", query, "batch tokens hidden", None),
@@ -187,7 +172,7 @@ class MemoryHierarchy(ClusterUpkeep):
         rule: Rule,
         k: int,
         visible: torch.Tensor | None = None,
-    ) -> Found:
+    ) -> Ranked:
         """The `k` best passages by their similarity alone, as `maxsim_select` scores them.
 
         The arguments are those of `shortlist`, with a query of any float dtype and length.
@@ -196,8 +181,7 @@ class MemoryHierarchy(ClusterUpkeep):
         near = self.shortlist(store, query, query_mask, sessions, rule, visible)
         line, peaks = near.line(), near.slots >= 0
         if not line.shape[1]:
-            none = topk_lowest_slot(line, k)
-            return Found(none[1], none[0])
+            return Ranked(*topk_lowest_slot(line, k))
         before = places(store.predecessor, near.slots)
         beside = [
             line.gather(1, at.clamp(min=0)).masked_fill(at < 0, -torch.inf)
@@ -205,7 +189,7 @@ class MemoryHierarchy(ClusterUpkeep):
         ]
         peaks &= (line >= beside[0]) & (line > beside[1])
         best, at = topk_lowest_slot(line.masked_fill(~peaks, -torch.inf), k)
-        return Found(near.slots.gather(1, at.clamp(min=0)).masked_fill(at < 0, -1), best)
+        return Ranked(best, near.slots.gather(1, at.clamp(min=0)).masked_fill(at < 0, -1))
 
     def _compared(
         self, store: Searched, row: Row, session: torch.Tensor, rule: Rule

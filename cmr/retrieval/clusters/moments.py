@@ -14,15 +14,10 @@ _SLOTS = 1 << 32
 
 
 class Moments(NamedTuple):
-    """Of each query token's maxima over the blocks that a row may see.
+    """Of each query token's maxima over the blocks that a row may see; tensors `[tokens]` float32.
 
-    Attributes:
-        mean: `[tokens]` float32.
-        deviation: `[tokens]` float32, of the population.
-        peak: `[tokens]` float32, the largest one that was looked at.
-        rest: `[tokens]` float32, mean of those that the first look did not find.
-        slope: what approximate maxima are to be multiplied with, for an estimate of exact ones.
-        shift: `[tokens]` float32, what is to be added then.
+    `peak` is the largest maximum that was looked at, `rest` the mean of those that the first look
+    did not find. An exact maximum is estimated as `slope` times the approximate one plus `shift`.
     """
 
     mean: torch.Tensor
@@ -116,11 +111,8 @@ def estimate(exact: torch.Tensor, at: torch.Tensor, found: torch.Tensor, count: 
     counted in full, corrected by how the sample's ones differ from their approximation, and the
     sample stands only for the rest (post-stratification; Cochran, Sampling Techniques, 5A.9).
 
-    Args:
-        exact: `[tokens, n]` maxima of the sample.
-        at: `[n]` int64, its slots.
-        found: `[tokens, slots]` approximate maxima, `-inf` for what was not found.
-        count: blocks in all.
+    `exact` `[tokens, n]` are the maxima of the sample's slots `at`, `found` `[tokens, slots]` the
+    approximate ones, `-inf` for what was not found; there are `count` blocks in all.
     """
     # About the centre: squares of small numbers keep their digits.
     centre = exact.mean(-1, keepdim=True)

@@ -17,14 +17,10 @@ class Shortlist:
         slots: `[batch, n]` int64, rising, then -1 for none. The successors of the best passages and
             what stands beside them are among them.
         maxima: `[batch, tokens, n]` float32, their exact maxima, `-inf` for none.
-        mean: `[batch, tokens]` float32, of each query token's maxima over the row's blocks.
-        deviation: `[batch, tokens]` float32, of the same.
-        peaks: `[batch, tokens]` float32, the largest maxima that were looked at exactly; `-inf`
-            where only the blocks here tell.
+        mean, deviation: `[batch, tokens]`, of each query token's maxima over the row's blocks.
+        peaks: `[batch, tokens]`, the largest that were looked at exactly; `-inf` for none.
         counts: `[batch]` int64, blocks that the row may see.
         after: `[batch, n]` int64, where among them each one's successor is, or -1.
-        query_mask: `[batch, tokens]` bool; None: all ask.
-        rule: of the scores.
     """
 
     slots: torch.Tensor

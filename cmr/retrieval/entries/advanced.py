@@ -13,7 +13,6 @@ import torch
 from cmr.config import STRATEGY_SYNONYMS, RetrievalConfig, keys, known_strategies
 from cmr.config import checks as check
 from cmr.errors import ModelMismatchError
-from cmr.kernels.reference._topk import topk_lowest_slot
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.entry import MemoryEntry
@@ -21,11 +20,11 @@ from cmr.retrieval.ask import Ask, Strategy, visible
 from cmr.retrieval.cache import RetrievalCache, key_of
 from cmr.retrieval.entries.buffer_entries import BufferEntries, LayerEntries
 from cmr.retrieval.entries.context import RetrievalContext
-from cmr.retrieval.entries.matcher import SemanticMemoryMatcher
-from cmr.retrieval.entries.strategies import MAKERS, EntryParts, EntryStrategyMaker
-from cmr.retrieval.strategies.criteria import MultiCriteriaRanker, diversify
+from cmr.retrieval.selection import ranked
+from cmr.retrieval.strategies.criteria import MultiCriteriaRanker
 from cmr.retrieval.strategies.hierarchical import Hierarchical
-from cmr.retrieval.strategies.registry import Parts, make_strategy
+from cmr.retrieval.strategies.registry import Parts, StrategyMaker, make_strategy
+from cmr.retrieval.strategies.semantic import SemanticMemoryMatcher
 
 
 class AdvancedMemoryRetriever:
@@ -72,11 +71,10 @@ class AdvancedMemoryRetriever:
         self.semantic_matcher = SemanticMemoryMatcher(hidden_size, self.config.similarity_threshold)
         self.multi_criteria_ranker = MultiCriteriaRanker(self.config.criteria_weights)
         self.retrieval_cache = RetrievalCache(self.config.cache_size or 0)
-        self._makers = dict(MAKERS)
+        self._own: dict[str, StrategyMaker] = {}
         if scorer is not None:
-            self._makers["contextual_relevance"] = lambda parts: scorer
-        matcher, ranker = self.semantic_matcher, self.multi_criteria_ranker
-        self._parts = EntryParts(hidden_size, self.config, matcher, ranker, self._make)
+            self._own["contextual_relevance"] = lambda parts: scorer
+        self._parts = Parts(self.config, matcher=self.semantic_matcher, own=self._own)
         # Made when they are first asked for: not every machine has what each of them needs.
         self._made: dict[str, Strategy] = {}
         self._entries = BufferEntries(memory_buffer)
@@ -91,10 +89,7 @@ class AdvancedMemoryRetriever:
 
     @property
     def memory_hierarchy(self) -> Hierarchical:
-        """The strategy of 'hierarchical'; `ImportError` says how to get FAISS where it is missing.
-
-        `TypeError`: another strategy was registered in its place.
-        """
+        """The strategy of 'hierarchical'; a TypeError where another was registered in its place."""
         found = self.strategy("hierarchical")
         if not isinstance(found, Hierarchical):
             raise TypeError(f"hierarchical: a Hierarchical expected, got {type(found).__name__}")
@@ -103,32 +98,22 @@ class AdvancedMemoryRetriever:
     @property
     def strategies(self) -> tuple[str, ...]:
         """Names of the strategies that can be asked for, without synonyms."""
-        return tuple(dict.fromkeys((*self._makers, *known_strategies())))
+        return tuple(dict.fromkeys((*known_strategies(), *self._own)))
 
-    def register(self, name: str, maker: EntryStrategyMaker) -> None:
+    def register(self, name: str, maker: StrategyMaker) -> None:
         """Add a strategy, made when it is asked for first, or put another one in its place."""
         with self.memory_buffer.lock:
-            self._makers[name] = maker
+            self._own[name] = maker
             # Answers and the strategy made before are those of the old maker.
             self._made.pop(name, None)
             self.retrieval_cache.forget()
 
     def strategy(self, name: str) -> Strategy:
-        """The strategy of a name, made when it is asked for first.
-
-        `ConfigError`: there is none of that name; the message names those that there are.
-        """
+        """The strategy of a name, made when it is asked for first."""
         name = self._known(name)
         if name not in self._made:
-            self._made[name] = self._make(name, self._parts)
+            self._made[name] = make_strategy(name, self._parts)
         return self._made[name]
-
-    def _make(self, name: str, parts: EntryParts) -> Strategy:
-        """A new strategy: one of this retriever, else one that was plugged in for all."""
-        name = self._known(name)
-        if name in self._makers:
-            return self._makers[name](parts)
-        return make_strategy(name, Parts(parts.config))
 
     def _known(self, name: str) -> str:
         """The name without synonyms, if there is such a strategy."""
@@ -230,10 +215,7 @@ class AdvancedMemoryRetriever:
         # Whatever a strategy says, a row finds only what it may see and what fits.
         base = found.passages.masked_fill(~(fits & visible(ask, view)), NEG_INF)
         k = min(budget, view.high_water)
-        if found.profiles is not None:
-            slots = diversify(base, found.profiles, found.diversity, k).slots[0]
-        else:
-            slots = topk_lowest_slot(base, k)[1][0]
+        slots = ranked(base, k, found.profiles, found.diversity).slots[0]
         return slots[slots >= 0].cpu()
 
 

@@ -16,17 +16,12 @@ TINY = 1e-12
 
 
 class EntryLedger:
-    """The account of a layer's slots, as far as searches ask for it. It holds no states.
-
-    Attributes:
-        changes: counts the refreshes that found a change.
-        limit: the slot behind the last one that ever held an entry.
-        owner: `[slots]` int64 sequence numbers, -1 where a slot is empty.
-        number: `[slots]` int64 numbers of the entries, 0 where a slot is empty.
-    """
+    """The account of a layer's slots, as far as searches ask for it. It holds no states."""
 
     def __init__(self, store: LayerStore) -> None:
+        # `changes` counts the refreshes that found one; behind `limit` no slot ever held an entry.
         self.store, self.changes, self.limit = store, 0, 0
+        # Whose entry a slot holds, and its number; an empty one has number 0.
         self.owner = torch.full((store.slots,), NO_SESSION)
         self.number = torch.zeros(store.slots, dtype=torch.int64)
         self._tier, self._stamp = self.number.clone(), self.number.clone()
@@ -92,23 +87,15 @@ class LayerEntries:
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Cosine of each query token with each entry; see `TierTensors.maxima`."""
-        at = slice(first, last)
-        return block_maxima(
-            query,
-            self.index[at],
-            self.positions[at],
-            session=self.session[at],
-            sessions=sessions,
-            out=out,
-        )
+        index, positions = self.index[first:last], self.positions[first:last]
+        session = self.session[first:last]
+        return block_maxima(query, index, positions, None, session, sessions, out=out)
 
     def maxima_at(
         self, query: torch.Tensor, sessions: torch.Tensor, slots: torch.Tensor
     ) -> torch.Tensor:
         """The same of some entries only; see `TierTensors.maxima_at`."""
-        return block_maxima(
-            query, self.index, self.positions, session=self.session, sessions=sessions, slots=slots
-        )
+        return block_maxima(query, self.index, self.positions, None, self.session, sessions, slots)
 
     def states(self, slots: torch.Tensor) -> torch.Tensor:
         """Unit states of some entries, `[n, 1, hidden]` float32; `slots` are on the CPU."""

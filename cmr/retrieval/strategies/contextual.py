@@ -10,9 +10,8 @@ import torch.nn.functional as F
 
 from cmr.config import checks as check
 from cmr.errors import ModelMismatchError
-from cmr.kernels.maxsim import block_maxima
+from cmr.kernels.maxsim import block_maxima, standardise
 from cmr.kernels.reference.attention import NEG_INF
-from cmr.kernels.reference.maxsim import standardise
 from cmr.kernels.reference.select import certainty_of, similarity_line
 from cmr.retrieval.ask import Ask, Scored, Searched, visible
 from cmr.retrieval.calibration import Calibration
@@ -47,11 +46,7 @@ class ContextualRelevanceScorer:
         self.heads = check.integer("heads", heads, 1, self.hidden_size)
 
     def score(self, ask: Ask, store: Searched) -> Scored:
-        """Scores in standard deviations from what is usual; see `Strategy`.
-
-        Raises:
-            ModelMismatchError: the states that ask are not `hidden_size` wide.
-        """
+        """Scores in standard deviations from what is usual; see `Strategy`."""
         if ask.states.shape[-1] != self.hidden_size:
             raise ModelMismatchError(
                 f"states: width {self.hidden_size} expected, got {ask.states.shape[-1]}"

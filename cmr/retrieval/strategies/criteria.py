@@ -9,12 +9,12 @@ import torch
 
 from cmr.config import CRITERIA
 from cmr.config import checks as check
-from cmr.kernels.reference._topk import topk_lowest_slot
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.select import similarity_line
-from cmr.retrieval.ask import Ask, Scored, Searched, columns_of, visible
+from cmr.retrieval.ask import Ask, Scored, Searched, visible
 from cmr.retrieval.rules import rule_for
-from cmr.retrieval.selection import Ranked, diversify
+from cmr.retrieval.selection import Ranked, ranked
+from cmr.retrieval.strategies.semantic import SemanticMemoryMatcher
 
 DEFAULT_WEIGHTS = {"relevance": 0.4, "similarity": 0.3, "recency": 0.2, "diversity": 0.1}
 NEWER_PER_HALF = 0.25
@@ -75,16 +75,11 @@ class MultiCriteriaRanker:
         created: torch.Tensor,
         seen: torch.Tensor,
     ) -> torch.Tensor:
-        """The weighted sum of all criteria but diversity.
+        """The weighted sum of all criteria but diversity, `[batch, entries]` float32 in `[0, 1]`.
 
-        Args:
-            similarity: `[batch, entries]` float32 of any scale; what is not finite is not ranked.
-            relevance: `[entries]` float32 in `[0, 1]`.
-            created: `[entries]` int64 numbers, larger ones newer.
-            seen: `[batch, entries]` bool, what each row may see.
-
-        Returns:
-            `[batch, entries]` float32 in `[0, 1]`, `-inf` for what is not ranked.
+        Similarity, float32 of any scale, and `seen`, what each row may see, are of that shape, too;
+        relevance in `[0, 1]` and `created`, larger for newer ones, are `[entries]`. What is not
+        seen, or whose similarity is not finite, is `-inf`.
         """
         seen = seen & similarity.isfinite()
         weights = self.weights
@@ -110,11 +105,9 @@ class MultiCriteriaRanker:
         """
         base = self.base(similarity, relevance, created, seen)
         weight = self.weights["diversity"]
-        if not weight:
-            return Ranked(*topk_lowest_slot(base, k))
-        if profiles is None:
+        if weight and profiles is None:
             raise ValueError(f"profiles: a tensor expected for a diversity of {weight}, got None")
-        return diversify(base, profiles, weight, k)
+        return ranked(base, k, profiles if weight else None, weight)
 
     def _recency(self, created: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         # Ages are counted in what the row may see, not in blocks written: what other sessions write
@@ -130,31 +123,36 @@ class MultiCriteriaRanker:
 
 @dataclass(frozen=True)
 class MultiCriteria:
-    """Passages by several criteria; their similarity is that of the semantic search.
+    """Passages, or single entries, by several criteria.
 
-    Candidates are local maxima of the similarity, which also says how certain the search is. Two
-    passages are alike where the same query tokens find them: a profile is what each token adds to
-    the similarity, sqrt(share) * max(0, z).
+    Candidates are local maxima of the similarity, which also says how certain the search is: that
+    of the semantic search, or for entries the matcher's, whose threshold holds. Two passages are
+    alike where the same query tokens find them: a profile is what each token adds to the
+    similarity, sqrt(share) * max(0, z). Two entries are as alike as the cosine of their states.
 
     Attributes:
         ranker: weighs the criteria.
+        matcher: compares entries, each a block of one token; None: passages are ranked.
     """
 
     ranker: MultiCriteriaRanker = field(default_factory=MultiCriteriaRanker)
+    matcher: SemanticMemoryMatcher | None = None
 
     def score(self, ask: Ask, store: Searched) -> Scored:
         """Scores in [0, 1] of all but diversity, and what diversity needs; see `Strategy`."""
-        columns, seen = columns_of(store, store.high_water), visible(ask, store)
-        rule = rule_for(ask.located)
-        maxima = ask.maxima(store)
-        line, shares, z = similarity_line(maxima, ask.mask, columns.successor, seen, rule)
-        diversity = self.ranker.weights["diversity"]
-        return Scored(
-            self.ranker.base(line, store.relevance[: store.high_water], columns.created, seen),
-            line=line,
-            profiles=shares.sqrt()[:, :, None] * z.clamp(min=0) if diversity else None,
-            diversity=diversity,
-        )
+        size, seen, maxima = store.high_water, visible(ask, store), ask.maxima(store)
+        diversity, profiles = self.ranker.weights["diversity"], None
+        if self.matcher is None:
+            successor, rule = store.successor[:size], rule_for(ask.located)
+            line, shares, z = similarity_line(maxima, ask.mask, successor, seen, rule)
+            if diversity:
+                profiles = shares.sqrt()[:, :, None] * z.clamp(min=0)
+        else:
+            line = self.matcher.of_maxima(maxima, ask.mask)
+            if diversity:
+                profiles = store.index[:size, 0].t()[None]
+        base = self.ranker.base(line, store.relevance[:size], store.created[:size], seen)
+        return Scored(base, line=line, profiles=profiles, diversity=diversity)
 
 
 def _between(values: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

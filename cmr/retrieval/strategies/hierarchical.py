@@ -20,16 +20,8 @@ from cmr.retrieval.rules import rule_for
 class Hierarchical:
     """Passages that `MemoryHierarchy` points to, with the scores of the semantic search.
 
-    Each store that is searched gets a hierarchy of its own, which follows it and goes with it.
-
-    Args:
-        max_clusters: see `MemoryHierarchy`.
-        calibration: of the model, for what is expected when nothing fits; None: see `TUNED`.
-        **settings: further arguments of `MemoryHierarchy`.
-
-    Raises:
-        ImportError: FAISS is not installed; the message says how to get it.
-        ValueError: a number is out of its range.
+    Each store that is searched gets a hierarchy of its own, which follows it and goes with it. All
+    arguments but the calibration are those of a hierarchy, and so are the errors.
     """
 
     def __init__(

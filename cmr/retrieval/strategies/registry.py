@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from cmr.config import (
     STRATEGIES,
@@ -15,12 +15,12 @@ from cmr.config import (
 from cmr.config import checks as check
 from cmr.retrieval.ask import Strategy
 from cmr.retrieval.calibration import Calibration
-from cmr.retrieval.strategies.contextual import HEADS, Contextual
+from cmr.retrieval.strategies.contextual import HEADS, Contextual, ContextualRelevanceScorer
 from cmr.retrieval.strategies.criteria import MultiCriteria, MultiCriteriaRanker
-from cmr.retrieval.strategies.ensemble import ensemble_of
+from cmr.retrieval.strategies.ensemble import RANK_CONSTANT, ensemble_of
 from cmr.retrieval.strategies.hierarchical import Hierarchical
 from cmr.retrieval.strategies.lexical import LexicalOverlap
-from cmr.retrieval.strategies.semantic import Semantic
+from cmr.retrieval.strategies.semantic import Semantic, SemanticMemoryMatcher
 from cmr.retrieval.strategies.tasks import TaskSettings, TaskSpecific, Weights
 
 
@@ -32,11 +32,15 @@ class Parts:
         config: the settings.
         calibration: what was measured for the model; None: nothing was.
         ensemble_weights: of 'hybrid_ensemble'; None: those that suit most.
+        matcher: compares single entries; None: passages of blocks are searched.
+        own: makers of one retriever's strategies, which go before those of all.
     """
 
     config: RetrievalConfig
     calibration: Calibration | None = None
     ensemble_weights: Weights | None = None
+    matcher: SemanticMemoryMatcher | None = None
+    own: Mapping[str, Callable[[Parts], Strategy]] = field(default_factory=dict)
 
 
 StrategyMaker = Callable[[Parts], Strategy]
@@ -63,27 +67,43 @@ def register_strategy(name: str, maker: StrategyMaker) -> None:
 
 
 def make_strategy(name: str, parts: Parts) -> Strategy:
-    """A new strategy of that name.
-
-    Raises:
-        ConfigError: there is none; the message names the nearest one.
-        ImportError: it needs a package that is not installed.
-    """
+    """A new strategy of that name; a ConfigError names the nearest one where there is none."""
     known = STRATEGY_SYNONYMS.get(name, name) if isinstance(name, str) else name
+    if known in parts.own:
+        return parts.own[known](parts)
     return _MAKERS[check.choice("strategy", known, known_strategies())](parts)
 
 
-def _contextual(parts: Parts) -> Contextual:
-    return Contextual(parts.calibration, parts.config.context_heads or HEADS)
+def _semantic(parts: Parts) -> Strategy:
+    return Semantic(parts.calibration) if parts.matcher is None else parts.matcher
+
+
+def _contextual(parts: Parts) -> Strategy:
+    heads = parts.config.context_heads
+    if parts.matcher is None:
+        return Contextual(parts.calibration, heads or HEADS)
+    width = parts.matcher.hidden_size
+    return ContextualRelevanceScorer(width, heads or min(HEADS, width))
+
+
+def _criteria(parts: Parts) -> Strategy:
+    return MultiCriteria(MultiCriteriaRanker(parts.config.criteria_weights), parts.matcher)
 
 
 def _ensemble(parts: Parts) -> Strategy:
     named: dict[str, Strategy] = {
-        "semantic": Semantic(parts.calibration),
-        "contextual": _contextual(parts),
+        "semantic": _semantic(parts),
+        # By its name, so that a retriever's own scorer takes part, too.
+        "contextual": make_strategy("contextual_relevance", parts),
         "lexical": LexicalOverlap(),
     }
-    return ensemble_of(named, parts.ensemble_weights)
+    if parts.matcher is None:
+        return ensemble_of(named, parts.ensemble_weights)
+    # The measured weights are those of passages: of entries nothing was measured.
+    weights = (
+        dict.fromkeys(named, 1.0) if parts.ensemble_weights is None else parts.ensemble_weights
+    )
+    return ensemble_of(named, weights, RANK_CONSTANT)
 
 
 def _by_task(parts: Parts) -> Strategy:
@@ -100,11 +120,9 @@ def _by_task(parts: Parts) -> Strategy:
 # Its name also goes into `STRATEGIES` of `cmr/config/__init__.py`, so that settings take it.
 # `score` is all it needs: floors, neighbours and how much is read are the search's own business.
 _MAKERS: dict[str, StrategyMaker] = {
-    "maxsim": lambda parts: Semantic(parts.calibration),
+    "maxsim": _semantic,
     "contextual_relevance": _contextual,
-    "multi_criteria": lambda parts: MultiCriteria(
-        MultiCriteriaRanker(parts.config.criteria_weights)
-    ),
+    "multi_criteria": _criteria,
     "hierarchical": lambda parts: Hierarchical(parts.config.max_clusters, parts.calibration),
     "task_specific": _by_task,
     "hybrid_ensemble": _ensemble,

@@ -95,31 +95,19 @@ def register_task(name: str, settings: TaskSettings) -> None:
 
 
 def settings_of(task: str | None) -> TaskSettings:
-    """The settings of a task; None: those of question answering.
-
-    Raises:
-        ConfigError: no task has that name; the message names the nearest one.
-    """
+    """The settings of a task, of question answering for None; a ConfigError names the nearest."""
     return _TASKS[check.choice("task", USUAL if task is None else task, _TASKS)]
 
 
 class TaskSpecific:
-    """Looks for passages as the task of the request needs it.
-
-    Args:
-        make: makes the strategy of some settings; called once for each of them.
-    """
+    """Looks for passages as the task of the request needs it."""
 
     def __init__(self, make: Callable[[TaskSettings], Strategy]) -> None:
         self._make = make
         self._made: dict[TaskSettings, Strategy] = {}
 
     def strategy(self, task: str | None) -> Strategy:
-        """The strategy for a task, made when it is needed first.
-
-        Raises:
-            ConfigError: no task has that name, or its strategy is unknown.
-        """
+        """The strategy for a task, made when it is needed first."""
         settings = settings_of(task)
         # By settings and not by name: a task that is registered anew is followed at once.
         if settings not in self._made:

@@ -16,7 +16,7 @@ from cmr.errors import UnsupportedModelError
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.families import FAMILIES
 from cmr.integration.reweave.recomputer import Recomputer
-from cmr.kernels.reference.rotary import rotate
+from cmr.kernels.attention import rotate
 from tests.integration.reweave.test_oracles import stored
 from tests.integration.test_detach import attributes, hooks
 from tests.integration.tiny import (

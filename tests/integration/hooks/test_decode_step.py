@@ -21,8 +21,8 @@ from cmr.integration.hooks.step import Step
 from cmr.integration.reweave import attention as plug
 from cmr.integration.reweave import recall as recalling
 from cmr.integration.reweave.scratch import StepScratch
+from cmr.kernels.attention import rotate
 from cmr.kernels.dispatch import REGISTERED
-from cmr.kernels.reference.rotary import rotate
 from tests.integration.hooks.operations import Operations, tensors
 from tests.integration.tiny import LAYERS, text
 

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.window.local_window import LocalWindow
 from cmr.integration.window.window_layer import adopt
-from cmr.kernels.reference.rotary import rotate
+from cmr.kernels.attention import rotate
 from tests.kernels.helpers.compare import assert_error_at_most_twice
 
 Left = list[tuple[int, torch.Tensor, torch.Tensor]]

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import DynamicCache
 
 import cmr
-from cmr.kernels.reference.rotary import rotate, unrotate
+from cmr.kernels.attention import rotate, unrotate
 from tests.integration.tiny import FAMILIES, SLIDING, greedy, padded, stepwise, text
 from tests.kernels.helpers.compare import assert_close
 

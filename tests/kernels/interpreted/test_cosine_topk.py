@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from cmr.kernels.cosine_topk import cosine_topk, unit_query
 from cmr.kernels.reference.quantise import quantise_rows
-from cmr.kernels.reference.score import inverse_norm
+from cmr.kernels.ring_write import inverse_norm
 from tests.kernels.helpers.compare import assert_close, specified
 
 

@@ -16,10 +16,10 @@ from cmr.errors import ConfigError, ModelMismatchError
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.entry import MemoryEntry
 from cmr.retrieval.ask import Ask, Scored, Searched
-from cmr.retrieval.entries.advanced import MAKERS, AdvancedMemoryRetriever
+from cmr.retrieval.entries.advanced import AdvancedMemoryRetriever
 from cmr.retrieval.entries.context import RetrievalContext
-from cmr.retrieval.entries.matcher import SemanticMemoryMatcher
 from cmr.retrieval.strategies.criteria import MultiCriteriaRanker
+from cmr.retrieval.strategies.semantic import SemanticMemoryMatcher
 from tests.kernels.helpers.compare import assert_close
 
 HIDDEN, LAYER = 8, 4
@@ -289,7 +289,7 @@ def test_statistics_are_true() -> None:
 def test_another_strategy_under_a_name_is_asked_anew() -> None:
     _, retriever = made(cache_size=5)
     question = context(retrieval_budget=20)
-    retriever.register("mine", MAKERS["maxsim"])
+    retriever.register("mine", lambda parts: retriever.semantic_matcher)
     first = retriever.retrieve_memories(question, "mine")
     retriever.register("mine", lambda parts: Everything())
     assert names(first) != names(retriever.retrieve_memories(question, "mine"))

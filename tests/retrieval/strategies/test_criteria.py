@@ -13,7 +13,7 @@ from cmr.kernels.reference import select
 from cmr.memory.sessions import NO_SESSION
 from cmr.retrieval.ask import Ask, columns_of, visible
 from cmr.retrieval.rules import TUNED
-from cmr.retrieval.selection import diversify, standing_out
+from cmr.retrieval.selection import ranked
 from cmr.retrieval.strategies.criteria import (
     DEFAULT_WEIGHTS,
     MultiCriteria,
@@ -208,7 +208,7 @@ def test_weights_sum_to_one_in_their_proportions(given_weights: dict[str, float]
 def test_each_is_the_best_given_those_before() -> None:
     base, profiles = torch.rand(3, N), torch.rand(3, 6, N)
     base[1, 4:] = -torch.inf
-    have = diversify(base, profiles, 0.4, 6)
+    have = ranked(base, 6, profiles, 0.4)
     for row in range(3):
         units = torch.nn.functional.normalize(profiles[row].double(), dim=0)
         alike, left = torch.zeros(N).double(), base[row].double()
@@ -230,7 +230,9 @@ def choose(store, query, sessions, weights, k=3):
     ask = Ask(query, None, torch.tensor(sessions))
     found = MultiCriteria(MultiCriteriaRanker(weights)).score(ask, store)
     columns = columns_of(store, store.high_water)
-    scores, starts = standing_out(found.line, found.passages, columns, found, k)
+    scores, starts = ranked(
+        select.at_peaks(found.line, found.passages, columns), k, found.profiles, found.diversity
+    )
     certainty = select.certainty_of(found.line, visible(ask, store).sum(-1), TUNED)
     return select.Selection(
         scores, starts, certainty, *select.stamped_table(starts, columns, TUNED)
