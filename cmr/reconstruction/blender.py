@@ -164,14 +164,11 @@ def _cosines(joined: Reconstruction) -> torch.Tensor:
 
 
 def _diversity(base: torch.Tensor, cosine: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
-    """How little each state is like those that count more, `[n]` float32 in [0, 1].
-
-    `base` is what each counts so far; of equal ones the earlier counts more. States with the same
-    head are one and are not compared.
-    """
+    """How little each state is like those that count more so far, `[n]` float32 in [0, 1]."""
     place = torch.empty_like(heads)
+    # Stable: of equal ones the earlier counts more.
     place[base.argsort(descending=True, stable=True)] = torch.arange(len(base), device=heads.device)
-    # Compared with every state that counts more, not only with the next one.
+    # Compared with every state that counts more, but for those that it is one with.
     above = (place < place[:, None]) & (heads != heads[:, None])
     return 1.0 - cosine.masked_fill(~above, 0.0).amax(1).clamp(0.0, 1.0)
 

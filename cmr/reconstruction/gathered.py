@@ -43,10 +43,8 @@ class Gathered:
     def of_entries(
         cls, entries: Sequence[MemoryEntry], hidden: int, layer: int | None, like: torch.Tensor
     ) -> Gathered:
-        """Entries of a layer (None: of any); those that follow each other in a text are one run.
-
-        `like` says on which device the states have to be, and their data type if there are none.
-        """
+        """Entries of a layer (None: of any); those that follow each other in a text are one run."""
+        # `like` has the device where states must be, and the data type where there are none.
         for entry in entries:
             if not isinstance(entry, MemoryEntry):
                 raise TypeError(f"memories: MemoryEntry expected, got {type(entry).__name__}")
@@ -96,10 +94,7 @@ class Gathered:
         return replace(self, states=states, runs=ranks[order], **columns), matches[order]
 
     def recomputed(self, model: Any, entries: Sequence[MemoryEntry]) -> Gathered:
-        """The same tokens with states from a forward of a decoder over each run of text.
-
-        A memory that is attached to the model rests meanwhile.
-        """
+        """The same tokens with states from a forward of a decoder over each run of text."""
         for i in sorted(set(self.sources.tolist())):
             tokens = _tokens(entries[i])
             if len(entries[i].token_ids) != tokens:
@@ -112,6 +107,7 @@ class Gathered:
         front = [begin] if isinstance(begin, int) else []
         device = model.get_input_embeddings().weight.device
         states = torch.empty_like(self.states)
+        # A memory that recalled or captured here would make the states depend on what it holds.
         with _resting(model), torch.no_grad():
             for run in range(int(self.runs.max()) + 1 if len(self.runs) else 0):
                 rows = (self.runs == run).nonzero()[:, 0]
