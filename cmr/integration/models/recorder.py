@@ -41,14 +41,7 @@ class Recorder:
             self._seconds[kind] += seconds
 
     def note(self, kind: str, *, tokens: int, recalls: int, stored_blocks: int) -> None:
-        """Take note of what a call did, the last one that this thread measured.
-
-        Args:
-            kind: 'forward' or 'generate'.
-            tokens: that went through the model, padding not counted.
-            recalls: searches that gave its layers something to read.
-            stored_blocks: blocks that became memory.
-        """
+        """Take note of what a call did, the last one that this thread measured; see `stats`."""
         # A lock of its own: calls of several threads end in any order.
         with self._counting:
             self._tokens[kind] += tokens
@@ -59,9 +52,9 @@ class Recorder:
         """Plain numbers.
 
         Returns:
-            `forwards`, `generations`, `tokens`, `seconds`, `tokens_per_second` (None before the
-            first token), `last_seconds`, `recalls` (searches that gave layers
-            something to read), `stored_blocks`.
+            `forwards`, `generations`, `tokens` (that went through the model, padding not counted),
+            `seconds`, `tokens_per_second` (None before the first token), `last_seconds`, `recalls`
+            (searches that gave layers something to read), `stored_blocks`.
         """
         with self._counting:
             calls, noted, last = self._calls.copy(), self._noted.copy(), self._last

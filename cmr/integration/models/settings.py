@@ -17,13 +17,10 @@ ENTRIES, TOTAL = 1000, 5000
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Settings of a model class.
+    """Settings of a model class: the memory's, and arguments of its `LayeredMemoryBuffer`.
 
-    Attributes:
-        config: of the memory.
-        buffer: arguments of `LayeredMemoryBuffer`.
-        captured: the states that go into the buffer; None: nothing was said.
-        asked: fields of `config.memory` as they were given, where the memory has others.
+    `captured` are the states that go into the buffer, None where nothing was said. `asked` are
+    fields of `config.memory` as they were given, where the memory has others.
     """
 
     config: CMRConfig
@@ -46,15 +43,7 @@ def model_settings(
     are good enough to look at, recall nothing. Only where states are blended, for which no range
     is better than another, it blends at `target_layers` if nothing else is said.
 
-    Args:
-        given: a `CMRConfig`, a dictionary for `CMRConfig.from_dict`, or None. In it `device` is the
-            device of computation.
-        scoring_method: where none is given.
-        text_config: of the decoder: it has the layers, and a window that is not given is no longer
-            than the longest text it was made for.
-
-    Raises:
-        ConfigError: as `CMRConfig.from_dict`; a layer that the decoder does not have.
+    `ConfigError`: as `CMRConfig.from_dict`, or a layer that the decoder (`text_config`) lacks.
     """
     max_positions = getattr(text_config, "max_position_embeddings", None)
     depth = getattr(text_config, "num_hidden_layers", None)
