@@ -88,10 +88,8 @@ class Gathered:
         place[best.argsort(descending=True, stable=True)] = torch.arange(number)
         ranks = place[self.runs]
         order = ranks.argsort(stable=True)
-        names = ("relevance", "timestamp", "layers", "sources")
-        columns = {name: getattr(self, name)[order] for name in names}
-        states = self.states[order.to(self.states.device)]
-        return replace(self, states=states, runs=ranks[order], **columns), matches[order]
+        columns = {name: column[order.to(column.device)] for name, column in vars(self).items()}
+        return Gathered(**{**columns, "runs": ranks[order]}), matches[order]
 
     def recomputed(self, model: Any, entries: Sequence[MemoryEntry]) -> Gathered:
         """The same tokens with states from a forward of a decoder over each run of text."""
