@@ -117,8 +117,7 @@ class FullCMRModel(MemoryModel):
     def set_retrieval_strategy(self, strategy: str) -> None:
         """Find by another strategy from now on: blocks of the memory and entries of the buffer.
 
-        Raises:
-            ConfigError: there is no such strategy; the message names the nearest one.
+        `ConfigError`: there is no such strategy; the message names the nearest one.
         """
         self.memory.change(strategy=strategy)
         # The memory's settings have the name without synonyms.
@@ -147,12 +146,9 @@ class FullCMRModel(MemoryModel):
     # -- relevance -------------------------------------------------------------------------------
 
     def update_relevance_threshold(self, threshold: float | None) -> None:
-        """Let what is of lower relevance leave before all else; None: nothing does.
+        """Let what is of lower relevance leave before all else, when room is made next.
 
-        It holds for blocks and entries when room is made next.
-
-        Raises:
-            ConfigError: it is not in [0, 1].
+        It holds for blocks and entries; None: nothing does. `ConfigError`: it is not in [0, 1].
         """
         self.memory.change(relevance_threshold=threshold)
         self.memory_buffer.set_relevance_threshold(threshold)
@@ -160,8 +156,7 @@ class FullCMRModel(MemoryModel):
     def update_scoring_method(self, method: str) -> None:
         """Score what is stored from now on by another method; relevance given before is kept.
 
-        Raises:
-            ConfigError: there is no such method; the message names the nearest one.
+        `ConfigError`: there is no such method; the message names the nearest one.
         """
         self.memory.change(scoring_method=method)
         self.scorer = self._feeder.scorer = RelevanceScorer(self._hidden, method)
@@ -186,7 +181,7 @@ class FullCMRModel(MemoryModel):
     # -- reconstruction --------------------------------------------------------------------------
 
     def enable_reconstruction(self) -> None:
-        """Let layers read what is reconstructed of what is recalled, as configured, else by `USUAL`."""
+        """Let layers read what is reconstructed of the recalled, as configured, else by `USUAL`."""
         self.memory.change(**self._reconstruction)
         self.reconstruction_enabled = True
 
@@ -198,8 +193,7 @@ class FullCMRModel(MemoryModel):
     def set_reconstruction_method(self, method: str) -> None:
         """Reconstruct by another method, where reconstruction is enabled and in `reconstructor`.
 
-        Raises:
-            ConfigError: there is no such method; the message names the nearest one.
+        `ConfigError`: there is no such method; the message names the nearest one.
         """
         if method is None:
             raise check.refuse("reconstruction_method", method, "a method's name")
@@ -314,8 +308,7 @@ class FullCMRModel(MemoryModel):
     def clear_memory(self, sequence: int | str | None = None) -> int:
         """Forget a session, or everything, in memory and buffer alike; returns blocks and entries.
 
-        Raises:
-            UnknownSessionError: there is no such session.
+        `UnknownSessionError`: there is no such session.
         """
         held = len(self.memory_buffer)
         # A session's entries go when the memory tells that it was forgotten.

@@ -251,7 +251,7 @@ class MemoryModel(nn.Module):
         with self.performance.measure("forward"):
             passed = self._passes.forward(said, inputs)
             self._note_session(said)
-        self.performance.note("forward", tokens=forward_tokens(inputs), **passed.counted)
+        self.performance.note(tokens=forward_tokens(inputs), **passed.counted)
         output, states = passed.output, passed.states
         return CMROutput(
             # Gradient scoring makes labels of its own, whose loss nobody asked for.
@@ -289,7 +289,7 @@ class MemoryModel(nn.Module):
             passed = self._passes.generate(said, inputs)
             self._note_session(said)
         tokens = generated_tokens(inputs, passed.output)
-        self.performance.note("generate", tokens=tokens, **passed.counted)
+        self.performance.note(tokens=tokens, **passed.counted)
         return passed.output
 
     def _said(self, use_memory: bool | None, sessions: Sessions, task: str | None) -> Said:

@@ -93,13 +93,10 @@ def expect_parts(width: object, buffer: object, scorer: object) -> None:
 def _stores(config: CMRConfig) -> dict[str, Any]:
     """Fields of the memory that differ where it stores other layers than are captured."""
     memory, captured, layers = config.memory, config.memory.target_layers, config.reweave.layers
+    stored = captured if config.reweave.method in STATE_METHODS else None
     # Layers to read at are stored, and those where next-token recall compares tokens.
     if layers is not None:
-        stored: tuple[int, ...] | None = tuple(
-            sorted({*layers, *(config.next_token.knn_layers or ())})
-        )
-    else:
-        stored = captured if config.reweave.method in STATE_METHODS else None
+        stored = tuple(sorted({*layers, *(config.next_token.knn_layers or ())}))
     changes: dict[str, Any] = {"target_layers": stored}
     total = memory.max_total_entries
     if captured is not None and total is not None and isinstance(memory.budget, int):
@@ -130,16 +127,11 @@ def _said(given: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(given, CMRConfig):
         raise check.refuse("the memory's settings", given, "a CMRConfig, a dictionary or None")
     # A `CMRConfig` does not say what was given: what differs from the defaults was.
-    usual = CMRConfig()
-    found: dict[str, dict[str, Any]] = {}
-    for topic in TOPICS:
-        part, default = getattr(given, topic), getattr(usual, topic)
-        names = [name for name in keys.fields_of(part)
-                 if getattr(part, name) != getattr(default, name)]  # fmt: skip
-        found[topic] = {name: getattr(part, name) for name in names}
-    own = {name: getattr(given, name) for name in ("window", "unnamed")}
-    found[""] = {name: value for name, value in own.items() if value != getattr(usual, name)}
-    return found
+    fields, usual = (keys.resolve(one.to_dict(), TOPICS) for one in (given, CMRConfig()))
+    return {
+        topic: {name: value for name, value in part.items() if value != usual[topic][name]}
+        for topic, part in fields.items()
+    }
 
 
 def device_in(given: CMRConfig | Mapping[str, Any] | None) -> str | None:
