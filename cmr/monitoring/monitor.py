@@ -126,9 +126,9 @@ class CMRPerformanceMonitor(Recorder):
             self._failed()
             raise
 
-    def note(self, kind: str, *, tokens: int, recalls: int, stored_blocks: int) -> None:
+    def note(self, *, tokens: int, recalls: int, stored_blocks: int) -> None:
         """Take note of what the call that was just measured did; see `Recorder.note`."""
-        super().note(kind, tokens=tokens, recalls=recalls, stored_blocks=stored_blocks)
+        super().note(tokens=tokens, recalls=recalls, stored_blocks=stored_blocks)
         with self._counting:
             self._recent.append((tokens, self._mine.seconds))
 
@@ -149,7 +149,7 @@ class CMRPerformanceMonitor(Recorder):
             self._failed()
             return
         self._measured("forward", time.perf_counter() - began)
-        self.note("forward", tokens=tokens, recalls=0, stored_blocks=0)
+        self.note(tokens=tokens, recalls=0, stored_blocks=0)
 
     def _failed(self) -> None:
         with self._counting:

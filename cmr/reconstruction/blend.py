@@ -23,16 +23,9 @@ def blend(
     - 'weighted_sum', 'gated', 'attention': `(1 - w) h + w m`, that is h + w (m - h).
     - 'residual': `h + w m`.
 
-    Args:
-        states: `[batch, tokens, hidden]`, any float dtype.
-        recalled: the same shape, what each token reads.
-        reads: bool, broadcastable to `[batch, tokens]`; False: the token stays as it is.
-        method: one of the above.
-        weight: w, a number or broadcastable to `[batch, tokens]`; where it is 0 nothing changes.
-
-    Returns:
-        The same shape and dtype, formed in float32 (or float64). What does not change comes bit for
-        bit.
+    States and what they read are `[batch, tokens, hidden]` of any float dtype; `reads` (bool) and w
+    are broadcastable to `[batch, tokens]`. The result has the shape and dtype of the states, formed
+    in float32 (or float64). Where a token does not read or w is 0, it stays bit for bit.
     """
     share = torch.as_tensor(weight, device=states.device, dtype=wide(states).dtype)
     reads = (reads & (share > 0)).unsqueeze(-1)
@@ -50,12 +43,9 @@ def fit(
     """How well the best memory token fits each token, in [0, 1]: the gate of 'gated'.
 
     `(best cosine - floor) / (1 - floor)`, at least 0: nothing where the best is no better than what
-    can be expected when nothing fits, 1 for a copy.
-
-    States, memory and mask are as of `read_out`; `floor` is `[batch]`, see `expected_best`.
-
-    Returns:
-        `[batch, tokens]` float32 (float64 where the states are); 0 in a row without memory.
+    can be expected when nothing fits, 1 for a copy. Given states, memory and mask as of `read_out`
+    and a floor `[batch]` (see `expected_best`), it is `[batch, tokens]` float32 (float64 where the
+    states are), 0 in a row without memory.
     """
     cosine = cosines(states, memory, mask)
     if not cosine.shape[2]:
@@ -75,9 +65,7 @@ def expected_best(memory: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     of n normal draws is expected below sqrt(2 ln n) deviations (Boucheron, Lugosi and Massart 2013,
     theorem 2.5). The search's certainty grows with ln n likewise.
 
-    Returns:
-        `[batch]` float32 in [0, 1] for memory `[batch, n, hidden]` and its mask `[batch, n]`; 0
-        with fewer than two tokens.
+    `[batch]` float32 in [0, 1] for memory `[batch, n, hidden]` and its mask; 0 below two tokens.
     """
     unit = F.normalize(held(memory, mask).float(), dim=-1)
     alive = unit.square().sum(-1).sum(-1)  # the cosines of tokens with themselves

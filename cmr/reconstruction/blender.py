@@ -107,17 +107,15 @@ class ContextBlender:
             expect_states("contexts", states, self.hidden_size, (2,))
             expect_device("contexts", states, first.device)
             expect_dtype("contexts", states, first, "of the first")
-        device = contexts[0].states.device
+        device, before = contexts[0].states.device, 0
         columns = {
             name: torch.cat([getattr(context, name).to(device) for context in contexts])
             for name in COLUMNS
         }
         # Runs of one context stay apart from those of another.
-        runs, before = [], 0
-        for context in contexts:
-            runs.append(context.passages + before)
-            before += int(context.passages.max()) + 1 if len(context) else 0
-        columns["passages"] = torch.cat(runs).to(device)
+        for part in columns["passages"].split([len(context) for context in contexts]):
+            part += before
+            before = int(part.max()) + 1 if len(part) else before
         kinds = {context.method for context in contexts}
         return Reconstruction(
             **columns,
@@ -164,25 +162,21 @@ def _cosines(joined: Reconstruction) -> torch.Tensor:
 
 
 def _diversity(base: torch.Tensor, cosine: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
-    """How little each state is like those that count more, `[n]` float32 in [0, 1].
-
-    `base` is what each counts so far; of equal ones the earlier counts more. States with the same
-    head are one and are not compared.
-    """
+    """How little each state is like those that count more so far, `[n]` float32 in [0, 1]."""
     place = torch.empty_like(heads)
+    # Stable: of equal ones the earlier counts more.
     place[base.argsort(descending=True, stable=True)] = torch.arange(len(base), device=heads.device)
-    # Compared with every state that counts more, not only with the next one.
+    # Compared with every state that counts more, but for those that it is one with.
     above = (place < place[:, None]) & (heads != heads[:, None])
     return 1.0 - cosine.masked_fill(~above, 0.0).amax(1).clamp(0.0, 1.0)
 
 
 def _merged(joined: Reconstruction, heads: torch.Tensor) -> Reconstruction:
     """The states that are one with each head as their weighted mean."""
-    kept, into = heads.unique(return_inverse=True)
-    if len(kept) == len(heads):
-        return joined
-    into, kept = into.to(joined.states.device), kept.to(joined.states.device)
+    kept, into = heads.to(joined.states.device).unique(return_inverse=True)
     many = len(kept)
+    if many == len(heads):
+        return joined
     # A merged state counts as much as its members together.
     weights = torch.zeros(many, device=into.device).index_add_(0, into, joined.weights)
     # Where all weights of a group are 0, each of its states counts the same.
@@ -194,21 +188,12 @@ def _merged(joined: Reconstruction, heads: torch.Tensor) -> Reconstruction:
     # What stands alone keeps its bits.
     alone = (count == 1)[:, None]
     states = torch.where(alone, joined.states[kept], states.to(joined.states.dtype))
-
-    def most(values: torch.Tensor) -> torch.Tensor:
-        return values[kept].scatter_reduce(0, into, values, "amax")
-
     sources: list[list[int]] = [[] for _ in range(many)]
     for i, group in enumerate(into.tolist()):
         sources[group].append(i)
-    return replace(
-        joined,
-        states=states,
-        weights=weights,
-        similarity=most(joined.similarity),
-        relevance=most(joined.relevance),
-        timestamp=most(joined.timestamp),
-        passages=joined.passages[kept],
-        layers=joined.layers[kept],
-        sources=tuple(tuple(group) for group in sources),
-    )
+    columns = {name: getattr(joined, name)[kept] for name in COLUMNS}
+    # A merged state is as good, and as new, as the best and the newest of its members.
+    for name in ("similarity", "relevance", "timestamp"):
+        columns[name].scatter_reduce_(0, into, getattr(joined, name), "amax")
+    columns |= {"states": states, "weights": weights}
+    return replace(joined, **columns, sources=tuple(map(tuple, sources)))

@@ -43,10 +43,8 @@ class Gathered:
     def of_entries(
         cls, entries: Sequence[MemoryEntry], hidden: int, layer: int | None, like: torch.Tensor
     ) -> Gathered:
-        """Entries of a layer (None: of any); those that follow each other in a text are one run.
-
-        `like` says on which device the states have to be, and their data type if there are none.
-        """
+        """Entries of a layer (None: of any); those that follow each other in a text are one run."""
+        # `like` has the device where states must be, and the data type where there are none.
         for entry in entries:
             if not isinstance(entry, MemoryEntry):
                 raise TypeError(f"memories: MemoryEntry expected, got {type(entry).__name__}")
@@ -90,16 +88,11 @@ class Gathered:
         place[best.argsort(descending=True, stable=True)] = torch.arange(number)
         ranks = place[self.runs]
         order = ranks.argsort(stable=True)
-        names = ("relevance", "timestamp", "layers", "sources")
-        columns = {name: getattr(self, name)[order] for name in names}
-        states = self.states[order.to(self.states.device)]
-        return replace(self, states=states, runs=ranks[order], **columns), matches[order]
+        columns = {name: column[order.to(column.device)] for name, column in vars(self).items()}
+        return Gathered(**{**columns, "runs": ranks[order]}), matches[order]
 
     def recomputed(self, model: Any, entries: Sequence[MemoryEntry]) -> Gathered:
-        """The same tokens with states from a forward of a decoder over each run of text.
-
-        A memory that is attached to the model rests meanwhile.
-        """
+        """The same tokens with states from a forward of a decoder over each run of text."""
         for i in sorted(set(self.sources.tolist())):
             tokens = _tokens(entries[i])
             if len(entries[i].token_ids) != tokens:
@@ -112,6 +105,7 @@ class Gathered:
         front = [begin] if isinstance(begin, int) else []
         device = model.get_input_embeddings().weight.device
         states = torch.empty_like(self.states)
+        # A memory that recalled or captured here would make the states depend on what it holds.
         with _resting(model), torch.no_grad():
             for run in range(int(self.runs.max()) + 1 if len(self.runs) else 0):
                 rows = (self.runs == run).nonzero()[:, 0]

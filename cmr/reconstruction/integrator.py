@@ -19,34 +19,34 @@ Memories = Reconstruction | torch.Tensor | Sequence[Reconstruction | None]
 
 @dataclass(frozen=True)
 class _Read:
-    """What is read: states `[batch, n, hidden]` and `[batch, n]` of mask, passages and prior."""
+    """What is read: memory `[batch, n, hidden]`, and the other arguments of `read_out`."""
 
-    states: torch.Tensor
+    memory: torch.Tensor
     mask: torch.Tensor
-    passages: torch.Tensor
-    prior: torch.Tensor | None
-    method: str | None
+    passages: torch.Tensor | None = None
+    prior: torch.Tensor | None = None
+    method: str | None = None
 
 
 class ReconstructionIntegrator:
     """Blends memory states into hidden states, token by token.
 
-    With m what a token h reads of memory (see `read_out`; a reconstruction says how it is to be
-    summed, plain states are summed by a softmax over the cosines) and w the memory weight:
+    With m what a token h reads of memory, and w the memory weight:
 
     - 'weighted_sum': `h' = (1 - w) h + w m`.
     - 'residual': `h' = h + w m`.
     - 'gated': `h' = h + g (m - h)`, g = w `fit(h)`: 0 where no memory state fits h better than
-      memory states fit each other by chance, w for a copy of one. The idea of a gate that follows
-      the match is that of the continuous cache (Grave et al. 2017); none is learned here.
+      memory states fit each other by chance, w for a copy of one. That a gate follows the match is
+      the idea of the continuous cache (Grave et al. 2017); none is learned here.
     - 'attention': h attends to memory and itself, without projections:
       `g = sigmoid(lm - ll + logit(w))`, `h' = (1 - g) h + g m`, with lm the log-sum-exp of
       `sqrt(hidden) cos(h, m_i)` and ll the same of h with itself, `sqrt(hidden)`. w = 0.5 is one
       joint softmax. An attached memory with `method="attention"` reads through the layers' own
       projections instead.
 
-    The weights of a reconstruction multiply those in front of each softmax. A token without memory,
-    and any token with w = 0, stays as it is, bit for bit.
+    A reconstruction says how it is to be summed, see `read_out`, and its weights multiply those in
+    front of each softmax; plain states are summed by a softmax over the cosines. A token without
+    memory, and any token with w = 0, stays as it is, bit for bit.
 
     Args:
         hidden_size: width of the states, 1 or more.
@@ -105,44 +105,27 @@ class ReconstructionIntegrator:
         """
         expect_states("hidden_states", hidden_states, self.hidden_size, (3,))
         asks = expect_mask(attention_mask, hidden_states)
-        held = self._held(hidden_states, memory, memory_mask)
-        states, mask = held.states, held.mask
-        expect_device("memory", states, hidden_states.device)
+        if isinstance(memory, torch.Tensor):
+            held = self._of_states(len(hidden_states), memory, memory_mask)
+        elif memory_mask is not None:
+            raise ValueError("memory_mask: None expected where memory is no tensor, got a mask")
+        else:
+            held = self._of_rows(memory, hidden_states)
+        mask = held.mask
+        expect_device("memory", held.memory, hidden_states.device)
         reads = mask.any(1, keepdim=True)
         reads = reads if asks is None else reads & asks
         weight: float | torch.Tensor = self.memory_weight
         # Here the gate is part of the softmax: memory and the token itself share one.
         if self.method == "attention":
-            recalled, lead = joint(hidden_states, states, mask, held.prior)
+            recalled, lead = joint(hidden_states, held.memory, mask, held.prior)
             weight = torch.sigmoid(lead + even_gate(self.memory_weight))
             return blend(hidden_states, recalled, reads, self.method, weight)
         if self.method == "gated":
-            weight = weight * fit(hidden_states, states, mask, expected_best(states, mask))
-        passages, prior = held.passages, held.prior
-        recalled = read_out(
-            hidden_states, states, mask, method=held.method, passages=passages, prior=prior
-        )
+            floor = expected_best(held.memory, mask)
+            weight = weight * fit(hidden_states, held.memory, mask, floor)
+        recalled = read_out(hidden_states, **vars(held))
         return blend(hidden_states, recalled, reads, self.method, weight)
-
-    def _held(
-        self, hidden: torch.Tensor, memory: Memories, memory_mask: torch.Tensor | None
-    ) -> _Read:
-        batch = len(hidden)
-        if isinstance(memory, torch.Tensor):
-            return self._of_states(batch, memory, memory_mask)
-        if memory_mask is not None:
-            raise ValueError("memory_mask: None expected where memory is no tensor, got a mask")
-        rows = [memory] * batch if isinstance(memory, Reconstruction) else list(memory)
-        for row in rows:
-            if not isinstance(row, Reconstruction | None):
-                raise TypeError(
-                    f"memory: a Reconstruction for each row expected, got {type(row).__name__}"
-                )
-        if len(rows) != batch:
-            raise ValueError(
-                f"memory: {batch} reconstructions expected, one a row, got {len(rows)}"
-            )
-        return self._of_rows(rows, hidden)
 
     def _of_states(
         self, batch: int, memory: torch.Tensor, memory_mask: torch.Tensor | None
@@ -155,13 +138,24 @@ class ReconstructionIntegrator:
             raise ValueError(f"memory_mask: {wanted} expected, got {got}")
         ones = torch.ones(memory.shape[:-1], dtype=torch.bool, device=memory.device)
         mask = ones if memory_mask is None else memory_mask.to(memory.device) != 0
-        size = (batch, memory.shape[-2])
         # A view: all rows read the same states.
-        states = memory.expand(*size, self.hidden_size)
-        one_run = torch.zeros(size, dtype=torch.int64, device=memory.device)
-        return _Read(states, mask.expand(size), one_run, None, None)
+        size = (batch, memory.shape[-2])
+        return _Read(memory.expand(*size, self.hidden_size), mask.expand(size))
 
-    def _of_rows(self, rows: Sequence[Reconstruction | None], hidden: torch.Tensor) -> _Read:
+    def _of_rows(
+        self, memory: Reconstruction | Sequence[Reconstruction | None], hidden: torch.Tensor
+    ) -> _Read:
+        batch = len(hidden)
+        rows = [memory] * batch if isinstance(memory, Reconstruction) else list(memory)
+        for row in rows:
+            if not isinstance(row, Reconstruction | None):
+                raise TypeError(
+                    f"memory: a Reconstruction for each row expected, got {type(row).__name__}"
+                )
+        if len(rows) != batch:
+            raise ValueError(
+                f"memory: {batch} reconstructions expected, one a row, got {len(rows)}"
+            )
         given = [row for row in rows if row is not None]
         kinds = sorted({row.method for row in given})
         # The method decides how all rows of the batch are summed.

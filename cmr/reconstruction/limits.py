@@ -9,15 +9,7 @@ from cmr.config import checks as check
 
 @dataclass(frozen=True)
 class Limits(check.Checked):
-    """The most memory tokens that are read at once.
-
-    Attributes:
-        max_memory_tokens: 1 or more; None: no such limit.
-        compression_ratio: share of what was recalled, in (0, 1]; None: all of it.
-
-    Raises:
-        ConfigError: a value is out of its range.
-    """
+    """The most memory tokens that are read at once: a number, a share in (0, 1], or both."""
 
     max_memory_tokens: int | None = check.setting(None, check.integer, 1)
     compression_ratio: float | None = check.setting(None, check.share)
@@ -27,13 +19,11 @@ class Limits(check.Checked):
         return self.max_memory_tokens is not None or self.compression_ratio is not None
 
     def of(self, recalled: int) -> int:
-        """How many of that many recalled tokens may be read: the smaller limit, rounded down.
-
-        At least one where anything was recalled, and never more than that.
-        """
+        """How many of that many recalled tokens may be read: the smaller limit, rounded down."""
         most = recalled
         if self.compression_ratio is not None:
-            # 0.29 * 100 is 28.999...: what is a whole number but for rounding is meant as one.
+            # 0.29 * 100 is 28.999...: what is a whole number but for rounding is meant as one. A
+            # share of little is one token at least, so that what was recalled is never lost.
             most = max(1, int(self.compression_ratio * recalled + 1e-9))
         if self.max_memory_tokens is not None:
             most = min(most, self.max_memory_tokens)

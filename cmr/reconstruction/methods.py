@@ -40,15 +40,10 @@ def match(
     The cosines of a query token with all memory tokens of its row are standardised, so that a word
     that fits everywhere says nothing; a memory token's match is its best over the query.
 
-    Args:
-        query: `[batch, tokens, hidden]`, any float dtype and norm.
-        query_mask: `[batch, tokens]` bool, False for tokens that do not ask; None: all do.
-        memory: `[batch, n, hidden]`, any float dtype and norm.
-        mask: `[batch, n]` bool, False where there is no token; what stands there may be NaN.
-
-    Returns:
-        `[batch, n]` float32 in standard deviations, within 8; 0 where there is no token, and
-        everywhere in a row that does not ask.
+    Query `[batch, tokens, hidden]` and memory `[batch, n, hidden]` have any float dtype and norm.
+    Their masks (bool) are False for tokens that do not ask (None: all do), and where memory has no
+    token and may be NaN. The match is `[batch, n]` float32 in standard deviations, within `CLAMP`;
+    0 where there is no token, and everywhere in a row that does not ask.
     """
     unit, stored = F.normalize(query.float(), dim=-1), F.normalize(memory.float(), dim=-1)
     cosine = torch.bmm(unit, stored.transpose(1, 2))
@@ -77,12 +72,8 @@ def plan_rows(
 ) -> ReadPlan:
     """What is read of what was recalled, row by row; a row within its limits reads all as it is.
 
-    Args:
-        method: one of `cmr.config.RECONSTRUCTION_METHODS`; 'recompute' chooses like 'attention'.
-        matches: `[batch, n]` float32, see `match`.
-        passages: `[n]` int64 number of each token's passage, 0 the best one, in rising order.
-        mask: `[batch, n]` bool, True where there is a token.
-        limits: how many may be read.
+    `matches` `[batch, n]` are as `match` gives them, and `mask` is True where there is a token.
+    `passages` `[n]` int64 number each token's passage, 0 the best one, in rising order.
     """
     check.choice("reconstruction_method", method, RECONSTRUCTION_METHODS)
     matches, passages, mask = matches.cpu(), passages.cpu(), mask.cpu()
@@ -105,15 +96,12 @@ def plan_rows(
 
 
 def chosen(matches: torch.Tensor, passages: torch.Tensor, most: int) -> Slots:
-    """The tokens that match best together with what stands around them, as they are.
-
-    A match counts for its neighbours too, so that whole runs are chosen: a name is of no use
-    without what is said of it, and a single token out of its run is of none (SnapKV pools its
-    choice for the same reason; Li et al. 2024).
-    """
-    # Stable sorting, so that equal matches are chosen in the order of reading.
+    """The tokens that match best together with what stands around them, as they are."""
+    # A match counts for its neighbours too, so that whole runs are chosen: a name is of no use
+    # without what is said of it (SnapKV pools its choice for the same reason; Li et al. 2024).
     value = smoothed(matches, passages, REACH)
     kept = torch.zeros(len(value), dtype=torch.bool)
+    # Stable sorting, so that equal matches are chosen in the order of reading.
     kept[value.argsort(descending=True, stable=True)[:most]] = True
     return torch.where(kept, kept.long().cumsum(0) - 1, -1), torch.ones(len(value))
 
@@ -167,12 +155,10 @@ _METHODS: dict[str, Callable[[torch.Tensor, torch.Tensor, int], Slots]] = {
 
 
 def smoothed(values: torch.Tensor, passages: torch.Tensor, reach: int) -> torch.Tensor:
-    """The mean of what stands around each token `[n]` in its passage, nearer ones counting more.
-
-    Weights fall from 1 at the token itself in equal steps to nothing `reach + 1` tokens away.
-    """
+    """The mean of what stands around each token `[n]` in its passage, nearer ones counting more."""
     n = len(values)
     offsets = torch.arange(-reach, reach + 1)
+    # From 1 at the token itself in equal steps to nothing `reach + 1` tokens away.
     weights = 1.0 - offsets.abs() / (reach + 1)
     at = torch.arange(n)[:, None] + offsets
     inside = (at >= 0) & (at < n)
@@ -182,11 +168,9 @@ def smoothed(values: torch.Tensor, passages: torch.Tensor, reach: int) -> torch.
 
 
 def allot(total: int, sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
-    """Numbers in proportion to weights, by the method of highest averages (d'Hondt).
-
-    Each gets 1, whatever the total, before any gets 2, and none more than its size; what finds no
-    taker is left.
-    """
+    """Numbers in proportion to weights, by the method of highest averages (d'Hondt)."""
+    # Each gets 1, whatever the total, before any gets 2, and none more than its size; what finds
+    # no taker is left.
     given = [1] * len(sizes)
     left = total - len(sizes)
     heap = [(-weights[i] / 2, i) for i in range(len(sizes)) if sizes[i] > 1]
@@ -202,8 +186,7 @@ def allot(total: int, sizes: Sequence[int], weights: Sequence[float]) -> list[in
 
 def _sizes(passages: torch.Tensor) -> list[int]:
     """How many tokens each passage has, in their order."""
-    sizes: list[int] = passages.unique_consecutive(return_counts=True)[1].tolist()
-    return sizes
+    return list(passages.unique_consecutive(return_counts=True)[1].tolist())
 
 
 def _at_most(sizes: list[int], groups: int) -> list[int]:

@@ -14,12 +14,10 @@ from cmr.kernels.reference.attention import wide
 class ReadPlan:
     """Fewer tokens out of many: each read token is a weighted sum of recalled ones, or just one.
 
-    One plan serves every layer, for keys, values and states alike.
-
-    Attributes:
-        members: `[batch, read, width]` int64 columns of the recalled tokens that go into each read
-            token, in the order of the text; -1 behind the last one. A token goes into one at most.
-        shares: the same shape, float32; those of a read token sum to 1.
+    One plan serves every layer, for keys, values and states alike. `members` `[batch, read, width]`
+    int64 are the columns of the recalled tokens that go into each read token, in the order of the
+    text and -1 behind the last one; a token goes into one at most. `shares` of the same shape,
+    float32, sum to 1 in a read token.
     """
 
     members: torch.Tensor
@@ -29,8 +27,8 @@ class ReadPlan:
     def of(cls, slots: Sequence[torch.Tensor], shares: Sequence[torch.Tensor]) -> ReadPlan:
         """The plan of rows of which each says where its tokens go, `[n]` slots and shares.
 
-        Slots are int64 numbers of read tokens, from 0 on without gaps, -1 for none. Shares are at
-        least 0, and not all 0 in a read token.
+        Slots number read tokens from 0 without gaps, -1 is none; shares are at least 0, and not all
+        0 in a read token.
         """
         parts = [_members(slot, share) for slot, share in zip(slots, shares, strict=True)]
         read = max((len(columns) for columns, _ in parts), default=0)
@@ -57,15 +55,10 @@ class ReadPlan:
         return ReadPlan(self.members[rows], self.shares[rows])
 
     def apply(self, states: torch.Tensor) -> torch.Tensor:
-        """What is read, of what was recalled.
+        """What is read of recalled `[batch, heads, n, dim]`: `[batch, heads, read, dim]`.
 
-        Args:
-            states: `[batch, heads, n, dim]`, any float dtype, on the plan's device; tokens that go
-                nowhere may hold NaN.
-
-        Returns:
-            `[batch, heads, read, dim]` in the same dtype, 0 where there is no token. A token that
-            is read alone comes bit for bit; sums are formed in float32.
+        The dtype stays, sums are formed in float32, and a token that is read alone comes bit for
+        bit; 0 where there is no token. Tokens that go nowhere may hold NaN.
         """
         batch, heads, _, dim = states.shape
         read, width = self.members.shape[1:]
@@ -101,9 +94,9 @@ class ReadPlan:
     def counts(self, parts: torch.Tensor, number: int) -> torch.Tensor:
         """How many read tokens come of each part of what was recalled, `[batch, number]` int64.
 
-        `parts` `[n]` says the part, 0 to `number - 1`, that each recalled token is in. A read token
-        that is made of several counts where its first one is.
+        `parts` `[n]` says the part, 0 to `number - 1`, that each recalled token is in.
         """
+        # A read token that is made of several counts where its first one is.
         first = self.members[..., 0]
         part = torch.where(first >= 0, parts[first.clamp(min=0)], number)
         found = torch.zeros(len(first), number + 1, dtype=torch.int64, device=first.device)

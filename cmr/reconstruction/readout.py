@@ -9,13 +9,9 @@ from cmr.kernels.reference.attention import NEG_INF, wide
 
 
 def cosines(states: torch.Tensor, memory: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Cosine of every token with every memory token, shapes as of `read_out`.
+    """Cosine of every token with every memory token, `[batch, tokens, n]`; shapes as of `read_out`.
 
-    Where the mask is False anything may stand, NaN too.
-
-    Returns:
-        `[batch, tokens, n]` float32 (float64 where the states are), 0 where there is no token and
-        for a state that is all 0.
+    It is 0 where the mask is False, whatever stands there, and for a state that is all 0.
     """
     unit = F.normalize(wide(states), dim=-1)
     stored = F.normalize(held(memory, mask).to(unit.dtype), dim=-1)
@@ -28,12 +24,9 @@ def held(memory: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def temperature(method: str | None, hidden: int) -> float:
-    """What the cosines are divided by in front of the softmax.
-
-    With 'attention' (and 'recompute', which chooses like it) `hidden ** -0.5`: the logits are
-    q·k / sqrt(hidden) of states that were brought to a root mean square of 1, as a layer's norm
-    does: attention whose projections change nothing. Otherwise 1.
-    """
+    """What the cosines are divided by in front of the softmax: 1, or `hidden ** -0.5`."""
+    # With 'attention' the logits are q·k / sqrt(hidden) of states that were brought to a root mean
+    # square of 1, as a layer's norm does: attention whose projections change nothing.
     return hidden**-0.5 if method in ("attention", "recompute") else 1.0
 
 
@@ -55,13 +48,11 @@ def read_out(
 
     Args:
         states: `[batch, tokens, hidden]`, any float dtype.
-        memory: `[batch, n, hidden]`, any float dtype.
+        memory: `[batch, n, hidden]`, any float dtype; where the mask is False NaN, too.
         mask: `[batch, n]` bool, True where there is a token.
-        method: how, one of the above.
-        passages: `[batch, n]` int64 number of each memory token's passage, 0 or more; needed for
-            'hierarchical'.
-        prior: `[batch, n]` float32 at least 0; the weights in front of the softmax are multiplied
-            with it. None: 1.
+        method: one of the above.
+        passages: `[batch, n]` int64 passage of each memory token, needed for 'hierarchical'.
+        prior: `[batch, n]` float32 factors of the weights, at least 0; None: 1.
 
     Returns:
         `[batch, tokens, hidden]` float32 (float64 where the states are), 0 in a row without memory.
@@ -91,11 +82,10 @@ def read_out(
 def joint(
     states: torch.Tensor, memory: torch.Tensor, mask: torch.Tensor, prior: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The 'attention' sum, and how it fares beside the token itself; arguments as of `read_out`.
+    """The 'attention' sum of `read_out`, and how it fares beside the token itself.
 
-    Returns:
-        The sum `[batch, tokens, hidden]`, and `[batch, tokens]` the log-sum-exp of the memory's
-        logits less the logit that the token has with itself; `-inf` in a row without memory.
+    That is `[batch, tokens]`, the log-sum-exp of the memory's logits less the logit that the token
+    has with itself; `-inf` in a row without memory.
     """
     sharp = 1.0 / temperature("attention", states.shape[-1])
     scores = _with_prior(cosines(states, memory, mask) * sharp, mask, prior)

@@ -104,11 +104,10 @@ class LayeredStateReconstructor:
         """
         expect_states("query_states", query_states, self.hidden_size, (2, 3))
         asks = expect_mask(attention_mask, query_states)
-        # Tokens of all rows ask together.
+        # One row: all that ask, whatever their batch row, share what is reconstructed.
         query = query_states.reshape(1, -1, self.hidden_size)
         asks = None if asks is None else asks.reshape(1, -1)
         gathered = self._gathered(memories, query_states, layer_idx)
-        # One row: all that ask, whatever their batch row, share what is reconstructed.
         mask = torch.ones(1, len(gathered.states), dtype=torch.bool, device=query.device)
         matches = match(query, asks, gathered.states[None], mask)[0].cpu()
         # The methods give the first passages the most room.
@@ -146,6 +145,7 @@ class LayeredStateReconstructor:
         query: torch.Tensor,
         asks: torch.Tensor | None,
     ) -> Reconstruction:
+        """The states with what is known of the tokens that they were made of."""
         m = len(states)
         members, shares = plan.members[0], plan.shares[0]
         # A read token is where its first member is; its newest member says how new it is.

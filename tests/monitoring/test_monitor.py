@@ -99,7 +99,7 @@ def test_only_the_newest_calls_count_for_rates(tiny) -> None:
     with CMRPerformanceMonitor(model, window=2) as monitor:
         for seconds in (9.0, 1.0, 3.0):
             monitor._measured("forward", seconds)
-            monitor.note("forward", tokens=8, recalls=0, stored_blocks=0)
+            monitor.note(tokens=8, recalls=0, stored_blocks=0)
         found = monitor.metrics()
     assert (found["p50_seconds"], found["p95_seconds"]) == (1.0, 3.0)
     assert found["tokens_per_second"] == 4.0
@@ -155,13 +155,13 @@ def test_a_class_notes_the_seconds_of_its_own_call(tiny) -> None:
         def short() -> None:
             with monitor.measure("forward"):
                 pass
-            monitor.note("forward", tokens=3, **noted)
+            monitor.note(tokens=3, **noted)
 
         with monitor.measure("generate"):
             time.sleep(0.05)
         other = threading.Thread(target=short)
         other.start()
         other.join(10)
-        monitor.note("generate", tokens=100, **noted)
+        monitor.note(tokens=100, **noted)
         seconds = dict(monitor._recent)
     assert seconds[3] < 0.05 <= seconds[100]

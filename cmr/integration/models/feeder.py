@@ -20,17 +20,7 @@ NOTE, GRADIENT = "note.", "gradient."
 
 
 class Feeder:
-    """Puts the states of text that becomes memory into a buffer.
-
-    Sessions that are ephemeral or whose blocks have a lifetime are left out: a copy of theirs would
-    outlive them.
-
-    Args:
-        memory: whose text it is.
-        buffer: where the entries go.
-        scorer: their relevance.
-        layers: states that are captured.
-    """
+    """Puts the states of a memory's text, at some layers, into a buffer with their relevance."""
 
     def __init__(
         self,
@@ -66,10 +56,10 @@ class Feeder:
     def take(self, text: LeavingText) -> None:
         """Store the states of a text's tokens; a buffer's sequence is the session's number.
 
-        Raises:
-            ValueError: states that are not finite, or a scorer that gives something else than
-                relevance; nothing is stored then.
+        `ValueError`: states are not finite, or the scorer gives no relevance; nothing is stored.
         """
+        # Without sessions that are ephemeral or whose blocks have a lifetime: the buffer's copy
+        # would outlive them.
         terms = [self._table.terms(number) for number in text.sessions]
         rows = [
             row for row, (ephemeral, life) in enumerate(terms) if not ephemeral and life is None
@@ -85,16 +75,24 @@ class Feeder:
             scored.append((layer, states, self.relevance(layer, states, text, stored).cpu()))
         for layer, states, relevance in scored:
             for row in rows:
-                self._store(layer, states[row], relevance[row], mask[row], text, row)
+                ids = text.columns["token_ids"][row].tolist()
+                # Positions count from the first token of the row that is no padding.
+                begin = text.starts[row] - text.valid[row][0]
+                # Run by run: some tokens in between must not be stored.
+                for start, stop in _runs(mask[row].tolist()):
+                    self.buffer.store_state(
+                        states[row, start:stop],
+                        layer,
+                        text.sessions[row],
+                        begin + start,
+                        relevance[row, start:stop],
+                        token_ids=tuple(ids[start:stop]),
+                    )
 
     def relevance(
         self, layer: int, states: torch.Tensor, text: LeavingText, mask: torch.Tensor
     ) -> torch.Tensor:
-        """Relevance of tokens, `[rows, tokens]` float32 in [0, 1].
-
-        Where a method needs what is not at hand (losses and gradients while generating), the
-        variance of the states stands in for it, compared with its own kind.
-        """
+        """Relevance of tokens, `[rows, tokens]` float32 in [0, 1]."""
         # A scorer of the user's is given states and nothing else, and its scale is its own.
         if not isinstance(self.scorer, RelevanceScorer):
             return _checked(self.scorer(states, mask), mask)
@@ -107,6 +105,8 @@ class Feeder:
             raw["surprise"] = losses.to(states.device)
         if method == "gradient_based" and f"{GRADIENT}{layer}" in columns:
             raw[method] = columns[f"{GRADIENT}{layer}"].to(states.device)
+        # There are no losses or gradients while generating: variance stands in for them, which
+        # the scorer compares with its own kind.
         if method in ("variance_based", "hybrid") or not raw:
             raw["variance_based"] = token_scores("variance_based", states, mask)
         return self.scorer.calibrated(raw, mask, layer_idx=layer)
@@ -125,28 +125,6 @@ class Feeder:
             return attention_received(self._adapter, layer, states, rope, seen, reach)
         found = token_scores("attention_based", states, seen)
         return found.masked_fill(~seen, 0.0)
-
-    def _store(
-        self,
-        layer: int,
-        states: torch.Tensor,
-        relevance: torch.Tensor,
-        mask: torch.Tensor,
-        text: LeavingText,
-        row: int,
-    ) -> None:
-        """Entries of a row, run by run where some of its tokens must not be stored."""
-        ids = text.columns["token_ids"][row].tolist()
-        # Positions count from the first token of the row that is no padding.
-        for start, stop in _runs(mask.tolist()):
-            self.buffer.store_state(
-                states[start:stop],
-                layer,
-                text.sessions[row],
-                text.starts[row] + start - text.valid[row][0],
-                relevance[start:stop],
-                token_ids=tuple(ids[start:stop]),
-            )
 
 
 def _checked(found: object, mask: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,8 @@ USUAL: dict[str, Any] = {
 """Reconstruction where it is asked for and nothing is configured."""
 WEIGHT = 0.3
 """Weight of memory states in blends where `memory_weight` is 'auto'."""
+PASSAGE = ("start", "end", "score", "gate", "session", "text")
+"""What is told of a passage; `text` is None where no tokenizer is known."""
 
 
 class FullCMRModel(MemoryModel):
@@ -39,11 +41,10 @@ class FullCMRModel(MemoryModel):
 
     Args:
         base_config: of the decoder, as `source` of `MemoryModel`.
-        cmr_config: settings, nested or flat: see `CMRConfig.from_dict`.
-        device: 'cpu', 'cuda', 'auto' or None.
-        adapter: the kind of decoder that is expected; None: any that is covered.
-        output_hidden_size: width of `last_hidden_state`; None: the decoder's own. `logits` and
-            `hidden_states` are always the decoder's.
+        cmr_config: `settings` of `MemoryModel`.
+        device: as there.
+        adapter: as there.
+        output_hidden_size: as there. `logits` and `hidden_states` are always the decoder's.
         **options: the others of `MemoryModel`.
 
     Attributes:
@@ -85,7 +86,8 @@ class FullCMRModel(MemoryModel):
         criteria_weights = None if criteria is None else dict(criteria)
         self.blender = ContextBlender(hidden, criteria_weights, max_memory_tokens=tokens)
 
-    def forward(
+    # The specification's order of arguments, which is not that of the other classes.
+    def forward(  # type: ignore[override]
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -96,14 +98,14 @@ class FullCMRModel(MemoryModel):
         sessions: Sessions = None,
         **inputs: Any,
     ) -> CMROutput:
-        """A forward that recalls first and remembers afterwards; see `CMRTransformer.forward`.
+        """A forward that recalls first and remembers afterwards; see `MemoryModel.forward`.
 
         With `return_memory_info` it gives `performance_stats` and `retrieval_stats`, and all there
-        is in `memory_stats`, and waits for the device. `task_type` says what the request is about:
-        passages are looked for as that task needs it (strategy 'task_specific', see
-        `cmr.register_task`), and `ConfigError` says that there is no such task.
+        is in `memory_stats`, and waits for the device.
         """
-        output = self._run(input_ids, attention_mask, use_memory, sessions, task_type, inputs)
+        output = super().forward(
+            input_ids, attention_mask, use_memory, sessions=sessions, task_type=task_type, **inputs
+        )
         if return_memory_info:
             output.memory_stats = self.get_memory_stats()
             output.performance_stats = self.performance.stats()
@@ -115,8 +117,7 @@ class FullCMRModel(MemoryModel):
     def set_retrieval_strategy(self, strategy: str) -> None:
         """Find by another strategy from now on: blocks of the memory and entries of the buffer.
 
-        Raises:
-            ConfigError: there is no such strategy; the message names the nearest one.
+        `ConfigError`: there is no such strategy; the message names the nearest one.
         """
         self.memory.change(strategy=strategy)
         # The memory's settings have the name without synonyms.
@@ -127,34 +128,27 @@ class FullCMRModel(MemoryModel):
         """What was searched for, and what the last call recalled, as plain data.
 
         Returns:
-            `strategy`; `searches` and `recalls` so far; `recalled`: for each row of the last call
-            the passages that it could read, best first: `start`, `end`, `score`, `gate`,
-            `session`, and `text` where a tokenizer is known; `cache` of the search; `buffer`:
-            `AdvancedMemoryRetriever.get_retrieval_stats`.
+            `strategy`, `searches`, `recalls` and `cache` as in `Memory.stats`; `recalled`: for each
+            row of the last call the passages that it could read, best first, with the fields named
+            `PASSAGE`; `buffer`: `AdvancedMemoryRetriever.get_retrieval_stats`.
         """
         stats = self.memory.stats()
-        names = ("start", "end", "score", "gate", "session", "text")
+        recalled = [
+            [{name: getattr(passage, name) for name in PASSAGE} for passage in row]
+            for row in self.memory.recalled
+        ]
         return {
-            "strategy": stats["strategy"],
-            "searches": stats["searches"],
-            "recalls": stats["recalls"],
-            "recalled": [
-                [{name: getattr(passage, name) for name in names} for passage in row]
-                for row in self.memory.recalled
-            ],
-            "cache": stats["cache"],
+            **{name: stats[name] for name in ("strategy", "searches", "recalls", "cache")},
+            "recalled": recalled,
             "buffer": self.retriever.get_retrieval_stats(),
         }
 
     # -- relevance -------------------------------------------------------------------------------
 
     def update_relevance_threshold(self, threshold: float | None) -> None:
-        """Let what is of lower relevance leave before all else; None: nothing does.
+        """Let what is of lower relevance leave before all else, when room is made next.
 
-        It holds for blocks and entries when room is made next.
-
-        Raises:
-            ConfigError: it is not in [0, 1].
+        It holds for blocks and entries; None: nothing does. `ConfigError`: it is not in [0, 1].
         """
         self.memory.change(relevance_threshold=threshold)
         self.memory_buffer.set_relevance_threshold(threshold)
@@ -162,8 +156,7 @@ class FullCMRModel(MemoryModel):
     def update_scoring_method(self, method: str) -> None:
         """Score what is stored from now on by another method; relevance given before is kept.
 
-        Raises:
-            ConfigError: there is no such method; the message names the nearest one.
+        `ConfigError`: there is no such method; the message names the nearest one.
         """
         self.memory.change(scoring_method=method)
         self.scorer = self._feeder.scorer = RelevanceScorer(self._hidden, method)
@@ -188,10 +181,7 @@ class FullCMRModel(MemoryModel):
     # -- reconstruction --------------------------------------------------------------------------
 
     def enable_reconstruction(self) -> None:
-        """Let layers read what is reconstructed of what was recalled.
-
-        By what was configured; where nothing was: 'hierarchical', 128 tokens and 60 % at most.
-        """
+        """Let layers read what is reconstructed of the recalled, as configured, else by `USUAL`."""
         self.memory.change(**self._reconstruction)
         self.reconstruction_enabled = True
 
@@ -203,8 +193,7 @@ class FullCMRModel(MemoryModel):
     def set_reconstruction_method(self, method: str) -> None:
         """Reconstruct by another method, where reconstruction is enabled and in `reconstructor`.
 
-        Raises:
-            ConfigError: there is no such method; the message names the nearest one.
+        `ConfigError`: there is no such method; the message names the nearest one.
         """
         if method is None:
             raise check.refuse("reconstruction_method", method, "a method's name")
@@ -218,8 +207,7 @@ class FullCMRModel(MemoryModel):
     def reconstruct(self, context: RetrievalContext, strategy: str | None = None) -> Reconstruction:
         """Entries of the buffer that help, as states to read: retrieved, then reconstructed.
 
-        `integrator` blends them into states, `blender` joins several of them. Arguments and errors
-        are those of `AdvancedMemoryRetriever.retrieve_memories`.
+        Arguments and errors are those of `AdvancedMemoryRetriever.retrieve_memories`.
         """
         return self.reconstructor.reconstruct(
             self.retriever.retrieve_memories(context, strategy),
@@ -234,10 +222,9 @@ class FullCMRModel(MemoryModel):
         """What is remembered, as plain data.
 
         Returns:
-            `total_captured_states` and `layers_with_memory` of the buffer, `tokens` and `sessions`
-            of the memory; `memory`: `Memory.stats`; `buffer`: `LayeredMemoryBuffer.
-            get_buffer_stats`; `scoring`: `RelevanceScorer.get_scoring_stats`, None of a scorer that
-            has no such thing; `enabled`.
+            What `CMROutput.memory_stats` always has; `memory`: `Memory.stats`; `buffer`:
+            `LayeredMemoryBuffer.get_buffer_stats`; `scoring`: `RelevanceScorer.get_scoring_stats`,
+            None of a scorer that has no such thing; `enabled`.
         """
         scoring = getattr(self.scorer, "get_scoring_stats", None)
         return {
@@ -299,9 +286,9 @@ class FullCMRModel(MemoryModel):
 
         Args:
             k: how many at most, 1 or more.
-            layer_idx: only entries of this layer; with blocks there is only one.
+            layer_idx: only entries of this layer; None: of any. Not with `blocks`.
             sequence: only of this session, number or name; None: of any.
-            blocks: the memory's blocks; False: the buffer's entries.
+            blocks: as in `get_memory_for_sequence`.
 
         Raises:
             UnknownSessionError: there is no such session.
@@ -321,8 +308,7 @@ class FullCMRModel(MemoryModel):
     def clear_memory(self, sequence: int | str | None = None) -> int:
         """Forget a session, or everything, in memory and buffer alike; returns blocks and entries.
 
-        Raises:
-            UnknownSessionError: there is no such session.
+        `UnknownSessionError`: there is no such session.
         """
         held = len(self.memory_buffer)
         # A session's entries go when the memory tells that it was forgotten.

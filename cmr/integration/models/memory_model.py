@@ -42,15 +42,13 @@ class MemoryModel(nn.Module):
     """A decoder that remembers every text that passes, and recalls it in later ones.
 
     A forward first recalls from what its session holds, then runs, then its text becomes memory:
-    a text never reads itself. Row i of a batch is session `str(i)` unless names are given. What is
-    stored twice, on purpose: blocks that layers read through their attention (`memory`, which is
-    what `cmr.attach` gives), and single states at the captured layers (`memory_buffer`), to look
-    at and to retrieve.
+    a text never reads itself. Row i of a batch is session `str(i)` unless names are given. Texts
+    are stored twice, on purpose: as blocks that layers read through their attention (`memory`), and
+    as single states at the captured layers (`memory_buffer`), to look at and to retrieve.
 
     Args:
-        source: the decoder: a configuration of transformers, a dictionary or a `SimpleNamespace`
-            (random weights, always the same), a name, a folder, or a loaded model; see
-            `load_backbone`.
+        source: the decoder: a loaded model, a name, a folder, or a configuration, which gets random
+            weights, always the same; see `load_backbone`.
         settings: of the memory, nested or flat, see `CMRConfig.from_dict`; `device` in them is the
             device of computation.
         model_name: name or folder of weights, where `source` is their configuration, or None.
@@ -62,21 +60,19 @@ class MemoryModel(nn.Module):
         scorer: what tells the relevance of captured states, in place of a `RelevanceScorer` made by
             the settings: called with states `[rows, tokens, hidden]` and a bool mask `[rows,
             tokens]`, it gives `[rows, tokens]` numbers in [0, 1].
-        **loading: for `load_backbone`: `quantization`, `use_quantization`, `dtype` and options of
-            `from_pretrained`.
+        **loading: the other arguments of `load_backbone`.
 
     Attributes:
         model: the decoder.
-        memory: attached to it while hooks are registered; see `cmr.Memory`.
-        memory_buffer: captured states of the texts that passed.
-        scorer: gives them their relevance.
+        memory: the `cmr.Memory` that is attached to it while hooks are registered.
+        memory_buffer: captured states of the texts that passed, with their relevance.
+        scorer: gives them that.
         target_layers: the states that are captured: those of the settings, else the one that is
-            searched. Layers read memory where `intervention_layers` say so, else in the range that
-            `cmr.attach` takes; see `model_settings`.
+            searched. Layers read memory at `intervention_layers`, see `model_settings`.
         memory_enabled: whether forwards remember and recall where they do not say otherwise.
         current_sequence_id: number of the session of row 0 of the last call, -1 before the first.
         performance: counts and measures; see `Recorder`.
-        hooks: captures states; and whatever hooks of your own, see `HookManager`.
+        hooks: captures states, and takes hooks of your own; see `HookManager`.
 
     Raises:
         ModelNotFoundError, ConfigError, UnsupportedModelError: see `load_backbone` and
@@ -85,6 +81,8 @@ class MemoryModel(nn.Module):
 
     SCORING = "hybrid"
     """Scoring method where none is given."""
+    MEASURED = False
+    """Whether every forward gives `performance_stats`."""
 
     def __init__(
         self,
@@ -220,6 +218,53 @@ class MemoryModel(nn.Module):
 
     # -- running ---------------------------------------------------------------------------------
 
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        use_memory: bool | None = None,
+        *,
+        sessions: Sessions = None,
+        task_type: str | None = None,
+        **inputs: Any,
+    ) -> CMROutput:
+        """A forward that recalls first and remembers afterwards.
+
+        Args:
+            input_ids: `[batch, tokens]` integers.
+            attention_mask: the same shape, 0 for padding.
+            use_memory: False: exactly the decoder's; None: as enabled.
+            sessions: one name for all rows, or one a row; None: `str(row)`.
+            task_type: what the request is about: passages are looked for as that task needs it
+                (strategy 'task_specific', see `cmr.register_task`).
+            **inputs: of the decoder's forward. With `past_key_values` or `use_cache=True` the
+                text goes on: it is stored as it leaves the window, see `Memory.absorb`.
+
+        Raises:
+            TypeError, ValueError: for ids or a mask that cannot be read; nothing is stored then.
+            ConfigError: there is no such task.
+        """
+        said = self._said(use_memory, sessions, task_type)
+        if input_ids is None and inputs.get("inputs_embeds") is None:
+            raise ValueError("input_ids or inputs_embeds expected, got neither")
+        inputs = self._passes.inputs(input_ids, attention_mask, inputs)
+        with self.performance.measure("forward"):
+            passed = self._passes.forward(said, inputs)
+            self._note_session(said)
+        self.performance.note(tokens=forward_tokens(inputs), **passed.counted)
+        output, states = passed.output, passed.states
+        return CMROutput(
+            # Gradient scoring makes labels of its own, whose loss nobody asked for.
+            loss=output.get("loss") if "labels" in inputs else None,
+            logits=output.logits,
+            last_hidden_state=states if self.projection is None else self.projection(states),
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
+            past_key_values=passed.cache,
+            memory_stats=self._memory_stats(),
+            performance_stats=self.performance.stats() if self.MEASURED else None,
+        )
+
     def generate(
         self,
         input_ids: torch.Tensor | None = None,
@@ -235,16 +280,8 @@ class MemoryModel(nn.Module):
         All but the last token of the answer, which never went through the model. A cache that is
         given is left alone: what leaves its window is stored as with `cmr.attach`.
 
-        Args:
-            input_ids: `[batch, tokens]`.
-            attention_mask: the same shape, 0 for padding on the left.
-            use_memory: False: exactly the decoder's `generate`; None: as enabled.
-            sessions: one name for all rows, or one a row; None: `str(row)`.
-            task_type: as for `FullCMRModel.forward`.
-            **kwargs: for the decoder's `generate`.
-
-        Raises:
-            ConfigError: with memory, a cache that cannot be stored from is asked for.
+        Arguments are those of `forward`, with padding on the left, and others of the decoder's
+        `generate`. `ConfigError`: memory is on, and a cache that it cannot store from is asked for.
         """
         said = self._said(use_memory, sessions, task_type)
         inputs = self._passes.inputs(input_ids, attention_mask, kwargs)
@@ -252,38 +289,8 @@ class MemoryModel(nn.Module):
             passed = self._passes.generate(said, inputs)
             self._note_session(said)
         tokens = generated_tokens(inputs, passed.output)
-        self.performance.note("generate", tokens=tokens, **passed.counted)
+        self.performance.note(tokens=tokens, **passed.counted)
         return passed.output
-
-    def _run(
-        self,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        use_memory: bool | None,
-        sessions: Sessions,
-        task: str | None,
-        inputs: dict[str, Any],
-    ) -> CMROutput:
-        """See the classes' `forward`."""
-        said = self._said(use_memory, sessions, task)
-        if input_ids is None and inputs.get("inputs_embeds") is None:
-            raise ValueError("input_ids or inputs_embeds expected, got neither")
-        inputs = self._passes.inputs(input_ids, attention_mask, inputs)
-        with self.performance.measure("forward"):
-            passed = self._passes.forward(said, inputs)
-            self._note_session(said)
-        self.performance.note("forward", tokens=forward_tokens(inputs), **passed.counted)
-        output, states = passed.output, passed.states
-        return CMROutput(
-            # Gradient scoring makes labels of its own, whose loss nobody asked for.
-            loss=output.get("loss") if "labels" in inputs else None,
-            logits=output.logits,
-            last_hidden_state=states if self.projection is None else self.projection(states),
-            hidden_states=output.get("hidden_states"),
-            attentions=output.get("attentions"),
-            past_key_values=passed.cache,
-            memory_stats=self._memory_stats(),
-        )
 
     def _said(self, use_memory: bool | None, sessions: Sessions, task: str | None) -> Said:
         on = self.memory_enabled and self.registered if use_memory is None else bool(use_memory)
@@ -308,25 +315,20 @@ class MemoryModel(nn.Module):
     # -- saving ----------------------------------------------------------------------------------
 
     def save_memory(self, path: str | os.PathLike[str], *, key: bytes | str | None = None) -> None:
-        """Save what is remembered: the memory's blocks and the buffer's entries.
+        """Save what is remembered, blocks and entries: raw user data.
 
-        It is raw user data, see `Memory.save`. Ephemeral sessions are left out. The folder is new,
-        empty, or one that was saved before; `key` encrypts it: 32 bytes or a passphrase.
-        `StoreError`: it could not be saved.
+        Folder, `key` and errors are those of `Memory.save`. Ephemeral sessions are left out.
         """
         save_memory(path, self.memory, self.memory_buffer, key)
 
     def load_memory(self, path: str | os.PathLike[str], *, key: bytes | str | None = None) -> int:
-        """Take in what `save_memory` saved; returns the blocks loaded.
+        """Take in what `save_memory` saved, entries in place of those here; returns the blocks.
 
-        The buffer's entries take the place of those here. A session of a name that is known here
-        already is refused: clear the memory first, or rename it.
-
-        Raises:
+        Raises (nothing is changed then):
             StoreError: there is none, it is damaged, or the key is wrong.
             ModelMismatchError: another model saved it.
-            ValueError: a session of a saved name exists here, or the buffer has other limits.
-                Nothing is changed in any of these cases.
+            ValueError: a session of a saved name exists here (clear the memory first, or rename
+                it), or the buffer has other limits.
         """
         return load_memory(path, self.memory, self.memory_buffer, key)
 
@@ -338,13 +340,10 @@ class MemoryModel(nn.Module):
         key: bytes | str | None = None,
         **options: Any,
     ) -> None:
-        """Save configuration and weights, as `from_pretrained` takes them.
+        """Save configuration and weights to a folder, as `from_pretrained` takes them.
 
-        Args:
-            folder: where; made where it does not exist.
-            memory: save what is remembered, too (raw user data).
-            key: encrypts that.
-            **options: for the decoder's own `save_pretrained`.
+        With `memory` what is remembered is saved, too, encrypted by `key`: see `save_memory`.
+        Options are those of the decoder's own `save_pretrained`.
         """
         where = Path(folder)
         # See there for what bitsandbytes would save otherwise.
@@ -373,9 +372,13 @@ class MemoryModel(nn.Module):
     ) -> M:
         """A model as `save_pretrained` left it: it gives the same logits, in a new process, too.
 
-        `key` is that of a memory that was encrypted, `tokenizer` as for `cmr.attach`, `loading` for
-        `load_backbone`, such as `device`. `MemoryNotFoundError`: nothing was saved there by such a
-        class; `ConfigError`: another class was; `StoreError`: its memory cannot be loaded.
+        `key` opens an encrypted memory, `tokenizer` is as for `cmr.attach`, `loading` as for
+        `load_backbone`.
+
+        Raises:
+            MemoryNotFoundError: nothing was saved there by such a class.
+            ConfigError: another class was saved there.
+            StoreError: its memory cannot be loaded.
         """
         where = Path(folder)
         about = load_about(where, cls.__name__)

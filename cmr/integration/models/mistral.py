@@ -14,10 +14,9 @@ MODEL_NAME = str(BACKBONES["mistral"].model_name)
 
 
 class MistralCMRModel(FullCMRModel):
-    """`FullCMRModel` of a Mistral, Ministral or Mixtral; another family is refused.
+    """`FullCMRModel` of a Mistral, Ministral or Mixtral; `base_config` None is `MODEL_NAME`.
 
-    `base_config` None is `MODEL_NAME`, and `adapter` None a `MistralAdapter`. A decoder of another
-    family raises `UnsupportedModelError`.
+    A decoder of another family raises `UnsupportedModelError`.
     """
 
     def __init__(
@@ -49,9 +48,7 @@ def create_mistral_cmr_model(
         **options: of `MistralCMRModel`, such as `quantization="4bit"`.
 
     Raises:
-        ModelNotFoundError: the model is not to be had here; the message says what to do.
-        MissingPackageError: quantised weights need a package that is not installed.
-        ConfigError: what is asked for cannot be quantised.
+        ModelNotFoundError, MissingPackageError, ConfigError: see `load_backbone`.
         UnsupportedModelError: the model is no Mistral.
     """
     # False would contradict `quantization="4bit"` among the options; None leaves it to them.

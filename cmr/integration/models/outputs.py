@@ -47,10 +47,6 @@ class Projection(nn.Module):
     To a smaller one it keeps them in expectation (a random subspace; Johnson and Lindenstrauss
     1984), off by about 1 / sqrt(width), with norms scaled to match. The same widths give the same
     map, everywhere.
-
-    Args:
-        hidden: width of the states.
-        width: wanted.
     """
 
     weight: torch.Tensor

@@ -15,11 +15,11 @@ from cmr.errors import ConfigError
 from cmr.integration.capture.leaving_text import SCORE
 from cmr.integration.capture.rows import checked
 from cmr.integration.capture.window_record import WindowRecord
+from cmr.integration.decoder.partial_pass import graph_from, states_entering
 from cmr.integration.memory import Memory
 from cmr.integration.models.feeder import GRADIENT, Feeder
-from cmr.integration.models.gradients import scored_forward
 from cmr.integration.requests.scope import Said, call
-from cmr.memory.token_scores import token_mask, token_scores
+from cmr.memory.token_scores import gradient_times_state, token_mask, token_scores
 from cmr.retrieval.strategies.tasks import settings_of
 
 Sessions = str | Sequence[str] | None
@@ -28,26 +28,16 @@ Sessions = str | Sequence[str] | None
 
 @dataclass(frozen=True)
 class Passed:
-    """What a call gave.
+    """What a call gave: the decoder's output, and how many `recalls` and `stored_blocks` it made.
 
-    Attributes:
-        output: of the decoder.
-        states: `[batch, tokens, hidden]` in front of the head; None of a `generate`.
-        cache: that the text may go on with; None where the text is over.
-        recalls: searches that gave layers something to read.
-        stored_blocks: blocks that became memory.
+    A forward also gives the states in front of the head `[batch, tokens, hidden]`, and the cache
+    that the text may go on with.
     """
 
     output: Any
-    states: torch.Tensor | None
-    cache: Any
-    recalls: int
-    stored_blocks: int
-
-    @property
-    def counted(self) -> dict[str, int]:
-        """What `Recorder.note` takes of it."""
-        return {"recalls": self.recalls, "stored_blocks": self.stored_blocks}
+    counted: dict[str, int]
+    states: torch.Tensor | None = None
+    cache: Any = None
 
 
 def forward_tokens(inputs: Mapping[str, Any]) -> int:
@@ -71,10 +61,7 @@ def generated_tokens(inputs: Mapping[str, Any], output: Any) -> int:
 class Passes:
     """Runs texts through a decoder with a memory, and lets them become memory afterwards.
 
-    Args:
-        model: the decoder.
-        feeder: stores captured states beside its memory, which is attached to the decoder; what its
-            scorer's method needs is noted on the way.
+    What the feeder's scorer needs to know of a text is noted on the way.
     """
 
     def __init__(self, model: Any, feeder: Feeder) -> None:
@@ -121,7 +108,8 @@ class Passes:
             else:
                 output = self._model(**inputs)
                 cache = output.get("past_key_values")
-        return Passed(output, final[-1], cache, core.recalls_made - recalls, blocks)
+        counted = {"recalls": core.recalls_made - recalls, "stored_blocks": blocks}
+        return Passed(output, counted, final[-1], cache)
 
     def generate(self, said: Said, inputs: dict[str, Any]) -> Passed:
         """A `generate`; prompt and answer are memory afterwards, but for the last token."""
@@ -138,7 +126,7 @@ class Passes:
                 for cache in caches:
                     self._memory.absorb(cache)
         blocks = core.ring.written - written if said.active else 0
-        return Passed(output, None, None, core.recalls_made - recalls, blocks)
+        return Passed(output, {"recalls": core.recalls_made - recalls, "stored_blocks": blocks})
 
     @contextmanager
     def _final_states(self) -> Iterator[list[torch.Tensor]]:
@@ -157,10 +145,7 @@ class Passes:
             handle.remove()
 
     def _whole(self, inputs: dict[str, Any], final: list[torch.Tensor]) -> tuple[Any, int]:
-        """A forward over whole texts, and the number of blocks that they became.
-
-        Recall comes first, so a text never reads itself.
-        """
+        """A forward over whole texts, and the number of blocks that they became."""
         # What memory stores comes from a cache, so one is made that keeps all of the text.
         inputs = {
             **inputs,
@@ -170,6 +155,7 @@ class Passes:
         # Nothing leaves the cache on the way, so the text is scored and stored as a whole.
         with self._memory._stepper.following(bounded=False) as caches:
             output = self._scored(inputs, final)
+        # Stored only now, after recall, so that a text never reads itself.
         return output, sum(self._memory.absorb(cache) for cache in caches)
 
     def _scored(self, inputs: dict[str, Any], final: list[torch.Tensor]) -> Any:
@@ -190,38 +176,57 @@ class Passes:
     def _with_gradients(self, inputs: dict[str, Any], final: list[torch.Tensor]) -> Any:
         """The forward with a graph and a way back; its loss is that of the tokens or the labels."""
         core = self._memory._core
-        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
-        labels = inputs.get("labels")
-        if labels is None:
-            if ids is None:
-                raise ValueError(
-                    "scoring_method='gradient_based' needs a loss: labels or input_ids expected, "
-                    "got neither"
-                )
-            labels = ids if mask is None else ids.masked_fill(mask == 0, -100)
+        labels = _labels(inputs)
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):  # autograd could not keep what was made outside
                 inputs = {n: x.clone() if isinstance(x, torch.Tensor) else x
                           for n, x in inputs.items()}  # fmt: skip
                 labels = labels.clone()
         # Scores of the index layer go with the blocks, those of captured layers with the entries.
-        output, found = scored_forward(
-            core.adapter,
-            lambda: self._model(**{**inputs, "labels": labels}),
-            {*self._feeder.layers, core.layout.index_layer},
-            lambda: final[-1],
-            int((labels[:, 1:] != -100).sum()),
-        )
+        index, adapter = core.layout.index_layer, core.adapter
+        wanted = sorted({*self._feeder.layers, index})
+        inside = [layer for layer in wanted if layer < adapter.depth]
+        # A caller that trains needs the graph once more for its own way back.
+        kept = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        # No graph can be made in inference mode, whoever called for it.
+        with torch.inference_mode(False), torch.set_grad_enabled(kept):
+            first = min([*inside, adapter.depth - 1])
+            with graph_from(adapter, first), states_entering(adapter, inside) as states:
+                output = self._model(**{**inputs, "labels": labels})
+                # What enters no layer but the head has come by the hook on the decoder.
+                if adapter.depth in wanted:
+                    states[adapter.depth] = final[-1]
+            ends = [states[layer] for layer in wanted]
+            gradients = torch.autograd.grad(output.loss, ends, retain_graph=kept)
         record = _record(inputs["past_key_values"])
         if record is not None:
-            noted = {f"{GRADIENT}{n}": scores for n, scores in found.items()}
-            record.note(**noted, **{f"{SCORE}gradient_based": found[core.layout.index_layer]})
+            # The loss is a mean over the tokens, and scores are to be those of the sum.
+            tokens = int((labels[:, 1:] != -100).sum())
+            scores = {
+                layer: gradient_times_state(gradient, end) * tokens
+                for layer, gradient, end in zip(wanted, gradients, ends, strict=True)
+            }
+            noted = {f"{GRADIENT}{layer}": score for layer, score in scores.items()}
+            record.note(**noted, **{f"{SCORE}gradient_based": scores[index]})
         # Whoever did not ask for a graph is not to keep it alive.
         if not torch.is_grad_enabled():
             for name in ("loss", "logits"):
                 if output.get(name) is not None:
                     output[name] = output[name].detach()
         return output
+
+
+def _labels(inputs: dict[str, Any]) -> torch.Tensor:
+    """The labels of a forward; where there are none its tokens, but for the padding."""
+    ids, mask, labels = (inputs.get(name) for name in ("input_ids", "attention_mask", "labels"))
+    if labels is not None:
+        return labels
+    if ids is None:
+        raise ValueError(
+            "scoring_method='gradient_based' needs a loss: labels or input_ids expected, "
+            "got neither"
+        )
+    return ids if mask is None else ids.masked_fill(mask == 0, -100)
 
 
 def _losses(logits: torch.Tensor, ids: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:

@@ -18,10 +18,8 @@ class Recorder:
 
     def __init__(self) -> None:
         self._calls = {"forward": 0, "generate": 0}
-        self._tokens = {"forward": 0, "generate": 0}
-        self._seconds = {"forward": 0.0, "generate": 0.0}
-        self._noted = {"recalls": 0, "stored_blocks": 0}
-        self._last = 0.0
+        self._noted = {"tokens": 0, "recalls": 0, "stored_blocks": 0}
+        self._seconds = self._last = 0.0
         self._counting = threading.Lock()
         self._mine = threading.local()  # `seconds` of this thread's last call
 
@@ -38,20 +36,13 @@ class Recorder:
         with self._counting:
             self._last = seconds
             self._calls[kind] += 1
-            self._seconds[kind] += seconds
+            self._seconds += seconds
 
-    def note(self, kind: str, *, tokens: int, recalls: int, stored_blocks: int) -> None:
-        """Take note of what a call did, the last one that this thread measured.
-
-        Args:
-            kind: 'forward' or 'generate'.
-            tokens: that went through the model, padding not counted.
-            recalls: searches that gave its layers something to read.
-            stored_blocks: blocks that became memory.
-        """
+    def note(self, *, tokens: int, recalls: int, stored_blocks: int) -> None:
+        """Take note of what a call did, the last one that this thread measured; see `stats`."""
         # A lock of its own: calls of several threads end in any order.
         with self._counting:
-            self._tokens[kind] += tokens
+            self._noted["tokens"] += tokens
             self._noted["recalls"] += recalls
             self._noted["stored_blocks"] += stored_blocks
 
@@ -59,17 +50,17 @@ class Recorder:
         """Plain numbers.
 
         Returns:
-            `forwards`, `generations`, `tokens`, `seconds`, `tokens_per_second` (None before the
-            first token), `last_seconds`, `recalls` (searches that gave layers
-            something to read), `stored_blocks`.
+            `forwards`, `generations`, `tokens` (that went through the model, padding not counted),
+            `seconds`, `tokens_per_second` (None before the first token), `last_seconds`, `recalls`
+            (searches that gave layers something to read), `stored_blocks`.
         """
         with self._counting:
-            calls, noted, last = self._calls.copy(), self._noted.copy(), self._last
-            tokens, seconds = sum(self._tokens.values()), sum(self._seconds.values())
+            calls, noted = self._calls.copy(), self._noted.copy()
+            seconds, last = self._seconds, self._last
+        tokens = noted["tokens"]
         return {
             "forwards": calls["forward"],
             "generations": calls["generate"],
-            "tokens": tokens,
             "seconds": seconds,
             "tokens_per_second": tokens / seconds if tokens and seconds else None,
             "last_seconds": last,

@@ -17,13 +17,10 @@ ENTRIES, TOTAL = 1000, 5000
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Settings of a model class.
+    """Settings of a model class: the memory's, and arguments of its `LayeredMemoryBuffer`.
 
-    Attributes:
-        config: of the memory.
-        buffer: arguments of `LayeredMemoryBuffer`.
-        captured: the states that go into the buffer; None: nothing was said.
-        asked: fields of `config.memory` as they were given, where the memory has others.
+    `captured` are the states that go into the buffer, None where nothing was said. `asked` are
+    fields of `config.memory` as they were given, where the memory has others.
     """
 
     config: CMRConfig
@@ -46,15 +43,7 @@ def model_settings(
     are good enough to look at, recall nothing. Only where states are blended, for which no range
     is better than another, it blends at `target_layers` if nothing else is said.
 
-    Args:
-        given: a `CMRConfig`, a dictionary for `CMRConfig.from_dict`, or None. In it `device` is the
-            device of computation.
-        scoring_method: where none is given.
-        text_config: of the decoder: it has the layers, and a window that is not given is no longer
-            than the longest text it was made for.
-
-    Raises:
-        ConfigError: as `CMRConfig.from_dict`; a layer that the decoder does not have.
+    `ConfigError`: as `CMRConfig.from_dict`, or a layer that the decoder (`text_config`) lacks.
     """
     max_positions = getattr(text_config, "max_position_embeddings", None)
     depth = getattr(text_config, "num_hidden_layers", None)
@@ -104,13 +93,10 @@ def expect_parts(width: object, buffer: object, scorer: object) -> None:
 def _stores(config: CMRConfig) -> dict[str, Any]:
     """Fields of the memory that differ where it stores other layers than are captured."""
     memory, captured, layers = config.memory, config.memory.target_layers, config.reweave.layers
+    stored = captured if config.reweave.method in STATE_METHODS else None
     # Layers to read at are stored, and those where next-token recall compares tokens.
     if layers is not None:
-        stored: tuple[int, ...] | None = tuple(
-            sorted({*layers, *(config.next_token.knn_layers or ())})
-        )
-    else:
-        stored = captured if config.reweave.method in STATE_METHODS else None
+        stored = tuple(sorted({*layers, *(config.next_token.knn_layers or ())}))
     changes: dict[str, Any] = {"target_layers": stored}
     total = memory.max_total_entries
     if captured is not None and total is not None and isinstance(memory.budget, int):
@@ -141,16 +127,11 @@ def _said(given: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(given, CMRConfig):
         raise check.refuse("the memory's settings", given, "a CMRConfig, a dictionary or None")
     # A `CMRConfig` does not say what was given: what differs from the defaults was.
-    usual = CMRConfig()
-    found: dict[str, dict[str, Any]] = {}
-    for topic in TOPICS:
-        part, default = getattr(given, topic), getattr(usual, topic)
-        names = [name for name in keys.fields_of(part)
-                 if getattr(part, name) != getattr(default, name)]  # fmt: skip
-        found[topic] = {name: getattr(part, name) for name in names}
-    own = {name: getattr(given, name) for name in ("window", "unnamed")}
-    found[""] = {name: value for name, value in own.items() if value != getattr(usual, name)}
-    return found
+    fields, usual = (keys.resolve(one.to_dict(), TOPICS) for one in (given, CMRConfig()))
+    return {
+        topic: {name: value for name, value in part.items() if value != usual[topic][name]}
+        for topic, part in fields.items()
+    }
 
 
 def device_in(given: CMRConfig | Mapping[str, Any] | None) -> str | None:

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 
 from cmr.integration.models.memory_model import Given, MemoryModel
-from cmr.integration.models.outputs import CMROutput
-from cmr.integration.models.passes import Sessions
 
 
 class CMRTransformer(MemoryModel):
@@ -17,8 +15,8 @@ class CMRTransformer(MemoryModel):
     Args:
         config: of the decoder, as `source` of `MemoryModel`. `SimpleNamespace(vocab_size=50257,
             num_hidden_layers=8)` makes a small random decoder, offline.
-        memory_config: settings of the memory, nested or flat.
-        model_name: name or folder of weights; None: random ones, always the same.
+        memory_config: `settings` of `MemoryModel`.
+        model_name: as there; None: random weights, always the same.
         **options: the others of `MemoryModel`.
     """
 
@@ -33,40 +31,18 @@ class CMRTransformer(MemoryModel):
         # The specification registers hooks by a call of their own.
         self.cleanup_hooks()
 
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        use_memory: bool | None = None,
-        *,
-        sessions: Sessions = None,
-        **inputs: Any,
-    ) -> CMROutput:
-        """A forward that recalls first and remembers afterwards.
-
-        Args:
-            input_ids: `[batch, tokens]` integers.
-            attention_mask: the same shape, 0 for padding.
-            use_memory: True or False for this call; None: as enabled.
-            sessions: one name for all rows, or one a row; None: `str(row)`.
-            **inputs: of the decoder's forward. With `past_key_values` or `use_cache=True` the
-                text goes on: it is stored as it leaves the window, see `Memory.absorb`.
-
-        Raises:
-            TypeError, ValueError: for ids or a mask that cannot be read; nothing is stored then.
-        """
-        return self._run(input_ids, attention_mask, use_memory, sessions, None, inputs)
-
 
 class IntegratedCMRModel(MemoryModel):
-    """A decoder with a memory, on from the beginning.
+    """A decoder with a memory, on from the beginning, whose forwards give `performance_stats`.
 
     Args:
         base_config: of the decoder, as `source` of `MemoryModel`.
-        memory_config: settings of the memory, nested or flat.
-        device: 'cpu', 'cuda', 'auto' or None.
+        memory_config: `settings` of `MemoryModel`.
+        device: as there.
         **options: the others of `MemoryModel`.
     """
+
+    MEASURED = True
 
     def __init__(
         self,
@@ -76,17 +52,3 @@ class IntegratedCMRModel(MemoryModel):
         **options: Any,
     ) -> None:
         super().__init__(base_config, memory_config, device=device, **options)
-
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        use_memory: bool | None = None,
-        *,
-        sessions: Sessions = None,
-        **inputs: Any,
-    ) -> CMROutput:
-        """See `CMRTransformer.forward`; also gives `performance_stats`."""
-        output = self._run(input_ids, attention_mask, use_memory, sessions, None, inputs)
-        output.performance_stats = self.performance.stats()
-        return output

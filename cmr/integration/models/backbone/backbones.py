@@ -106,9 +106,11 @@ class BackboneAdapter:
             if self.model_name is None:
                 raise ConfigError("a model, its name or a configuration expected, got None")
             source = self.model_name
-        # A description is made a configuration here, where the kind is known.
         if not isinstance(source, str | os.PathLike | nn.Module):
-            source = config_of(self._described(source))
+            # A description that names no family is of this kind.
+            if isinstance(source, Mapping) and self.model_types:
+                source = {"model_type": self.model_types[0], **source}
+            source = config_of(source)
         return load_backbone(source, expect=self.require if self.model_types else None, **loading)
 
     def view(self, model: nn.Module) -> ModelAdapter:
@@ -118,12 +120,6 @@ class BackboneAdapter:
         """
         self.require(model)
         return adapt(model)
-
-    def _described(self, source: Any) -> Any:
-        """A description that names no family is of this kind."""
-        if isinstance(source, Mapping) and "model_type" not in source and self.model_types:
-            return {"model_type": self.model_types[0], **source}
-        return source
 
 
 class MistralAdapter(BackboneAdapter):
@@ -148,10 +144,7 @@ def decoder_for(
     """The decoder that a model class is asked for, on the device that it or its settings name.
 
     With a `model_name` the `source` is the configuration to load it with. Options are those of
-    `load_backbone`.
-
-    Raises:
-        ConfigError: two devices, or two models, are asked for.
+    `load_backbone`. `ConfigError`: two devices, or two models, are asked for.
     """
     if adapter is not None and not isinstance(adapter, BackboneAdapter):
         raise TypeError(f"adapter: a BackboneAdapter or None expected, got {adapter!r}")

@@ -36,13 +36,9 @@ SYNONYMS = {"num_layers": "num_hidden_layers", "n_layer": "num_hidden_layers"}
 def config_of(described: Any) -> Any:
     """The transformers configuration that is described.
 
-    Args:
-        described: a `PreTrainedConfig` (given back as it is), a dictionary or a `SimpleNamespace`
-            of its fields: with `model_type` those of that family, else a small Llama's.
-
-    Raises:
-        ConfigError: a field that the configuration does not have, or a value it refuses.
-        TypeError: something else.
+    By a `PreTrainedConfig` (given back as it is), or a dictionary or `SimpleNamespace` of fields:
+    with `model_type` those of that family, else a small Llama's. `ConfigError`: a field that the
+    configuration does not have, or a value it refuses; `TypeError`: something else.
     """
     from transformers import PreTrainedConfig
 
@@ -102,14 +98,12 @@ def _build(kind: Any, fields: Mapping[str, Any]) -> Any:
 
 
 def random_model(config: Any, dtype: torch.dtype | str | None = None) -> nn.Module:
-    """A decoder of a configuration with random weights, always the same ones, in evaluation mode.
-
-    The caller's random state stays as it was. `dtype` None: the configuration's, else float32.
-    """
+    """A decoder of a configuration with random weights, always the same, in evaluation mode."""
     from transformers import AutoModelForCausalLM
 
     wanted = {} if dtype is None or dtype == "auto" else {"dtype": dtype}
-    # Weights are made on the CPU, so only its random state is put aside.
+    # The caller's random state stays as it was; weights are made on the CPU, so only that one is
+    # put aside.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         try:

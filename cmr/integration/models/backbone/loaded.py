@@ -31,7 +31,7 @@ def load_backbone(
 
     Args:
         source: a loaded model (left as it is, but for its device), a name or folder of a model, or
-            a description of one, see `config_of`: that gets random weights, always the same ones.
+            a description of one, see `config_of`, which gets random weights.
         config: with a name or folder, the configuration to load it with; None: its own.
         device: 'cpu', 'cuda', 'cuda:1', …; 'auto': all GPUs where there are several, else the one,
             else the CPU; None: a loaded model stays where it is, others are made on the CPU.
@@ -81,7 +81,9 @@ def load_backbone(
             raise MissingPackageError("several GPUs and quantised weights need accelerate: "
                                       "pip install accelerate")  # fmt: skip
         options["device_map"] = "auto" if where == "auto" else {"": where or "cpu"}
-    model = _pretrained(source, options).eval()
+    from transformers import AutoModelForCausalLM
+
+    model: nn.Module = _found(AutoModelForCausalLM, source, options).eval()
     return model if mapped else _moved(model, where)
 
 
@@ -111,30 +113,17 @@ def config_at(source: str | os.PathLike[str], **options: Any) -> Any:
     from transformers import AutoConfig
 
     wanted = ("revision", "token", "trust_remote_code", "cache_dir", "subfolder")
-    return _found(
-        os.fspath(source),
-        lambda name: AutoConfig.from_pretrained(
-            name, **{option: options[option] for option in wanted if option in options}
-        ),
-    )
+    return _found(AutoConfig, source, {name: options[name] for name in wanted if name in options})
 
 
-def _pretrained(source: str | os.PathLike[str], options: dict[str, Any]) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    model: nn.Module = _found(
-        os.fspath(source), lambda name: AutoModelForCausalLM.from_pretrained(name, **options)
-    )
-    return model
-
-
-def _found(name: str, load: Callable[[str], Any]) -> Any:
-    """What `load` gives; a model that is not to be had is an error that says what to do."""
+def _found(kind: Any, source: str | os.PathLike[str], options: dict[str, Any]) -> Any:
+    """What `from_pretrained` gives; a model that is not to be had is told with what to do."""
+    name = os.fspath(source)
     folder = Path(name)
     if folder.is_dir() and not any(folder.rglob("config.json")) and not any(folder.glob("*.gguf")):
         raise ModelNotFoundError(f"{folder} is a folder without config.json: no model is in it")
     try:
-        return load(name)
+        return kind.from_pretrained(name, **options)
     except OSError as error:
         # Transformers raises OSError for all of it: unknown names, no network, gated models.
         if folder.is_dir():  # it is there: what is wrong with it says the error itself

@@ -17,15 +17,8 @@ NEEDED = ("bitsandbytes", "accelerate")
 def quantisation(wanted: Any, use_quantization: bool | None = None) -> Any:
     """The quantisation that is asked for, as transformers takes it; None: none.
 
-    Args:
-        wanted: '8bit', '4bit' (nf4, computed in bfloat16), a configuration of transformers, or
-            None.
-        use_quantization: True: '8bit' where `wanted` is None; False: none, and `wanted` must be
-            None; None: as `wanted` says.
-
-    Raises:
-        ConfigError: an unknown kind, or the two contradict each other.
-        MissingPackageError: bitsandbytes or accelerate is not installed.
+    `use_quantization` True takes '8bit' where nothing is `wanted`, and False refuses whatever is.
+    Errors are as of `load_backbone`.
     """
     from transformers import BitsAndBytesConfig
     from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -56,6 +49,7 @@ def quantisation(wanted: Any, use_quantization: bool | None = None) -> Any:
         )
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
+    # Of the two 4-bit types nf4 is the one made for normally distributed weights.
     if kind == "4bit":
         return BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
