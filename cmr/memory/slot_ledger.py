@@ -161,12 +161,8 @@ class SlotLedger:
     ) -> None:
         """Note new blocks in slots that were taken, in the order of their text.
 
-        Args:
-            slots: `[n]` int64.
-            sessions: number of the session of each.
-            numbers: `[n]` int64.
-            born: seconds since the epoch; one number, or `[n]`.
-            lifetimes: seconds from then on until each is to be forgotten; None: for ever.
+        `born`: seconds since the epoch, one number or `[n]`; `lifetimes`: seconds from then on
+        until each is to be forgotten, None: for ever.
         """
         self.owner[slots] = torch.tensor(sessions, dtype=torch.int64)
         self.number[slots], self.born[slots] = numbers, born
