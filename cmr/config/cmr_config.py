@@ -29,13 +29,13 @@ TOPICS = {
     "next_token": NextTokenConfig,
     "optimization": OptimizationConfig,
 }
+# Names of nested dictionaries, and the topic of each.
 SECTIONS = {
     f"{topic}{ending}": topic
     for topic in ("memory", "retrieval", "reweave", "next_token", "optimization")
     for ending in ("", "_config")
 }
 SECTIONS |= {"reconstruction": "reweave", "reconstruction_config": "reweave"}
-"""Names of nested dictionaries, and the topic of each."""
 SYNONYMS = {
     "buffer_size": "budget",
     "max_entries_per_layer": "budget",
@@ -44,8 +44,8 @@ SYNONYMS = {
     "intervention_layers": "layers",
     "integration_method": "method",
 }
+# Upper bounds: given under several names, the least holds.
 LEAST_HOLDS = {"budget"}
-"""Upper bounds: given under several names, the least holds."""
 
 
 @dataclass(frozen=True)
@@ -161,18 +161,7 @@ def _fields_of(kind: Any) -> tuple[str, ...]:
 
 
 def _resolve(settings: Mapping[str, Any], topics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Fields by topic ('' for those of the whole), from nested or flat settings.
-
-    Args:
-        settings: see `CMRConfig.from_dict`.
-        topics: topic name -> its dataclass.
-
-    Returns:
-        topic -> field -> value, only of what was given.
-
-    Raises:
-        ConfigError: unknown key, a section that is no dictionary, or two values for one field.
-    """
+    """Topic ('' for those of the whole) -> field -> value, of what was given nested or flat."""
     if not isinstance(settings, Mapping):
         raise ConfigError(f"settings: a dict expected, got {type(settings).__name__}")
     home = {name: topic for topic, kind in topics.items() for name in _fields_of(kind)}

@@ -30,8 +30,8 @@ CRITERIA = ("relevance", "similarity", "recency", "diversity")
 # Names alone: the settings know of no strategy, and what makes one is kept by the registry.
 _PLUGGED_IN: set[str] = set()
 METHODS = ("attention", "weighted_sum", "gated", "residual")
+# Those that blend stored states into what enters a layer.
 STATE_METHODS = ("weighted_sum", "gated", "residual")
-"""Those that blend stored states into what enters a layer."""
 RECONSTRUCTION_METHODS = ("hierarchical", "attention", "weighted_sum", "recompute")
 POSITIONS = ("constant", "layout", "true")
 
