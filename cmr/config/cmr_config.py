@@ -7,17 +7,19 @@ this version does not implement parses, and `CMRConfig.unavailable` says so: att
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from cmr.config import checks as check
-from cmr.config import keys
-from cmr.config.memory import MemoryConfig
-from cmr.config.next_token import NextTokenConfig
-from cmr.config.optimization import OptimizationConfig
-from cmr.config.retrieval import RetrievalConfig
-from cmr.config.reweave import ReweaveConfig
+from cmr.config.topics import (
+    MemoryConfig,
+    NextTokenConfig,
+    OptimizationConfig,
+    RetrievalConfig,
+    ReweaveConfig,
+)
+from cmr.errors import ConfigError
 
 UNNAMED = ("row", "refuse")
 TOPICS = {
@@ -27,6 +29,23 @@ TOPICS = {
     "next_token": NextTokenConfig,
     "optimization": OptimizationConfig,
 }
+# Names of nested dictionaries, and the topic of each.
+SECTIONS = {
+    f"{topic}{ending}": topic
+    for topic in ("memory", "retrieval", "reweave", "next_token", "optimization")
+    for ending in ("", "_config")
+}
+SECTIONS |= {"reconstruction": "reweave", "reconstruction_config": "reweave"}
+SYNONYMS = {
+    "buffer_size": "budget",
+    "max_entries_per_layer": "budget",
+    "max_states_per_layer": "budget",
+    "retrieval_strategy": "strategy",
+    "intervention_layers": "layers",
+    "integration_method": "method",
+}
+# Upper bounds: given under several names, the least holds.
+LEAST_HOLDS = {"budget"}
 
 
 @dataclass(frozen=True)
@@ -87,11 +106,11 @@ class CMRConfig(check.Checked):
             ConfigError: unknown key (names the nearest known one), one field given twice with
                 different values, or a bad value.
         """
-        return cls()._changed(keys.resolve(settings, TOPICS))
+        return cls()._changed(_resolve(settings, TOPICS))
 
     def with_overrides(self, **flat: Any) -> CMRConfig:
         """These settings with single fields changed, by the names that `from_dict` takes."""
-        return self._changed(keys.resolve(flat, TOPICS))
+        return self._changed(_resolve(flat, TOPICS))
 
     def _changed(self, changes: dict[str, dict[str, Any]]) -> CMRConfig:
         # Whole blocks are stored: of a budget below one block nothing would ever be.
@@ -130,7 +149,69 @@ class CMRConfig(check.Checked):
         lines += [
             f"optimization.{name}=True: a memory does not steer itself, give this to "
             "cmr.CMRPerformanceOptimizer(model, optimization_config)"
-            for name in keys.fields_of(self.optimization)
+            for name in _fields_of(self.optimization)
             if getattr(self.optimization, name)
         ]
         return lines
+
+
+def _fields_of(kind: Any) -> tuple[str, ...]:
+    """Field names of a dataclass or an instance of one."""
+    return tuple(item.name for item in fields(kind))
+
+
+def _resolve(settings: Mapping[str, Any], topics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Topic ('' for those of the whole) -> field -> value, of what was given nested or flat."""
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"settings: a dict expected, got {type(settings).__name__}")
+    home = {name: topic for topic, kind in topics.items() for name in _fields_of(kind)}
+    home["window"] = home["unnamed"] = ""
+    found: dict[str, dict[str, Any]] = {}
+    origin: dict[str, str] = {}
+    for section, key, value in _flat(settings, topics):
+        path = f"{section}.{key}" if section else key
+        name = _field(section, key)
+        if name not in home:
+            known = {*home, *SYNONYMS} if section else {*home, *SYNONYMS, *SECTIONS}
+            raise ConfigError(f"unknown setting {path}: {check.nearest(key, known)}")
+        # The same field may come twice, from two sections or by a synonym.
+        topic = found.setdefault(home[name], {})
+        if name in topic and not _same(topic[name], value):
+            if name not in LEAST_HOLDS or not _numbers(topic[name], value):
+                raise ConfigError(
+                    f"{origin[name]}={topic[name]!r} and {path}={value!r} both set {name!r}: "
+                    "one of them expected"
+                )
+            value = min(topic[name], value)
+        topic[name], origin[name] = value, path
+    return found
+
+
+def _flat(settings: Mapping[str, Any], topics: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Each setting as it was given: its section ('' for none), its key and its value."""
+    for key, value in settings.items():
+        if key not in SECTIONS:
+            yield "", key, value
+            continue
+        if isinstance(value, topics.get(SECTIONS[key], ())):
+            value = {name: getattr(value, name) for name in _fields_of(value)}
+        if not isinstance(value, Mapping):
+            raise check.refuse(key, value, "a dict of settings")
+        for inner, item in value.items():
+            yield key, inner, item
+
+
+def _field(section: str, key: str) -> str:
+    """The field that a key means: the one word that two topics share is the section's own."""
+    if section.startswith("reconstruction") and key == "method":
+        return "reconstruction_method"
+    return SYNONYMS.get(key, key)
+
+
+def _same(first: Any, second: Any) -> bool:
+    # 1 and True are equal, and say different things.
+    return type(first) is type(second) and bool(first == second)
+
+
+def _numbers(*values: Any) -> bool:
+    return all(isinstance(value, int) and not isinstance(value, bool) for value in values)

@@ -12,10 +12,10 @@ from cmr.integration.core import Core
 from cmr.integration.reweave.reducer import Reducer
 from cmr.retrieval.retriever import PER_REQUEST
 
+# Settings of how much of what is recalled is read.
 RECONSTRUCTION = ("reconstruction_method", "max_memory_tokens", "compression_ratio")
-"""Settings of how much of what is recalled is read."""
+# Settings that may change; the others shape the store or the hooks.
 CHANGEABLE = (*PER_REQUEST, "relevance_threshold", "scoring_method", *RECONSTRUCTION)
-"""Settings that may change; the others shape the store or the hooks."""
 
 
 def change(core: Core, settings: dict[str, Any]) -> CMRConfig:

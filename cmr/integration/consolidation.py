@@ -15,8 +15,8 @@ from cmr.memory.slot_ledger import Tier
 
 Alone = Callable[[], AbstractContextManager[None]]
 
+# Blocks that are emptied before others get their turn.
 EMPTIED = 32
-"""Blocks that are emptied before others get their turn."""
 
 
 @dataclass(frozen=True)

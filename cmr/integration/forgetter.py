@@ -14,8 +14,8 @@ from cmr.integration.core import Core
 from cmr.integration.hooks.stepper import Stepper
 from cmr.memory.spans import holding
 
+# Blocks that are zeroed before others have their turn.
 PIECE = 1024
-"""Blocks that are zeroed before others have their turn."""
 
 
 @dataclass(frozen=True)

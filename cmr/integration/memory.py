@@ -13,7 +13,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from cmr.config import CMRConfig
-from cmr.config.memory import lifetime
+from cmr.config.topics import lifetime
 from cmr.errors import AttachError
 from cmr.integration.absorb import absorb
 from cmr.integration.capture.block_writer import Keep

@@ -7,14 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from cmr.kernels.ring_link import Columns, Reserved, ring_link
+from cmr.kernels.ring_link import Reserved, ring_link
 from cmr.kernels.ring_write import ring_write_heads, ring_write_index
-from cmr.memory.allocation import LayerShape, Lower, on_device
 from cmr.memory.batch import BlockBatch, LayerSource
 from cmr.memory.sessions import NO_SESSION
-from cmr.memory.tier_tensors import TierTensors
-
-NO_SLOT = -1
+from cmr.memory.tier_tensors import NO_SLOT, TierTensors
 
 
 class BlockStore(TierTensors):
@@ -23,55 +20,14 @@ class BlockStore(TierTensors):
     New blocks go into the first tier; who puts them there makes room for them before, see `Keeper`.
     A block keeps its number for life, whichever slot it is in.
 
-    Args:
-        slots: number of blocks that fit into the first tier.
-        block_size: tokens in a block.
-        hidden: width of the states at the index layer.
-        layers: layer number (index into `hidden_states`) to what it stores.
-        index_dtype: data type of the index vectors.
-        device: device of the index and of the shared columns.
-        lower: the tiers under the first one.
-
     Attributes:
-        columns: what is known of each slot of all tiers, see `Columns`, with the cursor on the
-            device: blocks ever written. Numbers in `created` start at 1 and never come twice.
+        clock: blocks ever written.
         on_change: told the slots, `[n]` int64 on the CPU, whose blocks are about to leave them. It
             may look at them and must not change anything. None: nobody is told.
-
-    The tensors themselves are those of `TierTensors`.
-
-    Raises:
-        ValueError: for fewer than one slot.
     """
 
-    def __init__(
-        self,
-        *,
-        slots: int,
-        block_size: int,
-        hidden: int,
-        layers: Mapping[int, LayerShape],
-        index_dtype: torch.dtype,
-        device: torch.device,
-        lower: Lower | None = None,
-    ) -> None:
-        super().__init__(
-            slots=slots,
-            block_size=block_size,
-            hidden=hidden,
-            layers=layers,
-            index_dtype=index_dtype,
-            device=device,
-            lower=lower or Lower(),
-        )
-        self.columns = columns = _columns(self.slots, block_size, device)
-        self.cursor, self.relevance = columns.cursor, columns.relevance
-        self.token_ids, self.positions = columns.token_ids, columns.positions
-        self.session, self.created = columns.session, columns.created
-        self.successor, self.predecessor = columns.successor, columns.predecessor
-        self.last_access, self.access_count = columns.last_access, columns.access_count
-        self.clock = self._start = 0
-        self.on_change: Callable[[torch.Tensor], None] | None = None
+    clock = _start = 0
+    on_change: Callable[[torch.Tensor], None] | None = None
 
     # -- size ------------------------------------------------------------------------------------
 
@@ -216,9 +172,9 @@ class BlockStore(TierTensors):
         target: torch.Tensor,
         states: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """Take blocks from slots of one tier into those of another; the old ones are zeroed.
+        """Take blocks from slots of one tier into those of another, which the ledger gave.
 
-        The ledger gave the target. `states`: parts that its tier has and the source's has not.
+        `states`: parts that its tier has and the source's has not. The old slots are zeroed.
         """
         if not len(source):
             return
@@ -310,10 +266,7 @@ class BlockStore(TierTensors):
         self.last_access.scatter_reduce_(0, flat, read * self.clock, "amax")
 
     def tick(self) -> int:
-        """Let the clock go on by a number that no block gets, and return it.
-
-        Whatever is recalled from now on has at least that as its `last_access`.
-        """
+        """The least `last_access` that a recall from now on gets: a number that no block has."""
         self._start += 1
         return int(self.new_numbers(1))
 
@@ -363,21 +316,3 @@ class BlockStore(TierTensors):
 
 def _beside(there: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor | None:
     return None if given is None else given.to(there.device)
-
-
-def _columns(slots: int, block_size: int, device: torch.device) -> Columns:
-    def full(*shape: int, value: int = 0) -> torch.Tensor:
-        return torch.full(shape, value, dtype=torch.int64, device=device)
-
-    return Columns(
-        cursor=full(1),
-        session=full(slots, value=NO_SESSION),
-        created=full(slots),
-        successor=full(slots, value=NO_SLOT),
-        predecessor=full(slots, value=NO_SLOT),
-        last_access=full(slots),
-        access_count=full(slots),
-        relevance=torch.zeros(slots, device=device),
-        token_ids=on_device((slots, block_size), torch.int64, device),
-        positions=full(slots, block_size, value=-1),
-    )

@@ -71,22 +71,14 @@ def near_duplicates(
     successor: torch.Tensor,
     *,
     threshold: float = SAME_TEXT,
-    since: int = 0,
 ) -> Duplicates:
     """Blocks whose whole text the same session stored again later, each with the newest such place.
 
     Blocks need not begin at the same word: the text of a block may stand across two blocks that
     follow each other. Takes time linear in `n`, and memory for the states of some 200 blocks.
 
-    Args:
-        states: gives the states `[k, size, hidden]` of the blocks at int64 positions `[k]`.
-        token_ids: `[n, size]`, as all columns those of a store, on the CPU.
-        positions: `[n, size]`.
-        session: `[n]`.
-        created: `[n]`.
-        successor: `[n]`.
-        threshold: least similarity, in [-1, 1]. Above 1 nothing is a duplicate.
-        since: look only at what was stored after the block of this number as the later place.
+    `states` gives the states `[k, size, hidden]` of the blocks at positions `[k]`, the columns are
+    those of a store, on the CPU, and `threshold` is the least similarity, in [-1, 1].
     """
     size = token_ids.shape[1]
     _check(token_ids, positions, session, created, successor)
@@ -95,8 +87,7 @@ def near_duplicates(
     second = _continued(positions, session, created, successor)
 
     known, text = _hashes(ids, size, session)[:, 0].unique(return_inverse=True)
-    newest = torch.maximum(created, torch.where(second >= 0, created[second], 0))
-    hosts = (used & (newest > since)).nonzero().view(-1)
+    hosts = used.nonzero().view(-1)
     hosts = hosts[created[hosts].argsort()]
     # For each text that a block has, the newest place: a host's rank, then the least offset in it.
     place = torch.full((len(known),), -1)

@@ -41,16 +41,11 @@ class Policy:
 class Keeper:
     """Makes room for what is to be stored and enforces the sessions' limits and lifetimes.
 
-    What has to leave a tier sinks into the next one, and out of the last one it is gone.
-
-    Args:
-        blocks: the store.
-        policy: how room is made.
-        sessions: which sessions are ephemeral and how long they live; None: none has such terms.
+    What has to leave a tier sinks into the next one, and out of the last one it is gone. `sessions`
+    says which sessions are ephemeral and how long they live; None: none has such terms.
 
     Attributes:
-        blocks: the store.
-        policy: as given; another one may be set.
+        policy: how room is made; another one may be set.
         evicted: blocks that had to go for others.
         sunk: blocks that went down a tier for others.
         expired: blocks whose time was over.
@@ -71,11 +66,9 @@ class Keeper:
     def write(self, batch: BlockBatch) -> torch.Tensor:
         """Store blocks, having made room; returns the slots, `[n]` int64, that they went into.
 
-        Where more come than the first tier holds, the earlier ones have left it by then.
-
-        Raises:
-            ValueError: more blocks are given than there are slots, a layer is missing (nothing is
-                written then), or everything that could leave is pinned.
+        Where more come than the first tier holds, the earlier ones have left it by then. ValueError
+        for more blocks than there are slots, or for a layer that is missing: nothing is written
+        then; and where everything that could leave is pinned.
         """
         n, blocks = len(batch.sessions), self.blocks
         if n > blocks.slots:
@@ -108,11 +101,8 @@ class Keeper:
     def room_in(self, tier: int, incoming: Mapping[int, int]) -> int:
         """Room in a tier, by sending blocks down or away; ValueError where nothing may leave.
 
-        Returns for how many there is room: it may be fewer than all incoming, but one at least.
-
-        Args:
-            tier: position in the ledger's `tiers`.
-            incoming: session number to how many blocks it is about to bring.
+        `incoming`: session number to how many blocks it is about to bring. Returns for how many
+        there is room: it may be fewer than all of them, but one at least.
         """
         victims = self._victims(tier, incoming)
         if len(victims):
@@ -131,16 +121,10 @@ class Keeper:
     ) -> tuple[list[torch.Tensor], int]:
         """Where blocks of new sessions can go: into the tier wanted, or a lower one.
 
-        Nothing is changed. Room in the tiers is to be made from the last one up: what sinks must
-        not take what was made already. Ephemeral blocks may be in the first tier only.
-
-        Args:
-            wanted: for each tier the blocks `[n]` that are wanted there, whatever the numbers mean;
-                the first ones have the first claim.
-            ephemeral: whether they are.
-
-        Returns:
-            For each tier the blocks that can go there, and how many can go nowhere.
+        `wanted` has for each tier the blocks `[n]` that are wanted there, the first ones with the
+        first claim; likewise those that can go there are given, and how many can go nowhere.
+        Ephemeral blocks may be in the first tier only. Nothing is changed. Whoever makes the room
+        does so from the last tier up: what sinks must not take what was made already.
         """
         # As a session that has nothing yet: it may take what others hold above their share.
         plan, left = [], wanted[0][:0]

@@ -125,7 +125,7 @@ class SlotLedger:
         """Half-open ranges of slots that came to hold something since `changes` was this."""
         if changes == self.changes:
             return []
-        return ranges_of(self._stamp[: self.limit] > changes)
+        return ranges_of((self._stamp[: self.limit] > changes).nonzero()[:, 0])
 
     def check_pins(self, slots: torch.Tensor) -> None:
         """Raises ValueError where pinning these would pin more than half of a tier."""
@@ -161,12 +161,8 @@ class SlotLedger:
     ) -> None:
         """Note new blocks in slots that were taken, in the order of their text.
 
-        Args:
-            slots: `[n]` int64.
-            sessions: number of the session of each.
-            numbers: `[n]` int64.
-            born: seconds since the epoch; one number, or `[n]`.
-            lifetimes: seconds from then on until each is to be forgotten; None: for ever.
+        `born`: seconds since the epoch, one number or `[n]`; `lifetimes`: seconds from then on
+        until each is to be forgotten, None: for ever.
         """
         self.owner[slots] = torch.tensor(sessions, dtype=torch.int64)
         self.number[slots], self.born[slots] = numbers, born
@@ -253,10 +249,9 @@ class SlotLedger:
             heapq.heappush(self._free[self.tier_of(slot)], slot)
 
 
-def ranges_of(which: torch.Tensor) -> list[tuple[int, int]]:
-    """Half-open ranges of the slots that are True in `[slots]` bool."""
-    slots = which.nonzero()[:, 0]
-    if not len(slots):
+def ranges_of(numbers: torch.Tensor) -> list[tuple[int, int]]:
+    """Half-open ranges of numbers `[n]` that lie side by side; they come upwards."""
+    if not len(numbers):
         return []
-    runs = torch.tensor_split(slots, (slots.diff() > 1).nonzero()[:, 0] + 1)
+    runs = torch.tensor_split(numbers, (numbers.diff() > 1).nonzero()[:, 0] + 1)
     return [(int(run[0]), int(run[-1]) + 1) for run in runs]

@@ -7,8 +7,8 @@ import torch
 from cmr.config import checks as check
 from cmr.errors import ModelMismatchError
 
+# Data types of states that are stored.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""Data types of states that are stored."""
 SHAPES = {1: "[hidden]", 2: "[tokens, hidden]", 3: "[batch, tokens, hidden]"}
 
 

@@ -8,15 +8,26 @@ import torch
 
 from cmr.kernels.maxsim import block_maxima
 from cmr.kernels.reference.quantise import quantise_rows
+from cmr.kernels.ring_link import Columns
 from cmr.memory.allocation import LayerShape, Lower, allocated, on_device, on_disk, on_host
+from cmr.memory.sessions import NO_SESSION
 from cmr.memory.slot_ledger import SlotLedger
 from cmr.memory.store.form import Kind, Part
+
+NO_SLOT = -1
 
 
 class TierTensors:
     """Blocks by slot, over one space of slots: floats in the upper tiers, codes in the last one.
 
-    Its arguments are those of `BlockStore`.
+    Args:
+        slots: number of blocks that fit into the first tier, 1 or more.
+        block_size: tokens in a block.
+        hidden: width of the states at the index layer.
+        layers: layer number (index into `hidden_states`) to what it stores.
+        index_dtype: data type of the index vectors.
+        device: device of the index and of the shared columns.
+        lower: the tiers under the first one; None: there are none.
 
     Attributes:
         ledger: who has which slot, on the host.
@@ -29,10 +40,9 @@ class TierTensors:
             columns: `index`, or `codes` and `scale`; and `keys.4`, `values.4` of each layer kept.
         kinds: the forms in which blocks are kept.
         kind_of_tier: which of them each tier has.
+        columns: what is known of each slot of all tiers, with the cursor on the device: blocks ever
+            written. Numbers in `created` start at 1 and never come twice.
     """
-
-    positions: torch.Tensor
-    session: torch.Tensor
 
     def __init__(
         self,
@@ -43,8 +53,9 @@ class TierTensors:
         layers: Mapping[int, LayerShape],
         index_dtype: torch.dtype,
         device: torch.device,
-        lower: Lower,
+        lower: Lower | None = None,
     ) -> None:
+        lower = lower or Lower()
         sizes = {"recent": slots, "working": lower.working, "long_term": lower.long_term}
         self.ledger = SlotLedger(sizes)
         self.slots, self.block_size, self.device = self.ledger.slots, block_size, device
@@ -76,6 +87,12 @@ class TierTensors:
         recent = self.parts[0]
         self.keys = {n: recent[f"keys.{n}"] for n in layers}
         self.values = {n: recent[f"values.{n}"] for n in layers if f"values.{n}" in recent}
+        self.columns = columns = _columns(self.slots, block_size, device)
+        self.cursor, self.relevance = columns.cursor, columns.relevance
+        self.token_ids, self.positions = columns.token_ids, columns.positions
+        self.session, self.created = columns.session, columns.created
+        self.successor, self.predecessor = columns.successor, columns.predecessor
+        self.last_access, self.access_count = columns.last_access, columns.access_count
 
     def rows(self, slots: torch.Tensor) -> dict[str, torch.Tensor]:
         """Copies of the parts of some blocks of one tier, `[n, ...]`; slots on the CPU."""
@@ -84,12 +101,9 @@ class TierTensors:
         return {name: part[at.to(part.device)] for name, part in self.parts[tier].items()}
 
     def put(self, slots: torch.Tensor, rows: Mapping[str, torch.Tensor]) -> None:
-        """Write parts of some blocks into slots of one tier, given on the CPU.
+        """Write parts of some blocks into slots (on the CPU) of one tier, as that tier keeps them.
 
-        An index changes between floats and codes on its way.
-
-        Raises:
-            ValueError: a part of the tier is missing.
+        Raises ValueError where a part of the tier is missing.
         """
         number = self.ledger.tier_of(int(slots[0]))
         tier, parts = self.ledger.tiers[number], self.parts[number]
@@ -154,15 +168,9 @@ class TierTensors:
     def maxima_at(
         self, query: torch.Tensor, sessions: torch.Tensor, slots: torch.Tensor
     ) -> torch.Tensor:
-        """The same of some blocks only, wherever they lie.
+        """The same of some blocks only: `slots` `[batch, some]` int64, -1 for none.
 
-        Args:
-            query: as above, or what stands for unit states.
-            sessions: as above.
-            slots: `[batch, some]` int64 slots, -1 for none.
-
-        Returns:
-            `[batch, tokens, some]` float32, `-inf` where there is no block.
+        Gives `[batch, tokens, some]` float32, `-inf` where there is no block.
         """
         upper = torch.where(slots < self._floats, slots, -1)
         held = slice(0, self._floats)
@@ -202,14 +210,9 @@ class TierTensors:
         return found.to(self.device)
 
     def gather(self, layer: int, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Keys and values of a block table of the first tier.
+        """Keys and values of a table `[batch, blocks]` of slots of the first tier, below 0: zeros.
 
-        Args:
-            layer: layer number.
-            table: `[batch, blocks]` int64 slots; entries below 0 give zeros.
-
-        Returns:
-            `[batch, heads, blocks * block_size, dim]` each; values are None for stored states.
+        `[batch, heads, blocks * block_size, dim]` each; values are None for stored states.
         """
         values = self.values.get(layer)
         keys = _gathered(self.keys[layer], table)
@@ -280,6 +283,24 @@ class TierTensors:
 
     def _keeps(self, tier: int) -> bool:
         return any(f"keys.{layer}" in self.parts[tier] for layer in self._layers)
+
+
+def _columns(slots: int, block_size: int, device: torch.device) -> Columns:
+    def full(*shape: int, value: int = 0) -> torch.Tensor:
+        return torch.full(shape, value, dtype=torch.int64, device=device)
+
+    return Columns(
+        cursor=full(1),
+        session=full(slots, value=NO_SESSION),
+        created=full(slots),
+        successor=full(slots, value=NO_SLOT),
+        predecessor=full(slots, value=NO_SLOT),
+        last_access=full(slots),
+        access_count=full(slots),
+        relevance=torch.zeros(slots, device=device),
+        token_ids=on_device((slots, block_size), torch.int64, device),
+        positions=full(slots, block_size, value=-1),
+    )
 
 
 def _gathered(tensor: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

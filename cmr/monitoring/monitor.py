@@ -19,8 +19,8 @@ from cmr.integration.memory import Memory
 from cmr.integration.models.recorder import Recorder
 
 MOST = ("p95_seconds", "failures", "stored_tokens", "evicted_blocks")
+# Measures that may be limited: to a greatest value, or to a least one.
 LEAST = ("tokens_per_second", "recall_rate")
-"""Measures that may be limited: to a greatest value, or to a least one."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from cmr.config.next_token import NextTokenConfig
+from cmr.config.topics import NextTokenConfig
 from cmr.errors import ConfigError
 from cmr.kernels.ring_link import Columns
 

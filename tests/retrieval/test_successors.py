@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cmr.config.next_token import NextTokenConfig
+from cmr.config.topics import NextTokenConfig
 from cmr.errors import ConfigError
 from cmr.retrieval import successors as next_token
 from cmr.retrieval.successors import (

@@ -20,6 +20,8 @@ from cmr.memory.token_scores import token_scores
 
 SAMPLE_BLOCKS = 4_096
 """Newest blocks that a block is compared with."""
+# What learns the scale of scores: of text that is read, of text that leaves, of places in a piece.
+PARTS = ("read", "leaving", "places")
 NEUTRAL = 0.5
 """Relevance of a block that is not scored."""
 
@@ -125,12 +127,13 @@ class BlockScorer:
 
     def state(self) -> dict[str, torch.Tensor]:
         """What was learnt of the scale of scores, as plain tensors on the CPU by name."""
-        parts = {
-            "read": self._read.state(),
-            "leaving": self._leaving.state(),
-            "places": self._places.state(),
+        # Where nothing was scored nothing was learnt: no part is made to say so.
+        return {
+            f"{part}/{key}": tensor
+            for part in PARTS
+            if f"_{part}" in self.__dict__
+            for key, tensor in getattr(self, f"_{part}").state().items()
         }
-        return {f"{part}/{key}": t for part, state in parts.items() for key, t in state.items()}
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on from what `state` gave, in place of what was learnt here.
@@ -138,7 +141,11 @@ class BlockScorer:
         Raises:
             ValueError: for what `state` cannot have given; nothing is changed then.
         """
-        parts: dict[str, dict[str, torch.Tensor]] = {"read": {}, "leaving": {}, "places": {}}
+        if not state:
+            for part in PARTS:
+                self.__dict__.pop(f"_{part}", None)
+            return
+        parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in PARTS}
         for name, tensor in state.items():
             part, _, rest = name.partition("/")
             if part not in parts:

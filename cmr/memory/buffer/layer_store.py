@@ -15,6 +15,7 @@ from cmr.memory.eviction import Candidates
 from cmr.memory.sessions import NO_SESSION
 
 RECENT, WORKING, LONG_TERM = range(3)
+# What is known of each entry beside its state.
 COLUMNS = {
     "sequence": torch.int64,
     "position": torch.int64,
@@ -25,9 +26,8 @@ COLUMNS = {
     "relevance": torch.float32,
     "tier": torch.int64,
 }
-"""What is known of each entry beside its state."""
+# Cosine from which on two states of a token are the same.
 SAME = 0.999
-"""Cosine from which on two states of a token are the same."""
 _COMPARED = 1024  # states with all others at once, so that the cosines stay small
 _EMPTY = {"sequence": NO_SESSION, "position": -1, "token_id": NO_TOKEN}
 # One count for all layers: a version tells apart what two layers held at any time.

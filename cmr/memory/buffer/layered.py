@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -70,14 +70,15 @@ class LayeredMemoryBuffer:
         relevance_threshold: float | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        limits = BufferLimits.checked(
+        limits = BufferLimits(
             max_entries_per_layer,
             max_total_entries,
+            # A tier that nobody named is given its room there.
+            recent,  # type: ignore[arg-type]
+            working,  # type: ignore[arg-type]
+            reduce_long_term,
             eviction_strategy,
             cleanup_threshold,
-            recent,
-            working,
-            reduce_long_term,
             relevance_threshold,
         )
         self.device = None if device is None else torch.device(device)
@@ -307,7 +308,7 @@ class LayeredMemoryBuffer:
     def set_relevance_threshold(self, threshold: float | None) -> None:
         """Entries of lower relevance are evicted before all others from now on; None: no limit."""
         with self.lock:
-            self._layers.limits = self.limits.with_threshold(threshold)
+            self._layers.limits = replace(self.limits, relevance_threshold=threshold)
 
     def rename_sequences(self, numbers: Mapping[int, int]) -> None:
         """Give sequences other numbers, all at once; entries of those not named keep theirs.
@@ -392,7 +393,7 @@ class LayeredMemoryBuffer:
             return len(loaded)
 
     def _settings(self) -> dict[str, Any]:
-        """What a saved buffer must have alike."""
+        """What the buffer that takes a saved one back must have alike."""
         return {name: getattr(self.limits, name) for name in _SHAPE}
 
 

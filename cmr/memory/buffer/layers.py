@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,51 +21,25 @@ _COUNTED = ("added", "loaded", "evicted", "cleared", "retrievals", "hits", "retr
 
 
 @dataclass(frozen=True)
-class BufferLimits:
+class BufferLimits(check.Checked):
     """How much is kept, and what of it; see `LayeredMemoryBuffer`."""
 
-    max_entries_per_layer: int
-    max_total_entries: int
-    recent: int
-    working: int
-    reduce_long_term: bool
-    eviction_strategy: str
-    cleanup_threshold: float
-    relevance_threshold: float | None
+    max_entries_per_layer: int = check.setting(1000, check.integer, 1)
+    max_total_entries: int = check.setting(5000, check.integer, 1)
+    recent: int = check.setting(None, check.integer, 1)
+    working: int = check.setting(None, check.integer, 0)
+    reduce_long_term: bool = check.setting(False, check.flag)
+    eviction_strategy: str = check.setting("lru_relevance", check.choice, EVICTION_STRATEGIES)
+    cleanup_threshold: float = check.setting(0.8, check.share)
+    relevance_threshold: float | None = check.setting(None, check.real, 0.0, 1.0)
 
-    @classmethod
-    def checked(
-        cls,
-        most: int,
-        total: int,
-        strategy: str,
-        share: float,
-        recent: int | None,
-        working: int | None,
-        reduces: bool,
-        threshold: float | None,
-    ) -> BufferLimits:
-        """Limits as `LayeredMemoryBuffer` is given them; a tier that nobody named is a quarter."""
-        most = check.integer("max_entries_per_layer", most, 1)
-        stays = check.real("cleanup_threshold", share, 0.0, 1.0)
-        if not stays:
-            raise check.refuse("cleanup_threshold", share, "a number in (0, 1]")
-        return cls(
-            max_entries_per_layer=most,
-            max_total_entries=check.integer("max_total_entries", total, 1),
-            recent=max(1, most // 4) if recent is None else check.integer("recent", recent, 1),
-            working=most // 4 if working is None else check.integer("working", working, 0),
-            reduce_long_term=check.flag("reduce_long_term", reduces),
-            eviction_strategy=check.choice("eviction_strategy", strategy, EVICTION_STRATEGIES),
-            cleanup_threshold=stays,
-            relevance_threshold=None,
-        ).with_threshold(threshold)
-
-    def with_threshold(self, threshold: float | None) -> BufferLimits:
-        """The same with another `relevance_threshold`."""
-        if threshold is not None:
-            threshold = check.real("relevance_threshold", threshold, 0.0, 1.0)
-        return replace(self, relevance_threshold=threshold)
+    def __post_init__(self) -> None:
+        """Checks every field; a tier that nobody named holds a quarter of its layer."""
+        super().__post_init__()
+        quarter = self.max_entries_per_layer // 4
+        for tier, entries in (("recent", max(1, quarter)), ("working", quarter)):
+            if getattr(self, tier) is None:
+                check.put(self, tier, entries)
 
     def kept(self, size: int) -> int:
         """What stays of a full layer or tier; one place at least becomes free."""

@@ -28,10 +28,7 @@ _BESIDE = {name: COLUMNS.get(name, torch.int64) for name in (*_LIMITS, "last_acc
 
 
 class BufferContent:
-    """All entries of some layers, as `cmr.memory.store.save` takes them.
-
-    `settings` are those that a buffer must have alike to take them back.
-    """
+    """All entries of some layers, as `cmr.memory.store.save` takes them."""
 
     def __init__(self, layers: Layers, settings: Mapping[str, Any]) -> None:
         picked = layers.find()

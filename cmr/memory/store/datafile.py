@@ -78,10 +78,6 @@ class DataFile:
 
     While it is open, or a buffer of it is in use, nobody can erase the file. Its `size` from then
     on is that of the file as it was before encryption.
-
-    Raises:
-        CorruptMemoryError: it is missing, no regular file or of another size.
-        StoreBusyError: it is being erased.
     """
 
     def __init__(self, path: Path, size: int, vault: Vault | None) -> None:

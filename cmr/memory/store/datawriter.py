@@ -30,12 +30,7 @@ _UNSYNCED = 2
 
 
 class DataWriter:
-    """Writes data files one after the other; left without an error, all of them are on the disk.
-
-    Args:
-        folder: where they go.
-        vault: encrypts them if given.
-    """
+    """Writes data files one after the other; left without an error, all of them are on the disk."""
 
     def __init__(self, folder: Path, vault: Vault | None) -> None:
         self._folder, self._vault = folder, vault

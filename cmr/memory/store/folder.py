@@ -138,12 +138,7 @@ class Folder:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """The only writer of the folder, which is made if need be; its staging folder is empty.
-
-        Raises:
-            StoreBusyError: another one writes to it.
-            StoreError: the path is no folder, or one that holds something else.
-        """
+        """The only writer of the folder, which is made if need be; its staging folder is empty."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -142,17 +143,10 @@ class Manifest:
 
 
 def load(folder: Folder, key: Key | Vault | None, either: bool = False) -> Manifest:
-    """Reads and checks the manifest of a folder.
+    """Reads and checks the manifest of a folder; raises as `Saved.open` says.
 
     A vault as `key` opens it without the user's key; `either`: a key may be given for a memory in
     the clear, too.
-
-    Raises:
-        MemoryNotFoundError: there is none.
-        CorruptMemoryError: it is damaged or says what cannot be.
-        NewerFormatError: it has a newer format version.
-        MemoryKeyError: it is encrypted and the key is missing or wrong, or a key is given for a
-            memory in the clear.
     """
     folder.require()
     where = folder.manifest
@@ -308,18 +302,11 @@ def _read_parts(entry: Any, where: object) -> dict[str, Part]:
         shape = take(about, "shape", list, where)
         if len(shape) > MAX_DIMS or not all(type(x) is int and 0 <= x < 1 << 40 for x in shape):
             corrupt(where, f"'shape': up to {MAX_DIMS} sizes expected, got {str(shape)[:80]}")
-        if _product(shape) > MAX_BYTES:
+        # Sizes of 0 counted as 1: strides are counted so, too.
+        if math.prod(max(size, 1) for size in shape) > MAX_BYTES:
             corrupt(where, f"'shape': fewer than 2^62 values expected, got {shape}")
         parts[_name(name, where)] = Part(_dtype(about, where), tuple(shape))
     return parts
-
-
-def _product(shape: Iterable[int]) -> int:
-    """Number of values, sizes of 0 counted as 1: strides are counted so, too."""
-    product = 1
-    for size in shape:
-        product *= max(size, 1)
-    return product
 
 
 def _read_fill(entry: Any, where: object) -> dict[str, tuple[torch.dtype, int | float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cmr.errors import CorruptMemoryError, StoreBusyError, StoreError
+from cmr.memory.slot_ledger import ranges_of
 from cmr.memory.store import manifest
 from cmr.memory.store.datafile import DataFile, check_sum
 from cmr.memory.store.folder import Folder, read_whole
@@ -23,11 +23,10 @@ _COLUMN = "column."
 
 
 class Batch(NamedTuple):
-    """Blocks of one kind from one data file.
+    """Blocks of one kind from one data file: which ones, and a CPU tensor `[k, *shape]` by name.
 
-    `positions` `[k]` says which of the memory's blocks these are, `parts` has a CPU tensor
-    `[k, *shape]` by name. In the clear and side by side in the file, these are the mapped file
-    itself: read from the disk when touched, private when written to.
+    In the clear and side by side in the file, these are the mapped file itself: read from the disk
+    when touched, private when written to.
     """
 
     kind: int
@@ -127,10 +126,6 @@ class Saved:
 
         As long as a tensor of an unencrypted batch is alive, nobody can erase the file it is in. Of
         files without blocks of the sessions wanted nothing is read.
-
-        Raises:
-            StoreError: the folder was saved to since it was opened.
-            CorruptMemoryError: a file is gone or of another size, or encrypted and damaged.
         """
         self._check_present()
         wanted = [(n, self._rows_of(place, sessions)) for n, place in enumerate(self._places)]
@@ -185,7 +180,7 @@ class Saved:
         """Rows (ascending, at least one) of some parts of a data file."""
         spans = {name: self._spans[number][name] for name in names}
         first, last = int(rows[0]), int(rows[-1])
-        runs = _runs(rows)
+        runs = ranges_of(rows)
         with self._open(self._manifest, self._manifest.shards[number]) as file:
             buffer = file.buffer(
                 [
@@ -210,17 +205,13 @@ class Saved:
         *,
         shard_bytes: int = 64 << 20,
     ) -> SaveReport:
-        """Removes blocks for good and saves the rest, all of it or not at all.
+        """Removes blocks (positions `[k]` int64) for good and saves the rest, all or nothing.
 
         Files with any of the blocks are written again without them; the old ones, the old columns
         and the old manifest are overwritten with zeros before they are removed. So is what killed
         saves left behind. If this is interrupted after it took effect, the next save or `forget`
         erases the rest. Copies that a file system or a disk keeps by itself are out of its reach.
-
-        Args:
-            at: `[k]` int64 positions of the blocks, maybe none.
-            header: takes the place of the header (names of sessions are in it).
-            shard_bytes: as for `save`.
+        `header` takes the place of the header (names of sessions are in it).
 
         Raises:
             StoreBusyError: another save is running, or somebody reads a file that is to be erased.
@@ -274,13 +265,6 @@ def _unchanged(folder: Folder, found: Manifest) -> bool:
         return False
     raw = read_whole(folder.manifest, manifest.MAX_MANIFEST)
     return manifest.checksum(raw) == found.checksum
-
-
-def _runs(rows: torch.Tensor) -> list[tuple[int, int]]:
-    """Half-open ranges of rows that lie side by side; `rows` is ascending."""
-    breaks = (rows.diff() != 1).nonzero().view(-1) + 1
-    edges = [0, *breaks.tolist(), len(rows)]
-    return [(int(rows[a]), int(rows[b - 1]) + 1) for a, b in itertools.pairwise(edges)]
 
 
 def _read_columns(folder: Folder, found: Manifest) -> dict[str, torch.Tensor]:

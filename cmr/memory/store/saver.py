@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+import cmr
 from cmr.errors import CorruptMemoryError, MemoryKeyError, StoreBusyError
 from cmr.memory.store.datafile import DataFile
 from cmr.memory.store.datawriter import DataWriter
@@ -127,7 +128,7 @@ class Saver:
         """Writes what is new and makes it valid.
 
         `old` is the manifest in the folder, as far as it can be read, and `kept` the same where
-        `content` goes on from it, so that its files may stay.
+        files of it may stay.
         """
         started = time.perf_counter()
         folder = self.folder
@@ -248,7 +249,7 @@ class Saver:
             file = writer.put("columns", parts, count, tensors.__getitem__)
         return Manifest(
             id=secrets.token_hex(16),
-            library=_version(),
+            library=cmr.__version__,
             kinds=list(content.kinds),
             shards=shards + new,
             columns=ColumnFile(*file, count, parts, {}),
@@ -287,9 +288,3 @@ def _among(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     if not len(known):
         return torch.zeros_like(values, dtype=torch.bool)
     return known[torch.searchsorted(known, values).clamp(max=len(known) - 1)] == values
-
-
-def _version() -> str:
-    import cmr
-
-    return cmr.__version__

@@ -98,11 +98,7 @@ def _wrapping_key(key: Key, kdf: dict[str, Any], where: object) -> bytes:
 
 
 class Vault:
-    """The data key of an encrypted folder and how it is stored.
-
-    Attributes:
-        envelope: what the manifest says in the clear: key derivation and the wrapped data key.
-    """
+    """The data key of an encrypted folder; `envelope` is what the manifest says of it."""
 
     def __init__(self, data_key: bytes, envelope: dict[str, Any]) -> None:
         self._data_key = data_key
@@ -125,12 +121,7 @@ class Vault:
 
     @classmethod
     def open(cls, envelope: Any, key: Key, where: object) -> Vault:
-        """The data key that `envelope` holds.
-
-        Raises:
-            MemoryKeyError: the key is not the one that it was wrapped with.
-            CorruptMemoryError: the envelope is not of that form.
-        """
+        """The data key that `envelope` holds, unwrapped with the user's key."""
         check_key(key)
         cipher = take(envelope, "cipher", str, where)
         if cipher != "aes-256-gcm":
@@ -190,11 +181,7 @@ class Unsealer:
         self._cipher, self._where = cipher, where
 
     def open(self, number: int, last: bool, data: bytes) -> bytes:
-        """The plain bytes of a chunk.
-
-        Raises:
-            CorruptMemoryError: it was changed, moved, or is not the last where it says so.
-        """
+        """The plain bytes of a chunk; refused where it was changed, moved or cut off."""
         from cryptography.exceptions import InvalidTag
 
         try:

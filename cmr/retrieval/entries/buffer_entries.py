@@ -44,7 +44,7 @@ class EntryLedger:
 
     def changed_since(self, changes: int) -> list[tuple[int, int]]:
         """Half-open ranges of slots that came to hold something since `changes` was this."""
-        return ranges_of(self._stamp[: self.limit] > changes)
+        return ranges_of((self._stamp[: self.limit] > changes).nonzero()[:, 0])
 
 
 class LayerEntries:
