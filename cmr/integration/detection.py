@@ -135,10 +135,10 @@ class _Lender:
 
     def __init__(self, memory: list[LayerMemory] | None) -> None:
         self.scratch = StepScratch()
-        self._memory = memory
+        self.step = memory
 
     def memory_for(self, layer: int) -> LayerMemory | None:
-        return None if self._memory is None else self._memory[layer]
+        return None if self.step is None else self.step[layer]
 
 
 def _check_reading(model: Any, row: Family, ids: torch.Tensor, seen: Watched) -> ModelAdapter:

@@ -32,6 +32,7 @@ too. They stand inside `Stepper.alone`, and every hook passes them on.
 from __future__ import annotations
 
 import inspect
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ from cmr.config import CMRConfig
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
 from cmr.integration.decoder.adapter import entering_states
-from cmr.integration.decoder.adapter_watch import AdapterWatch, without_wrapper
+from cmr.integration.decoder.adapter_watch import AdapterWatch
 from cmr.integration.hooks.asker import Asker
 from cmr.integration.hooks.step import Step, goes_on, padding_mask, seen_before
 from cmr.integration.hooks.token_ids import TokenIds
@@ -65,25 +66,19 @@ class ForwardHooks:
 
     Attributes:
         step: the forward of the thread that holds the lock; None between forwards.
-        scratch: tensors that a decoding step writes into.
-        adapters: knows which adapters (LoRA) each session was read with.
         attached: whether the hooks are in place.
     """
 
     def __init__(self, core: Core, config: CMRConfig) -> None:
         self.core, self._config, self._layout = core, config, core.layout
         self.window = config.window
-        self._kinds = core.layout.rotary_kinds if config.reweave.positions == "constant" else {}
+        self._constant = config.reweave.positions == "constant"
         self._plugs = Plugs(core.adapter)
-        self.adapters = AdapterWatch(core, self.search_anew)
         self.step: Step | None = None
-        self.scratch = StepScratch()
         self.attached = False
-        self._busy = False
+        self._busy: int | None = None
         self._turns = Turns(self)
-        self._windows = Windows(core, config.memory.sinks, self._leaving)
         self._names = list(inspect.signature(core.adapter.decoder.forward).parameters)
-        self._bare: Any = without_wrapper(core.adapter.model)
         self._embeddings: Any = core.adapter.model.get_input_embeddings()
         self._right: object = None
         # A model of text and more embeds by itself, and gives its decoder no token ids.
@@ -92,6 +87,22 @@ class ForwardHooks:
         self._handles: list[Any] = []
         # Not as decorators: those would load the compiler with this module.
         self._begun: Any = torch.compiler.disable(self._begin)
+
+    # An attach does without these: the first forward makes what it needs of them.
+
+    @cached_property
+    def adapters(self) -> AdapterWatch:
+        """Knows which adapters (LoRA) each session was read with."""
+        return AdapterWatch(self.core, self.search_anew)
+
+    @cached_property
+    def scratch(self) -> StepScratch:
+        """Tensors that a decoding step writes into."""
+        return StepScratch()
+
+    @cached_property
+    def _windows(self) -> Windows:
+        return Windows(self.core, self._config.memory.sinks, self._leaving)
 
     @cached_property
     def _asker(self) -> Asker:
@@ -133,9 +144,9 @@ class ForwardHooks:
 
         Nobody else runs one meanwhile: the lock is held.
         """
-        # Whoever is busy is told from other threads by who holds the lock; see `busy`.
+        # The thread that is busy: a forward of another one that comes meanwhile waits for its turn.
         with self.core.lock:
-            before, self._busy = self._busy, True
+            before, self._busy = self._busy, threading.get_ident()
             step, self.step = self.step, None
             try:
                 yield
@@ -145,7 +156,7 @@ class ForwardHooks:
     @property
     def busy(self) -> bool:
         """Whether the forward under way here is one that the memory makes for itself."""
-        return self._busy and self.core.lock.mine
+        return self._busy == threading.get_ident()
 
     def search_anew(self, sessions: set[int] | None = None) -> None:
         """Let texts of these sessions that go on search at their next step; None: all texts."""
@@ -188,8 +199,8 @@ class ForwardHooks:
         position 0: no key has to be rotated while decoding. An embedding that scales attention
         (YaRN) has its factor here once for the query and once for the keys.
         """
-        kind = self._kinds.get(layer)
-        if kind is None:
+        kind = self.core.adapter.rotary_kinds[layer]
+        if kind is None or not self._constant:
             return None
         if kind not in step.turns:  # layers of one kind share it
             step.turns[kind] = self.core.adapter.rotary(
@@ -255,8 +266,9 @@ class ForwardHooks:
         step.goes_on, step.told = goes_on(record, request, tokens), request.last
         asked = kwargs.get("output_attentions")
         step.weights = bool(core.adapter.config.output_attentions if asked is None else asked)
-        if self.adapters.ever or "peft_config" in self._bare.__dict__:
-            self.adapters.check(sessions)
+        watch = self.adapters
+        if watch.ever or "peft_config" in watch.model.__dict__:
+            watch.check(sessions)
         if request.recalls:
             step.recall = self._asker.recalled(step, request, decoder, kwargs)
             if record is not None and request.inputs is not None:

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from cmr.integration.capture.text_search import TextSearch
-from cmr.integration.capture.window_record import WindowRecord
+from cmr.integration.capture.window_record import TextSearch, WindowRecord
 from cmr.integration.requests.request import LastForward, Request
 from cmr.integration.reweave.attention import LayerMemory
 from cmr.integration.reweave.recall import Recall
@@ -81,13 +80,9 @@ class Step:
     ) -> torch.Tensor | None:
         """Find out where its tokens stand, which of them are padding, and which may read.
 
-        Args:
-            kwargs: the arguments of the forward.
-            mask: `[batch, tokens seen]`, 0 for padding; None where there is none.
-            guard: first tokens of a text that never read.
-
-        Returns:
-            The mask, taken from one that was prepared for the layers where nothing else is known.
+        `mask` `[batch, tokens seen]` is 0 for padding, and the first `guard` tokens of a text never
+        read. Returns the mask, taken from one that was prepared for the layers where nothing else
+        is known.
         """
         batch, tokens = self.token_ids.shape
         record, given = self.record, kwargs.get("position_ids")
@@ -116,9 +111,8 @@ class Step:
     def columns(self, reach: bool) -> dict[str, torch.Tensor]:
         """What is noted of its tokens, `[batch, tokens, ...]` each.
 
-        Args:
-            reach: also the furthest position, which rotations depend on that change with the length
-                of a text: they are undone when blocks are stored.
+        With `reach` also the furthest position, which rotations depend on that change with the
+        length of a text: they are undone when blocks are stored.
         """
         found = {"token_ids": self.token_ids, "rope": self.position_ids, **self.noted}
         assert self.index is not None

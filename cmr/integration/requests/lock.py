@@ -71,11 +71,7 @@ class FairLock:
         return self._give_up(waiting)
 
     def release(self) -> None:
-        """Let go once; the last time the first one in the queue gets the lock.
-
-        Raises:
-            RuntimeError: this thread does not hold it.
-        """
+        """Let go once; the last time the first one in the queue gets the lock."""
         if not self.mine:
             raise RuntimeError("this thread does not hold the lock")
         if self._depth > 1:

@@ -66,11 +66,7 @@ class Request:
     last: LastForward | None = None
 
     def row_names(self, batch: int) -> list[str]:
-        """The session name of each of so many rows of inputs.
-
-        Raises:
-            ValueError: another number of names was given than there are rows.
-        """
+        """The session name of each row; raises `ValueError` where as many were not named."""
         if self.names is None:
             return [str(row) for row in range(batch)]
         if len(self.names) == 1:
@@ -116,9 +112,8 @@ def under_way(core: Core, request: Request) -> AbstractContextManager[None]:
 def new_request(core: Core, named: bool = False) -> Request:
     """A request as it is said here and now; `named`: the call itself names its sessions.
 
-    Raises:
-        SessionError: whose request it is cannot be told, or nobody said it where that is refused.
-        UnknownSessionError: a session that is named has ended by now.
+    Raises `SessionError` where nobody said whose it is and that is refused or cannot be told, and
+    `UnknownSessionError` where a session that is named has ended.
     """
     # Most forwards of a loop of one's own stand in no `with`: nothing has to be looked up then.
     said = said_here(core) if INNERMOST.get() is not None or OPEN else []
@@ -176,11 +171,7 @@ def _require_named(core: Core) -> None:
 
 
 class LastForward:
-    """The last forward of a thread or task, or of a handle, until something of it is forgotten.
-
-    Attributes:
-        step: the forward; None: none yet.
-    """
+    """The last forward of a thread or task, or of a handle, until something of it is forgotten."""
 
     def __init__(self) -> None:
         self.step: Step | None = None
