@@ -154,10 +154,8 @@ class Core:
     def sessions_to_write(
         self, request: Request, names: Sequence[str] | None, batch: int
     ) -> list[int]:
-        """Session number of each row of a text to read; sessions are made when new.
-
-        `names` has a name for each row; None: the request says whose text it is.
-        """
+        """Session number of each row of a text to read; sessions are made when new."""
+        # `names` has a name for each row; None: the request says whose text it is.
         if names is not None:
             if isinstance(names, str):
                 raise TypeError(f"sessions: a list of names, one a row, expected, got {names!r}")

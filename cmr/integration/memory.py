@@ -102,8 +102,7 @@ class Memory(MemoryUpkeep):
     def reattach(self) -> None:
         """Put every hook back after `detach`: what was stored is there still.
 
-        Raises:
-            AttachError: the model has another memory by now.
+        Raises `AttachError`: the model has another memory by now.
         """
         with self._core.lock:
             if self._attached:
@@ -134,8 +133,7 @@ class Memory(MemoryUpkeep):
     def _copied(self, memo: dict[int, Any]) -> Any:
         """A copy of the model as it is without a memory; the memory stays with the model.
 
-        Raises:
-            AttachError: inside of a forward.
+        Raises `AttachError`: inside of a forward.
         """
         with self._core.lock:
             if self._stepper.under_way:

@@ -166,6 +166,7 @@ class Reader:
         keep = None if rows.keep is None else rows.keep[:, start:stop].to(device)
         keep = core.writer.kept(ids, keep)
 
+        # The `alone` around this window takes it back, also where the forward raises.
         if found is not None:
             self._stepper.lend(found, positions, ids)
         states, final = self._forward(text, ids, stop, positions)

@@ -52,10 +52,8 @@ def calibration_for(adapter: ModelAdapter, config: RetrievalConfig) -> Calibrati
 
 
 def find(adapter: ModelAdapter) -> Calibration | None:
-    """The calibration of a model: the user's own, else the shipped one, else None.
-
-    A file that cannot be read is passed over with a warning: a search works without it, too.
-    """
+    """The calibration of a model: the user's own, else the shipped one, else None."""
+    # A file that cannot be read is passed over with a warning: a search works without it, too.
     wanted = identity(adapter)
     for place in (folder(), SHIPPED):
         for path in sorted(place.glob(f"*-{wanted[:_TOLD]}.safetensors")):
@@ -81,12 +79,10 @@ def file_name(calibration: Calibration) -> str:
 
 
 def identity(adapter: ModelAdapter) -> str:
-    """64 hexadecimal digits of what stays the same in any dtype, quantised or not.
-
-    It covers the family, the shapes and a sample of the embeddings, which are not quantised,
-    rounded to bfloat16. Fine-tuned models whose embeddings were left alone have that of the model
-    they were made from: its calibration fits them.
-    """
+    """64 hexadecimal digits of what stays the same in any dtype, quantised or not."""
+    # Covered are the family, the shapes and a sample of the embeddings, which are not quantised,
+    # rounded to bfloat16. Fine-tuned models whose embeddings were left alone have that of the model
+    # they were made from: its calibration fits them.
     weight = whole_weight(adapter.model.get_input_embeddings())
     flat = weight.reshape(-1)
     sample = flat[:: max(1, flat.numel() // EMBEDDING_SAMPLE)][:EMBEDDING_SAMPLE]

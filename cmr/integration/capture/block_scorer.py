@@ -186,11 +186,9 @@ class BlockScorer:
 
 
 def _loses_gradients(model: nn.Module) -> bool:
-    """Whether a layer of bitsandbytes would be left out of a gradient, without a word.
-
-    Its 4-bit layers repack their weights on a CPU that has bfloat16 instructions (0.50), and the
-    operation that reads those has no gradient.
-    """
+    """Whether a layer of bitsandbytes would be left out of a gradient, without a word."""
+    # Its 4-bit layers repack their weights on a CPU that has bfloat16 instructions (0.50), and the
+    # operation that reads those has no gradient.
     return any(
         getattr(module, "support_avx512bf16_for_cpu", False) and module.weight.device.type == "cpu"
         for module in model.modules()

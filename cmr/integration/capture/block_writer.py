@@ -86,10 +86,8 @@ class BlockWriter:
         self._indexed, self._keep = indexed, keep
 
     def write(self, captured: Captured) -> int:
-        """Store tokens; returns the number of blocks written.
-
-        Nothing of a token that is not to be kept is stored, and no block without any other.
-        """
+        """Store tokens; returns the number of blocks written."""
+        # Nothing of a token that is not to be kept is stored, and no block without any other.
         store, text = self._keeper.blocks, captured.kept_only()
         size = store.block_size
         tokens = text.token_ids.shape[1]

@@ -78,10 +78,8 @@ class TextSearch:
         return due
 
     def crop(self, tokens: int) -> None:
-        """Take back the last tokens, and so many decoding steps with them.
-
-        A query that holds one of them is dropped; the next search makes it anew.
-        """
+        """Take back the last tokens, and so many decoding steps with them."""
+        # A query that holds one of them is dropped; the next search makes it anew.
         self.steps -= min(tokens, max(0, self.steps))
         self.unasked -= tokens
         if self.unasked < 0:
@@ -175,10 +173,8 @@ class WindowRecord:
         return torch.cat(parts[::-1], dim=1)[:, held - tokens :]
 
     def behind_sinks(self, tokens: int) -> torch.Tensor | None:
-        """Which of the last `tokens` a row holds behind its sinks, `[batch, tokens]`; None: all.
-
-        Right padding counts for tokens, as it does for the model.
-        """
+        """Which of the last `tokens` a row holds behind its sinks, `[batch, tokens]`; None: all."""
+        # Right padding counts for tokens, as it does for the model.
         start = self.seen - tokens
         if not self._padded:
             return None if start >= self._sinks else torch.arange(start, self.seen) >= self._sinks
@@ -192,10 +188,8 @@ class WindowRecord:
 
     @property
     def start(self) -> int:
-        """Column of the first token in the record; sinks are in it where they become memory.
-
-        Of padded rows all columns count: where one row has its sinks another has its text.
-        """
+        """Column of the first token in the record; sinks are in it where they become memory."""
+        # Of padded rows all columns count: where one row has its sinks another has its text.
         return self._first if self.whole or self._padded else max(self._first, self._sinks)
 
     @property

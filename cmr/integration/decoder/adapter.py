@@ -241,10 +241,8 @@ class ModelAdapter:
         return query
 
     def distinct(self, x: torch.Tensor) -> torch.Tensor:
-        """Keys or values of a cache, `[batch, kv_heads, tokens, dim]`, each head once.
-
-        Some caches hold a key-value head once for every query head that reads it (Falcon 40B).
-        """
+        """Keys or values of a cache, `[batch, kv_heads, tokens, dim]`, each head once."""
+        # Some caches hold a key-value head once for every query head that reads it (Falcon 40B).
         return x if x.shape[1] == self.kv_heads else x[:, :: x.shape[1] // self.kv_heads]
 
 

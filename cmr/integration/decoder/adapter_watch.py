@@ -67,11 +67,9 @@ class AdapterWatch:
         self.ever = bool(self._shown) or any(info.adapters for info in core.table.infos())
 
     def check(self, sessions: Sequence[int]) -> None:
-        """Before a forward of these sessions: note the adapters of new ones, warn of the others.
-
-        What is stored of a session are keys and values of the model as it was, and under other
-        adapters it is another model.
-        """
+        """Before a forward of these sessions: note the adapters of new ones, warn of the others."""
+        # What is stored of a session are keys and values of the model as it was, and under other
+        # adapters it is another model.
         # Every step comes by: next to nothing is done where no adapter was ever there.
         if not self.ever and "peft_config" not in self.model.__dict__:
             return

@@ -52,10 +52,8 @@ def states_entering(
 
 @contextmanager
 def graph_from(adapter: ModelAdapter, layer: int) -> Iterator[None]:
-    """Forwards inside have a graph from the states that enter block `layer` on.
-
-    Where the caller has one already it is left as it is.
-    """
+    """Forwards inside have a graph from the states that enter block `layer` on."""
+    # Where the caller has one already it is left as it is.
 
     def begin(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

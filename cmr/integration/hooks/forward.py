@@ -140,10 +140,8 @@ class ForwardHooks:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Forwards inside are the model's own: nothing is captured or recalled.
-
-        Nobody else runs one meanwhile: the lock is held.
-        """
+        """Forwards inside are the model's own: nothing is captured or recalled."""
+        # Nobody else runs one meanwhile: the lock is held.
         # The thread that is busy: a forward of another one that comes meanwhile waits for its turn.
         with self.core.lock:
             before, self._busy = self._busy, threading.get_ident()
@@ -193,12 +191,10 @@ class ForwardHooks:
     def _turn(
         self, step: Step, layer: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """What rotates a query from its own position to one window behind position 0.
-
-        Keys are stored as they were before their rotation and read so, as if they all stood at
-        position 0: no key has to be rotated while decoding. An embedding that scales attention
-        (YaRN) has its factor here once for the query and once for the keys.
-        """
+        """What rotates a query from its own position to one window behind position 0."""
+        # Keys are stored as they were before their rotation and read so, as if they all stood at
+        # position 0: no key has to be rotated while decoding. An embedding that scales attention
+        # (YaRN) has its factor here once for the query and once for the keys.
         kind = self.core.adapter.rotary_kinds[layer]
         if kind is None or not self._constant:
             return None
@@ -266,6 +262,7 @@ class ForwardHooks:
         step.goes_on, step.told = goes_on(record, request, tokens), request.last
         asked = kwargs.get("output_attentions")
         step.weights = bool(core.adapter.config.output_attentions if asked is None else asked)
+        # Looked at here, and not by a call: most models never have an adapter.
         watch = self.adapters
         if watch.ever or "peft_config" in watch.model.__dict__:
             watch.check(sessions)
@@ -304,11 +301,9 @@ class ForwardHooks:
     def _record(
         self, request: Request, kwargs: dict[str, Any], mask: torch.Tensor | None, batch: int
     ) -> WindowRecord | None:
-        """The record of the cache of a forward; an empty dynamic cache becomes a bounded one.
-
-        A record tells another story where the cache was used while the memory was paused, or when
-        a session of it has ended: such a cache goes on, and what leaves it is not stored.
-        """
+        """The record of the cache of a forward; an empty dynamic cache becomes a bounded one."""
+        # A record tells another story where the cache was used while the memory was paused, or when
+        # a session of it has ended: such a cache goes on, and what leaves it is not stored.
         cache: Any = kwargs.get("past_key_values")
         owner = self._owner(cache)
         record = None if owner is None else owner.record
@@ -346,6 +341,7 @@ class ForwardHooks:
         return hook
 
     def _leaving(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        # A block holds all layers: it is stored behind the decoder, when each has let go of it.
         if self.step is not None:
             self.step.leaving[layer] = (keys, values)
 
@@ -362,6 +358,7 @@ class ForwardHooks:
             return
         if not self._turns.under_way:  # it could not even begin
             return
+        # Where the decoder raised there is no output: nothing is noted, and the lock handed on.
         try:
             if self.step is not None:
                 self._finish(self.step, kwargs, output)

@@ -130,11 +130,9 @@ def padding_mask(kwargs: dict[str, Any]) -> torch.Tensor | None:
 
 
 def goes_on(record: WindowRecord | None, request: Request, tokens: int) -> bool:
-    """Whether the new tokens go on with a text, and ask nothing new.
-
-    So does a single token, and so do several in a `generate` whose prompt has asked already: those
-    are candidates that assisted decoding verifies.
-    """
+    """Whether the new tokens go on with a text, and ask nothing new."""
+    # A single token does, and so do several in a `generate` whose prompt has asked already: those
+    # are candidates that assisted decoding verifies.
     if record is None or not record.seen:
         return False
     asked = record.search.asked_for
@@ -142,21 +140,17 @@ def goes_on(record: WindowRecord | None, request: Request, tokens: int) -> bool:
 
 
 def seen_before(cache: Any, position: torch.Tensor | None) -> int:
-    """Tokens that a cache which is not ours has seen.
-
-    In the first releases of transformers 5 a static cache counts its rows of zeros for empty ones,
-    and such are the keys of padding; but there the new tokens' places are given.
-    """
+    """Tokens that a cache which is not ours has seen."""
+    # In the first releases of transformers 5 a static cache counts its rows of zeros for empty
+    # ones, and such are the keys of padding; but there the new tokens' places are given.
     if cache is None:
         return 0
     return int(cache.get_seq_length() if position is None else position[0])
 
 
 def _visible(mask: Any, tokens: int) -> torch.Tensor | None:
-    """`[batch, tokens]` bool of what the last token sees, from a mask prepared for the layers.
-
-    Such masks are `[batch, 1, new, seen]`, bool or additive, or one of these a kind of layer.
-    """
+    """`[batch, tokens]` bool of what the last token sees, from a mask prepared for the layers."""
+    # Such masks are `[batch, 1, new, seen]`, bool or additive, or one of these a kind of layer.
     if isinstance(mask, dict):
         mask = mask.get("full_attention", next(iter(mask.values()), None))
     if not isinstance(mask, torch.Tensor) or mask.ndim != 4:

@@ -208,6 +208,7 @@ class Turns:
 
 def _call_frame() -> FrameType | None:
     """The frame of the call of the module whose hook runs now."""
+    # Its frame lives from in front of the first hook until behind the last one, whatever is raised.
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_name != nn.Module._call_impl.__name__:
         frame = frame.f_back

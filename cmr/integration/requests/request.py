@@ -78,12 +78,10 @@ class Request:
     def rows(
         self, table: SessionTable, batch: int, create: bool = False
     ) -> tuple[list[int], list[int]]:
-        """Session number of each row of a forward, and the rows that write.
-
-        Beams and several returned sequences come as groups of rows of one input: they share its
-        session, and the first of each group writes. Rows without a name make their sessions when
-        they first write; a session that was named and has ended is `NO_SESSION` and stays so.
-        """
+        """Session number of each row of a forward, and the rows that write."""
+        # Beams and several returned sequences come as groups of rows of one input: they share its
+        # session, and the first of each group writes. Rows without a name make their sessions when
+        # they first write; a session that was named and has ended is `NO_SESSION` and stays so.
         inputs = self.inputs if self.inputs and batch % self.inputs == 0 else batch
         group = batch // inputs
         get = table.create if create and self.names is None else table.find
@@ -92,11 +90,9 @@ class Request:
 
 
 def current(core: Core) -> Request | None:
-    """The request whose `generate` is under way here; None outside of any.
-
-    None, too, where something else has been said since it began: what calls the model from within
-    (a streamer, a stopping criterion) may do so for somebody else.
-    """
+    """The request whose `generate` is under way here; None outside of any."""
+    # None, too, where something else has been said since it began: what calls the model from within
+    # (a streamer, a stopping criterion) may do so for somebody else.
     if INNERMOST.get() is None:
         return None
     scope = innermost(core)
@@ -147,6 +143,7 @@ def within(core: Core, inputs: int | None) -> Request:
     """The request of a `generate` with so many inputs: new, or part of one that is under way."""
     outer = current(core)
     begun = new_request(core) if outer is None else outer
+    # A copy, as a `generate` inside of another has inputs and caches of its own.
     return replace(begun, inputs=inputs, records=WeakSet())
 
 

@@ -253,12 +253,10 @@ def _agreed(owner: object, known: list[Scope]) -> list[Scope]:
 
 
 def _rests(scope: Scope, running: list[FrameType]) -> bool:
-    """Whether a scope is one of a generator or coroutine that other code runs beside.
-
-    Where another thread or task runs than the one that opened it, a copy of the context was made,
-    which is how threads and tasks inherit: right from within, and wrong from a generator that rests
-    at a `yield` meanwhile.
-    """
+    """Whether a scope is one of a generator or coroutine that other code runs beside."""
+    # Where another thread or task runs than the one that opened it, a copy of the context was made,
+    # which is how threads and tasks inherit: right from within, and wrong from a generator that
+    # rests at a `yield` meanwhile.
     if scope.frame is None or scope.frame in running:
         return False
     return scope.place == here() or _at_yield(scope.frame)
@@ -271,11 +269,9 @@ def _at_yield(frame: FrameType | None) -> bool:
 
 
 def _owner_of_with(frame: FrameType | None) -> FrameType | None:
-    """The resting frame that a `with` belongs to; None where it is a function's.
-
-    Helpers that open it for somebody are passed over: `ExitStack`, and functions that
-    `contextlib.contextmanager` made a `with` of.
-    """
+    """The resting frame that a `with` belongs to; None where it is a function's."""
+    # Helpers that open it for somebody are passed over: `ExitStack`, and functions that
+    # `contextlib.contextmanager` made a `with` of.
     while frame is not None:
         behind = frame.f_back
         helper = frame.f_code.co_flags & _RESTING and behind is not None and _is_helper(behind)

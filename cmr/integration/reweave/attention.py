@@ -108,7 +108,8 @@ def memory_attention(
         watch(query, key, attention_mask, scaling, kwargs.get("softcap"))
     reader: LayerReader | None = getattr(module, MARK, None)
     memory = None
-    # Dropout would have to fall on window and memory alike; the kernels give no such weights.
+    # Dropout would have to fall on window and memory alike; the kernels give no such weights. Where
+    # no forward reads, as in the passes that the memory runs for itself, the reader is not asked.
     if reader is not None and reader.step is not None and dropout == 0.0:
         memory = reader.memory_for(module.layer_idx)  # type: ignore[arg-type]
     if reader is None or memory is None:

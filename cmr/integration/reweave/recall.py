@@ -26,21 +26,17 @@ UNSURE, SURE = 0.8, 1.15
 
 
 def memory_bias(certainty: torch.Tensor, fixed: float | None) -> torch.Tensor:
-    """The bias `[batch]` float32 added to each row's memory logits.
-
-    It is `fixed`, or where that is None what the certainty `[batch]` of the search makes of it.
-    """
+    """The bias `[batch]` float32 added to each row's memory logits."""
+    # It is `fixed`, or where that is None what the certainty `[batch]` of the search makes of it.
     if fixed is not None:
         return torch.full_like(certainty, fixed)
     return FULL_BIAS * ((certainty - UNSURE) / (SURE - UNSURE)).clamp(0.0, 1.0)
 
 
 def in_place(device: torch.device) -> bool:
-    """Whether layers read blocks where they are stored, or a copy that is made once a search.
-
-    The Triton kernels read through a table: a decoding step copies nothing. Plain PyTorch would
-    gather anew in every step, which is slower on a CPU, so there a copy is made.
-    """
+    """Whether layers read blocks where they are stored, or a copy that is made once a search."""
+    # The Triton kernels read through a table: a decoding step copies nothing. Plain PyTorch would
+    # gather anew in every step, which is slower on a CPU, so there a copy is made.
     return implementation(device).name == "triton"
 
 
@@ -177,10 +173,8 @@ class Recall:
         return LayerRows(keys, values, mask)
 
     def _recalled(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Un-rotated keys and values of all that was recalled, on the layer's device.
-
-        Where states are stored for themselves they stand for both, as one head.
-        """
+        """Un-rotated keys and values of all that was recalled, on the layer's device."""
+        # Where states are stored for themselves they stand for both, as one head.
         if self._load is not None:
             return self._load(number)
         keys, values = self._ring.gather(number, self._table)
@@ -279,9 +273,7 @@ class Recall:
     @property
     def passages(self) -> torch.Tensor:
         """`[1, recalled]` int64 number of the passage that each recalled token is of."""
-        many, run = self.choice.table.shape[1:]
-        numbers = torch.arange(many, device=self._table.device)
-        return numbers.repeat_interleave(run * self._ring.block_size)[None]
+        return passages_of(self.choice.table, self._ring.block_size)[None]
 
     @lasting()
     def select(self, rows: torch.Tensor) -> Recall:
@@ -303,6 +295,7 @@ class Recall:
                 return keys[rows], values[rows]
 
             other._load = chosen
+        # Of positions row by row, and made of them: other rows have others.
         other._angles = {}
         other._states = {number: held.select(rows) for number, held in self._states.items()}
         # Without its masked columns a copy fits one row alone.
@@ -312,12 +305,16 @@ class Recall:
         return other
 
 
-def _dense(mask: torch.Tensor) -> torch.Tensor | None:
-    """The columns to copy where one row reads alone; None where the mask must stay.
+def passages_of(table: torch.Tensor, size: int) -> torch.Tensor:
+    """`[passages * run * size]` int64 number of the passage of each column of a table of blocks."""
+    passages, run = table.shape[1:]
+    return torch.arange(passages, device=table.device).repeat_interleave(run * size)
 
-    Elsewhere the number of columns would have to come from the device, or differ between rows; and
-    what is read in blocks keeps them whole.
-    """
+
+def _dense(mask: torch.Tensor) -> torch.Tensor | None:
+    """The columns to copy where one row reads alone; None where the mask must stay."""
+    # Elsewhere the number of columns would have to come from the device, or differ between rows;
+    # and what is read in blocks keeps them whole.
     if mask.device.type != "cpu" or mask.shape[0] != 1:
         return None
     return mask[0].nonzero()[:, 0] if bool(mask.any()) else None

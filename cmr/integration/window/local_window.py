@@ -73,7 +73,3 @@ class LocalWindow:
             if self.on_copy is not None:
                 self.on_copy(other.record)
         return other
-
-    def room(self, held: int) -> int:
-        """How many tokens may come before any leaves when `held` are held."""
-        return self.most - held
