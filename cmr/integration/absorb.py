@@ -31,13 +31,7 @@ def absorb(core: Core, cache: DynamicCache) -> int:
 
 
 def _record_of(core: Core, cache: object) -> WindowRecord:
-    """The record of a cache that this memory has followed from its beginning.
-
-    Raises:
-        TypeError: it is no cache, or none that was begun under a memory.
-        ValueError: it is another memory's, was absorbed before, was used while this memory was
-            paused, or a session of it has ended.
-    """
+    """The record of a cache that this memory has followed; raises as `Memory.absorb` says."""
     if not isinstance(cache, DynamicCache) or not is_windowed(cache):
         raise TypeError(
             "cache: past_key_values of a forward with this memory attached expected (a dynamic "

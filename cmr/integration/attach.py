@@ -154,11 +154,9 @@ def _memory(
 
 
 def caution(core: Core) -> None:
-    """Warn of layers and of a weight that recall little or nothing; docs/how-it-works.md says why.
-
-    Of nothing where memory is off on purpose, or where states are blended: no layer is better than
-    another there.
-    """
+    """Warn of layers and of a weight that recall little or nothing; see docs/how-it-works.md."""
+    # Not where memory is off on purpose, nor where states are blended: no layer is better than
+    # another there.
     reweave = core.config.reweave
     if reweave.method in STATE_METHODS or not core.layout.read_layers:
         return

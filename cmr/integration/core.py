@@ -39,33 +39,22 @@ RECOMPUTED_PASSAGES = 32
 
 
 class Core:
-    """The store, the search and the settings as they apply to one model.
+    """What the hooks, the reader and the public memory share: the store, the search, the settings.
 
     Attributes:
-        adapter: the model.
-        config: the settings.
-        layout: which layers are stored, searched and read.
         calibration: what was measured for the model; None: nothing was, or other settings hold.
         index_digest: tells one index from another; None where states are indexed as they are.
-        template: of the tokenizer's chats, where one is known.
         standing_retriever: the search as it is set for good, for who says nothing else.
         lock: held by whoever runs a forward, or looks at the store or changes it.
-        ring: the store.
-        keeper: makes room in it.
-        table: session names.
         records: of the caches in use, which may hold copies of what was recalled.
         lasts: last forwards of threads, tasks and handles, which hold such copies, too.
         active: False while paused.
         home: the thread that attached the memory.
-        names_in_use: whether anybody has named a session.
         consolidated: the store's clock when it was last tidied up.
         forgotten: counts how often something was forgotten or expired.
         on_leaving: told each text that is about to go from a window into the store; raises where it
             must not.
         on_forgotten: told the sessions of which something was forgotten, to drop copies of it.
-
-    Raises:
-        ConfigError: for settings that do not fit the model.
     """
 
     def __init__(
@@ -76,6 +65,7 @@ class Core:
         template: Template | None = None,
     ) -> None:
         self.adapter, self.config, self.template = adapter, config, template
+        self._keep = keep
         self.lock = FairLock()
         measured = calibration_for(adapter, config.retrieval)
         self.layout = layout = plan_layout(adapter, config, measured)
@@ -96,9 +86,6 @@ class Core:
         )
         self.keeper = Keeper(self.ring, layout.policy, self.table)
         self.scorer = BlockScorer(adapter, config, layout.index_layer)
-        self.writer = BlockWriter(
-            adapter, self.keeper, self.table, self.indexed, layout.kv_layers, keep
-        )
         self.standing_retriever = Retriever(config.retrieval, measured)
         self._bias = config.reweave.bias
         self.records: WeakSet[WindowRecord] = WeakSet()
@@ -120,7 +107,12 @@ class Core:
             "detach() first, attach one to the copy; memory.save(path) keeps what is stored"
         )
 
-    # Few memories need these; they are made when first asked for.
+    # Made when first asked for: an attach does without, and few memories need all of them.
+
+    @cached_property
+    def writer(self) -> BlockWriter:
+        """Stores what leaves a window, or was read."""
+        return BlockWriter(self.adapter, self.keeper, self.table, self.indexed, self._keep)
 
     @cached_property
     def recomputed(self) -> Recomputed:
@@ -144,9 +136,8 @@ class Core:
     def require(self, said: Said) -> None:
         """Make the sessions that are named where that is said, else hold them to be there.
 
-        Raises:
-            UnknownSessionError: there is no session of a name; none is made then.
-            ValueError: for one session too many, or one that is not ephemeral as said.
+        Raises `UnknownSessionError` where there is none of a name, and `ValueError` for one session
+        too many or one that is not ephemeral as said; none is made then.
         """
         assert said.names is not None
         with self.lock:
@@ -163,10 +154,8 @@ class Core:
     def sessions_to_write(
         self, request: Request, names: Sequence[str] | None, batch: int
     ) -> list[int]:
-        """Session number of each row of a text to read; sessions are made when new.
-
-        `names` has a name for each row; None: the request says whose text it is.
-        """
+        """Session number of each row of a text to read; sessions are made when new."""
+        # `names` has a name for each row; None: the request says whose text it is.
         if names is not None:
             if isinstance(names, str):
                 raise TypeError(f"sessions: a list of names, one a row, expected, got {names!r}")
@@ -252,12 +241,9 @@ class Core:
     def recall(self, choice: Choice, base: torch.Tensor, ask: Ask) -> Recall | None:
         """What the layers read of a choice; None when no row is to read.
 
-        The decoder's hooks must rest meanwhile: recomputing a block runs the decoder.
-
-        Args:
-            choice: the passages.
-            base: `[batch]` position in front of which `positions="layout"` puts them.
-            ask: what was searched, with states as they are indexed.
+        The decoder's hooks must rest meanwhile: recomputing a block runs the decoder. `base`
+        `[batch]` is the position in front of which `positions="layout"` puts the memory, and `ask`
+        what was searched.
         """
         layout, reweave, device = self.layout, self.config.reweave, self.ring.device
         again = reweave.reconstruction_method == "recompute"
@@ -311,12 +297,9 @@ class Core:
         layers: dict[int, tuple[torch.Tensor, torch.Tensor]],
         finished: bool = False,
     ) -> int:
-        """Store what left the window of a cache; returns the number of blocks.
+        """Store rotated keys and values `[batch, heads, tokens, dim]` that left a window, by layer.
 
-        Args:
-            record: of the window. The first row of each group of beams or copies writes.
-            layers: rotated keys and values `[batch, heads, tokens, dim]` of what left.
-            finished: whether the text ends with it.
+        The first row of each group of beams or copies writes. Returns the number of blocks.
         """
         tokens = next(iter(layers.values()))[0].shape[2]
         text = LeavingText.pop(record, tokens, self.table, self.writer.kept, finished)

@@ -37,11 +37,9 @@ def adapt(model: Any) -> ModelAdapter:
     random text before it is used: (1) keys and values that it computes from the states that enter
     each layer equal what the model's own cache holds, and (2) what each layer attends to, with half
     of the text read from memory, equals what it attends to with all of it in the window. The model
-    is left as it was.
-
-    Raises:
-        UnsupportedModelError: for what is not a decoder, is configured in a way that is not
-            covered, or has no row and failed a check. It names the check, the layer and the error.
+    is left as it was. Raises `UnsupportedModelError` for what is not a decoder, is configured in a
+    way that is not covered, or has no row and failed a check. It names the check, the layer and the
+    error.
     """
     config = require_decoder(model)
     if config.model_type in FAMILIES:
@@ -135,10 +133,10 @@ class _Lender:
 
     def __init__(self, memory: list[LayerMemory] | None) -> None:
         self.scratch = StepScratch()
-        self._memory = memory
+        self.step = memory
 
     def memory_for(self, layer: int) -> LayerMemory | None:
-        return None if self._memory is None else self._memory[layer]
+        return None if self.step is None else self.step[layer]
 
 
 def _check_reading(model: Any, row: Family, ids: torch.Tensor, seen: Watched) -> ModelAdapter:

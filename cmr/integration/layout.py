@@ -34,7 +34,6 @@ class Layout:
         shapes: layer number to what is stored of a token there.
         width: of the index.
         index_dtype: of the index.
-        rotary_kinds: kind of rotary embedding by layer, for the layers that rotate their queries.
         recent: blocks of the first tier.
         lower: the tiers under it.
         policy: what leaves first.
@@ -49,7 +48,6 @@ class Layout:
     shapes: Mapping[int, LayerShape]
     width: int
     index_dtype: torch.dtype
-    rotary_kinds: Mapping[int, str]
     recent: int
     lower: Lower
     policy: Policy
@@ -66,15 +64,9 @@ class Layout:
 
 
 def plan_layout(adapter: ModelAdapter, config: CMRConfig, measured: Calibration | None) -> Layout:
-    """The layout that settings and budgets give a model.
+    """The layout of a model by its settings, and by what was measured where they are silent.
 
-    Args:
-        adapter: the model.
-        config: the settings.
-        measured: what was measured for the model; it says what the settings leave open.
-
-    Raises:
-        ConfigError: settings that do not fit the model, or a budget that does not pay for a block.
+    Raises `ConfigError` for settings that do not fit, or a budget that does not pay for a block.
     """
     memory, reweave = config.memory, config.reweave
     if config.window > adapter.max_positions:
@@ -118,7 +110,6 @@ def plan_layout(adapter: ModelAdapter, config: CMRConfig, measured: Calibration 
         shapes=shapes,
         width=width,
         index_dtype=index_dtype,
-        rotary_kinds={n: adapter.rotary_kind(n) for n in readers if adapter.rotates(n)},
         recent=recent,
         lower=lower,
         policy=policy,

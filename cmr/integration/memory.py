@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from cmr.integration.hooks.generation import GenerationPlug
 from cmr.integration.hooks.residual import ResidualReader
 from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.memory_upkeep import MemoryUpkeep
+from cmr.integration.progress import told
 from cmr.integration.reader import Reader, ReadReport
 from cmr.integration.requests.chat_template import Template
 from cmr.integration.requests.request import new_request, under_way
@@ -102,8 +102,7 @@ class Memory(MemoryUpkeep):
     def reattach(self) -> None:
         """Put every hook back after `detach`: what was stored is there still.
 
-        Raises:
-            AttachError: the model has another memory by now.
+        Raises `AttachError`: the model has another memory by now.
         """
         with self._core.lock:
             if self._attached:
@@ -134,8 +133,7 @@ class Memory(MemoryUpkeep):
     def _copied(self, memo: dict[int, Any]) -> Any:
         """A copy of the model as it is without a memory; the memory stays with the model.
 
-        Raises:
-            AttachError: inside of a forward.
+        Raises `AttachError`: inside of a forward.
         """
         with self._core.lock:
             if self._stepper.under_way:
@@ -237,7 +235,7 @@ class Memory(MemoryUpkeep):
         with core.lock:
             numbers = core.sessions_to_write(request, sessions, len(rows.lengths))
             self._stepper.adapters.check(numbers)
-        with under_way(core, request), _bar(progress, sum(rows.lengths)) as show:
+        with under_way(core, request), told(progress, sum(rows.lengths), "reading") as show:
             return self._reader.read(rows, numbers, show, recall)
 
     def absorb(self, cache: DynamicCache) -> int:
@@ -316,19 +314,3 @@ class Memory(MemoryUpkeep):
         self._core.retriever_with(settings)
         said = Said(settings=dict(settings), about=(task,))
         return Opener(self._core, said, "memory.retrieval(...)")
-
-
-@contextmanager
-def _bar(
-    progress: bool | Callable[[int, int], None], total: int
-) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar for True, the function itself for a function."""
-    if not progress:
-        yield None
-    elif callable(progress):
-        yield progress
-    else:
-        from tqdm.auto import tqdm
-
-        with tqdm(total=total, unit="token", desc="reading") as bar:
-            yield lambda done, _: bar.update(done - bar.n)

@@ -31,8 +31,6 @@ from cmr.integration.window.local_window import LocalWindow
 from cmr.integration.window.window_layer import adopt
 from cmr.retrieval import Ask
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
 class ReadReport:
@@ -61,8 +59,7 @@ class _Text:
         lengths: `[batch, 1]` tokens of the rows, on the model's device.
         start: column of the next window.
         query: `[batch, tokens, hidden]` the end of the window before, as it is indexed.
-        before: `[batch, hidden]` state in front of the head of the last token so far, where the
-            scorer needs it.
+        before: `[batch, hidden]` state in front of the head of the last token; None: nobody asks.
     """
 
     def __init__(
@@ -103,16 +100,14 @@ class Reader:
         self,
         rows: Rows,
         sessions: Sequence[int],
-        progress: Progress | None = None,
+        show: Callable[[int], None],
         recall: bool = False,
     ) -> ReadReport:
-        """Read and store, a session number a row; `progress` is told tokens done and in all.
+        """Read and store, a session number a row; `show` is told how many tokens were done since.
 
         With `recall` each window recalls, asked for by the end of the window before it, from what
-        lies behind its left context. Otherwise the forwards are the model's own.
-
-        Raises:
-            AttachError: the model is being trained with gradient checkpointing.
+        lies behind its left context. Otherwise the forwards are the model's own. Raises
+        `AttachError` where the model is being trained with gradient checkpointing.
         """
         if checkpoints(self._adapter):
             raise AttachError(
@@ -130,8 +125,7 @@ class Reader:
                 self._require_alive(sessions, done)
                 tokens, written = self._window(text, sessions, asking)
             done, blocks = done + tokens, blocks + written
-            if progress is not None:
-                progress(done, sum(rows.lengths))
+            show(tokens)
         return ReadReport(sum(rows.lengths), blocks, time.perf_counter() - started)
 
     def _require_alive(self, sessions: Sequence[int], done: int) -> None:
@@ -172,8 +166,10 @@ class Reader:
         keep = None if rows.keep is None else rows.keep[:, start:stop].to(device)
         keep = core.writer.kept(ids, keep)
 
-        with self._stepper.lending(found, positions, ids):
-            states, final = self._forward(text, ids, stop, positions)
+        # The `alone` around this window takes it back, also where the forward raises.
+        if found is not None:
+            self._stepper.lend(found, positions, ids)
+        states, final = self._forward(text, ids, stop, positions)
         source = states[core.layout.index_layer]
         index = source.detach()
         if start == 0:
@@ -231,20 +227,17 @@ class Reader:
         return core.recall(core.search(ask, retriever), before, ask)
 
     def _positions(self, start: int, stop: int, device: torch.device) -> torch.Tensor:
-        """Rotary positions go on; absolute ones, of which there are few, start again.
-
-        That is behind the left context.
-        """
+        """Rotary positions go on; absolute ones, of which there are few, start again."""
         back = 0 if self._adapter.has_rotary else max(0, start - self._left_context)
         return torch.arange(start - back, stop - back, device=device)[None]
 
     def _forward(
         self, text: _Text, ids: torch.Tensor, stop: int, positions: torch.Tensor
     ) -> tuple[dict[int, torch.Tensor], torch.Tensor | None]:
-        """States that enter the noted layers, `[batch, tokens, hidden]` each.
+        """States `[batch, tokens, hidden]` that enter noted layers, and those in front of the head.
 
-        Behind them, where the scorer needs it, the state in front of the head, in a graph from the
-        index layer's states on if it needs that, too.
+        The latter only where the scorer needs them, in a graph from the index layer on where it
+        needs that.
         """
         adapter, mask = self._adapter, None
         if min(text.rows.lengths) < stop:

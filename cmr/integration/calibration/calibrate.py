@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.partial_pass import at_rest
 from cmr.integration.detection import adapt
 from cmr.integration.memory import ATTACHED
+from cmr.integration.progress import told
 from cmr.retrieval.calibration import Calibration
 
 TOKENS = 36_000
@@ -93,10 +93,13 @@ def calibrate(
     pieces = _pieces(tokenizer, text, needed, seed)
     planted = plant(tokenizer, pieces, FACTS)
     run = Run(adapter, tokenizer, planted, FACTS, seed)
-    with at_rest(model), _bar(progress, run, tried) as show:
+    # The chosen layer and then the heads of the layers below it are read once more.
+    total = run.tokens(len(tried)) + 2 * run.tokens(1)
+    with at_rest(model), told(progress, total, "calibrating") as show:
         trials = run.trials(tried, wanted, show)
         best = run.choose(trials)
         found, heads = run.look_closely(best, show)
+        show(total)
     measured = {
         "tokens": len(planted.ids),
         "seed": seed,
@@ -152,27 +155,3 @@ def _pieces(tokenizer: Any, text: str | None, needed: int, seed: int) -> list[li
             f"widths asked for, got {got} tokens in {len(found)} pieces"
         )
     return found
-
-
-@contextmanager
-def _bar(
-    progress: bool | Callable[[int, int], None], run: Run, layers: Sequence[int]
-) -> Iterator[Callable[[int], None]]:
-    """What is told of tokens that were read; a bar where one is wanted."""
-    # The chosen layer and then the heads of the layers below it are read once more.
-    total, done = run.tokens(len(layers)) + 2 * run.tokens(1), 0
-    if progress is True:
-        from tqdm.auto import tqdm
-
-        with tqdm(total=total, unit="token", desc="calibrating") as bar:
-            yield bar.update
-        return
-
-    def show(tokens: int) -> None:
-        nonlocal done
-        done = min(total, done + tokens)
-        if callable(progress):
-            progress(done, total)
-
-    yield show
-    show(total)

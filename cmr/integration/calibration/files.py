@@ -28,13 +28,8 @@ _log = logging.getLogger(__name__)
 def calibration_for(adapter: ModelAdapter, config: RetrievalConfig) -> Calibration | None:
     """What was measured for a model, as far as the settings let it hold.
 
-    Args:
-        adapter: the model.
-        config: `calibration` says which; where `index_layer` names another layer than the one that
-            was measured, nothing holds.
-
-    Raises:
-        ConfigError: the file named holds no calibration, or one of another model.
+    Nothing holds where `index_layer` names another layer than the one that was measured. Raises
+    `ConfigError` where the file that `calibration` names holds none, or one of another model.
     """
     if config.calibration == "none":
         return None
@@ -57,10 +52,8 @@ def calibration_for(adapter: ModelAdapter, config: RetrievalConfig) -> Calibrati
 
 
 def find(adapter: ModelAdapter) -> Calibration | None:
-    """The calibration of a model: the user's own, else the shipped one, else None.
-
-    A file that cannot be read is passed over with a warning: a search works without it, too.
-    """
+    """The calibration of a model: the user's own, else the shipped one, else None."""
+    # A file that cannot be read is passed over with a warning: a search works without it, too.
     wanted = identity(adapter)
     for place in (folder(), SHIPPED):
         for path in sorted(place.glob(f"*-{wanted[:_TOLD]}.safetensors")):
@@ -86,15 +79,10 @@ def file_name(calibration: Calibration) -> str:
 
 
 def identity(adapter: ModelAdapter) -> str:
-    """A hash of what stays the same however a model is loaded: in any dtype, quantised or not.
-
-    It covers the family, the shapes and a sample of the embeddings, which are not quantised,
-    rounded to bfloat16. Fine-tuned models whose embeddings were left alone have that of the model
-    they were made from: its calibration fits them.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """64 hexadecimal digits of what stays the same in any dtype, quantised or not."""
+    # Covered are the family, the shapes and a sample of the embeddings, which are not quantised,
+    # rounded to bfloat16. Fine-tuned models whose embeddings were left alone have that of the model
+    # they were made from: its calibration fits them.
     weight = whole_weight(adapter.model.get_input_embeddings())
     flat = weight.reshape(-1)
     sample = flat[:: max(1, flat.numel() // EMBEDDING_SAMPLE)][:EMBEDDING_SAMPLE]

@@ -22,10 +22,7 @@ _CHUNK = 4_096
 class Passages:
     """A text's passages of two blocks, and which of them hold each fact.
 
-    Args:
-        tokens: of the text; what is left over behind the last whole block is no block.
-        spans: each fact's half-open range of tokens.
-        device: where scores are computed.
+    What is left over behind the last whole block is no block.
 
     Attributes:
         right: `[facts, blocks]` bool: passages that hold as much of a fact as any.

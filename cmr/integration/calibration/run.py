@@ -109,11 +109,9 @@ class Run:
         return found
 
     def choose(self, trials: Sequence[Trial]) -> Trial:
-        """The smallest index among those that the best one does not beat beyond the noise.
-
-        That is the narrowest, and of those the one at the lowest layer: a query gets there first.
-        Layers beside each other hold nearly the same, so each is judged with its neighbours.
-        """
+        """The smallest index among those that the best one does not beat beyond the noise."""
+        # That is the narrowest, and of those the one at the lowest layer: a query gets there first.
+        # Layers beside each other hold nearly the same, so each is judged with its neighbours.
         trials = [replace(trial, ranks=_with_neighbours(trial, trials)) for trial in trials]
         best = max(trials, key=self.rank)
         ties = [trial for trial in trials if self._ties(best, trial)]

@@ -34,18 +34,10 @@ class BlockScorer:
     within a piece, `hybrid` combines it with the variance of the index states, each calibrated
     before. `surprise` and `gradient_based` run the layers behind the stored ones as well, and the
     head. A text that leaves the window while generating is scored by the variance of its index
-    states, the only thing at hand then, and compared with its own kind.
+    states, the only thing at hand then, and compared with its own kind. With `method` None every
+    block gets 0.5.
 
-    Args:
-        adapter: the model.
-        config: the settings.
-        layer: the index layer, whose states the pieces hold; see `Core.index_layer`.
-
-    Attributes:
-        method: of scoring; None: every block gets 0.5 and nothing is computed.
-
-    Raises:
-        ConfigError: the method needs gradients and the model gives none.
+    Raises `ConfigError` where the method needs gradients and the model gives none.
     """
 
     def __init__(self, adapter: ModelAdapter, config: CMRConfig, layer: int) -> None:
@@ -138,8 +130,7 @@ class BlockScorer:
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on from what `state` gave, in place of what was learnt here.
 
-        Raises:
-            ValueError: for what `state` cannot have given; nothing is changed then.
+        Raises `ValueError` for what `state` cannot have given; nothing is changed then.
         """
         if not state:
             for part in PARTS:
@@ -202,11 +193,9 @@ class BlockScorer:
 
 
 def _loses_gradients(model: nn.Module) -> bool:
-    """Whether a layer of bitsandbytes would be left out of a gradient, without a word.
-
-    Its 4-bit layers repack their weights on a CPU that has bfloat16 instructions (0.50), and the
-    operation that reads those has no gradient.
-    """
+    """Whether a layer of bitsandbytes would be left out of a gradient, without a word."""
+    # Its 4-bit layers repack their weights on a CPU that has bfloat16 instructions (0.50), and the
+    # operation that reads those has no gradient.
     return any(
         getattr(module, "support_avx512bf16_for_cpu", False) and module.weight.device.type == "cpu"
         for module in model.modules()

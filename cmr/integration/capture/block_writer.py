@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -70,13 +70,8 @@ class Captured:
 class BlockWriter:
     """Cuts tokens into blocks, un-rotates their keys and stores them.
 
-    Args:
-        adapter: the model.
-        keeper: stores them.
-        sessions: numbers and positions of the sessions.
-        indexed: gives what is indexed of states `[batch, tokens, hidden]`.
-        layers: those whose keys and values are stored.
-        keep: what `kept` asks; None: everything may be stored.
+    `indexed` gives what is indexed of states `[batch, tokens, hidden]`, and `keep` says which
+    tokens may be stored; None: all.
     """
 
     def __init__(
@@ -85,19 +80,14 @@ class BlockWriter:
         keeper: Keeper,
         sessions: SessionTable,
         indexed: Callable[[torch.Tensor], torch.Tensor],
-        layers: Collection[int],
         keep: Keep | None = None,
     ) -> None:
         self._adapter, self._keeper, self._sessions = adapter, keeper, sessions
         self._indexed, self._keep = indexed, keep
-        # Decided once: asking the adapter for each layer of each write took most of its calls.
-        self._kinds = {n: adapter.rotary_kind(n) for n in layers if adapter.rotates(n)}
 
     def write(self, captured: Captured) -> int:
-        """Store tokens; returns the number of blocks written.
-
-        Nothing of a token that is not to be kept is stored, and no block without any other.
-        """
+        """Store tokens; returns the number of blocks written."""
+        # Nothing of a token that is not to be kept is stored, and no block without any other.
         store, text = self._keeper.blocks, captured.kept_only()
         size = store.block_size
         tokens = text.token_ids.shape[1]
@@ -136,15 +126,10 @@ class BlockWriter:
         return written
 
     def kept(self, token_ids: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor | None:
-        """Which tokens may be stored, `[batch, tokens]` bool; None: all.
+        """Which of token ids `[batch, tokens]` may be stored, as bool; None: all.
 
-        Args:
-            token_ids: `[batch, tokens]`.
-            keep: what is known already, the same shape; None: nothing.
-
-        Raises:
-            TypeError, ValueError: what was given to say which tokens may be stored answered
-                something else than a bool tensor of their shape.
+        `keep` is what is known already. Raises `TypeError` or `ValueError` where the function that
+        was given at `attach` answers something else than a bool tensor of their shape.
         """
         if self._keep is None:
             return keep
@@ -178,10 +163,11 @@ class BlockWriter:
         turns: dict[str, Angles],
     ) -> LayerSource:
         """What a layer gives, each head once, with the angles that un-rotate its keys."""
-        repeated = keys.shape[1] // self._adapter.kv_heads
-        if repeated > 1:  # some caches hold a head for every query head that reads it (Falcon 40B)
-            keys, values = keys[:, ::repeated], values[:, ::repeated]
-        kind = self._kinds.get(number)
+        adapter = self._adapter
+        # The first question, as most caches hold each head once: a call less for every layer.
+        if keys.shape[1] != adapter.kv_heads:
+            keys, values = adapter.distinct(keys), adapter.distinct(values)
+        kind = adapter.rotary_kinds[number]
         if kind is None:
             return LayerSource(keys, values)
         if kind not in turns:  # layers of a kind share theirs

@@ -79,11 +79,9 @@ class LeavingText:
         return mask if self.keep is None else mask & self.keep.cpu()
 
     def relevance(self, scorer: BlockScorer, block_size: int) -> torch.Tensor:
-        """Relevance of the blocks, `[rows, blocks]` float32 in [0, 1].
-
-        Of a text that goes on only the states are at hand, see `BlockScorer.of_states`; a finished
-        one is scored by the configured method, where what it needs was noted.
-        """
+        """Relevance of the blocks, `[rows, blocks]` float32 in [0, 1]."""
+        # Of a text that goes on only the states are at hand, see `BlockScorer.of_states`; a
+        # finished one is scored by the configured method, where what it needs was noted.
         columns, method = self.columns, scorer.method
         index = columns["index"]
         if self.finished and method is not None:

@@ -64,18 +64,12 @@ class Rows:
 def checked(
     input_ids: Any, attention_mask: Any, vocabulary: int, packed: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Token ids `[batch, tokens]` int64 and their mask.
+    """Token ids `[batch, tokens]` int64 and their mask, 0 for padding; None: no padding.
 
-    Args:
-        input_ids: `[batch, tokens]` integers.
-        attention_mask: the same shape, 0 for padding; None: no padding.
-        vocabulary: number of token ids of the model.
-        packed: whether padding is taken out before the model sees it: its ids may be anything then,
-            and a single text may be `[tokens]`.
-
-    Raises:
-        TypeError: when `input_ids` is no integer tensor, or the mask no tensor.
-        ValueError: for an empty text, an id outside the vocabulary, or a mask of another shape.
+    `packed` says that padding is taken out before the model sees it: its ids may be anything then,
+    and a single text may be `[tokens]`. Raises `TypeError` where the ids are no integer tensor or
+    the mask is no tensor, `ValueError` for an empty text, an id outside the vocabulary, or another
+    shape.
     """
     kind = getattr(input_ids, "dtype", type(input_ids).__name__)
     if kind not in INTEGERS:

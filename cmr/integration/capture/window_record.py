@@ -1,4 +1,4 @@
-"""What is known of the tokens in a local window: ids, positions and index states.
+"""What is known of the tokens in a local window, and what their text recalls at present.
 
 Tokens are counted in columns: column n is the n-th that the cache has seen, padding and sinks
 included. The record holds those from `_first` on. Of a row `_gone` tokens have left behind its
@@ -8,13 +8,98 @@ sinks; without padding that is the same for all rows.
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
 import torch
 
-from cmr.integration.capture.text_search import TextSearch
+from cmr.config import RetrievalConfig
+from cmr.integration.reweave.recall import Recall
+from cmr.retrieval import RollingQuery
+
+
+class TextSearch:
+    """The search of one text, which goes on from forward to forward with its cache.
+
+    Attributes:
+        sessions: session number of each row at the last search.
+        recall: what the rows read at present.
+        settings: of the search that gave it; None: nothing was searched.
+        asked_for: the request of a `generate` whose prompt has asked; None: none has.
+        steps: tokens since the last prompt asked, or since `forget`.
+        period: how many times `refresh` of them had passed at the last search.
+        query: the newest tokens as the last search of a decoding step left them.
+        unasked: tokens that came since then.
+        located: whether the last prompt was a question in a known chat template.
+        held: the state of the store, `(changes, forgotten)`, in which the sessions were last found
+            to have something to recall.
+    """
+
+    def __init__(self) -> None:
+        self.sessions: list[int] = []
+        self.recall: Recall | None = None
+        self.settings: RetrievalConfig | None = None
+        self.asked_for: weakref.ref[object] | None = None
+        self.steps = self.period = self.unasked = 0
+        self.query: RollingQuery | None = None
+        self.located = False
+        self.held: tuple[int, int] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TextSearch:
+        """That of a copied cache. Tensors that nobody changes in place are shared."""
+        other = copy.copy(self)
+        if self.recall is not None:
+            other.recall = self.recall.select(torch.arange(len(self.recall.bias)))
+        if self.query is not None:
+            other.query = self.query.select(torch.arange(len(self.query.mask)))
+        return other
+
+    def forget(self) -> None:
+        """Let go of what was recalled, and search anew at the next step."""
+        # One step back, so that the next one begins another period: it searches.
+        self.recall = self.query = None
+        self.steps = self.period = -1
+
+    def use(self, settings: RetrievalConfig) -> None:
+        """Search with these settings from now on: what was found with others is forgotten."""
+        if self.settings is settings or self.settings == settings:
+            return
+        if self.settings is not None:
+            self.forget()
+        self.settings = settings
+
+    def due(self, tokens: int, refresh: int) -> bool:
+        """Count new tokens of a text that goes on; whether a search falls due in front of them."""
+        period = (self.steps + 1) // refresh  # of the first of them
+        due, self.period = period != self.period, period
+        self.steps += tokens
+        return due
+
+    def crop(self, tokens: int) -> None:
+        """Take back the last tokens, and so many decoding steps with them."""
+        # A query that holds one of them is dropped; the next search makes it anew.
+        self.steps -= min(tokens, max(0, self.steps))
+        self.unasked -= tokens
+        if self.unasked < 0:
+            self.query, self.unasked = None, 0
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Become the search of these rows of the batch, in any order and as often as wanted."""
+        self.held = None
+        if self.recall is not None:
+            self.recall = self.recall.select(rows)
+        if self.query is not None:
+            self.query = self.query.select(rows)
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Rows follow their beams; the query keeps its tensors, which a search reads in place."""
+        self.held = None
+        if self.recall is not None:
+            self.recall = self.recall.select(rows)
+        if self.query is not None:
+            self.query.reorder(rows)
 
 
 class WindowRecord:
@@ -88,10 +173,8 @@ class WindowRecord:
         return torch.cat(parts[::-1], dim=1)[:, held - tokens :]
 
     def behind_sinks(self, tokens: int) -> torch.Tensor | None:
-        """Which of the last `tokens` a row holds behind its sinks, `[batch, tokens]`; None: all.
-
-        Right padding counts for tokens, as it does for the model.
-        """
+        """Which of the last `tokens` a row holds behind its sinks, `[batch, tokens]`; None: all."""
+        # Right padding counts for tokens, as it does for the model.
         start = self.seen - tokens
         if not self._padded:
             return None if start >= self._sinks else torch.arange(start, self.seen) >= self._sinks
@@ -105,10 +188,8 @@ class WindowRecord:
 
     @property
     def start(self) -> int:
-        """Column of the first token in the record; sinks are in it where they become memory.
-
-        Of padded rows all columns count: where one row has its sinks another has its text.
-        """
+        """Column of the first token in the record; sinks are in it where they become memory."""
+        # Of padded rows all columns count: where one row has its sinks another has its text.
         return self._first if self.whole or self._padded else max(self._first, self._sinks)
 
     @property
@@ -158,11 +239,9 @@ class WindowRecord:
     def pop(self, tokens: int) -> tuple[dict[str, torch.Tensor], list[tuple[int, int]], list[int]]:
         """Take the oldest `tokens` out; of padded rows what `go` said, or all that is left.
 
-        Returns:
-            The columns, `[batch, tokens, ...]`; for each row the half-open range in them that
-            is neither padding nor, unless the whole text is wanted, one of the sinks, a row's first
-            real tokens, empty where the second number is not above the first; and the place of
-            each row's first token, which may be outside of them.
+        Gives the columns, `[batch, tokens, ...]`; each row's half-open range in them that is to be
+        stored, neither padding nor, unless the whole text is wanted, a sink; and the place of each
+        row's first token, which may be outside of them.
         """
         joined = {n: torch.cat([c[n] for c in self._chunks], dim=1) for n in self._chunks[0]}
         at = self._stops()

@@ -29,9 +29,7 @@ INDEX_SHARE = 0.4
 class ModelAdapter:
     """What the memory needs to know of a model; nothing of the model is changed.
 
-    Args:
-        model: a transformers decoder with a language-model head.
-        family: its row; None: the one that its family has.
+    `family` is its row; None: the one that its family has, or `UnsupportedModelError`.
 
     Attributes:
         processes: among which tensor parallelism divides the heads; 1: it does not.
@@ -41,9 +39,6 @@ class ModelAdapter:
         rotary_kinds: of each block, which rotary embedding it shares with others of its kind; None
             where it rotates nothing.
         rotary_varies: whether the embedding changes with the length of a text (LongRoPE).
-
-    Raises:
-        UnsupportedModelError: for what is not a decoder of a covered family.
     """
 
     def __init__(self, model: Any, family: Family | None = None) -> None:
@@ -64,7 +59,6 @@ class ModelAdapter:
         self.heads = self._share(heads)
         self.kv_heads = self._share(next(filter(None, says), heads))
         self.max_positions: int = getattr(self.config, self.family.max_positions)
-        self.softcap: float | None = getattr(self.config, "attn_logit_softcapping", None)
         self.has_rotary = self.family.rotary is not None
         self.rotary_kinds = tuple(self._kind(layer) for layer in range(self.depth))
         self.rotary_varies = "longrope" in rope_types(self.config)
@@ -126,8 +120,7 @@ class ModelAdapter:
     def target_layers(self, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
         """The layers to store and to read at; numbers index `hidden_states`.
 
-        Raises:
-            ConfigError: for a number outside `0..num_hidden_layers`, or none that can be read.
+        Raises `ConfigError` for a number that the model does not have, or none that can be read.
         """
         if wanted is None:
             first = round(self.depth * FIRST_SHARE)
@@ -191,24 +184,14 @@ class ModelAdapter:
         """Whether block `layer` rotates queries and keys; SmolLM3 has layers that do not."""
         return self.rotary_kinds[layer] is not None
 
-    def rotary_kind(self, layer: int) -> str:
-        """Layers of one kind share their rotary embedding."""
-        return self.rotary_kinds[layer] or ""
-
     def rotary(
         self, layer: int, positions: torch.Tensor, reach: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine of the rotary embedding at `positions` `[batch, tokens]`, in float32.
 
-        Args:
-            layer: block number.
-            positions: where.
-            reach: all positions of the forward that it goes with: an embedding that changes with
-                the length of a text (LongRoPE) takes the frequencies it has there. None: those
-                of `positions` themselves.
-
-        Returns:
-            Two `[batch, tokens, rotary_dim]`, times the embedding's attention scaling.
+        Two `[batch, tokens, rotary_dim]`, times the embedding's attention scaling. `reach` has all
+        positions of the forward that it goes with: an embedding that changes with the length of a
+        text (LongRoPE) takes the frequencies it has there. None: those of `positions` themselves.
         """
         if reach is not None and self.rotary_varies:
             # The module looks at the largest position it is given: one more column says how far.
@@ -258,10 +241,8 @@ class ModelAdapter:
         return query
 
     def distinct(self, x: torch.Tensor) -> torch.Tensor:
-        """Keys or values of a cache, `[batch, kv_heads, tokens, dim]`, each head once.
-
-        Some caches hold a key-value head once for every query head that reads it (Falcon 40B).
-        """
+        """Keys or values of a cache, `[batch, kv_heads, tokens, dim]`, each head once."""
+        # Some caches hold a key-value head once for every query head that reads it (Falcon 40B).
         return x if x.shape[1] == self.kv_heads else x[:, :: x.shape[1] // self.kv_heads]
 
 

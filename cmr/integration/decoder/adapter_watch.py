@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from cmr._warning import warn
-
 if TYPE_CHECKING:
     from cmr.integration.core import Core
 
@@ -57,29 +55,23 @@ def parts_of(layer: Any) -> set[str]:
 class AdapterWatch:
     """Knows which adapters each session was read with, and warns where others are in effect.
 
-    Args:
-        core: the memory's store and settings.
-        search_anew: lets texts that go on search again at their next step.
-
-    Attributes:
-        ever: whether any adapter was ever there.
+    `search_anew` lets texts that go on search again at their next step. `ever` says whether any
+    adapter was ever there, and `model` is the model without a wrapper.
     """
 
     def __init__(self, core: Core, search_anew: Callable[[], None]) -> None:
         self._core, self._search_anew = core, search_anew
-        self._model = without_wrapper(core.adapter.model)
-        self._warned: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()
+        self.model = without_wrapper(core.adapter.model)
         self._look()
-        self.ever = bool(self._shown)
+        # Sessions that were loaded may have been read with adapters that are gone by now.
+        self.ever = bool(self._shown) or any(info.adapters for info in core.table.infos())
 
     def check(self, sessions: Sequence[int]) -> None:
-        """Before a forward of these sessions: note the adapters of new ones, warn of the others.
-
-        What is stored of a session are keys and values of the model as it was, and under other
-        adapters it is another model.
-        """
+        """Before a forward of these sessions: note the adapters of new ones, warn of the others."""
+        # What is stored of a session are keys and values of the model as it was, and under other
+        # adapters it is another model.
         # Every step comes by: next to nothing is done where no adapter was ever there.
-        if not self.ever and "peft_config" not in self._model.__dict__:
+        if not self.ever and "peft_config" not in self.model.__dict__:
             return
         if self._changed():
             before = self._names
@@ -102,24 +94,22 @@ class AdapterWatch:
                 self._warn(info.name, info.adapters or ())
 
     def _warn(self, session: str, read: tuple[str, ...]) -> None:
-        if (read, self._names) in self._warned:
-            return
-        self._warned.add((read, self._names))
-        warn(
+        self._core.warn(
+            f"adapters {read} {self._names}",
             f"session {session!r} was read with {described(read)} and is used with "
             f"{described(self._names)}: what it stores are keys and values of another model. "
-            "Switch back, or forget the session and read its text again; said once"
+            "Switch back, or forget the session and read its text again; said once",
         )
 
     def _look(self) -> None:
         """Look at all adapter layers; the first and the last show when something is switched."""
         # PEFT switches all of its layers together, and there are hundreds: two tell for all.
-        layers = dict(adapter_layers(self._model))
+        layers = dict(adapter_layers(self.model))
         self._names = in_effect(layers.values())
         self._shown: list[tuple[dict[str, Any], str, Any]] = []
         for path in [*layers][:1] + [*layers][1:][-1:]:
             parent, _, name = path.rpartition(".")
-            self._shown.append((self._model.get_submodule(parent)._modules, name, layers[path]))
+            self._shown.append((self.model.get_submodule(parent)._modules, name, layers[path]))
         self._signature = self._sign()
 
     def _changed(self) -> bool:
@@ -129,7 +119,7 @@ class AdapterWatch:
 
     def _sign(self) -> tuple[Any, ...]:
         """What is other as soon as adapters are added, removed, switched or merged."""
-        return tuple(self._model.__dict__.get("peft_config") or ()), *(
+        return tuple(self.model.__dict__.get("peft_config") or ()), *(
             (layer.disable_adapters, tuple(layer.active_adapters), tuple(layer.merged_adapters))
             for _, _, layer in self._shown
         )

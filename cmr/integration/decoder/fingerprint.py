@@ -27,11 +27,9 @@ PACKED_ROWS = 32
 
 
 def of_model(adapter: ModelAdapter) -> dict[str, Any]:
-    """Shape, data type and a hash of a sample of all weights: the same in every process.
-
-    Those of adapters are left out, see `adapters`: with all of them off a model is the one that it
-    was without them. Plain JSON.
-    """
+    """Shape, data type and a hash of a sample of all weights: the same in every process."""
+    # Those of adapters are left out, see `adapters`: with all of them off a model is the one that
+    # it was without them. Plain JSON.
     # Sorted, so that the order in which modules were added does not count.
     digest = hashlib.sha256()
     for name, weight in sorted(_own_weights(adapter.model), key=lambda named: named[0]):
@@ -107,11 +105,9 @@ def _add(digest: Any, name: str, weight: torch.Tensor) -> None:
 
 
 def _sample(weight: torch.Tensor) -> tuple[torch.Size, torch.Tensor]:
-    """Shape of a weight and a few numbers of it.
-
-    Of 4-bit weights, which are laid out anew by the first forward on a CPU, it is how often each
-    of the 16 values is found in the first rows: that stays.
-    """
+    """Shape of a weight and a few numbers of it."""
+    # Of 4-bit weights, which are laid out anew by the first forward on a CPU, it is how often each
+    # of the 16 values is found in the first rows: that stays.
     # A sample: hashing all weights would take as long as reading them from a disk.
     state = getattr(weight, "quant_state", None)
     flat = weight.detach().reshape(-1)

@@ -22,11 +22,8 @@ def states_entering(
 ) -> Iterator[dict[int, torch.Tensor]]:
     """Layer number to the states `[batch, tokens, hidden]` that entered it in a forward inside.
 
-    Args:
-        adapter: the model.
-        layers: numbers of blocks.
-        stop: the first block that is not run, although what would enter it is known; None, or the
-            depth: the forward runs to its end, and gives what it gives.
+    `stop` is the first block that is not run, although what would enter it is known; None, or the
+    depth: the forward runs to its end, and gives what it gives.
     """
     found: dict[int, torch.Tensor] = {}
 
@@ -55,10 +52,8 @@ def states_entering(
 
 @contextmanager
 def graph_from(adapter: ModelAdapter, layer: int) -> Iterator[None]:
-    """Forwards inside have a graph from the states that enter block `layer` on.
-
-    Where the caller has one already it is left as it is.
-    """
+    """Forwards inside have a graph from the states that enter block `layer` on."""
+    # Where the caller has one already it is left as it is.
 
     def begin(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

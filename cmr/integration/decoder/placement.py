@@ -10,11 +10,9 @@ from torch import nn
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Device on which a module computes.
-
-    Weights that accelerate keeps in host memory or on a disk are on `meta` between forwards; its
-    hooks know where they are brought.
-    """
+    """Device on which a module computes."""
+    # Weights that accelerate keeps in host memory or on a disk are on `meta` between forwards; its
+    # hooks know where they are brought.
     device = next(module.parameters()).device
     if device.type != "meta":
         return device
@@ -47,11 +45,9 @@ def own_part(weight: torch.Tensor) -> torch.Tensor:
 
 
 def named_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """All weights by name, as this process has them, offloaded ones included.
-
-    They are those of `state_dict`, which is not asked: that of bitsandbytes (0.50) changes 4-bit
-    weights that it had repacked for a CPU.
-    """
+    """All weights by name, as this process has them, offloaded ones included."""
+    # They are those of `state_dict`, which is not asked: that of bitsandbytes (0.50) changes 4-bit
+    # weights that it had repacked for a CPU.
     for path, module in model.named_modules(remove_duplicate=False):
         passing = module._non_persistent_buffers_set
         kept = {name: x for name, x in module._buffers.items() if name not in passing}

@@ -31,11 +31,9 @@ def side_by_side(make: Make, names: tuple[str, ...], heads: tuple[int, int]) -> 
 
 
 def by_group(make: Make, names: tuple[str, ...], heads: tuple[int, int]) -> Part:
-    """One projection: for each key-value head its queries, its key, its value.
-
-    With as many key-value heads as heads that is a layout head by head (GPT-NeoX, the first
-    Falcons), with one it is all queries, a key, a value (Falcon 7B).
-    """
+    """One projection: for each key-value head its queries, its key, its value."""
+    # With as many key-value heads as heads that is a layout head by head (GPT-NeoX, the first
+    # Falcons), with one it is all queries, a key, a value (Falcon 7B).
     group = heads[0] // heads[1]
     fused = make(names[0])
     fused = fused.view(*fused.shape[:2], heads[1], group + 2, -1)

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from cmr.config import RetrievalConfig
-from cmr.integration.capture.text_search import TextSearch
+from cmr.integration.capture.window_record import TextSearch, WindowRecord
 from cmr.integration.core import Core
 from cmr.integration.decoder.partial_pass import states_entering
 from cmr.integration.hooks.step import Step
-from cmr.integration.hooks.training import Training
+from cmr.integration.hooks.training import check_training
 from cmr.integration.requests.request import Request
 from cmr.integration.reweave.recall import Recall
 from cmr.integration.window.lasting import lasting
@@ -34,7 +34,6 @@ class Asker:
     ) -> None:
         self._core, self._alone = core, alone
         self._query_tokens, self._refresh = config.query_tokens, config.refresh
-        self._training = Training(core.adapter)
         # Of caches that have no record, such as static ones: they read memory and write none.
         self._unrecorded: WeakKeyDictionary[Any, TextSearch] = WeakKeyDictionary()
 
@@ -59,7 +58,7 @@ class Asker:
                 return None
             search.held = store
         if decoder.training:
-            self._training.check()
+            check_training(core)
         if request.names is None and len(step.sessions) > 1:
             self._tell_of_rows_without(step)
         if step.record is None:
@@ -96,7 +95,7 @@ class Asker:
         """Search, and keep what the layers read from now on; None when nothing."""
         record, search, new = step.record, step.search, step.new
         if record is not None and step.goes_on:
-            choice, asked = self._ask_again(step, request)
+            choice, asked = self._ask_again(record, search, request)
         else:
             choice, asked = self._ask_ahead(step, request, decoder, kwargs)
         base = step.position_ids[:, 0]
@@ -132,10 +131,11 @@ class Asker:
         wanted = asked.only_asking() if located else asked
         return core.search(wanted, request.retriever), asked
 
-    def _ask_again(self, step: Step, request: Request) -> tuple[Choice, Ask]:
+    def _ask_again(
+        self, record: WindowRecord, search: TextSearch, request: Request
+    ) -> tuple[Choice, Ask]:
         """A search with the newest tokens of a text that goes on; only new ones are compared."""
-        core, record, search = self._core, step.record, step.search
-        assert record is not None
+        core = self._core
         if search.query is None:
             numbers, rows = core.numbers(record.sessions), len(record.sessions)
             search.query = RollingQuery(
@@ -184,13 +184,10 @@ class Asker:
         kwargs: dict[str, Any],
         retriever: Retriever,
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-        """States that enter the index layer, from a pass over the layers before it.
+        """States `[batch, tokens, hidden]` that enter the index layer, and the heads' queries.
 
-        Nothing is captured, recalled or added to the cache.
-
-        Returns:
-            `[batch, tokens, hidden]`, and by layer the un-rotated queries `[batch, heads, tokens,
-            head_dim]` that the search looks at.
+        They come from a pass over the layers before it, of which nothing is captured, recalled or
+        added to the cache. The un-rotated queries are `[batch, heads, tokens, head_dim]` by layer.
         """
         core, adapter = self._core, self._core.adapter
         index_layer = core.layout.index_layer

@@ -32,6 +32,7 @@ too. They stand inside `Stepper.alone`, and every hook passes them on.
 from __future__ import annotations
 
 import inspect
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ from cmr.config import CMRConfig
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
 from cmr.integration.decoder.adapter import entering_states
-from cmr.integration.decoder.adapter_watch import AdapterWatch, without_wrapper
+from cmr.integration.decoder.adapter_watch import AdapterWatch
 from cmr.integration.hooks.asker import Asker
 from cmr.integration.hooks.step import Step, goes_on, padding_mask, seen_before
 from cmr.integration.hooks.token_ids import TokenIds
@@ -65,25 +66,19 @@ class ForwardHooks:
 
     Attributes:
         step: the forward of the thread that holds the lock; None between forwards.
-        scratch: tensors that a decoding step writes into.
-        adapters: knows which adapters (LoRA) each session was read with.
         attached: whether the hooks are in place.
     """
 
     def __init__(self, core: Core, config: CMRConfig) -> None:
         self.core, self._config, self._layout = core, config, core.layout
         self.window = config.window
-        self._kinds = core.layout.rotary_kinds if config.reweave.positions == "constant" else {}
+        self._constant = config.reweave.positions == "constant"
         self._plugs = Plugs(core.adapter)
-        self.adapters = AdapterWatch(core, self.search_anew)
         self.step: Step | None = None
-        self.scratch = StepScratch()
         self.attached = False
-        self._busy = False
+        self._busy: int | None = None
         self._turns = Turns(self)
-        self._windows = Windows(core, config.memory.sinks, self._leaving)
         self._names = list(inspect.signature(core.adapter.decoder.forward).parameters)
-        self._bare: Any = without_wrapper(core.adapter.model)
         self._embeddings: Any = core.adapter.model.get_input_embeddings()
         self._right: object = None
         # A model of text and more embeds by itself, and gives its decoder no token ids.
@@ -92,6 +87,22 @@ class ForwardHooks:
         self._handles: list[Any] = []
         # Not as decorators: those would load the compiler with this module.
         self._begun: Any = torch.compiler.disable(self._begin)
+
+    # An attach does without these: the first forward makes what it needs of them.
+
+    @cached_property
+    def adapters(self) -> AdapterWatch:
+        """Knows which adapters (LoRA) each session was read with."""
+        return AdapterWatch(self.core, self.search_anew)
+
+    @cached_property
+    def scratch(self) -> StepScratch:
+        """Tensors that a decoding step writes into."""
+        return StepScratch()
+
+    @cached_property
+    def _windows(self) -> Windows:
+        return Windows(self.core, self._config.memory.sinks, self._leaving)
 
     @cached_property
     def _asker(self) -> Asker:
@@ -129,13 +140,11 @@ class ForwardHooks:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Forwards inside are the model's own: nothing is captured or recalled.
-
-        Nobody else runs one meanwhile: the lock is held.
-        """
-        # Whoever is busy is told from other threads by who holds the lock; see `busy`.
+        """Forwards inside are the model's own: nothing is captured or recalled."""
+        # Nobody else runs one meanwhile: the lock is held.
+        # The thread that is busy: a forward of another one that comes meanwhile waits for its turn.
         with self.core.lock:
-            before, self._busy = self._busy, True
+            before, self._busy = self._busy, threading.get_ident()
             step, self.step = self.step, None
             try:
                 yield
@@ -145,7 +154,7 @@ class ForwardHooks:
     @property
     def busy(self) -> bool:
         """Whether the forward under way here is one that the memory makes for itself."""
-        return self._busy and self.core.lock.mine
+        return self._busy == threading.get_ident()
 
     def search_anew(self, sessions: set[int] | None = None) -> None:
         """Let texts of these sessions that go on search at their next step; None: all texts."""
@@ -182,14 +191,12 @@ class ForwardHooks:
     def _turn(
         self, step: Step, layer: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """What rotates a query from its own position to one window behind position 0.
-
-        Keys are stored as they were before their rotation and read so, as if they all stood at
-        position 0: no key has to be rotated while decoding. An embedding that scales attention
-        (YaRN) has its factor here once for the query and once for the keys.
-        """
-        kind = self._kinds.get(layer)
-        if kind is None:
+        """What rotates a query from its own position to one window behind position 0."""
+        # Keys are stored as they were before their rotation and read so, as if they all stood at
+        # position 0: no key has to be rotated while decoding. An embedding that scales attention
+        # (YaRN) has its factor here once for the query and once for the keys.
+        kind = self.core.adapter.rotary_kinds[layer]
+        if kind is None or not self._constant:
             return None
         if kind not in step.turns:  # layers of one kind share it
             step.turns[kind] = self.core.adapter.rotary(
@@ -255,8 +262,10 @@ class ForwardHooks:
         step.goes_on, step.told = goes_on(record, request, tokens), request.last
         asked = kwargs.get("output_attentions")
         step.weights = bool(core.adapter.config.output_attentions if asked is None else asked)
-        if self.adapters.ever or "peft_config" in self._bare.__dict__:
-            self.adapters.check(sessions)
+        # Looked at here, and not by a call: most models never have an adapter.
+        watch = self.adapters
+        if watch.ever or "peft_config" in watch.model.__dict__:
+            watch.check(sessions)
         if request.recalls:
             step.recall = self._asker.recalled(step, request, decoder, kwargs)
             if record is not None and request.inputs is not None:
@@ -292,11 +301,9 @@ class ForwardHooks:
     def _record(
         self, request: Request, kwargs: dict[str, Any], mask: torch.Tensor | None, batch: int
     ) -> WindowRecord | None:
-        """The record of the cache of a forward; an empty dynamic cache becomes a bounded one.
-
-        A record tells another story where the cache was used while the memory was paused, or when
-        a session of it has ended: such a cache goes on, and what leaves it is not stored.
-        """
+        """The record of the cache of a forward; an empty dynamic cache becomes a bounded one."""
+        # A record tells another story where the cache was used while the memory was paused, or when
+        # a session of it has ended: such a cache goes on, and what leaves it is not stored.
         cache: Any = kwargs.get("past_key_values")
         owner = self._owner(cache)
         record = None if owner is None else owner.record
@@ -334,6 +341,7 @@ class ForwardHooks:
         return hook
 
     def _leaving(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        # A block holds all layers: it is stored behind the decoder, when each has let go of it.
         if self.step is not None:
             self.step.leaving[layer] = (keys, values)
 
@@ -350,6 +358,7 @@ class ForwardHooks:
             return
         if not self._turns.under_way:  # it could not even begin
             return
+        # Where the decoder raised there is no output: nothing is noted, and the lock handed on.
         try:
             if self.step is not None:
                 self._finish(self.step, kwargs, output)

@@ -141,10 +141,8 @@ class GenerationPlug:
         return args, kwargs
 
     def _begun_anew(self, request: Request, cache: Any, ids: torch.Tensor) -> None:
-        """Keeps a text from being stored twice where its cache was given up on the way.
-
-        So does Phi-3 where a generation grows past `original_max_position_embeddings`.
-        """
+        """Keeps a text from being stored twice where its cache was given up on the way."""
+        # Phi-3 gives its cache up where a generation grows past `original_max_position_embeddings`.
         record = cache.layers[0].owner.record
         for other in list(request.records):
             if other is not record and other.held:
@@ -180,7 +178,7 @@ class GenerationPlug:
             return None
         layer, refresh = cache.layers[0], self._core.config.retrieval.refresh
         # A block leaves, or a search falls due, in front of the token behind these.
-        most = layer.owner.room(layer.keys.shape[2]) - 1
+        most = layer.owner.most - layer.keys.shape[2] - 1
         if layer.owner.record is not None:
             most = min(most, refresh - 1 - (layer.owner.record.search.steps + 1) % refresh)
         return max(0, most)
@@ -189,10 +187,8 @@ class GenerationPlug:
 def _without_prefill(
     model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[int | None, tuple[Any, ...], dict[str, Any]]:
-    """`prefill_chunk_size`, and the arguments of a `generate` with a bounded cache without it.
-
-    Each of its chunks would ask as if it were a prompt, and nobody the whole one.
-    """
+    """`prefill_chunk_size`, and the arguments of a `generate` with a bounded cache without it."""
+    # Each of its chunks would ask as if it were a prompt, and nobody the whole one.
     given = args[0] if args else kwargs.get("generation_config")
     settings = [vars(c) for c in (given, model.generation_config) if c is not None]
 

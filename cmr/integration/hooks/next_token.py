@@ -97,10 +97,8 @@ class NextTokenReader:
 
 
 def _text_of(step: Step) -> torch.Tensor:
-    """Token ids `[batch, tokens]` of a forward, and some of those before it where they are known.
-
-    They are while decoding with a window of ours; otherwise a run begins with the forward.
-    """
+    """Token ids `[batch, tokens]` of a forward, and some of those before it if they are known."""
+    # They are while decoding with a window of ours; otherwise a run begins with the forward.
     ids, record = step.token_ids, step.record
     if record is None or record.seen - record.start < ids.shape[1]:
         return ids

@@ -35,9 +35,7 @@ class ResidualReader:
         self._blended: Any = torch.compiler.disable(self._blend)
 
     def attach(self) -> None:
-        """Put the hooks in place, where such a form is configured."""
-        if not self._core.layout.residual:
-            return
+        """Put the hooks in place."""
         for number in sorted(self._core.layout.read_layers):
             block = self._core.adapter.layers[number]
             hook = self._hook(number)

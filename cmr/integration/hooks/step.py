@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from cmr.integration.capture.text_search import TextSearch
-from cmr.integration.capture.window_record import WindowRecord
+from cmr.integration.capture.window_record import TextSearch, WindowRecord
 from cmr.integration.requests.request import LastForward, Request
 from cmr.integration.reweave.attention import LayerMemory
 from cmr.integration.reweave.recall import Recall
@@ -81,13 +80,9 @@ class Step:
     ) -> torch.Tensor | None:
         """Find out where its tokens stand, which of them are padding, and which may read.
 
-        Args:
-            kwargs: the arguments of the forward.
-            mask: `[batch, tokens seen]`, 0 for padding; None where there is none.
-            guard: first tokens of a text that never read.
-
-        Returns:
-            The mask, taken from one that was prepared for the layers where nothing else is known.
+        `mask` `[batch, tokens seen]` is 0 for padding, and the first `guard` tokens of a text never
+        read. Returns the mask, taken from one that was prepared for the layers where nothing else
+        is known.
         """
         batch, tokens = self.token_ids.shape
         record, given = self.record, kwargs.get("position_ids")
@@ -116,9 +111,8 @@ class Step:
     def columns(self, reach: bool) -> dict[str, torch.Tensor]:
         """What is noted of its tokens, `[batch, tokens, ...]` each.
 
-        Args:
-            reach: also the furthest position, which rotations depend on that change with the length
-                of a text: they are undone when blocks are stored.
+        With `reach` also the furthest position, which rotations depend on that change with the
+        length of a text: they are undone when blocks are stored.
         """
         found = {"token_ids": self.token_ids, "rope": self.position_ids, **self.noted}
         assert self.index is not None
@@ -136,11 +130,9 @@ def padding_mask(kwargs: dict[str, Any]) -> torch.Tensor | None:
 
 
 def goes_on(record: WindowRecord | None, request: Request, tokens: int) -> bool:
-    """Whether the new tokens go on with a text, and ask nothing new.
-
-    So does a single token, and so do several in a `generate` whose prompt has asked already: those
-    are candidates that assisted decoding verifies.
-    """
+    """Whether the new tokens go on with a text, and ask nothing new."""
+    # A single token does, and so do several in a `generate` whose prompt has asked already: those
+    # are candidates that assisted decoding verifies.
     if record is None or not record.seen:
         return False
     asked = record.search.asked_for
@@ -148,21 +140,17 @@ def goes_on(record: WindowRecord | None, request: Request, tokens: int) -> bool:
 
 
 def seen_before(cache: Any, position: torch.Tensor | None) -> int:
-    """Tokens that a cache which is not ours has seen.
-
-    In the first releases of transformers 5 a static cache counts its rows of zeros for empty ones,
-    and such are the keys of padding; but there the new tokens' places are given.
-    """
+    """Tokens that a cache which is not ours has seen."""
+    # In the first releases of transformers 5 a static cache counts its rows of zeros for empty
+    # ones, and such are the keys of padding; but there the new tokens' places are given.
     if cache is None:
         return 0
     return int(cache.get_seq_length() if position is None else position[0])
 
 
 def _visible(mask: Any, tokens: int) -> torch.Tensor | None:
-    """`[batch, tokens]` bool of what the last token sees, from a mask prepared for the layers.
-
-    Such masks are `[batch, 1, new, seen]`, bool or additive, or one of these a kind of layer.
-    """
+    """`[batch, tokens]` bool of what the last token sees, from a mask prepared for the layers."""
+    # Such masks are `[batch, 1, new, seen]`, bool or additive, or one of these a kind of layer.
     if isinstance(mask, dict):
         mask = mask.get("full_attention", next(iter(mask.values()), None))
     if not isinstance(mask, torch.Tensor) or mask.ndim != 4:

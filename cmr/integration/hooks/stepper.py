@@ -39,18 +39,9 @@ class Stepper(ForwardHooks):
         with call(self.core, Said(caches=caches, bounded=bounded)):
             yield caches
 
-    @contextmanager
-    def lending(
-        self, recall: Recall | None, positions: torch.Tensor, token_ids: torch.Tensor
-    ) -> Iterator[None]:
-        """Layers inside read `recall`, in forwards that are not captured here."""
-        before = self.step
-        if recall is not None:
-            self.step = Step(None, [], token_ids, positions, recall)
-        try:
-            yield
-        finally:
-            self.step = before
+    def lend(self, recall: Recall, positions: torch.Tensor, token_ids: torch.Tensor) -> None:
+        """Let the layers read `recall` until the `alone` around it ends; nothing is captured."""
+        self.step = Step(None, [], token_ids, positions, recall)
 
     def adopt(self, request: Request, kwargs: dict[str, Any]) -> bool:
         """Give the cache of a forward of a request a bounded window where that can be done."""

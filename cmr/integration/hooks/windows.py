@@ -20,13 +20,7 @@ UNBOUNDED = 1 << 62
 
 
 class Windows:
-    """Gives empty caches a window and a record.
-
-    Args:
-        core: the memory's store and settings.
-        sinks: first tokens of a cache that never leave it.
-        leave: takes what leaves a window.
-    """
+    """Gives empty caches a window, whose `leave` takes what leaves it, and a record."""
 
     def __init__(self, core: Core, sinks: int, leave: Take) -> None:
         self._core, self._sinks, self._leave = core, sinks, leave
@@ -34,16 +28,10 @@ class Windows:
     def begin(
         self, request: Request, kwargs: dict[str, Any], mask: torch.Tensor | None, batch: int
     ) -> WindowRecord | None:
-        """A record for the cache of a forward; an empty dynamic cache gets a window with it.
+        """A record for the cache of a forward; None where its text cannot become memory.
 
-        Args:
-            request: that the forward belongs to.
-            kwargs: the forward's arguments, to which a new cache is added.
-            mask: `[batch, tokens]`, 0 for padding on either side; None where there is none.
-            batch: rows.
-
-        Returns:
-            None where the forward's text cannot become memory.
+        An empty dynamic cache gets a window; a new one is added to `kwargs` where the forward has
+        none. `mask` `[batch, tokens]` is 0 for padding on either side.
         """
         cache = kwargs.get("past_key_values")
         use_cache = kwargs.get("use_cache")

@@ -10,11 +10,9 @@ _MARKS = ("\u241f0\u241f", "\u241f1\u241f", "\u241f2\u241f")
 
 
 class Template:
-    """The runs of tokens that a tokenizer's chat template puts around what is said.
+    """The runs of tokens that a chat template puts around what is said, the longer ones first.
 
-    Args:
-        runs: token ids of each run, the longer ones first.
-        opening: the run in front of what a user says.
+    `opening` is the one in front of what a user says.
     """
 
     def __init__(self, runs: list[list[int]], opening: list[int]) -> None:
@@ -48,11 +46,7 @@ class Template:
         return cls([list(run) for run in sorted(wanted, key=len, reverse=True)], opening)
 
     def content(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Which tokens belong to no run, `[batch, tokens]` bool. Nothing waits for a device.
-
-        Args:
-            token_ids: `[batch, tokens]` int64.
-        """
+        """Which of token ids `[batch, tokens]` belong to no run. Nothing waits for a device."""
         inside = torch.zeros_like(token_ids, dtype=torch.bool)
         for run in self._runs:
             starts = _starts(token_ids, run)
@@ -66,13 +60,9 @@ class Template:
         return ~inside
 
     def question(self, token_ids: torch.Tensor) -> torch.Tensor | None:
-        """Which tokens are what a user said last, `[batch, tokens]` bool.
+        """Which of token ids `[batch, tokens]` are what a user said last, as bool.
 
-        Args:
-            token_ids: `[batch, tokens]` int64.
-
-        Returns:
-            None where a row has no such tokens: all of them may ask then.
+        None where a row has no such tokens: all of them may ask then.
         """
         starts = _starts(token_ids, self._opening)
         if starts is None:

@@ -71,11 +71,7 @@ class FairLock:
         return self._give_up(waiting)
 
     def release(self) -> None:
-        """Let go once; the last time the first one in the queue gets the lock.
-
-        Raises:
-            RuntimeError: this thread does not hold it.
-        """
+        """Let go once; the last time the first one in the queue gets the lock."""
         if not self.mine:
             raise RuntimeError("this thread does not hold the lock")
         if self._depth > 1:
@@ -212,6 +208,7 @@ class Turns:
 
 def _call_frame() -> FrameType | None:
     """The frame of the call of the module whose hook runs now."""
+    # Its frame lives from in front of the first hook until behind the last one, whatever is raised.
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_name != nn.Module._call_impl.__name__:
         frame = frame.f_back

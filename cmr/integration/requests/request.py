@@ -66,11 +66,7 @@ class Request:
     last: LastForward | None = None
 
     def row_names(self, batch: int) -> list[str]:
-        """The session name of each of so many rows of inputs.
-
-        Raises:
-            ValueError: another number of names was given than there are rows.
-        """
+        """The session name of each row; raises `ValueError` where as many were not named."""
         if self.names is None:
             return [str(row) for row in range(batch)]
         if len(self.names) == 1:
@@ -82,12 +78,10 @@ class Request:
     def rows(
         self, table: SessionTable, batch: int, create: bool = False
     ) -> tuple[list[int], list[int]]:
-        """Session number of each row of a forward, and the rows that write.
-
-        Beams and several returned sequences come as groups of rows of one input: they share its
-        session, and the first of each group writes. Rows without a name make their sessions when
-        they first write; a session that was named and has ended is `NO_SESSION` and stays so.
-        """
+        """Session number of each row of a forward, and the rows that write."""
+        # Beams and several returned sequences come as groups of rows of one input: they share its
+        # session, and the first of each group writes. Rows without a name make their sessions when
+        # they first write; a session that was named and has ended is `NO_SESSION` and stays so.
         inputs = self.inputs if self.inputs and batch % self.inputs == 0 else batch
         group = batch // inputs
         get = table.create if create and self.names is None else table.find
@@ -96,11 +90,9 @@ class Request:
 
 
 def current(core: Core) -> Request | None:
-    """The request whose `generate` is under way here; None outside of any.
-
-    None, too, where something else has been said since it began: what calls the model from within
-    (a streamer, a stopping criterion) may do so for somebody else.
-    """
+    """The request whose `generate` is under way here; None outside of any."""
+    # None, too, where something else has been said since it began: what calls the model from within
+    # (a streamer, a stopping criterion) may do so for somebody else.
     if INNERMOST.get() is None:
         return None
     scope = innermost(core)
@@ -116,9 +108,8 @@ def under_way(core: Core, request: Request) -> AbstractContextManager[None]:
 def new_request(core: Core, named: bool = False) -> Request:
     """A request as it is said here and now; `named`: the call itself names its sessions.
 
-    Raises:
-        SessionError: whose request it is cannot be told, or nobody said it where that is refused.
-        UnknownSessionError: a session that is named has ended by now.
+    Raises `SessionError` where nobody said whose it is and that is refused or cannot be told, and
+    `UnknownSessionError` where a session that is named has ended.
     """
     # Most forwards of a loop of one's own stand in no `with`: nothing has to be looked up then.
     said = said_here(core) if INNERMOST.get() is not None or OPEN else []
@@ -152,6 +143,7 @@ def within(core: Core, inputs: int | None) -> Request:
     """The request of a `generate` with so many inputs: new, or part of one that is under way."""
     outer = current(core)
     begun = new_request(core) if outer is None else outer
+    # A copy, as a `generate` inside of another has inputs and caches of its own.
     return replace(begun, inputs=inputs, records=WeakSet())
 
 
@@ -176,11 +168,7 @@ def _require_named(core: Core) -> None:
 
 
 class LastForward:
-    """The last forward of a thread or task, or of a handle, until something of it is forgotten.
-
-    Attributes:
-        step: the forward; None: none yet.
-    """
+    """The last forward of a thread or task, or of a handle, until something of it is forgotten."""
 
     def __init__(self) -> None:
         self.step: Step | None = None

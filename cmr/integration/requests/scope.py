@@ -111,11 +111,10 @@ class Opener:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Close the innermost scope of this object.
+        """Close the innermost scope of this object, in any case.
 
-        Raises:
-            SessionError: a scope that was entered later is still open, or it was entered in another
-                context. It is closed all the same.
+        Raises `SessionError` where one that was entered later is open, or it was entered in another
+        context.
         """
         frame = _owner_of_with(sys._getframe(1))
         mine = next((s for s in reversed(OPEN.get(frame, [])) if s.opener is self), None)  # type: ignore[arg-type]
@@ -144,8 +143,7 @@ class Opener:
 def _close(wanted: Callable[[Scope], bool]) -> tuple[Scope | None, list[Scope]]:
     """Take the innermost scope that is wanted out of the chain; those entered later stay in it.
 
-    Returns:
-        The scope, None where there is none, and those that were entered later, innermost first.
+    Gives the scope, None where there is none, and those entered later, innermost first.
     """
     later: list[Scope] = []
     scope = INNERMOST.get()
@@ -195,9 +193,7 @@ def resting(owner: object) -> Scope | None:
 def said_here(owner: object) -> list[Said]:
     """What holds for a request that begins now, from the outermost scope to the innermost.
 
-    Raises:
-        SessionError: it was said by a generator that rests at present, or the running one said
-            something else.
+    Raises `SessionError` where context and frames do not say the same, see `_agreed`.
     """
     scope = INNERMOST.get()
     known: list[Scope] = []
@@ -219,8 +215,8 @@ def settings_of(said: list[Said]) -> dict[str, Any]:
 def _agreed(owner: object, known: list[Scope]) -> list[Scope]:
     """The scopes that hold, innermost first, as context and frames say.
 
-    Raises:
-        SessionError: they do not say the same, and no call of a handle says whose request it is.
+    Raises `SessionError` where they do not say the same: a generator that rests has said it, or the
+    running one said something else, and no call of a handle says whose request it is.
     """
     # By frames: the generators and coroutines that run now and have a `with` open, from the inside.
     running: list[FrameType] = []
@@ -257,12 +253,10 @@ def _agreed(owner: object, known: list[Scope]) -> list[Scope]:
 
 
 def _rests(scope: Scope, running: list[FrameType]) -> bool:
-    """Whether a scope is one of a generator or coroutine that other code runs beside.
-
-    Where another thread or task runs than the one that opened it, a copy of the context was made,
-    which is how threads and tasks inherit: right from within, and wrong from a generator that rests
-    at a `yield` meanwhile.
-    """
+    """Whether a scope is one of a generator or coroutine that other code runs beside."""
+    # Where another thread or task runs than the one that opened it, a copy of the context was made,
+    # which is how threads and tasks inherit: right from within, and wrong from a generator that
+    # rests at a `yield` meanwhile.
     if scope.frame is None or scope.frame in running:
         return False
     return scope.place == here() or _at_yield(scope.frame)
@@ -275,11 +269,9 @@ def _at_yield(frame: FrameType | None) -> bool:
 
 
 def _owner_of_with(frame: FrameType | None) -> FrameType | None:
-    """The resting frame that a `with` belongs to; None where it is a function's.
-
-    Helpers that open it for somebody are passed over: `ExitStack`, and functions that
-    `contextlib.contextmanager` made a `with` of.
-    """
+    """The resting frame that a `with` belongs to; None where it is a function's."""
+    # Helpers that open it for somebody are passed over: `ExitStack`, and functions that
+    # `contextlib.contextmanager` made a `with` of.
     while frame is not None:
         behind = frame.f_back
         helper = frame.f_code.co_flags & _RESTING and behind is not None and _is_helper(behind)

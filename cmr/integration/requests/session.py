@@ -119,8 +119,7 @@ class Session(Opener):
     def inspect(self, **wanted: Any) -> Inspection:
         """What this session stores; see `Memory.inspect` for the arguments.
 
-        Raises:
-            ValueError: this is a handle of several sessions.
+        Raises `ValueError`: this is a handle of several sessions.
         """
         return self._memory.inspect(self._only("inspect"), **wanted)
 
@@ -142,8 +141,7 @@ class Session(Opener):
     def forget(self, **what: Any) -> ForgetReport:
         """Forget what fits, or without arguments the whole session; see `Memory.forget`.
 
-        Raises:
-            ValueError: this is a handle of several sessions.
+        Raises `ValueError`: this is a handle of several sessions.
         """
         return self._memory.forget(self._only("forget"), **what)
 

@@ -1,4 +1,4 @@
-"""What a layer computes while it reads memory, and the plug in transformers' attention interface.
+"""What a layer computes while it reads memory.
 
 A layer first attends to its local window, which gives a partial result and its log-sum-exp. The
 memory's keys then join the same softmax: both together are one attention, and the share that went
@@ -62,7 +62,12 @@ class LayerMemory:
 class LayerReader(Protocol):
     """What the plugs need of a memory: the forward's hooks, or the proof of an unknown family."""
 
-    scratch: StepScratch
+    step: Any
+    """The forward under way; None: it is the model's own, and no layer has to ask."""
+
+    @property
+    def scratch(self) -> StepScratch:
+        """Tensors that a decoding step writes into."""
 
     def memory_for(self, layer: int) -> LayerMemory | None:
         """What block `layer` reads in this forward; None reads nothing."""
@@ -94,17 +99,17 @@ def memory_attention(
         **kwargs: what else the model passes on.
 
     Returns:
-        `[batch, tokens, heads, head_dim]`, and the local attention weights where the model's own
-        function gives them. Where memory is read they are computed if they are wanted, `[batch,
-        heads, tokens, seen]`; what a row lacks of a sum of 1 went to memory.
+        `[batch, tokens, heads, head_dim]`, and the local attention weights `[batch, heads, tokens,
+        seen]` where they are wanted; what a row of them lacks of a sum of 1 went to memory.
     """
     watch = getattr(module, WATCH, None)
     if watch is not None:
         watch(query, key, attention_mask, scaling, kwargs.get("softcap"))
     reader: LayerReader | None = getattr(module, MARK, None)
     memory = None
-    # Dropout would have to fall on window and memory alike; the kernels give no such weights.
-    if reader is not None and dropout == 0.0:
+    # Dropout would have to fall on window and memory alike; the kernels give no such weights. Where
+    # no forward reads, as in the passes that the memory runs for itself, the reader is not asked.
+    if reader is not None and reader.step is not None and dropout == 0.0:
         memory = reader.memory_for(module.layer_idx)  # type: ignore[arg-type]
     if reader is None or memory is None:
         return _own(module)(
@@ -137,11 +142,9 @@ def read_memory(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`weave` as an attention module wants it, with the tensors that a decoding step writes into.
 
-    Args as for `memory_attention`; a key may come with as many heads as the query has.
-
-    Returns:
-        `[batch, heads, tokens, head_dim]`, and the share of attention that went to memory, `[batch,
-        heads, tokens]` float32.
+    Args as for `memory_attention`; a key may come with as many heads as the query has. Gives
+    `[batch, heads, tokens, head_dim]`, and the share of attention that went to memory, `[batch,
+    heads, tokens]`.
     """
     tokens = query.shape[2]
     causal = attention_mask is None and tokens > 1
@@ -244,20 +247,6 @@ def parts(query: torch.Tensor, key: torch.Tensor) -> int:
     programs = key.shape[0] * key.shape[1]
     wanted = min(MOST_PARTS, -(-FEW_PROGRAMS // programs), -(-key.shape[2] // KEYS_PER_PART))
     return max(1, wanted)
-
-
-def plug(own: str) -> str:
-    """Register the plug over the implementation `own`; returns the name to set on a model.
-
-    The masks of `own` are used as they are. Registering a name changes no other model.
-    """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-
-    name = PREFIX + own
-    AttentionInterface.register(name, memory_attention)
-    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
-    return name
 
 
 def _own(module: nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:

@@ -12,17 +12,11 @@ def attention_weights(
     scale: float | None,
     softcap: float | None,
 ) -> torch.Tensor:
-    """Weights of attention over the local window.
+    """`[batch, heads, tokens, seen]` float32 of sum 1; 0 for tokens that see nothing.
 
-    Args:
-        query: `[batch, heads, tokens, head_dim]`, rotated.
-        key: `[batch, kv_heads, seen, head_dim]`, rotated.
-        mask: None (causal), bool or additive, broadcastable to `[batch, heads, tokens, seen]`.
-        scale: of the logits; None: `head_dim ** -0.5`.
-        softcap: of the logits, or None.
-
-    Returns:
-        `[batch, heads, tokens, seen]` float32 of sum 1; 0 for tokens that see nothing.
+    Of rotated queries `[batch, heads, tokens, head_dim]` and keys `[batch, kv_heads, seen,
+    head_dim]`; the mask is None (causal), bool or additive, and `scale` None stands for `head_dim
+    ** -0.5`.
     """
     tokens, seen = query.shape[2], key.shape[2]
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)

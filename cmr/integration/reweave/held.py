@@ -35,6 +35,7 @@ class LayerBlocks:
 
     def select(self, rows: torch.Tensor) -> LayerBlocks:
         """Those of the given rows, in their order."""
+        # The store is that of all rows; only what was chosen in it is a row's own.
         rows = rows.to(self.table.device)
         return replace(self, table=self.table[rows], stamps=self.stamps[rows])
 

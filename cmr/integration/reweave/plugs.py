@@ -20,7 +20,7 @@ from cmr.integration.reweave.attention import (
     WATCH,
     LayerMemory,
     LayerReader,
-    plug,
+    memory_attention,
     read_memory,
 )
 
@@ -94,6 +94,20 @@ class Plugs:
             self._implementation = None
 
 
+def plug(own: str) -> str:
+    """Register `memory_attention` over the implementation `own`; the name to set on a model.
+
+    Registering a name changes no other model.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    name = PREFIX + own
+    AttentionInterface.register(name, memory_attention)
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
+    return name
+
+
 @contextmanager
 def plugged(adapter: ModelAdapter, reader: LayerReader) -> Iterator[None]:
     """Layers read what `reader` gives them in forwards inside."""
@@ -115,7 +129,9 @@ def _reading(attention: nn.Module, warn: Callable[[], None]) -> Any:
     @functools.wraps(own)
     def forward(*args: Any, **kwargs: Any) -> Any:
         reader: LayerReader | None = getattr(attention, MARK, None)
-        memory = None if reader is None else reader.memory_for(attention.layer_idx)  # type: ignore[arg-type]
+        memory = None
+        if reader is not None and reader.step is not None:
+            memory = reader.memory_for(attention.layer_idx)  # type: ignore[arg-type]
         if reader is None or memory is None:
             return own(*args, **kwargs)
         if kwargs.get("output_attentions"):

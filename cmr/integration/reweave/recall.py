@@ -26,21 +26,17 @@ UNSURE, SURE = 0.8, 1.15
 
 
 def memory_bias(certainty: torch.Tensor, fixed: float | None) -> torch.Tensor:
-    """The bias `[batch]` float32 added to each row's memory logits.
-
-    It is `fixed`, or where that is None what the certainty `[batch]` of the search makes of it.
-    """
+    """The bias `[batch]` float32 added to each row's memory logits."""
+    # It is `fixed`, or where that is None what the certainty `[batch]` of the search makes of it.
     if fixed is not None:
         return torch.full_like(certainty, fixed)
     return FULL_BIAS * ((certainty - UNSURE) / (SURE - UNSURE)).clamp(0.0, 1.0)
 
 
 def in_place(device: torch.device) -> bool:
-    """Whether layers read blocks where they are stored, or a copy that is made once a search.
-
-    The Triton kernels read through a table: a decoding step copies nothing. Plain PyTorch would
-    gather anew in every step, which is slower on a CPU, so there a copy is made.
-    """
+    """Whether layers read blocks where they are stored, or a copy that is made once a search."""
+    # The Triton kernels read through a table: a decoding step copies nothing. Plain PyTorch would
+    # gather anew in every step, which is slower on a CPU, so there a copy is made.
     return implementation(device).name == "triton"
 
 
@@ -48,25 +44,22 @@ class Recall:
     """A choice, made readable layer by layer.
 
     Where `in_place` holds and keys are stored as they are read, un-rotated at position 0, a layer
-    reads them in the ring buffer itself, and a block that has been overwritten since is not read.
+    reads them in the store itself, and a block that has been overwritten since is not read.
     Otherwise it reads a copy.
 
     Args:
-        choice: what to read.
         bias: `[batch]` float32 added to the memory's logits; `-inf` reads nothing.
         load: gives a layer's un-rotated keys and values, `[batch, kv_heads, read * block_size,
-            head_dim]`, where the ring buffer does not hold them; None where it does.
+            head_dim]`, where the store does not hold them; None where it does.
         positions: `constant`, `layout` or `true`.
         base: `[batch]` position in front of which `layout` puts the memory.
         plan: which of the tokens are read, and as what; None: all as they are.
-        guarded: the first token of a text, its attention sink, is recalled and not read: it would
-            take the share of attention that is meant for the rest.
+        guarded: the first token of a text, its attention sink, is recalled and not read.
 
     Attributes:
         layers: what the layers read that have come to it so far.
         mask: `[batch, read * block_size]` bool, True where there is a token to read.
-        read: which tokens the layers read, `[batch, read * block_size]` bool; as many columns as
-            the plan makes where there is one.
+        read: which tokens the layers read, bool of that shape, or of the plan's where there is one.
         read_ids: the shape of `mask`, token ids, as they were stored when the choice was made.
         read_positions: the same shape, their positions in the session's text.
         successors: what followed the recalled tokens; None until `compare` was called.
@@ -104,10 +97,11 @@ class Recall:
             self._leave_out(ring.blank(self._table.clamp(min=0)))
         # Fixed until the next search: rotating anew in every step would cost more than it gives.
         self._base, self._place = base, self._where(positions, base)
-        self._columns = _dense(self.read)
+        self._in_place = in_place(ring.device)
+        self._columns = None if self._in_place else _dense(self.read)
         self.layers: dict[int, LayerBlocks | LayerRows] = {}
         self._states: dict[int, StateRows] = {}
-        self._angles: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._angles: dict[str | None, tuple[torch.Tensor, torch.Tensor]] = {}
         self.successors: Successors | None = None
 
     def _leave_out(self, sinks: torch.Tensor) -> None:
@@ -138,12 +132,14 @@ class Recall:
         """What block `number` of the decoder reads; put together once."""
         # Layer by layer: the first ones run while what the last ones read is gathered.
         if number not in self.layers:
-            with lasting():
-                if not in_place(self._ring.device):
-                    self.layers[number] = self._copied(number)
-                else:
-                    self.layers[number] = self._stored(number) or self._in_blocks(number)
+            self.layers[number] = self._put_together(number)
         return self.layers[number]
+
+    @lasting()
+    def _put_together(self, number: int) -> LayerBlocks | LayerRows:
+        if self._in_place:
+            return self._stored(number) or self._in_blocks(number)
+        return self._copied(number)
 
     def _stored(self, number: int) -> LayerBlocks | None:
         """The store itself, where it holds keys as they are read, beside the columns."""
@@ -177,10 +173,8 @@ class Recall:
         return LayerRows(keys, values, mask)
 
     def _recalled(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Un-rotated keys and values of all that was recalled, on the layer's device.
-
-        Where states are stored for themselves they stand for both, as one head.
-        """
+        """Un-rotated keys and values of all that was recalled, on the layer's device."""
+        # Where states are stored for themselves they stand for both, as one head.
         if self._load is not None:
             return self._load(number)
         keys, values = self._ring.gather(number, self._table)
@@ -202,7 +196,7 @@ class Recall:
 
     def _turns(self, number: int, place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine for the keys, computed once for layers of a kind."""
-        kind = self._adapter.rotary_kind(number)
+        kind = self._adapter.rotary_kinds[number]
         if kind not in self._angles:
             self._angles[kind] = self._adapter.rotary(number, place, reach=self._base)
         cos, sin = self._angles[kind]
@@ -279,9 +273,7 @@ class Recall:
     @property
     def passages(self) -> torch.Tensor:
         """`[1, recalled]` int64 number of the passage that each recalled token is of."""
-        many, run = self.choice.table.shape[1:]
-        numbers = torch.arange(many, device=self._table.device)
-        return numbers.repeat_interleave(run * self._ring.block_size)[None]
+        return passages_of(self.choice.table, self._ring.block_size)[None]
 
     @lasting()
     def select(self, rows: torch.Tensor) -> Recall:
@@ -303,6 +295,7 @@ class Recall:
                 return keys[rows], values[rows]
 
             other._load = chosen
+        # Of positions row by row, and made of them: other rows have others.
         other._angles = {}
         other._states = {number: held.select(rows) for number, held in self._states.items()}
         # Without its masked columns a copy fits one row alone.
@@ -312,12 +305,16 @@ class Recall:
         return other
 
 
-def _dense(mask: torch.Tensor) -> torch.Tensor | None:
-    """The columns to copy where one row reads alone; None where the mask must stay.
+def passages_of(table: torch.Tensor, size: int) -> torch.Tensor:
+    """`[passages * run * size]` int64 number of the passage of each column of a table of blocks."""
+    passages, run = table.shape[1:]
+    return torch.arange(passages, device=table.device).repeat_interleave(run * size)
 
-    Elsewhere the number of columns would have to come from the device, or differ between rows; and
-    what is read in blocks keeps them whole.
-    """
-    if mask.device.type != "cpu" or mask.shape[0] != 1 or in_place(mask.device):
+
+def _dense(mask: torch.Tensor) -> torch.Tensor | None:
+    """The columns to copy where one row reads alone; None where the mask must stay."""
+    # Elsewhere the number of columns would have to come from the device, or differ between rows;
+    # and what is read in blocks keeps them whole.
+    if mask.device.type != "cpu" or mask.shape[0] != 1:
         return None
     return mask[0].nonzero()[:, 0] if bool(mask.any()) else None

@@ -50,14 +50,9 @@ def recalled_passages(
     tokenizer: Any,
     said: torch.Tensor | None = None,
 ) -> list[list[RecalledPassage]]:
-    """Per row, the passages in the order of their scores.
+    """Per row, named by its session, the passages in the order of their scores.
 
-    Args:
-        recall: what the rows read.
-        gates: layer number to `[batch, heads, tokens]`.
-        names: session name of each row.
-        tokenizer: decodes the text, or None.
-        said: see `Step.said`.
+    `gates` has `[batch, heads, tokens]` by layer number; for `said` see `Step.said`.
     """
     shape = recall.choice.table.shape[:2]
     mask, ids, places = (

@@ -20,12 +20,10 @@ Layers = dict[int, tuple[torch.Tensor, torch.Tensor]]
 class Recomputer:
     """Runs recalled passages through the model again, each as a text of its own.
 
-    A beginning-of-text token goes in front, so that the passage has an attention sink, then some of
-    the text that stood before it. Both are dropped afterwards: a sink must never be read as memory.
-
-    Args:
-        context: tokens of the text before a passage that are run with it, in whole blocks.
-        states: whether the states that enter the layers are wanted instead of keys and values.
+    A beginning-of-text token goes in front, so that the passage has an attention sink, then
+    `context` tokens of the text before it, in whole blocks. Both are dropped afterwards: a sink
+    must never be read as memory. With `states` what enters the layers is wanted, not keys and
+    values.
     """
 
     def __init__(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from cmr.config import ReweaveConfig
+from cmr.integration.reweave.recall import passages_of
 from cmr.kernels.reference._paging import readable
 from cmr.memory.block_store import BlockStore
 from cmr.reconstruction.limits import Limits
@@ -41,10 +40,5 @@ class Reducer:
             mask &= (memory != 0).any(-1)
         asks = None if ask.mask is None else ask.mask.cpu()
         matches = match(ask.states.cpu(), asks, memory, mask)
-        return plan_rows(self._method, matches, passages_of(choice, ring), mask, self._limits)
-
-
-def passages_of(choice: Choice, ring: BlockStore) -> torch.Tensor:
-    """`[passages * run * block_size]` int64 number of the passage that each column is in."""
-    _, passages, run = choice.table.shape
-    return torch.arange(passages).repeat_interleave(run * ring.block_size)
+        passages = passages_of(choice.table, ring.block_size).cpu()
+        return plan_rows(self._method, matches, passages, mask, self._limits)

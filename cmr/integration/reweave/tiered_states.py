@@ -25,12 +25,10 @@ class Recomputed:
         self.runs = 0
 
     def get(self, passages: torch.Tensor) -> list[Layers]:
-        """For each passage, layer number to two `[1, kv_heads, run * block_size, head_dim]`.
+        """Keys and values by layer number, of each of the passages `[n, run]` of slots on the CPU.
 
-        The decoder's hooks must rest meanwhile.
-
-        Args:
-            passages: `[n, run]` int64 slots on the CPU, -1 for none; one in each row.
+        Two `[1, kv_heads, run * block_size, head_dim]`; -1 is no slot. The decoder's hooks must
+        rest meanwhile.
         """
         # By the blocks' numbers, not their slots: a slot may hold another block by now.
         numbers = torch.where(passages >= 0, self._ring.ledger.number[passages.clamp(min=0)], -1)
@@ -58,11 +56,7 @@ class Recomputed:
 
 
 class Prefetcher:
-    """A thread that gathers ahead. It is made when first needed and ends with `close`.
-
-    Attributes:
-        gathered: layers that were gathered ahead.
-    """
+    """A thread that gathers ahead, made when first needed; `gathered` counts layers."""
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
@@ -96,14 +90,10 @@ class Prefetcher:
 
 
 class TieredStates:
-    """Keys and values of a block table whose blocks lie in several tiers, or keep none.
+    """Keys and values of a table `[batch, passages, run]` of blocks in several tiers, or of none.
 
-    Args:
-        table: `[batch, passages, run]` int64 slots, -1 for none.
-        layers: the layers that will be asked for.
-        project: makes keys and values `[batch, kv_heads, tokens, head_dim]` of what is stored of a
-            layer, where that is hidden states `[batch, tokens, hidden]`; None: they are stored.
-        again: every passage is run through the model again, whether it keeps states or not.
+    `project` makes keys and values of hidden states `[batch, tokens, hidden]`, where those are
+    stored; None: keys and values are. With `again` every passage is run through the model again.
     """
 
     def __init__(

@@ -9,8 +9,9 @@ import torch
 
 from cmr.errors import UnsupportedModelError
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.reweave.attention import MARK, PREFIX, WATCH, plug
+from cmr.integration.reweave.attention import MARK, PREFIX, WATCH
 from cmr.integration.reweave.attention_weights import attention_weights
+from cmr.integration.reweave.plugs import plug
 
 Weights = Callable[[int, torch.Tensor], None]
 """Takes a layer's number and its weights `[batch, heads, tokens, seen]` float32."""

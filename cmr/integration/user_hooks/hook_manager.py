@@ -143,10 +143,8 @@ class HookManager:
 
         They are computed beside the model's own attention, which stays as it is, in whatever
         implementation. Where a layer also reads memory, these are the weights without it. The
-        arguments are as the class says.
-
-        Raises:
-            UnsupportedModelError: the family's attention cannot be looked at.
+        arguments are as the class says. Raises `UnsupportedModelError`: the family's attention
+        cannot be looked at.
         """
         # Made first: where the family cannot be looked at, no hook is to be left behind.
         watcher = self._watcher or Watcher(self._adapter)
@@ -217,8 +215,7 @@ class HookManager:
     def enable(self, name: str) -> None:
         """Let a hook do its work again.
 
-        Raises:
-            ConfigError: there is none of that name, or by now it would be in conflict.
+        Raises `ConfigError`: there is none of that name, or by now it would be in conflict.
         """
         # While it rested another intervention may have come to the same place.
         hook = self._named(name)
@@ -237,8 +234,7 @@ class HookManager:
     def remove(self, name: str) -> Hook:
         """Take a hook away and give it back, with what it captured.
 
-        Raises:
-            ConfigError: there is none of that name; the message names the nearest one.
+        Raises `ConfigError`: there is none of that name; the message names the nearest one.
         """
         hook = self._named(name)
         del self.hooks[name]

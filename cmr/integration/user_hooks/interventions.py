@@ -10,7 +10,7 @@ from torch import nn
 
 from cmr.config import checks as check
 from cmr.errors import ConfigError
-from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.adapter import ModelAdapter, entering_states, with_states
 from cmr.integration.memory import ATTACHED, Memory
 from cmr.integration.user_hooks.hook import Hook, by_layer
 
@@ -71,14 +71,14 @@ def _changing(layer: int, hooks: list[Hook]) -> Callable[..., Any]:
     def hook(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        states = args[0] if args else kwargs["hidden_states"]
+        states = entering_states(args, kwargs)
         for each in hooks:
             assert each.function is not None
             # Each sees what the one before it made.
             found = each.function(states, layer)
             _require_like(each.name, found, states)
             states = found
-        return ((states, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": states})
+        return with_states(args, kwargs, states)
 
     return hook
 

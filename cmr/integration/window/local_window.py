@@ -20,17 +20,12 @@ Take = Callable[[int, torch.Tensor, torch.Tensor], None]
 class LocalWindow:
     """What all layers of one cache share, beside a record of the tokens in it.
 
-    Args:
-        adapter: the model.
-        window: tokens kept behind the sinks.
+    Attributes:
         sinks: first tokens that are always kept.
         block: tokens that leave at once; half the window where that is less.
-        padding: tokens of left padding of each row.
         on_leave: takes `(layer, keys, values)` of the tokens that leave, or None.
         whole: the sinks are handed to `on_leave`, too, with the first tokens that leave.
         wanted: layers that keep the keys and values of the newest tokens at hand.
-
-    Attributes:
         most: tokens that are held at most between two forwards.
         rows: of the batch that the cache began with.
         padded: what is known of the rows, where some of them are padded; else None.
@@ -78,7 +73,3 @@ class LocalWindow:
             if self.on_copy is not None:
                 self.on_copy(other.record)
         return other
-
-    def room(self, held: int) -> int:
-        """How many tokens may come before any leaves when `held` are held."""
-        return self.most - held

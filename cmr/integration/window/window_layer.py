@@ -94,10 +94,8 @@ class WindowLayer(DynamicLayer):
             self._let_go_by_row(leave)
 
     def visible(self, mask: torch.Tensor | None, new: int) -> torch.Tensor | None:
-        """A mask `[batch, seen + new]` in which no row sees columns that hold nothing of it.
-
-        The mask itself (None: nobody is masked) where every row holds all of its columns.
-        """
+        """A mask `[batch, seen + new]` in which no row sees columns that hold nothing of it."""
+        # The mask itself (None: nobody is masked) where every row holds all of its columns.
         # The model sees columns as if nothing had left: what a row holds less is masked in front.
         if self._begin is None:
             return mask
