@@ -86,11 +86,7 @@ class Retriever:
         return tuple(sorted({layer for layer, _ in self._calibration.heads}))
 
     def with_settings(self, **settings: Any) -> Retriever:
-        """One with other settings and the same cache.
-
-        Raises:
-            ConfigError: a setting is unknown, not among `PER_REQUEST`, or out of its range.
-        """
+        """One with other settings, all of them of `PER_REQUEST`, and the same cache."""
         for name in settings:
             check.choice("a setting of a request", name, PER_REQUEST)
         config = replace(self.config, **settings)

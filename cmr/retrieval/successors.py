@@ -34,14 +34,14 @@ SHARES = (0.6, 0.7, 0.8)
 
 @dataclass(frozen=True)
 class Successors:
-    """Stored tokens to compare with, and what followed each.
+    """Stored tokens to compare with, and what followed each; all but the keys `[batch, stored]`.
 
     Attributes:
         keys: for each layer compared `[batch, stored, width]` of norm 1, see `unit`.
-        own_ids: `[batch, stored]` int64, the tokens themselves.
-        places: `[batch, stored]` int64, their positions in the text, below 0 where there is none.
-        token_ids: `[batch, stored]` int64, the token behind each.
-        mask: `[batch, stored]` bool, True where there is a token and what followed it is known.
+        own_ids: the tokens themselves.
+        places: their positions in the text, below 0 where there is none.
+        token_ids: the token behind each.
+        mask: True where there is a token and what followed it is known.
         certainty: `[batch]` float32 of the search that chose them.
     """
 
@@ -59,10 +59,7 @@ class Successors:
         return Successors(tuple(key[rows.to(key.device)] for key in self.keys), *others)
 
     def runs(self, asked: torch.Tensor) -> torch.Tensor:
-        """How many tokens up to each of a text's `[batch, tokens]` equal those up to a stored one.
-
-        `[batch, tokens, stored]` float32, at most `RUN`.
-        """
+        """How many tokens, at most `RUN`, up to each of a text's equal those up to stored ones."""
         asked = asked.to(self.places.device)
         same = (self.places >= 0)[:, None]
         found = torch.zeros(*asked.shape, self.places.shape[1], device=self.places.device)
@@ -140,10 +137,9 @@ def what_follows(
 
 
 def unit(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """What is compared of a layer: `[batch, tokens, width]` float32 of norm 1.
+    """What is compared of a layer's un-rotated keys and its values: `[batch, tokens, width]`.
 
-    Keys (before their rotation) and values, `[batch, heads, tokens, dim]` of any float dtype, stand
-    side by side, each of them half of the cosine.
+    They stand side by side, float32 of norm 1 together, each of them half of the cosine.
     """
     parts = [F.normalize(x.transpose(1, 2).flatten(2).float(), dim=-1) for x in (keys, values)]
     return torch.cat(parts, dim=-1) * 0.5**0.5

@@ -145,10 +145,9 @@ class Codes:
         return places[values.topk(min(count, len(values))).indices].unique()
 
     def _listed(self, query: Look, probes: int) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-        """Tokens in the nearest clusters, their approximate products, and each query token's edges.
-
-        Codes of slots that changed are among them: whoever asks leaves these out.
-        """
+        """Tokens in the nearest clusters, their approximate products, and where each query ends."""
+        # Codes of slots that changed are among them, which is why `look` and `nearest` leave these
+        # out and compare the slots as a whole.
         tokens = len(query.near)
         probes = min(probes, query.near.shape[1])
         similar, lists = query.near.topk(probes, sorted=False)

@@ -76,10 +76,7 @@ def standardised(
 
 
 def line_of(z: torch.Tensor, shares: torch.Tensor, after: torch.Tensor | None) -> torch.Tensor:
-    """Similarities `[n]` of passages.
-
-    `after` says where each one's successor is, or -1; it is None where a passage is one block.
-    """
+    """Similarities `[n]` of passages with second blocks `after`; None: a passage is one block."""
     if after is not None and z.shape[1]:
         following = z.index_select(1, after.clamp(min=0)).masked_fill(after < 0, -torch.inf)
         z = torch.maximum(z, following)

@@ -15,10 +15,7 @@ _ENCODED_AT_ONCE = 1024
 
 
 class ClusterUpkeep:
-    """The codes of what a store holds, kept up to date by the store's own account.
-
-    The arguments are those of `MemoryHierarchy`.
-    """
+    """The codes of what a store holds, kept up to date by the store's own account."""
 
     def __init__(
         self,
@@ -96,11 +93,7 @@ class ClusterUpkeep:
             self._made = error
 
     def _take_over(self) -> None:
-        """Use what the thread made, if it is done.
-
-        What was written or forgotten meanwhile is not in it: `_seen` is where it began, so that
-        `sync` takes over all that changed since.
-        """
+        """Use what the thread made, if it is done."""
         if self._thread is not None:
             if self._thread.is_alive():
                 return
@@ -109,6 +102,8 @@ class ClusterUpkeep:
         if isinstance(made, BaseException):
             raise made
         if made is not None:
+            # What was written or forgotten meanwhile is not in it: `_seen` is where it began, so
+            # that `sync` takes over all that changed since.
             self._codes, self._seen = made
             self.rebuilds += 1
 

@@ -18,7 +18,7 @@ from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.entry import MemoryEntry
 from cmr.retrieval.ask import Ask, Strategy, visible
 from cmr.retrieval.cache import RetrievalCache, key_of
-from cmr.retrieval.entries.buffer_entries import BufferEntries, LayerEntries
+from cmr.retrieval.entries.buffer_entries import BufferEntries
 from cmr.retrieval.entries.context import RetrievalContext
 from cmr.retrieval.selection import ranked
 from cmr.retrieval.strategies.criteria import MultiCriteriaRanker
@@ -157,7 +157,7 @@ class AdvancedMemoryRetriever:
                 )
             entries: list[MemoryEntry] = []
             if store is not None and store.held and budget and ask.states.shape[1]:
-                entries = self.memory_buffer.take(number, self._cached(ask, number, budget, name))
+                entries = self.memory_buffer.take(number, self._search(ask, number, budget, name))
             self._counted["retrievals"] += 1
             self._counted["hits"] += bool(entries)
             self._counted["retrieved"] += len(entries)
@@ -188,7 +188,7 @@ class AdvancedMemoryRetriever:
         """Drop all answers that are kept; returns how many there were."""
         return self.retrieval_cache.forget()
 
-    def _cached(self, ask: Ask, layer: int, budget: int, name: str) -> torch.Tensor:
+    def _search(self, ask: Ask, layer: int, budget: int, name: str) -> torch.Tensor:
         """Slots `[found]` int64 on the CPU, best first."""
         cache, version = self.retrieval_cache, self.memory_buffer.version
         # A key is a digest of all that asks; without a cache nobody would use it.
@@ -196,16 +196,12 @@ class AdvancedMemoryRetriever:
         known = cache.get(key, version)
         if known is not None:
             return known[0]
-        view = self._entries.layer(layer)
+        view, scorer = self._entries.layer(layer), self.strategy(name)
         assert view is not None
-        slots = self._search(ask, view, budget, self.strategy(name))
-        cache.put(key, version, (slots,))
-        return slots
-
-    def _search(self, ask: Ask, view: LayerEntries, budget: int, scorer: Strategy) -> torch.Tensor:
         # The threshold and most strategies look at the same cosines: they are computed once.
-        ask = replace(ask, known=ask.maxima(view))
-        fits = self.semantic_matcher.of_maxima(ask.maxima(view), ask.mask) > NEG_INF
+        maxima = ask.maxima(view)
+        ask = replace(ask, known=maxima)
+        fits = self.semantic_matcher.of_maxima(maxima, ask.mask) > NEG_INF
         found = scorer.score(ask, view)
         if found.passages.shape != fits.shape:
             raise ValueError(
@@ -216,7 +212,9 @@ class AdvancedMemoryRetriever:
         base = found.passages.masked_fill(~(fits & visible(ask, view)), NEG_INF)
         k = min(budget, view.high_water)
         slots = ranked(base, k, found.profiles, found.diversity).slots[0]
-        return slots[slots >= 0].cpu()
+        slots = slots[slots >= 0].cpu()
+        cache.put(key, version, (slots,))
+        return slots
 
 
 def _settings(given: Mapping[str, Any] | RetrievalConfig | None) -> RetrievalConfig:
