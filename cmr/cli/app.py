@@ -229,20 +229,15 @@ def inspect(
     """Show what is stored, as text with scores and positions."""
     from cmr.cli.inspect import run
 
-    run(
-        path,
-        wanted={
-            "session": session,
-            "tier": tier,
-            "text": contains,
-            "min_relevance": min_relevance,
-            "order": order,
-            "limit": limit or None,
-        },
-        as_json=json,
-        model=model,
-        key=find_key(key_file),
-    )
+    wanted = {
+        "session": session,
+        "tier": tier,
+        "text": contains,
+        "min_relevance": min_relevance,
+        "order": order,
+        "limit": limit or None,
+    }
+    run(path, wanted, json, model, find_key(key_file))
 
 
 @memory_app.command()
@@ -280,18 +275,9 @@ def forget(
 
     Memories that were loaded before, and copies of the folder, still have them.
     """
-    from cmr.cli.forget import run
+    from cmr.cli.forget import Wanted, run
 
-    run(
-        path,
-        session=session,
-        ids=id or [],
-        text=text,
-        older_than=older_than,
-        yes=yes,
-        model=model,
-        key=find_key(key_file),
-    )
+    run(path, Wanted(session, id or [], text, older_than), yes, model, find_key(key_file))
 
 
 @memory_app.command()

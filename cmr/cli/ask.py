@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from cmr.cli import common as shared
+from cmr.cli.common import Speaker
 from cmr.cli.display import conditions, console, passages, size
 from cmr.cli.errors import UsageError
 from cmr.cli.opened import opened
@@ -25,23 +24,21 @@ def run(settings: Settings, documents: list[Path], questions: list[str]) -> None
         if not question.strip():
             raise UsageError("--question: the question is empty")
     out = console()
-    with opened(out, settings, documents, may_begin=False) as (model, tokenizer, memory):
+    with opened(out, settings, documents, may_begin=False) as speaker:
+        memory = speaker.memory
         for question in questions:
-            _ask(out, model, tokenizer, memory, question, settings.max_new_tokens)
+            _ask(out, speaker, question)
         room = memory.stats()["capacity_tokens"]
         if questions:
             out.print()
         out.print(
             f"[dim]{memory.tokens:,} tokens in memory (room for {room:,}: "
-            f"{size(memory.nbytes)}) · {conditions(model)}[/dim]"
+            f"{size(memory.nbytes)}) · {conditions(speaker.model)}[/dim]"
         )
 
 
-def _ask(
-    out: Console, model: Any, tokenizer: Any, memory: Any, question: str, max_new_tokens: int
-) -> None:
-    ids = shared.encode_question(tokenizer, question)
-    found = shared.answer(model, tokenizer, memory, ids, max_new_tokens)
+def _ask(out: Console, speaker: Speaker, question: str) -> None:
+    found = speaker.answer(speaker.encode(question))
     out.print()
     out.print(Text.assemble(("Q ", "bold cyan"), (question, "bold")))
     out.print(

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from cmr.cli import common as shared
+from cmr.cli.common import Answer, Speaker, encoded
 from cmr.cli.display import console, passages, size
 from cmr.cli.opened import opened
 from cmr.cli.settings import Settings
@@ -25,13 +25,12 @@ class Conversation:
     `recalled` are the passages that the last answer read.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, memory: Any, max_new_tokens: int) -> None:
+    def __init__(self, speaker: Speaker) -> None:
         self.recalled: list[Any] = []
-        self._model, self._tokenizer, self._memory = model, tokenizer, memory
-        self._max_new_tokens = max_new_tokens
+        self._speaker, self._tokenizer = speaker, speaker.tokenizer
         self._messages: list[dict[str, str]] = []
         self._fed = ""
-        self._ids = torch.empty(1, 0, dtype=torch.long, device=model.device)
+        self._ids = torch.empty(1, 0, dtype=torch.long, device=speaker.model.device)
         self._cache: Any = None
 
     @property
@@ -47,19 +46,11 @@ class Conversation:
         left = self._cache.layers[0].left if is_windowed(self._cache) else 0
         return self._ids[:, sinks + left :]
 
-    def say(self, text: str, on_text: Any) -> shared.Answer:
+    def say(self, text: str, on_text: Any) -> Answer:
         """Answer a message, handing each piece of text to ``on_text`` as it comes."""
         ids = torch.cat([self._ids, self._encode(text).to(self._ids.device)], dim=1)
         pieces = _Pieces(self._tokenizer, on_text)
-        found = shared.answer(
-            self._model,
-            self._tokenizer,
-            self._memory,
-            ids,
-            self._max_new_tokens,
-            self._cache,
-            pieces.add,
-        )
+        found = self._speaker.answer(ids, self._cache, pieces.add)
         pieces.finish()
         self._cache, self.recalled = found.cache, found.recalled
         self._ids = torch.cat([ids, ids.new_tensor([found.token_ids])], dim=1)
@@ -85,9 +76,7 @@ class Conversation:
                     self._messages[-1:], tokenize=False, add_generation_prompt=True
                 )
         self._fed += added
-        encoded = self._tokenizer(added, return_tensors="pt", add_special_tokens=False)
-        ids: torch.Tensor = encoded.input_ids
-        return ids
+        return encoded(self._tokenizer, added, add_special_tokens=False)
 
 
 class _Pieces:
@@ -120,9 +109,9 @@ class _Pieces:
 def run(settings: Settings, documents: list[Path]) -> None:
     """Load, read the documents if any, answer until the user ends, and save."""
     out = console()
-    with opened(out, settings, documents, may_begin=True) as (model, tokenizer, memory):
+    with opened(out, settings, documents, may_begin=True) as speaker:
         out.print(f"[dim]{HELP}[/dim]")
-        conversation = Conversation(model, tokenizer, memory, settings.max_new_tokens)
+        conversation, memory = Conversation(speaker), speaker.memory
         talk(out, conversation, memory)
         if settings.save is not None:
             # What is still in the window would be missing from what is saved.

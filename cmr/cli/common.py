@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,17 @@ from cmr.demo import load_smollm2, smollm2
 
 @dataclass
 class Answer:
-    """One generated answer.
+    """One generated answer: its text without special tokens, and its token ids as generated.
 
-    Attributes:
-        text: without special tokens.
-        token_ids: as generated.
-        seconds: for the prompt and all tokens.
-        recalled: the passages that were read while answering, best first.
-        cache: the keys and values of all tokens.
+    `seconds` are those of the prompt and all tokens, `recalled` the passages that were read
+    meanwhile, best first, and `cache` has the keys and values of all tokens.
     """
 
     text: str
     token_ids: list[int]
     seconds: float
-    recalled: list[Any] = field(default_factory=list)
-    cache: Any = None
+    recalled: list[Any]
+    cache: Any
 
     @property
     def tokens_per_second(self) -> float:
@@ -99,44 +95,27 @@ def _first(error: Exception) -> str:
 
 def read_document(path: Path) -> str:
     """The text of a file; ``-`` is standard input."""
+    file = Path("/dev/stdin") if str(path) == "-" else path
     # Strictly UTF-8: a document of another encoding would be read as text that nobody wrote.
     try:
-        if str(path) == "-":
-            text = Path("/dev/stdin").read_text(encoding="utf-8")
-        else:
-            text = path.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
+        wrong = "" if text.strip() else "the document is empty"
     except FileNotFoundError:
-        raise UsageError(f"--document {path}: no such file") from None
+        wrong = "no such file"
     except IsADirectoryError:
-        raise UsageError(f"--document {path}: is a folder, a text file is expected") from None
+        wrong = "is a folder, a text file is expected"
     except UnicodeDecodeError as error:
-        raise UsageError(
-            f"--document {path}: not UTF-8 text (byte {error.start}); convert it first"
-        ) from None
+        wrong = f"not UTF-8 text (byte {error.start}); convert it first"
     except OSError as error:
-        raise UsageError(f"--document {path}: {error.strerror or error}") from None
-    if not text.strip():
-        raise UsageError(f"--document {path}: the document is empty")
+        wrong = error.strerror or "cannot be read"
+    if wrong:
+        raise UsageError(f"--document {path}: {wrong}")
     return text
 
 
-def encode_document(tokenizer: Any, text: str) -> torch.Tensor:
-    """Token ids ``[1, T]`` of a whole text, however long."""
-    encoded = tokenizer(text, return_tensors="pt", verbose=False)
-    ids: torch.Tensor = encoded.input_ids
-    return ids
-
-
-def encode_question(tokenizer: Any, question: str) -> torch.Tensor:
-    """Token ids ``[1, T]`` of a prompt: the chat template if there is one, else plain."""
-    if getattr(tokenizer, "chat_template", None):
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-        )
-        encoded = tokenizer(text, return_tensors="pt", add_special_tokens=False)
-    else:
-        encoded = tokenizer(f"Question: {question}\nAnswer:", return_tensors="pt")
-    ids: torch.Tensor = encoded.input_ids
+def encoded(tokenizer: Any, text: str, **options: bool) -> torch.Tensor:
+    """Token ids ``[1, T]`` of a text, however long."""
+    ids: torch.Tensor = tokenizer(text, return_tensors="pt", **options).input_ids
     return ids
 
 
@@ -161,19 +140,16 @@ class Listener:
             self._prompt_seen = True
             return
         if self._memory is not None and self._tokens % LOOK_EVERY == 0:
-            self._look(self._memory.recalled)
+            for passage in next(iter(self._memory.recalled), []):
+                key = (passage.start, passage.end)
+                # The same passage may be read at several steps: its best score stands for it.
+                known = self._passages.get(key)
+                if known is None or passage.score > known.score:
+                    self._passages[key] = passage
         self._tokens += 1
         if self._on_token is not None:
             for token in value.reshape(-1).tolist():
                 self._on_token(token)
-
-    def _look(self, rows: list[list[Any]]) -> None:
-        for passage in rows[0] if rows else []:
-            key = (passage.start, passage.end)
-            # The same passage may be read at several steps: its best score stands for it.
-            known = self._passages.get(key)
-            if known is None or passage.score > known.score:
-                self._passages[key] = passage
 
     def end(self) -> None:
         """Called by ``generate`` at the end."""
@@ -184,36 +160,50 @@ class Listener:
         return sorted(self._passages.values(), key=lambda passage: -passage.score)
 
 
-@torch.inference_mode()
-def answer(
-    model: Any,
-    tokenizer: Any,
-    memory: Any | None,
-    input_ids: torch.Tensor,
-    max_new_tokens: int,
-    cache: Any = None,
-    on_token: Callable[[int], None] | None = None,
-) -> Answer:
-    """Generate greedily through the stock ``generate``; ``memory=None`` notes no recall.
+@dataclass(frozen=True)
+class Speaker:
+    """A decoder that answers, with its tokenizer and its memory; None: no recall is noted."""
 
-    With the `cache` of the last answer, `input_ids` go on from what that holds.
-    """
-    listener = Listener(memory, on_token)
-    input_ids = input_ids.to(model.device)
-    pad = tokenizer.pad_token_id
-    # Greedy, so that the same question gets the same answer, with and without memory.
-    began = time.perf_counter()
-    output = model.generate(
-        input_ids=input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        past_key_values=cache,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        return_dict_in_generate=True,
-        pad_token_id=tokenizer.eos_token_id if pad is None else pad,
-        streamer=listener,
-    )
-    seconds = time.perf_counter() - began
-    new = output.sequences[0, input_ids.shape[1] :].tolist()
-    text = tokenizer.decode(new, skip_special_tokens=True)
-    return Answer(text, new, seconds, listener.passages, output.past_key_values)
+    model: Any
+    tokenizer: Any
+    memory: Any
+    max_new_tokens: int
+
+    def encode(self, question: str) -> torch.Tensor:
+        """Token ids ``[1, T]`` of a prompt: the chat template if there is one, else plain."""
+        if getattr(self.tokenizer, "chat_template", None):
+            asked = [{"role": "user", "content": question}]
+            text = self.tokenizer.apply_chat_template(
+                asked, tokenize=False, add_generation_prompt=True
+            )
+            # The template has written the special tokens already.
+            return encoded(self.tokenizer, text, add_special_tokens=False)
+        return encoded(self.tokenizer, f"Question: {question}\nAnswer:")
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        input_ids: torch.Tensor,
+        cache: Any = None,
+        on_token: Callable[[int], None] | None = None,
+    ) -> Answer:
+        """Generate through the stock ``generate``; with a last answer's cache it goes on."""
+        listener = Listener(self.memory, on_token)
+        input_ids = input_ids.to(self.model.device)
+        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        # Greedy, so that the same question gets the same answer, with and without memory.
+        began = time.perf_counter()
+        output = self.model.generate(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            past_key_values=cache,
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            return_dict_in_generate=True,
+            pad_token_id=end if pad is None else pad,
+            streamer=listener,
+        )
+        seconds = time.perf_counter() - began
+        new = output.sequences[0, input_ids.shape[1] :].tolist()
+        text = self.tokenizer.decode(new, skip_special_tokens=True)
+        return Answer(text, new, seconds, listener.passages, output.past_key_values)

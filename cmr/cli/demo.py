@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -11,10 +12,13 @@ from rich.table import Column, Table
 from rich.text import Text
 
 import cmr
-from cmr.cli import common as shared
+from cmr.cli.common import Answer, Speaker, encoded
 from cmr.cli.display import conditions, console, mark, passages, progress_bar, size, working
 from cmr.demo import Document, Question, demo_document, load_smollm2
 from cmr.demo.smollm2 import is_cached
+
+Pairs = list[tuple[Question, Answer, Answer]]
+"""Questions with their answers, without and with memory."""
 
 
 def run(tokens: int, window: int, max_new_tokens: int) -> None:
@@ -28,8 +32,10 @@ def run(tokens: int, window: int, max_new_tokens: int) -> None:
         model, tokenizer = load_smollm2()
     document = demo_document(tokenizer, tokens)
     _introduce(out, model, document, window)
-    with cmr.attach(model, tokenizer=tokenizer, window=window, budget=_budget(document)) as memory:
-        ids = shared.encode_document(tokenizer, document.text)
+    # Room for the whole text, in whole thousands of tokens.
+    budget = (document.tokens // 1024 + 1) * 1024
+    with cmr.attach(model, tokenizer=tokenizer, window=window, budget=budget) as memory:
+        ids = encoded(tokenizer, document.text, verbose=False)
         with progress_bar(out, "reading") as progress:
             report = memory.read(ids, progress=progress or False)
         out.print(
@@ -37,22 +43,17 @@ def run(tokens: int, window: int, max_new_tokens: int) -> None:
             f"([bold]{report.tokens_per_second:,.0f} tokens/s[/bold])"
         )
         pairs = []
+        speaker = Speaker(model, tokenizer, memory, max_new_tokens)
         for question in document.questions:
             with working(out, f"asking: {question.text}"):
-                prompt = shared.encode_question(tokenizer, question.text)
+                prompt = speaker.encode(question.text)
                 # Paused, so that without memory the model is exactly itself.
                 memory.pause()
-                without = shared.answer(model, tokenizer, None, prompt, max_new_tokens)
+                without = replace(speaker, memory=None).answer(prompt)
                 memory.resume()
-                with_memory = shared.answer(model, tokenizer, memory, prompt, max_new_tokens)
-                pairs.append((question, without, with_memory))
-        _show(out, pairs, document, report)
+                pairs.append((question, without, speaker.answer(prompt)))
+        _show(out, pairs, document)
         _sum_up(out, pairs, memory, model, time.perf_counter() - began)
-
-
-def _budget(document: Document) -> int:
-    """Room for the whole text, in whole thousands of tokens."""
-    return (document.tokens // 1024 + 1) * 1024
 
 
 def _introduce(out: Console, model: Any, document: Document, window: int) -> None:
@@ -77,12 +78,8 @@ def _introduce(out: Console, model: Any, document: Document, window: int) -> Non
     out.print()
 
 
-def _show(
-    out: Console,
-    pairs: list[tuple[Question, shared.Answer, shared.Answer]],
-    document: Document,
-    report: Any,
-) -> None:
+def _show(out: Console, pairs: Pairs, document: Document) -> None:
+    """The answers side by side, and what was read for them."""
     columns = [Column(name, ratio=4) for name in ("Question", "Without memory", "With memory")]
     title = "The same model, the same question"
     table = Table(*columns, title=title, show_lines=True, expand=True)
@@ -102,27 +99,22 @@ def _show(
             out.print("[dim]nothing[/dim]")
 
 
-def _cell(out: Console, question: Question, found: shared.Answer) -> Text:
+def _cell(out: Console, question: Question, found: Answer) -> Text:
     cell = Text.from_markup(mark(out, question.answered_by(found.text)) + " ")
     cell.append(found.text.strip() or "(nothing)")
     return cell
 
 
-def _sum_up(
-    out: Console,
-    pairs: list[tuple[Question, shared.Answer, shared.Answer]],
-    memory: Any,
-    model: Any,
-    seconds: float,
-) -> None:
+def _sum_up(out: Console, pairs: Pairs, memory: Any, model: Any, seconds: float) -> None:
+    """How many answers were right, how fast, and what memory took."""
     questions = [row[0] for row in pairs]
     sides = ([row[1] for row in pairs], [row[2] for row in pairs])
 
-    def right(answers: list[shared.Answer]) -> str:
+    def right(answers: list[Answer]) -> str:
         count = sum(q.answered_by(a.text) for q, a in zip(questions, answers, strict=True))
         return f"{count} of {len(questions)}"
 
-    def speed(answers: list[shared.Answer]) -> str:
+    def speed(answers: list[Answer]) -> str:
         tokens = sum(len(found.token_ids) for found in answers)
         return f"{tokens / sum(found.seconds for found in answers):.1f}"
 

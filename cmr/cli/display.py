@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 
@@ -75,11 +75,9 @@ def snippet(text: str, words: str = "", length: int = 160) -> Text:
 
 def passages(recalled: list[Any], words: str = "", limit: int = 3) -> Table:
     """The recalled passages: where, how sure, how strongly read, and their text."""
-    table = Table(box=None, padding=(0, 1), show_edge=False, header_style="dim")
-    table.add_column("tokens", no_wrap=True)
-    table.add_column("score", justify="right", no_wrap=True)
-    table.add_column("gate", justify="right", no_wrap=True)
-    table.add_column("recalled", ratio=1)
+    numbers = [Column(name, justify="right", no_wrap=True) for name in ("score", "gate")]
+    columns = (Column("tokens", no_wrap=True), *numbers, Column("recalled", ratio=1))
+    table = Table(*columns, box=None, padding=(0, 1), show_edge=False, header_style="dim")
     for passage in recalled[:limit]:
         table.add_row(
             f"{passage.start:,}–{passage.end:,}",
@@ -109,6 +107,5 @@ def conditions(model: Any) -> str:
     dtype = str(model.dtype).removeprefix("torch.")
     device = model.device
     if device.type == "cpu":
-        threads = torch.get_num_threads()
-        return f"{dtype} on {threads} CPU thread{'' if threads == 1 else 's'}"
+        return f"{dtype} on {counted(torch.get_num_threads(), 'CPU thread')}"
     return f"{dtype} on {torch.cuda.get_device_name(device)}"

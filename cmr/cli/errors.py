@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 import typer
@@ -17,6 +18,15 @@ R = TypeVar("R")
 
 class UsageError(CMRError):
     """The command line asks for something that cannot be done; the message says what to do."""
+
+
+@contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Turn what the system says against a file into an error that names the option it is of."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{option}: {error.strerror or error}") from None
 
 
 def friendly(command: Callable[P, R]) -> Callable[P, R]:

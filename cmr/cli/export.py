@@ -12,9 +12,9 @@ from pathlib import Path
 from rich.markup import escape
 
 from cmr.cli.display import console, counted, size
-from cmr.cli.errors import UsageError
+from cmr.cli.errors import UsageError, naming
 from cmr.cli.keys import Key
-from cmr.cli.stored import Texts, open_stored
+from cmr.cli.stored import Texts, look_into
 from cmr.memory.inspection import StoredBlock
 
 
@@ -36,13 +36,10 @@ def run(
     # Also a link that leads nowhere: what it names would be written.
     if os.path.lexists(target) and not force:
         raise UsageError(f"--out {target}: the file exists; --force replaces it")
-    stored = open_stored(path, key)
-    stored.require(sessions)
-    texts = Texts(stored, model)
-    wanted = sessions or stored.sessions
-    rank = {name: number for number, name in enumerate(wanted)}
+    stored, texts, found = look_into(path, key, model, sessions)
+    rank = {name: number for number, name in enumerate(sessions or stored.sessions)}
     blocks = sorted(
-        (block for block in stored.blocks() if block.session in rank),
+        (block for block in found if block.session in rank),
         key=lambda block: (rank[block.session], block.start, block.id),
     )
     if plain:
@@ -84,9 +81,12 @@ def write_private(target: Path, pieces: Iterator[str], force: bool) -> int:
     """Write a file of mode 0600, all of it or not at all; returns its bytes."""
     # A file that is replaced stays as it is until the new one is whole.
     path = target.with_name(f".{target.name}.{secrets.token_hex(4)}") if force else target
-    try:
+    with naming(f"--out {target}"):
         # The mode is set as the file is made, so it is never readable by others, not for a moment.
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            raise UsageError(f"--out {target}: the file exists; --force replaces it") from None
         try:
             with os.fdopen(fd, "w", encoding="utf-8", errors="replace", newline="") as file:
                 file.writelines(pieces)
@@ -95,7 +95,3 @@ def write_private(target: Path, pieces: Iterator[str], force: bool) -> int:
             path.unlink(missing_ok=True)
             raise
         return target.stat().st_size
-    except FileExistsError:
-        raise UsageError(f"--out {target}: the file exists; --force replaces it") from None
-    except OSError as error:
-        raise UsageError(f"--out {target}: {error.strerror or error}") from None

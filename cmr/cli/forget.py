@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,10 +12,10 @@ import typer
 from rich.markup import escape
 
 from cmr.cli.display import console, counted, size
-from cmr.cli.errors import UsageError
+from cmr.cli.errors import UsageError, naming
 from cmr.cli.inspect import shown
 from cmr.cli.keys import Key
-from cmr.cli.stored import Stored, Texts, named, open_stored
+from cmr.cli.stored import Stored, Texts, look_into, named, open_stored
 from cmr.errors import CorruptMemoryError
 from cmr.memory import archive
 from cmr.memory.inspection import Inspection, StoredBlock
@@ -24,31 +25,29 @@ PREVIEW = 10
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def run(
-    path: Path,
-    *,
-    session: str | None,
-    ids: list[int],
-    text: str | None,
-    older_than: str | None,
-    yes: bool,
-    model: str | None,
-    key: Key,
-) -> None:
+@dataclass(frozen=True)
+class Wanted:
+    """What blocks must fit to be forgotten; None and no ids: anything does."""
+
+    session: str | None
+    ids: list[int]
+    text: str | None
+    older_than: str | None
+
+
+def run(path: Path, wanted: Wanted, yes: bool, model: str | None, key: Key) -> None:
     """Forget the blocks that fit all that is given; a session that is given alone ends."""
-    if session is None and not ids and text is None and older_than is None:
+    more = bool(wanted.ids) or wanted.text is not None or wanted.older_than is not None
+    if wanted.session is None and not more:
         raise UsageError("forget what? Give --session, --id, --text or --older-than")
-    if text is not None and not text.strip():
+    if wanted.text is not None and not wanted.text.strip():
         raise UsageError("--text: the text is empty")
-    age = None if older_than is None else duration(older_than)
-    stored = open_stored(path, key)
-    if session is not None:
-        stored.require([session])
+    age = None if wanted.older_than is None else duration(wanted.older_than)
+    sessions = [] if wanted.session is None else [wanted.session]
+    stored, texts, blocks = look_into(path, key, model, sessions)
     out = console()
-    texts = Texts(stored, model)
-    blocks = stored.blocks()
-    gone = _chosen(stored, texts, session, ids, text, age)
-    ended = [session] if session is not None and not ids and text is None and age is None else []
+    gone = _chosen(stored, texts, wanted, age)
+    ended = [] if more else sessions
     going = [block for block, goes in zip(blocks, gone.tolist(), strict=True) if goes]
     tokens = sum(len(block.token_ids) for block in going)
     if going:
@@ -64,10 +63,8 @@ def run(
     # Said afterwards, as forgetting writes the files anew and they may well get smaller.
     before = stored.bytes_on_disk
     # Also where nothing matches: files may still have rows of blocks that were dropped since.
-    try:
+    with naming(f"{path}"):
         report = archive.forget(stored.saved, gone, ended)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
     after = _look(path, key, going, ended)
     if going or ended:
         end = f", session {named(ended)} ended" if ended else ""
@@ -88,34 +85,27 @@ def duration(text: str) -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
-def _chosen(
-    stored: Stored,
-    texts: Texts,
-    session: str | None,
-    ids: list[int],
-    text: str | None,
-    age: float | None,
-) -> torch.Tensor:
-    """Which blocks fit all that is given, `[n]` bool."""
-    saved = stored.saved
-    gone = torch.ones(len(saved), dtype=torch.bool)
+def _chosen(stored: Stored, texts: Texts, wanted: Wanted, age: float | None) -> torch.Tensor:
+    """Which blocks fit all that is wanted, `[n]` bool; `age` in seconds."""
+    saved, session = stored.saved, wanted.session
+    there = torch.ones(len(saved), dtype=torch.bool)
     if session is not None:
-        gone &= archive.of_sessions(saved, [session])
-    if ids:
-        strange = sorted(set(ids) - set(saved.numbers[gone].tolist()))
+        there = archive.of_sessions(saved, [session])
+    gone = there.clone()
+    if wanted.ids:
+        strange = sorted(set(wanted.ids) - set(saved.numbers[there].tolist()))
         if strange:
             of = f"session {session!r} of " if session is not None else ""
             raise UsageError(
                 f"--id {strange[0]}: no such block in {of}{stored.path}; see cmr memory inspect"
             )
-        gone &= torch.isin(saved.numbers, torch.tensor(ids, dtype=torch.int64))
+        gone &= torch.isin(saved.numbers, torch.tensor(wanted.ids, dtype=torch.int64))
     if age is not None:
         gone &= saved.columns["time"] <= time.time() - age
-    if text is not None:
+    if wanted.text is not None:
         texts.require("--text")
         # A span is looked for in all that the session said, then narrowed down.
-        there = torch.ones_like(gone) if session is None else archive.of_sessions(saved, [session])
-        gone &= holding_saved(saved, there, text, texts.decode)
+        gone &= holding_saved(saved, there, wanted.text, texts.decode)
     return gone
 
 

@@ -17,23 +17,25 @@ from rich.text import Text
 from cmr.cli.display import console, counted, size
 from cmr.cli.errors import UsageError
 from cmr.cli.keys import Key
-from cmr.cli.stored import Stored, Texts, open_stored
+from cmr.cli.stored import Stored, look_into
 from cmr.memory.inspection import Inspection, Question, StoredBlock
 
 TABLE_WIDTH = 130
 """Columns from which the table leaves the text enough room."""
 SHOWN_CHARACTERS = 240
 OPTIONS = {"text": "contains", "min_relevance": "min-relevance"}
+"""Options that are not called after the field of `Question` that they set."""
 
 
 def run(path: Path, wanted: dict[str, Any], as_json: bool, model: str | None, key: Key) -> None:
     """Show the blocks that fit a `Question`'s fields, then a line on the whole memory."""
-    question = _question(wanted)
-    stored = open_stored(path, key)
-    if question.session is not None:
-        stored.require([question.session])
-    texts = Texts(stored, model)
-    blocks = stored.blocks()
+    try:
+        question = Question(**wanted)
+    except ValueError as error:
+        name, _, rest = str(error).partition(":")
+        raise UsageError(f"--{OPTIONS.get(name, name)}:{rest}") from None
+    sessions = [] if question.session is None else [question.session]
+    stored, texts, blocks = look_into(path, key, model, sessions)
     # Text is made only where it is looked at: of all blocks to search it, else of those shown.
     if question.text is not None:
         texts.require("--contains")
@@ -53,14 +55,6 @@ def run(path: Path, wanted: dict[str, Any], as_json: bool, model: str | None, ke
     if not texts.known and len(found):
         say.print(f"[dim]token ids instead of text: {escape(texts.why_not)}[/dim]")
     say.print(f"[dim]{escape(summary(stored, blocks))}[/dim]")
-
-
-def _question(wanted: dict[str, Any]) -> Question:
-    try:
-        return Question(**wanted)
-    except ValueError as error:
-        name, _, rest = str(error).partition(":")
-        raise UsageError(f"--{OPTIONS.get(name, name)}:{rest}") from None
 
 
 def shown(found: Inspection, width: int, hint: str = "") -> RenderableType:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cmr.cli.errors import UsageError
+from cmr.cli.errors import UsageError, naming
 
 VARIABLE = "CMR_MEMORY_KEY"
 HOW = f"--key-file FILE, or a passphrase in {VARIABLE}"
@@ -14,15 +14,12 @@ HOW = f"--key-file FILE, or a passphrase in {VARIABLE}"
 
 @dataclass(frozen=True)
 class Key:
-    """What encrypts and opens saved memories.
+    """What encrypts and opens saved memories: 32 bytes, a passphrase, or None for no key."""
 
-    Attributes:
-        value: 32 bytes, or a passphrase; None: there is no key.
-        asked_for: whether it was given for this command, by `--key-file`: a memory in the clear is
-            then an error, while the environment's passphrase is for those that need it.
-    """
-
+    # Left out of the representation, so that no log or traceback shows it.
     value: bytes | str | None = field(default=None, repr=False)
+    # Whether `--key-file` gave it for this command: a memory in the clear is an error then, while
+    # the environment's passphrase is for those that need it.
     asked_for: bool = False
 
 
@@ -33,10 +30,8 @@ def find_key(file: Path | None) -> Key:
     """
     if file is None:
         return Key(os.environ.get(VARIABLE) or None)
-    try:
+    with naming(f"--key-file {file}"):
         raw = file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"--key-file {file}: {error.strerror or error}") from None
     # A passphrase may have 32 characters, too: random bytes are hardly ever printable text.
     try:
         text = raw.decode("utf-8").rstrip("\r\n")

@@ -16,7 +16,7 @@ from rich.markup import escape
 import cmr
 from cmr.cli import common as shared
 from cmr.cli.display import counted, progress_bar, size, working
-from cmr.cli.errors import UsageError
+from cmr.cli.errors import UsageError, naming
 from cmr.cli.keys import Key
 from cmr.cli.settings import Settings
 from cmr.cli.stored import Stored, named, open_stored
@@ -30,18 +30,23 @@ DEFAULT_SESSION = "0"
 @contextmanager
 def opened(
     out: Console, settings: Settings, documents: list[Path], may_begin: bool
-) -> Iterator[tuple[Any, Any, Any]]:
+) -> Iterator[shared.Speaker]:
     """Check all a user can get wrong, then load and read; save at the end, if nothing went wrong.
 
-    Gives the model, its tokenizer and its memory, in the session that was asked for. With
-    `may_begin`, a session that a loaded memory does not have may begin without a document.
+    Gives the model with its memory, in the session that was asked for. With `may_begin`, a session
+    that a loaded memory does not have may begin without a document.
     """
     # All that needs no model comes first: loading one takes long, and mistakes are told at once.
     texts = {path: shared.read_document(path) for path in dict.fromkeys(documents)}
     source = None
     if settings.load is not None:
         source = open_stored(settings.load, settings.key, "--load", settings.save is not None)
-        _check_model(settings, source)
+        # Loading would refuse a memory of another model, but only after loading the model.
+        if settings.model is None and source.model_name and not source.by_small_model:
+            raise UsageError(
+                f"--load {source.path}: it was saved by the model {source.model_name!r}: "
+                "give that with --model"
+            )
     name = _session(settings, source, may_begin or bool(texts))
     if settings.save is not None:
         _check_target(settings, source)
@@ -56,7 +61,7 @@ def opened(
                 if source is not None and settings.session is None:
                     out.print(f"[dim]session {escape(name)}, the only one in it[/dim]")
             read_all(out, memory, tokenizer, texts)
-            yield model, tokenizer, memory
+            yield shared.Speaker(model, tokenizer, memory, settings.max_new_tokens)
         except KeyboardInterrupt:
             if settings.save is not None:
                 print(f"nothing was saved to {settings.save}", file=sys.stderr)
@@ -68,7 +73,8 @@ def opened(
 def read_all(out: Console, memory: Any, tokenizer: Any, texts: dict[Path, str]) -> None:
     """Read every document into the memory, saying how fast."""
     for path, text in texts.items():
-        ids = shared.encode_document(tokenizer, text)
+        # Without the warning that it is too long for the model: memory reads it in pieces.
+        ids = shared.encoded(tokenizer, text, verbose=False)
         with progress_bar(out, f"reading {escape(path.name)}") as progress:
             report = memory.read(ids, progress=progress or False)
         out.print(
@@ -103,10 +109,8 @@ def _enter(stack: ExitStack, memory: Any, name: str) -> None:
 
 def _save(out: Console, settings: Settings, memory: Any) -> None:
     key = settings.key.value
-    try:
+    with naming(f"--save {settings.save}"):
         report = memory.save(settings.save, key=key)
-    except OSError as error:
-        raise UsageError(f"--save {settings.save}: {error.strerror or error}") from None
     reused = f", {size(report.bytes_reused)} there already" if report.bytes_reused else ""
     out.print(
         f"[dim]saved {counted(report.blocks, 'block')} to {escape(str(settings.save))} in "
@@ -116,15 +120,6 @@ def _save(out: Console, settings: Settings, memory: Any) -> None:
 
 
 # -- checks before anything is loaded ------------------------------------------------------------
-
-
-def _check_model(settings: Settings, source: Stored) -> None:
-    """A memory of a model by another name would be refused, but only after loading that one."""
-    if settings.model is None and source.model_name and not source.by_small_model:
-        raise UsageError(
-            f"--load {source.path}: it was saved by the model {source.model_name!r}: "
-            "give that with --model"
-        )
 
 
 def _session(settings: Settings, source: Stored | None, may_begin: bool) -> str | None:

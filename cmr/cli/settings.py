@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +14,19 @@ from cmr.errors import ConfigError
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``ask`` and ``chat`` have in common.
+    """What ``ask`` and ``chat`` have in common: the options of the same names, see `app`.
 
-    Attributes:
-        model: folder or name; None: the small one.
-        session: name of the session; None: as the memory has it.
-        max_new_tokens: longest answer.
-        load: folder of a saved memory, if any.
-        save: folder to save to, if any.
-        force: whether `save` may replace a memory that was not loaded.
-        key: of saved memories.
-        overrides: the settings that were given, as `cmr.attach` and `cmr.load` take them.
+    `overrides` are the settings that were given, as `cmr.attach` and `cmr.load` take them.
     """
 
     model: str | None
     session: str | None
     max_new_tokens: int
-    load: Path | None = None
-    save: Path | None = None
-    force: bool = False
-    key: Key = field(default_factory=Key)
-    overrides: dict[str, Any] = field(default_factory=dict)
+    load: Path | None
+    save: Path | None
+    force: bool
+    key: Key
+    overrides: dict[str, Any]
 
     @classmethod
     def parse(

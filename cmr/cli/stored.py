@@ -23,17 +23,12 @@ SMALL = "SmolLM2-135M-Instruct"
 
 @dataclass(frozen=True)
 class Stored:
-    """A saved memory that was opened.
-
-    Attributes:
-        saved: the memory.
-        path: its folder as the user wrote it.
-        key: what opened it; None: it is in the clear.
-    """
+    """A saved memory that was opened, with its folder as the user wrote it and what opened it."""
 
     saved: Saved
     path: Path
     key: bytes | str | None
+    """None: it is in the clear."""
 
     @property
     def sessions(self) -> list[str]:
@@ -124,14 +119,11 @@ class Texts:
     """Gives the text of token ids, where the tokenizer that they are of can be had.
 
     That of `model`, a folder or name; None: of the small one, if its name fits.
-
-    Attributes:
-        err: standard error, where waiting is shown.
-        why_not: why there is no text; '' where there is.
     """
 
     def __init__(self, stored: Stored, model: str | None) -> None:
         self.err = Console(stderr=True, highlight=False)
+        # Why there is no text, where there is none: it is told as a remark, not as an error.
         self.why_not = ""
         self._tokenizer: Any = None
         name = stored.model_name
@@ -188,3 +180,12 @@ class Texts:
         if self._tokenizer is None:
             return list(blocks)
         return [replace(block, text=self.decode(list(block.token_ids))) for block in blocks]
+
+
+def look_into(
+    path: Path, key: Key, model: str | None, sessions: Sequence[str]
+) -> tuple[Stored, Texts, list[StoredBlock]]:
+    """Open a saved memory that must have some sessions: it, its texts, and all its blocks."""
+    stored = open_stored(path, key)
+    stored.require(sessions)
+    return stored, Texts(stored, model), stored.blocks()

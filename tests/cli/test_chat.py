@@ -3,6 +3,7 @@ from __future__ import annotations
 import cmr
 from cmr.cli.app import app
 from cmr.cli.chat import Conversation
+from cmr.cli.common import Speaker
 from tests.cli.conftest import TemplateTokenizer
 
 
@@ -58,7 +59,7 @@ def test_the_real_models_window_stays_bounded_and_memory_grows(smollm2):
     model, tokenizer = smollm2
     said: list[str] = []
     with cmr.attach(model, tokenizer=tokenizer, window=64, budget=1024) as memory:
-        conversation = Conversation(model, tokenizer, memory, max_new_tokens=4)
+        conversation = Conversation(Speaker(model, tokenizer, memory, max_new_tokens=4))
         for turn in range(4):
             before = conversation.tokens
             said.clear()
