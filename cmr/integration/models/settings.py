@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cmr.config import STATE_METHODS, TOPICS, CMRConfig, keys
+from cmr.config import STATE_METHODS, TOPICS, CMRConfig, fields_of, resolve
 from cmr.config import checks as check
 from cmr.errors import ConfigError
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
@@ -137,7 +137,7 @@ def _said(given: Any) -> dict[str, dict[str, Any]]:
     if given is None:
         return {}
     if isinstance(given, Mapping):
-        return keys.resolve(given, TOPICS)
+        return resolve(given, TOPICS)
     if not isinstance(given, CMRConfig):
         raise check.refuse("the memory's settings", given, "a CMRConfig, a dictionary or None")
     # A `CMRConfig` does not say what was given: what differs from the defaults was.
@@ -145,7 +145,7 @@ def _said(given: Any) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for topic in TOPICS:
         part, default = getattr(given, topic), getattr(usual, topic)
-        names = [name for name in keys.fields_of(part)
+        names = [name for name in fields_of(part)
                  if getattr(part, name) != getattr(default, name)]  # fmt: skip
         found[topic] = {name: getattr(part, name) for name in names}
     own = {name: getattr(given, name) for name in ("window", "unnamed")}
