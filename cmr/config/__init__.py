@@ -1,6 +1,6 @@
 """The settings of a memory: one frozen dataclass a topic, each value checked when it is made."""
 
-from cmr.config.cmr_config import TOPICS, CMRConfig
+from cmr.config.cmr_config import TOPICS, CMRConfig, fields_of, resolve
 from cmr.config.topics import (
     CRITERIA,
     EVICTION_STRATEGIES,
@@ -36,5 +36,7 @@ __all__ = [
     "RetrievalConfig",
     "ReweaveConfig",
     "accept_strategy",
+    "fields_of",
     "known_strategies",
+    "resolve",
 ]

@@ -106,11 +106,11 @@ class CMRConfig(check.Checked):
             ConfigError: unknown key (names the nearest known one), one field given twice with
                 different values, or a bad value.
         """
-        return cls()._changed(_resolve(settings, TOPICS))
+        return cls()._changed(resolve(settings, TOPICS))
 
     def with_overrides(self, **flat: Any) -> CMRConfig:
         """These settings with single fields changed, by the names that `from_dict` takes."""
-        return self._changed(_resolve(flat, TOPICS))
+        return self._changed(resolve(flat, TOPICS))
 
     def _changed(self, changes: dict[str, dict[str, Any]]) -> CMRConfig:
         # Whole blocks are stored: of a budget below one block nothing would ever be.
@@ -149,22 +149,22 @@ class CMRConfig(check.Checked):
         lines += [
             f"optimization.{name}=True: a memory does not steer itself, give this to "
             "cmr.CMRPerformanceOptimizer(model, optimization_config)"
-            for name in _fields_of(self.optimization)
+            for name in fields_of(self.optimization)
             if getattr(self.optimization, name)
         ]
         return lines
 
 
-def _fields_of(kind: Any) -> tuple[str, ...]:
+def fields_of(kind: Any) -> tuple[str, ...]:
     """Field names of a dataclass or an instance of one."""
     return tuple(item.name for item in fields(kind))
 
 
-def _resolve(settings: Mapping[str, Any], topics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def resolve(settings: Mapping[str, Any], topics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Topic ('' for those of the whole) -> field -> value, of what was given nested or flat."""
     if not isinstance(settings, Mapping):
         raise ConfigError(f"settings: a dict expected, got {type(settings).__name__}")
-    home = {name: topic for topic, kind in topics.items() for name in _fields_of(kind)}
+    home = {name: topic for topic, kind in topics.items() for name in fields_of(kind)}
     home["window"] = home["unnamed"] = ""
     found: dict[str, dict[str, Any]] = {}
     origin: dict[str, str] = {}
@@ -194,7 +194,7 @@ def _flat(settings: Mapping[str, Any], topics: Mapping[str, Any]) -> Iterator[tu
             yield "", key, value
             continue
         if isinstance(value, topics.get(SECTIONS[key], ())):
-            value = {name: getattr(value, name) for name in _fields_of(value)}
+            value = {name: getattr(value, name) for name in fields_of(value)}
         if not isinstance(value, Mapping):
             raise check.refuse(key, value, "a dict of settings")
         for inner, item in value.items():

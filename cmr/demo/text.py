@@ -19,14 +19,9 @@ SOURCE = "The Python Language Reference (pydoc_data.topics, PSF License)"
 
 @dataclass(frozen=True)
 class Question:
-    """A question about one planted fact.
+    """A planted fact and what is asked about it.
 
-    Attributes:
-        text: what is asked.
-        fact: the sentence planted in the document.
-        answer: the words that a right answer contains.
-        depth: where the fact stands, as a share of the document, in [0, 1].
-        position: the number of tokens before the fact.
+    `depth` is the share of the document before the fact, `position` the number of tokens.
     """
 
     text: str
@@ -42,14 +37,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Document:
-    """A text with planted facts.
-
-    Attributes:
-        title: the source and its licence.
-        text: the whole text, facts included.
-        tokens: its length in tokens of the tokenizer that built it.
-        questions: one for each planted fact, in the order of the text.
-    """
+    """A text with facts planted in it: its source, its length in tokens, a question a fact."""
 
     title: str
     text: str

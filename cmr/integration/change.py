@@ -19,14 +19,7 @@ CHANGEABLE = (*PER_REQUEST, "relevance_threshold", "scoring_method", *RECONSTRUC
 
 
 def change(core: Core, settings: dict[str, Any]) -> CMRConfig:
-    """Let a running memory follow some new settings; gives all that hold now.
-
-    What a change of `scoring_method` has learnt of the scale of scores starts anew; relevance that
-    blocks have already is kept.
-
-    Raises:
-        ConfigError: see `Memory.change`; nothing is changed then.
-    """
+    """Let a running memory follow some new settings, see `Memory.change`; gives all that hold."""
     for name in settings:
         check.choice("a setting that may change while attached", name, CHANGEABLE)
     old, new = core.config, core.config.with_overrides(**settings)
@@ -37,6 +30,8 @@ def change(core: Core, settings: dict[str, Any]) -> CMRConfig:
     core.reducer = Reducer(core.ring, new.reweave)
     keeper = core.keeper
     keeper.policy = replace(keeper.policy, threshold=new.memory.relevance_threshold)
+    # What was learnt of one method's scale says nothing of another's; relevance that blocks have
+    # already is kept.
     if new.memory.scoring != old.memory.scoring:
         core.scorer = BlockScorer(core.adapter, new, core.layout.index_layer)
     core.config = new

@@ -37,11 +37,11 @@ class ConsolidationReport:
 def consolidate(core: Core, alone: Alone) -> ConsolidationReport:
     """Tidy up; see `Memory.consolidate`.
 
-    `core.lock` is held for one piece of it at a time: others may use the memory between two, and
-    each piece looks whether the blocks that it is about are still what they were. `alone` lets the
-    decoder's hooks rest, where a passage is run through the model again.
+    `alone` lets the decoder's hooks rest, where a passage is run through the model again.
     """
     ring = core.ring
+    # The lock is held for one piece at a time: others may use the memory between two, and each
+    # piece looks whether the blocks that it is about are still what they were.
     with core.lock:
         # What is recalled from here on counts the next time.
         began = ring.tick()
@@ -85,8 +85,7 @@ def _plan(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Let blocks that stay take over from those that go; slots `[k]` of these, and their numbers.
 
-    `created` `[n]` int64 is the number of the block that each slot had when the pairs, which are of
-    one session, were found.
+    The pairs are of one session, found when the slots held blocks of the numbers `created` `[n]`.
     """
     ring = core.ring
     with core.lock:
@@ -159,8 +158,8 @@ def _up(
 ) -> int:
     """Blocks go up one tier, those used last before others, until half a tier has come.
 
-    `chosen` says which slots of the tier are theirs (bool, on the CPU), `yields` whether the block
-    in its second slot may sink for the one in the first.
+    `chosen` says which slots of the tier are theirs, `yields` whether the block in its second slot
+    may sink for the one in the first.
     """
     ring, ledger = core.ring, core.ring.ledger
     with core.lock:

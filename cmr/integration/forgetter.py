@@ -84,17 +84,16 @@ class Forgetter:
     def forget(
         self, numbers: Sequence[int], sessions: Mapping[str, int]
     ) -> tuple[ForgetReport, list[int]]:
-        """Zero blocks and every copy of them; end sessions.
+        """Zero blocks and every copy of them, end sessions; what was done, and the blocks' numbers.
 
-        In short pieces, between which others have their turn. What a session that ends has stored
-        meanwhile goes with it; a block that somebody else has forgotten meanwhile is passed over.
-        Returns what was done, and the numbers of the blocks that were zeroed; raises `CMRError`
-        where a byte was not 0 afterwards.
+        What a session that ends has stored meanwhile goes with it; a block that somebody else has
+        forgotten meanwhile is passed over. Raises `CMRError` where a byte was not 0 afterwards.
         """
         core, ledger = self._core, self._core.ring.ledger
         gone: list[int] = []
         counts = torch.zeros(2, dtype=torch.int64)
-        # By numbers, not slots: between two pieces a slot may have come to hold another block.
+        # In short pieces, between which others have their turn; by numbers, not slots: between two
+        # pieces a slot may have come to hold another block.
         for piece in torch.tensor(list(numbers), dtype=torch.int64).split(PIECE):
             with core.lock:
                 held = ledger.slots_of(None)

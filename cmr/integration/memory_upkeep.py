@@ -160,14 +160,9 @@ class MemoryUpkeep(MemoryView):
         """Bring up what these sessions store in lower tiers, for requests that are expected next.
 
         Every block goes up to where there is room, or where others that were used longest ago can
-        sink for it, up to half a tier: those used last first. Which passages a search finds does
-        not change by it.
-
-        Args:
-            *sessions: names, the most urgent one last.
-
-        Returns:
-            How many times a block went up a tier.
+        sink for it, up to half a tier: those used last first. The most urgent name comes last.
+        Which passages a search finds does not change by it. Returns how many times a block
+        went up a tier.
 
         Raises:
             UnknownSessionError: there is no session of that name; nothing is moved then.

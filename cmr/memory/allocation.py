@@ -18,12 +18,7 @@ Allocate = Callable[[tuple[int, ...], torch.dtype, torch.device], torch.Tensor]
 class LayerShape:
     """What one target layer stores of a token, and where.
 
-    Attributes:
-        heads: key/value heads (1 for hidden states).
-        key_dim: width of a head's key; for hidden states the model's width.
-        value_dim: width of a head's value, 0 where only states are stored.
-        dtype: data type of the stored tensors.
-        device: device of the layer.
+    Of hidden states there is one head as wide as the model, and a `value_dim` of 0.
     """
 
     heads: int

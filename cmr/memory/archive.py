@@ -12,6 +12,7 @@ from cmr.memory.store import Saved, SaveReport
 
 def stored_blocks(saved: Saved, decode: Decode | None) -> list[StoredBlock]:
     """What a saved memory holds, in the order of its blocks; `decode` None: without texts."""
+    # Sessions and tiers are numbers in the columns; the header has their names.
     names = {int(entry["number"]): str(entry["name"]) for entry in saved.header["sessions"]}
     tiers = [name for name, _ in saved.header["tiers"]]
     owners = [names[number] for number in saved.session.tolist()]

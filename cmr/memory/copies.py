@@ -10,16 +10,10 @@ from cmr.memory.sessions import SessionTable
 
 
 def fork(keeper: Keeper, table: SessionTable, name: str, to: str) -> int:
-    """Make a session with a copy of all that another one has stored; returns the blocks copied.
+    """See `Memory.fork`: room for the copy is made as for new text, by blocks of others.
 
-    From then on the two know nothing of each other. Room for the copy is made as for new text, so
-    that others may have to give blocks; nothing of the session copied does. What finds no room in
-    the tier of its original goes into a lower one.
-
-    Raises:
-        UnknownSessionError: there is no session `name`.
-        ValueError: there is a session `to` already, one too many, or no room for the copy. Nothing
-            is copied then.
+    Nothing of the session copied goes for it; what finds no room in the tier of its original goes
+    into a lower one.
     """
     source = table.info(table.require(name))
     table.check(to)
@@ -75,12 +69,7 @@ def _chain(blocks: BlockStore, slots: torch.Tensor, session: int) -> None:
 
 
 def merge(blocks: BlockStore, table: SessionTable, name: str, into: str) -> int:
-    """Put a session's text behind another one's and end it; returns the blocks that moved.
-
-    Raises:
-        UnknownSessionError: there is no such session.
-        ValueError: the two are one, or only one of them is ephemeral.
-    """
+    """Put a session's text behind another one's and end it; see `Memory.merge`."""
     source, target = table.info(table.require(name)), table.info(table.require(into))
     if source.number == target.number:
         raise ValueError(f"two sessions expected, got {name!r} twice")

@@ -137,10 +137,9 @@ def merged(
 
     The earlier one goes, so that text stays where it was read last. Two exceptions where a single
     block holds the text: the one that was recalled more often stays, and so does one that is
-    pinned. Pinned blocks never go, nor does a block that stays for another one: what is left
-    undone then is found again the next time. The access counts are summed, of the last access and
-    of the relevance the larger one holds; two blocks that stay for one take over alike. The columns
-    `[n]` are those of a store, on the CPU, and left as they are.
+    pinned. Pinned blocks never go, nor does a block that stays for another one. The access counts
+    are summed, of the last access and of the relevance the larger one holds; two blocks that stay
+    for one take over alike. The columns `[n]` are those of a store, and left as they are.
     """
     counts, used, worth = access_count.clone(), last_access.clone(), relevance.clone()
     gone: set[int] = set()
@@ -154,6 +153,7 @@ def merged(
             or (pinned[earlier] == pinned[later] and access_count[earlier] > access_count[later])
         ):
             goes, keeps = later, [earlier]
+        # What is left undone here is found again the next time.
         if pinned[goes] or goes in stays or gone.intersection([goes, *keeps]):
             continue
         gone.add(goes)

@@ -78,8 +78,9 @@ def choose_victims(
 ) -> torch.Tensor:
     """The blocks that give way to new ones; no session pays for another below its share.
 
-    The share is `capacity` // the number of sessions that hold or are about to hold blocks. A
-    session is over it by what it holds, the incoming blocks counted, above the share. In turn:
+    The share is `capacity` (of blocks) // the number of sessions that hold or are about to hold
+    blocks. A session is over it by what it holds, its `incoming` blocks counted, above the share.
+    In turn:
 
     1. a session that writes and is over its share pays for what it writes, with its own blocks;
     2. sessions that are over their share give blocks until they are not;
@@ -88,19 +89,9 @@ def choose_victims(
     Within a turn the lowest `keep_scores` first, the older of equals. So the first m of these
     victims are the victims where only m are needed.
 
-    Args:
-        c: the blocks that compete for `capacity`.
-        need: how many have to go.
-        strategy: as in `keep_scores`, as is `threshold`.
-        threshold: of relevance.
-        capacity: blocks that fit; to leave some room free, the number that shall be kept.
-        incoming: number of blocks about to be written, by session number.
-
-    Returns:
-        int64 positions in `c`, first to go first. `need` of them, or fewer where no more may go:
-        because of pinned blocks, or because a session writes more than its share at once. With the
-        blocks written for which there is room by then, the rest finds its own to replace.
-
+    Gives int64 positions in `c`, first to go first: `need` of them, or fewer where no more may go,
+    because of pinned blocks, or because a session writes more than its share at once. With the
+    blocks written for which there is room by then, the rest finds its own to replace.
     """
     if need < 0:
         raise ValueError(f"need: 0 or more blocks expected, got {need}")

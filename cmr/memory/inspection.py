@@ -63,12 +63,7 @@ def blocks_from(
 ) -> list[StoredBlock]:
     """Blocks as rows for people, from columns as `BlockStore.about` gives them.
 
-    Args:
-        columns: `[n]` or `[n, block]` each.
-        numbers: `[n]`, of the blocks.
-        sessions: name of the session of each.
-        tiers: names of the tiers by number.
-        decode: text of token ids; None: no texts.
+    `numbers` are theirs, `sessions` the name of each one's session, `tiers` names by number.
     """
     names = ("tier", "relevance", "access_count", "last_access", "time", "deadline", "flags")
     rows = zip(*(columns[name].tolist() for name in names), strict=True)

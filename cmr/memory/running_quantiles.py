@@ -108,11 +108,7 @@ class RunningQuantiles:
 
 
 class PlaceMeans:
-    """How high blocks score for where they stand in a piece alone, to be taken off.
-
-    The attention that a block receives depends on how many tokens stand behind it, whatever it
-    says. Places are counted from the end of the piece. Logarithms of scores are averaged.
-    """
+    """How high blocks score for where they stand in a piece alone, to be taken off."""
 
     def __init__(self) -> None:
         self._means = torch.empty(0)
@@ -124,6 +120,8 @@ class PlaceMeans:
 
         These are taken note of first. Blocks that are not `held` do not count and get 0.
         """
+        # The attention that a block receives depends on how many tokens stand behind it, whatever
+        # it says: places are counted from the end of the piece.
         logs = scores.clamp(min=_LEAST).log()
         place = (held.flip(1).cumsum(1).flip(1) - 1).clamp(min=0)
         more = max(0, scores.shape[1] - len(self._means))

@@ -36,9 +36,7 @@ class SessionInfo:
 class SessionTable:
     """Names of sessions and the numbers that the store's session column holds.
 
-    Args:
-        limit: sessions that there may be at once; None: any number.
-        ttl: lifetime in seconds of what sessions store that do not say otherwise; None: for ever.
+    `limit`: sessions at once; `ttl`: seconds that what they store lives, where they do not say.
     """
 
     def __init__(self, limit: int | None = None, ttl: float | None = None) -> None:
@@ -93,8 +91,7 @@ class SessionTable:
     def create(self, name: str, ephemeral: bool | None = None, ttl: float | None = None) -> int:
         """The session's number; the session is made when there is none of that name.
 
-        Terms that are not given stay as they are. Raises TypeError for what is no name, ValueError
-        for one session too many, or one that would no longer be (or not be) ephemeral.
+        Terms that are not given stay as they are; ValueError where it would no longer be ephemeral.
         """
         self.check(name)
         if name not in self._numbers:

@@ -36,9 +36,8 @@ class Tier(NamedTuple):
 class SlotLedger:
     """One space of slots over all tiers, and what is in each of them.
 
-    Args:
-        sizes: tier name to its number of slots, from the top down; tiers without slots are left
-            out, the first one must have some.
+    `sizes`: tier name to its number of slots, from the top down; tiers without slots are left out,
+    ValueError where the first one has none.
 
     Attributes:
         tiers: the tiers that have slots, from the top down.
@@ -51,9 +50,6 @@ class SlotLedger:
         changes: counts the writes, moves and removals.
         limit: the slot behind the last one that was ever taken: what a search has to look at.
         expires: whether any block was ever stored for a limited time.
-
-    Raises:
-        ValueError: for a first tier without a slot.
     """
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
@@ -214,6 +210,7 @@ class SlotLedger:
         for slot in slots.tolist():
             self._leave(int(self.owner[slot]), slot)
             self._held[session] += 1
+        # The session's next block follows the text that was put behind its own.
         self.owner[slots] = session
         self._newest[session] = newest
         self._note(slots)

@@ -42,14 +42,9 @@ def holding(
 def holding_saved(
     saved: Saved, wanted: torch.Tensor, span: str, decode: Callable[[list[int]], str]
 ) -> torch.Tensor:
-    """Which blocks of a saved memory, of those `wanted`, a span of text lies in, `[n]` bool.
-
-    The case of letters and the length of white space do not matter, as whoever has only seen the
-    text in a table cannot know them. A run of text ends where a block is not wanted.
-
-    Raises:
-        CorruptMemoryError: its blocks do not follow each other in runs.
-    """
+    """Which blocks of a saved memory, of those `wanted`, a span of text lies in, `[n]` bool."""
+    # Case and the length of white space do not matter: whoever has only seen the text in a table
+    # cannot know them.
     flat = _flat(span)
     longest = len(flat.encode()) + GAP * flat.count(" ")
     chosen = wanted.nonzero()[:, 0]

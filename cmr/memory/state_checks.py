@@ -15,13 +15,7 @@ SHAPES = {1: "[hidden]", 2: "[tokens, hidden]", 3: "[batch, tokens, hidden]"}
 def expect_states(
     name: str, states: torch.Tensor, hidden: int, ranks: tuple[int, ...]
 ) -> torch.Tensor:
-    """`states`, if they are floats `[..., hidden]` of one of the ranks.
-
-    Raises:
-        TypeError: no tensor of floats.
-        ValueError: another rank.
-        ModelMismatchError: another width.
-    """
+    """`states`, if they are floats `[..., hidden]` of one of the ranks."""
     if not isinstance(states, torch.Tensor) or not states.is_floating_point():
         what = states.dtype if isinstance(states, torch.Tensor) else type(states).__name__
         raise TypeError(f"{name}: a tensor of floats expected, got {what}")
@@ -54,12 +48,7 @@ def expect_dtype(name: str, tensor: torch.Tensor, first: torch.Tensor, which: st
 
 
 def expect_mask(mask: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor | None:
-    """A mask of the states' shape without `hidden`, as bools on their device.
-
-    Raises:
-        TypeError: no tensor.
-        ValueError: another shape.
-    """
+    """A mask of the states' shape without `hidden`, as bools on their device."""
     if mask is None:
         return None
     if not isinstance(mask, torch.Tensor):

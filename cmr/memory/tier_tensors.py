@@ -139,14 +139,11 @@ class TierTensors:
         last: int,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """How well each query token matches the best token of each block, see `block_maxima`.
+        """How well each query token matches the best token of each block; see `block_maxima`.
 
-        Args:
-            query: `[batch, tokens, hidden]` unit states in the index's dtype.
-            sessions: `[batch]` int64; blocks of others are `-inf`.
-            first: the first slot to look at.
-            last: the slot behind the last one.
-            out: `[batch, tokens, last - first]` float32 to write into; None: a new one.
+        `query` `[batch, tokens, hidden]` are unit states in the index's dtype, and blocks of other
+        `sessions` `[batch]` are `-inf`. Slots from `first` to before `last` are looked at; gives
+        `[batch, tokens, last - first]` float32, written into `out` where that is given.
         """
         if out is None:
             out = torch.empty(*query.shape[:2], last - first, device=self.device)

@@ -62,9 +62,6 @@ def token_scores(
 
     Returns:
         `[B, T]` float32; anything for padding. No gradient.
-
-    Raises:
-        TypeError, ValueError: shapes that do not fit, or the method's input is missing.
     """
     if method == "variance_based":
         return state_scores(hidden_states.detach(), 1).variance

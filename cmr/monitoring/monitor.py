@@ -25,13 +25,7 @@ LEAST = ("tokens_per_second", "recall_rate")
 
 @dataclass(frozen=True)
 class Alert:
-    """A measure beyond its limit.
-
-    Attributes:
-        name: of the measure.
-        value: of it.
-        limit: that was given.
-    """
+    """A measure beyond the limit that was given for it."""
 
     name: str
     value: float

@@ -14,13 +14,7 @@ from cmr.config import checks as check
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows that run together.
-
-    Attributes:
-        rows: their numbers in the whole batch.
-        start: first column in which one of them has a token.
-        stop: column behind the last such one.
-    """
+    """Rows of a batch that run together, from column `start` on and up to `stop`."""
 
     rows: tuple[int, ...]
     start: int

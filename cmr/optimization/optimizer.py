@@ -130,6 +130,7 @@ class CMRPerformanceOptimizer:
                 input_ids,
                 attention_mask,
             )
+        # After the forward: what it recalled is what steers.
         self._steer(names, recalled)
         return output
 

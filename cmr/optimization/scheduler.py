@@ -36,12 +36,9 @@ class ComputationScheduler:
         self._number = itertools.count()
 
     def submit(self, name: str, task: Callable[[], Any], priority: float = 0.0) -> None:
-        """Let a task wait for its turn.
+        """Let a task wait for its turn, in the place of one of its name that waits already.
 
-        Args:
-            name: of the task. While a task of that name waits, another one takes its place.
-            task: called without arguments.
-            priority: the higher, the sooner; equal ones in the order in which they came.
+        `priority`: the higher, the sooner; equal ones in the order in which they came.
         """
         if not callable(task):
             raise TypeError(f"task: something to call expected, got {type(task).__name__}")
@@ -59,12 +56,9 @@ class ComputationScheduler:
             return [name for _, _, name, _ in sorted(self._waiting, key=lambda entry: entry[:2])]
 
     def run(self, budget: float | None = None) -> dict[str, Any]:
-        """Run tasks until none waits or the budget is spent; returns what they gave, by name.
+        """Run tasks until none waits or the budget (seconds) is spent; what they gave, by name.
 
         What a task raises is raised here; it is gone then, and the others go on waiting.
-
-        Args:
-            budget: seconds in place of the usual ones.
         """
         limit = self.budget if budget is None else check.real("budget", budget, 0.0)
         began = time.monotonic()

@@ -61,14 +61,7 @@ class AdaptiveThresholdManager:
         return self._memory.config.retrieval.threshold
 
     def update(self, recalled: Iterable[bool]) -> float:
-        """Take note of requests, in their order, and move the threshold.
-
-        Args:
-            recalled: for each request whether it read memory.
-
-        Returns:
-            The threshold that holds from now on.
-        """
+        """Take note whether requests read memory, in order; gives the threshold from now on."""
         with self._updating:
             before = now = self.threshold
             for read in recalled:

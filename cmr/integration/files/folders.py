@@ -30,12 +30,7 @@ class MemoryContent:
     change: rows are given under the lock, those of one part at a time, and a block that is about to
     leave its slot is copied aside first, as far as its rows were not given yet. Blocks whose time
     is over by then are not: their rows are zeros, and `due` tells them. Ephemeral sessions are left
-    out.
-
-    Args:
-        core: the memory's store and settings.
-        sessions: numbers of the sessions wanted; None: all.
-        about: what the header says of model and tokenizer.
+    out. `about` is what the header says of model and tokenizer.
     """
 
     def __init__(self, core: Core, sessions: Sequence[int] | None, about: dict[str, Any]) -> None:
@@ -140,7 +135,6 @@ class _Known(NamedTuple):
 
     Attributes:
         id: of the save that was in it; with another one it is somebody else's.
-        key: that encrypts it.
         forgotten: how often something was forgotten when the folder was last written.
         sessions: number of a session here to its number there; None: the same.
         blocks: the same of blocks; None: a later save can go on from what is there.
@@ -172,12 +166,7 @@ class Files:
     Saving, loading and forgetting take turns: each holds a lock of its own (`still`) from its
     beginning to its end, and takes `core.lock` inside it, never the other way round. So forwards
     go on beside a save, which holds `core.lock` for one part of one data file at a time, and what
-    is forgotten cannot come back by a save that began before. A load holds `core.lock` while it
-    takes blocks in, as what is half loaded must be neither read nor displaced; what takes longest,
-    opening and checking, comes before that.
-
-    Args:
-        core: the memory's store and settings.
+    is forgotten cannot come back by a save that began before.
     """
 
     def __init__(self, core: Core) -> None:
@@ -187,11 +176,8 @@ class Files:
 
     @contextmanager
     def still(self) -> Iterator[None]:
-        """Nobody else saves, loads or forgets inside. May be entered again by whoever is inside.
-
-        Raises:
-            StoreBusyError: whoever is inside waits for `core.lock`, which this thread holds.
-        """
+        """Nobody else saves, loads or forgets inside; whoever is inside may enter again."""
+        # Whoever is inside may wait for `core.lock`: a thread that holds it must not wait here.
         waits = None if self._turn.mine or not self._core.lock.mine else 0
         if not self._turn.acquire(timeout=waits):
             raise StoreBusyError(
@@ -277,6 +263,7 @@ class Files:
                 loader = Loader(self._core, saved, sessions)
             # Takes longest, and looks at files alone: forwards go on meanwhile.
             saved.verify(loader.numbers)
+            # What is half loaded must be neither read nor displaced: no turns in between.
             with self._core.lock:
                 loaded = loader.load()
                 forgotten = self._core.forgotten
@@ -288,11 +275,7 @@ class Files:
     def forget(
         self, numbers: Sequence[int], ended: Sequence[int], names: Sequence[str]
     ) -> tuple[str, ...]:
-        """Forget blocks and sessions that ended in every known folder; returns those changed.
-
-        Blocks and sessions are known there by the numbers that they had; where somebody else has
-        saved since, only sessions are, by their names.
-        """
+        """Forget blocks and sessions that ended in every known folder; returns those changed."""
         changed = []
         with self.still():
             for where, known in list(self._known.items()):
@@ -301,6 +284,7 @@ class Files:
                 except MemoryNotFoundError:
                     del self._known[where]
                     continue
+                # By numbers, as they were there; in somebody else's save only names tell.
                 ours = saved.id == known.id
                 there, gone = list(names), torch.zeros(len(saved), dtype=torch.bool)
                 if ours:

@@ -32,12 +32,9 @@ COLUMNS = {
 
 
 class Loaded(NamedTuple):
-    """What was taken in.
+    """What was taken in: how many blocks, and for each number here the one it was saved under.
 
-    Attributes:
-        total: blocks.
-        sessions: number of a session here to the one that it was saved under.
-        blocks: the same of blocks; None: they kept theirs.
+    `blocks` None: they kept theirs.
     """
 
     total: int
@@ -46,28 +43,16 @@ class Loaded(NamedTuple):
 
 
 class Loader:
-    """Checks a saved memory against a store, then takes its blocks in.
+    """Checks a saved memory against a store, then takes the blocks of some sessions in (None: all).
 
     Where the store is empty and laid out alike, every block comes back into its slot under its
     number, so that all that follows is bit for bit what it would have been. Otherwise blocks are
     new ones in the tier of the same name (`recent`, where there is no `working`) or a lower one.
-    Room for them is made as for new text.
-
-    Args:
-        core: the memory's store and settings.
-        saved: the opened memory.
-        sessions: names of the sessions wanted; None: all.
+    Room for them is made as for new text. What is refused is told at `Memory.load`.
 
     Attributes:
         exact: whether blocks come back into their slots under their numbers.
         numbers: numbers that the sessions wanted had; None: all.
-
-    Raises:
-        UnknownSessionError: a session is not in it.
-        ModelMismatchError: a session was read with other adapters than are in effect.
-        ConfigError: the store keeps blocks in another form or has no room.
-        ValueError: a session of that name exists here already.
-        CorruptMemoryError: header or columns are not what a memory saves.
     """
 
     def __init__(self, core: Core, saved: Saved, sessions: Sequence[str] | None) -> None:

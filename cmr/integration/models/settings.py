@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cmr.config import STATE_METHODS, TOPICS, CMRConfig, keys
+from cmr.config import STATE_METHODS, TOPICS, CMRConfig, resolve
 from cmr.config import checks as check
 from cmr.errors import ConfigError
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
@@ -123,11 +123,11 @@ def _said(given: Any) -> dict[str, dict[str, Any]]:
     if given is None:
         return {}
     if isinstance(given, Mapping):
-        return keys.resolve(given, TOPICS)
+        return resolve(given, TOPICS)
     if not isinstance(given, CMRConfig):
         raise check.refuse("the memory's settings", given, "a CMRConfig, a dictionary or None")
     # A `CMRConfig` does not say what was given: what differs from the defaults was.
-    fields, usual = (keys.resolve(one.to_dict(), TOPICS) for one in (given, CMRConfig()))
+    fields, usual = (resolve(one.to_dict(), TOPICS) for one in (given, CMRConfig()))
     return {
         topic: {name: value for name, value in part.items() if value != usual[topic][name]}
         for topic, part in fields.items()

@@ -39,13 +39,8 @@ class LayerStore:
 
     Of at most `full_rows` entries the states are kept as they are, and of those in the long-term
     tier as int8 codes with a scale each. With `full_rows` None every entry is kept as it is.
-
-    Attributes:
-        columns: name to `[slots]`, see `COLUMNS`; `created` is 0 where a slot is empty.
-        held: entries in the layer.
-        by_tier: entries in each tier.
-        version: larger after each change of what is stored (not of how it was used); never the
-            same in two layers.
+    `version` is larger after each change of what is stored (not of how it was used), and never the
+    same in two layers.
     """
 
     def __init__(

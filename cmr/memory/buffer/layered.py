@@ -264,10 +264,7 @@ class LayeredMemoryBuffer:
             return self._layers.take(picked, column(picked, "created").argsort())
 
     def take(self, layer_idx: int, slots: torch.Tensor) -> list[MemoryEntry]:
-        """Copies of the entries in some slots of a layer, in their order, counted as used.
-
-        `slots` are `[k]` int64 on the CPU, and each holds an entry.
-        """
+        """Copies of the entries in slots `[k]` (on the CPU) of a layer, counted as used."""
         with self.lock:
             picked = [Picked(layer_idx, self._layers.stores[layer_idx], slots)]
             return self._layers.take(picked, torch.arange(len(slots)))
@@ -311,11 +308,7 @@ class LayeredMemoryBuffer:
             self._layers.limits = replace(self.limits, relevance_threshold=threshold)
 
     def rename_sequences(self, numbers: Mapping[int, int]) -> None:
-        """Give sequences other numbers, all at once; entries of those not named keep theirs.
-
-        Raises:
-            ValueError: two sequences would get one number.
-        """
+        """Give sequences other numbers, all at once; ValueError where two would get one."""
         with self.lock:
             self._layers.renumber(numbers)
             self._base = None  # what was saved has the old numbers: it is written anew

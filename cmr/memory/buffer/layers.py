@@ -55,16 +55,14 @@ class Picked(NamedTuple):
 
 
 class Layers:
-    """The stores of all layers by number, with one clock, and names of sequences by number.
-
-    `clock` is the number of the newest entry ever stored. Arguments have been checked, and the
-    buffer's lock is held, by whoever calls this.
-    """
+    """The stores of all layers by number, with one clock, and names of sequences by number."""
 
     def __init__(self, limits: BufferLimits) -> None:
         self.limits = limits
         self.stores: dict[int, LayerStore] = {}
         self.names: dict[int, str] = {}
+        # The number of the newest entry ever stored. Whoever calls has checked the arguments and
+        # holds the buffer's lock.
         self.clock = 0
         self.counted: Counter[str] = Counter(dict.fromkeys(_COUNTED, 0))
 
@@ -230,10 +228,7 @@ class Layers:
         return set(column(self.find(), "sequence").tolist())
 
     def take(self, picked: list[Picked], order: torch.Tensor) -> list[MemoryEntry]:
-        """Copies of some of the picked entries in an order, counted as used.
-
-        `order` are places in all that is picked, counted through the layers.
-        """
+        """Copies of picked entries, as places in all that is picked; counted as used."""
         self.counted["retrievals"] += 1
         self.counted["hits"] += bool(len(order))
         self.counted["retrieved"] += len(order)

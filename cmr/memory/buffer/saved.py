@@ -75,13 +75,7 @@ def restore(
     into: Layers,
     device: torch.device,
 ) -> str:
-    """Fill empty layers with a saved buffer that is checked from end to end; returns its id.
-
-    Raises:
-        StoreError: see `cmr.memory.store.Saved.open`; `CorruptMemoryError` for entries that no
-            buffer can have.
-        ValueError: it was saved with other settings, or holds something else.
-    """
+    """Fill empty layers with a saved buffer that is checked from end to end; returns its id."""
     opened = Saved.open(path, key=key)
     header = opened.header
     if header.get("what") != WHAT:

@@ -59,6 +59,7 @@ def check_sum(path: Path, size: int, wanted: str) -> None:
     try:
         if (found := os.fstat(fd).st_size) != size:
             corrupt(path, f"{size} bytes expected, got {found}")
+        # Read piece by piece: a file may be larger than the memory that is free.
         digest, buffer = hashlib.new(HASH), memoryview(bytearray(min(size, 1 << 20) or 1))
         left = size
         while left:

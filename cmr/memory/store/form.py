@@ -69,7 +69,7 @@ class Content(Protocol):
     """What a memory gives to be saved: `n` blocks, in an order of its own.
 
     Attributes:
-        header: plain JSON (dicts with string keys, lists, strings, finite numbers, booleans, None).
+        header: plain JSON.
         kinds: the forms of blocks.
         kind: `[n]` int64, index into `kinds` of each block.
         numbers: `[n]` int64, the block's number: at least 0 and unique. The rows of a block never

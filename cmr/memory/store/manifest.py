@@ -51,9 +51,7 @@ ADDED_IN_2: dict[str, tuple[str, int | float]] = {
 class Shard(NamedTuple):
     """A data file of blocks of one kind: its name, size and checksum as it is on the disk.
 
-    Attributes:
-        kind: index into the manifest's kinds.
-        numbers: the block's number of each row, `DEAD` for rows that are no longer used.
+    `numbers` has the block's number of each row, `DEAD` for rows that are no longer used.
     """
 
     file: str
@@ -64,12 +62,9 @@ class Shard(NamedTuple):
 
 
 class ColumnFile(NamedTuple):
-    """The data file of columns: its name, size and checksum.
+    """The data file of columns: its name, size and checksum, rows, and the tensors in it.
 
-    Attributes:
-        rows: number of blocks.
-        parts: the tensors in it.
-        fill: columns that are not in it and have one value for all blocks.
+    `fill` has columns that are not in it and have one value for all blocks.
     """
 
     file: str
@@ -84,16 +79,8 @@ class ColumnFile(NamedTuple):
 class Manifest:
     """One complete save.
 
-    Attributes:
-        id: of this save, random.
-        library: version of the package that wrote it.
-        kinds: the forms of blocks.
-        shards: the data files of blocks.
-        columns: the data file of columns.
-        header: the memory's own.
-        vault: opens the data files, None where they are in the clear.
-        version: the format version that the file had before it was migrated.
-        checksum: of the file that it was read from, empty for a new one.
+    `version` is that of the file before it was migrated, `checksum` that of the file it was read
+    from (empty for a new one); `vault` opens the data files, None where they are in the clear.
     """
 
     id: str
@@ -192,11 +179,8 @@ def _version(table: Any, where: object) -> None:
 
 
 def _from_1(table: dict[str, Any], where: object) -> dict[str, Any]:
-    """What a manifest of version 1 says, as version 2 says it, in memory only.
-
-    Version 1 had one kind, whose parts stood at the top, and fewer columns. A folder keeps the
-    version that it was saved with until it is saved again.
-    """
+    """What a manifest of version 1 says, as version 2 says it."""
+    # In memory only: a folder keeps the version that it was saved with until it is saved again.
     if "kinds" in table:
         corrupt(where, "'kinds' in a manifest of version 1")
     table["kinds"] = [{"name": "full", "parts": take(table, "parts", dict, where)}]

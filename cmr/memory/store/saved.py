@@ -37,11 +37,7 @@ class Batch(NamedTuple):
 class Saved:
     """A saved memory, opened by `Saved.open`. It is `Content` itself and can be saved elsewhere.
 
-    Attributes:
-        path: the folder.
-        id: of the save.
-        format_version: of the manifest on the disk; an older one was migrated while it was read.
-        library: version of the package that wrote it.
+    `format_version` is that of the manifest on the disk; an older one was migrated as it was read.
     """
 
     def __init__(self, folder: Folder, found: Manifest) -> None:

@@ -125,11 +125,7 @@ class Saver:
     clean: bool
 
     def save(self, old: Manifest | None, kept: Manifest | None) -> SaveReport:
-        """Writes what is new and makes it valid.
-
-        `old` is the manifest in the folder, as far as it can be read, and `kept` the same where
-        files of it may stay.
-        """
+        """Writes what is new and makes it valid; `kept` is the manifest whose files may stay."""
         started = time.perf_counter()
         folder = self.folder
         shards = self._reused(kept)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cmr.config import STRATEGY_SYNONYMS, RetrievalConfig, keys, known_strategies
+from cmr.config import STRATEGY_SYNONYMS, RetrievalConfig, known_strategies, resolve
 from cmr.config import checks as check
 from cmr.errors import ModelMismatchError
 from cmr.kernels.reference.attention import NEG_INF
@@ -222,7 +222,7 @@ def _settings(given: Mapping[str, Any] | RetrievalConfig | None) -> RetrievalCon
         return RetrievalConfig()
     if isinstance(given, RetrievalConfig):
         return given
-    found = keys.resolve(given, {"retrieval": RetrievalConfig})
+    found = resolve(given, {"retrieval": RetrievalConfig})
     if "" in found:
         raise check.refuse("retrieval_config", "window", "fields of RetrievalConfig")
     return RetrievalConfig(**found.get("retrieval", {}))
