@@ -91,9 +91,10 @@ class Reader:
         whole = max(chunk // self._block, 1) * self._block
         self._chunk = whole if chunk >= self._block else chunk
         self._query_tokens = config.retrieval.query_tokens
-        self._noted = {core.layout.index_layer, *core.layout.state_layers}
+        self._kv_layers, self._state_layers = core.layout.kv_layers, core.layout.state_layers
+        self._noted = {core.layout.index_layer, *self._state_layers}
         # No layer behind the last one that is stored has to run.
-        self._last = max(*self._noted, *core.layout.kv_layers, 0) + 1
+        self._last = max(*self._noted, *self._kv_layers, 0) + 1
 
     @lasting()
     def read(
@@ -147,7 +148,7 @@ class Reader:
             sinks=self._sinks,
             block=self._block,
             padding=[0] * batch,  # the rows are packed to the left
-            wanted=frozenset(self._core.layout.kv_layers),
+            wanted=frozenset(self._kv_layers),
         )
         return adopt(DynamicCache(config=self._adapter.config), window)
 
@@ -195,9 +196,9 @@ class Reader:
             for layer in text.cache.layers:
                 layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
         layers: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {
-            n: text.cache.layers[n].new for n in core.layout.kv_layers
+            n: text.cache.layers[n].new for n in self._kv_layers
         }
-        layers.update({n: (states[n].detach()[:, None], None) for n in core.layout.state_layers})
+        layers.update({n: (states[n].detach()[:, None], None) for n in self._state_layers})
         valid = text.valid(stop)
         text.before = None if final is None else final[:, -1].detach()
         text.query, text.start = index[:, -self._query_tokens :], stop

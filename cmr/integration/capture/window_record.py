@@ -49,6 +49,7 @@ class TextSearch:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TextSearch:
         """That of a copied cache. Tensors that nobody changes in place are shared."""
+        # All rows, in their order: `select` makes new tensors of what a search writes in place.
         other = copy.copy(self)
         if self.recall is not None:
             other.recall = self.recall.select(torch.arange(len(self.recall.bias)))

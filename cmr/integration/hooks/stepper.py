@@ -66,6 +66,7 @@ class Stepper(ForwardHooks):
 
     def forget_recalls(self, sessions: set[int]) -> None:
         """Let go of what was recalled of these sessions, also by last forwards."""
+        # A forward that has ended may still hold copies of what its layers read.
         for last in list(self.core.lasts):
             if last.step is not None and sessions & set(last.step.sessions):
                 last.step = None

@@ -48,6 +48,7 @@ class FairLock:
     def acquire(self, timeout: float | None = None) -> bool:
         """Wait for the lock, `timeout` seconds at most; returns whether this thread holds it."""
         me = threading.get_ident()
+        # Without `_inner`: nobody else can make this thread the owner, or take the lock from it.
         if self._owner == me:
             self._depth += 1
             return True

@@ -103,6 +103,7 @@ class Opener:
         return self._shown
 
     def __enter__(self) -> Any:
+        # A `with` in a plain function cannot rest: there the context variable tells all.
         frame = _owner_of_with(sys._getframe(1))
         scope = Scope(self._owner, self._said, self, frame, here(), INNERMOST.get())
         if frame is not None:

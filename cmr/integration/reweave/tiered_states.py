@@ -38,6 +38,7 @@ class Recomputed:
         if new:
             self.runs += 1
             fresh = self._recomputer.recompute(self._ring, passages[new].to(self._ring.device))
+            # Copies: a view of one passage would keep all that ran with it alive.
             for at, i in enumerate(new):
                 found[names[i]] = {
                     n: (k[at : at + 1].clone(), v[at : at + 1].clone())

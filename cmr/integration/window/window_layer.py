@@ -70,6 +70,7 @@ class WindowLayer(DynamicLayer):
         hidden = self._hidden()
         # What is about to leave is still shown: this forward's tokens may attend to all of it.
         shown = keys[..., hidden:, :], values[..., hidden:, :]
+        # A pass ahead of a search: the forward itself will bring these tokens again.
         if self.peeking:
             return shown
         self.seen += key_states.shape[-2]
