@@ -163,7 +163,7 @@ def compare(ring: BlockStore, near: MemoryHierarchy, asked: list[Question]) -> d
             found[name], spent = timed(ways[name])
             (exact_ms if name == "exact" else near_ms).append(spent)
         starts, _ = found["exact"]
-        got = found["near"].slots[0].tolist()
+        got = found["near"].starts[0].tolist()
         same[question.kind].append(len(set(starts) & set(got)) / K)
         first.append(starts[0] == got[0])
     everything = [share for shares in same.values() for share in shares]

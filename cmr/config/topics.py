@@ -14,6 +14,8 @@ STORES = ("auto", "kv", "states", "tokens")
 INDEX_DTYPES = ("model", "float32", "bfloat16", "float16")
 SCORING_METHODS = ("surprise", "attention_based", "variance_based", "hybrid", "gradient_based")
 EVICTION_STRATEGIES = ("oldest", "lru_relevance", "lru", "relevance")
+# With these, blocks are scored while they are read; the others need no relevance.
+LOOK_AT_RELEVANCE = ("lru_relevance", "relevance")
 LONG_TERM_STORES = ("tokens", "kv")
 # Powers of ten as on a disk's label, powers of two with an i.
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -150,7 +152,7 @@ class MemoryConfig(check.Checked):
     def scoring(self) -> str | None:
         """The scoring method in use; None where nothing looks at relevance."""
         # Scored reading takes half as long again, so nothing is scored that nobody looks at.
-        looks = "relevance" in self.eviction_strategy or self.relevance_threshold is not None
+        looks = self.eviction_strategy in LOOK_AT_RELEVANCE or self.relevance_threshold is not None
         return self.scoring_method or ("surprise" if looks else None)
 
     def blocks(self, amount: int | str, block_bytes: int) -> int:

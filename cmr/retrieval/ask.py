@@ -103,7 +103,9 @@ class Searched(Protocol):
         index: unit vectors of the upper tiers; its dtype is that of queries.
         ledger: the host's account, see `SlotLedger`.
         session, positions, token_ids, successor, predecessor, relevance, created, cursor: see
-            `Columns` of `cmr.kernels.ring_link`.
+            `Columns` of `cmr.kernels.ring_link`. `created` and `cursor` count the blocks of all
+            sessions: a strategy ranks them among what a row may see (`visible`), or what others
+            store would show in its scores.
     """
 
     block_size: int

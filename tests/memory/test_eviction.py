@@ -67,6 +67,7 @@ def worth(strategy: str, blocks: list[Block], i: int) -> float:
     uses = [max(b.created, b.last_access) for b in blocks]
     relevance = [b.relevance for b in blocks]
     both = (rank(uses[i], uses) + rank(relevance[i], relevance)) / 2
+    # A new strategy: what a block is worth, said a second time.
     return {
         "oldest": blocks[i].created,
         "lru": uses[i],

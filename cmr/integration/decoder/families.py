@@ -1,10 +1,11 @@
-"""Model families, described by data: a row a family, and nothing else knows a family by its name.
+"""Model families, described by data: a row a family.
 
-This is the one place to edit for a new family. A row says in a `Family` what differs from Llama,
-whose row is all defaults; `model_type` of the (text) configuration is its key in `FAMILIES`. Its
-test is a row, too: a tiny random decoder in `OTHERS` of `tests/integration/tiny.py`, which
-`tests/integration/decoder/test_families.py` holds to every property that a family must have. Steps,
-and what to look for in a family's source: docs/families.md.
+Most decoders need none: they are detected. A row spares the detection's forwards, and brings the
+tests; the kinds of `models/backbone/backbones.py` name it, too. A row says in a `Family` what
+differs from Llama, whose row is all defaults; `model_type` of the (text) configuration is its key
+in `FAMILIES`. Its test is a row, too: a tiny random decoder in `OTHERS` of
+`tests/integration/tiny.py`, which `tests/integration/decoder/test_families.py` holds to every
+property that a family must have. Steps, and what to look for in its source: docs/families.md.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from cmr.retrieval.clusters.codes import Look
 from cmr.retrieval.clusters.moments import SAMPLE, Moments, Sample, estimate
 from cmr.retrieval.clusters.shortlist import Shortlist, joined, line_of, places, standardised
 from cmr.retrieval.clusters.upkeep import ClusterUpkeep, vectors_of
-from cmr.retrieval.selection import Ranked
 
 EXACT_BELOW = 16384
 """With fewer blocks of its own a row compares them all: that costs no more."""
@@ -35,6 +34,13 @@ PEAKS = 3
 """Blocks that are compared for the sake of one query token."""
 SESSIONS = 4
 """Sessions of which samples and slots are kept."""
+
+
+class Found(NamedTuple):
+    """The best passages: `starts` `[batch, k]` int64, their first slots, -1 for none; `scores`."""
+
+    starts: torch.Tensor
+    scores: torch.Tensor
 
 
 class Row(NamedTuple):
@@ -172,7 +178,7 @@ class MemoryHierarchy(ClusterUpkeep):
         rule: Rule,
         k: int,
         visible: torch.Tensor | None = None,
-    ) -> Ranked:
+    ) -> Found:
         """The `k` best passages by their similarity alone, as `maxsim_select` scores them.
 
         The arguments are those of `shortlist`, with a query of any float dtype and length.
@@ -181,7 +187,8 @@ class MemoryHierarchy(ClusterUpkeep):
         near = self.shortlist(store, query, query_mask, sessions, rule, visible)
         line, peaks = near.line(), near.slots >= 0
         if not line.shape[1]:
-            return Ranked(*topk_lowest_slot(line, k))
+            best, starts = topk_lowest_slot(line, k)
+            return Found(starts, best)
         before = places(store.predecessor, near.slots)
         beside = [
             line.gather(1, at.clamp(min=0)).masked_fill(at < 0, -torch.inf)
@@ -189,7 +196,8 @@ class MemoryHierarchy(ClusterUpkeep):
         ]
         peaks &= (line >= beside[0]) & (line > beside[1])
         best, at = topk_lowest_slot(line.masked_fill(~peaks, -torch.inf), k)
-        return Ranked(best, near.slots.gather(1, at.clamp(min=0)).masked_fill(at < 0, -1))
+        starts = near.slots.gather(1, at.clamp(min=0)).masked_fill(at < 0, -1)
+        return Found(starts, best)
 
     def _compared(
         self, store: Searched, row: Row, session: torch.Tensor, rule: Rule

@@ -117,7 +117,8 @@ def _by_task(parts: Parts) -> Strategy:
 
 # To add a strategy: write one file in this folder with a class that has `score` (see `Strategy` in
 # `cmr/retrieval/ask.py`; docs/retrieval.md shows a whole one), and add a line here that makes it.
-# Its name also goes into `STRATEGIES` of `cmr/config/__init__.py`, so that settings take it.
+# Its name also goes into `STRATEGIES` of `cmr/config/topics.py`, so that settings take it, and into
+# `LOOK_AT_HEADS` below where it reads `ask.heads`.
 # `score` is all it needs: floors, neighbours and how much is read are the search's own business.
 _MAKERS: dict[str, StrategyMaker] = {
     "maxsim": _semantic,

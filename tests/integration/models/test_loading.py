@@ -173,7 +173,7 @@ def test_quantised_weights(kind: str, made: Made, tmp_path: Path) -> None:
 
 def test_kinds_of_decoders(llama: nn.Module, made: Made, tmp_path: Path) -> None:
     named = {kind for row in BACKBONES.values() for kind in row.model_types}
-    assert named == set(FAMILIES)
+    assert named == set(FAMILIES), "model_types of BACKBONES and rows of FAMILIES differ"
     mistral = build("mistral")
     assert type(MistralAdapter.of(mistral)) is MistralAdapter
     assert BackboneAdapter.of(llama).name == "llama" and BackboneAdapter("qwen").model_name

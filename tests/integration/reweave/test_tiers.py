@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 import cmr
+from cmr.config import EVICTION_STRATEGIES
+from cmr.config.topics import LOOK_AT_RELEVANCE
 from tests.integration.tiny import text
 from tests.kernels.helpers.compare import assert_close
 
@@ -164,7 +166,7 @@ def test_what_stands_twice_is_merged(llama: nn.Module) -> None:
         assert memory.inspect("0")[-1].end == 320
 
 
-@pytest.mark.parametrize("strategy", ["oldest", "lru", "relevance", "lru_relevance"])
+@pytest.mark.parametrize("strategy", EVICTION_STRATEGIES)
 def test_the_strategy_decides_what_leaves(strategy: str, tiny: Callable[[str], nn.Module]) -> None:
     model, ids = tiny("llama"), text(32 * BLOCKS)
     with cmr.attach(model, **SETTINGS, budget=32 * 8, eviction_strategy=strategy) as memory:
@@ -182,6 +184,7 @@ def test_the_strategy_decides_what_leaves(strategy: str, tiny: Callable[[str], n
     elif strategy == "lru":
         assert not lost & used
     else:
+        assert strategy in LOOK_AT_RELEVANCE, "a new strategy: say here what it loses"
         assert len(set(relevance.values())) > 4, "blocks were scored"
         mean = sum(relevance[n] for n in lost) / max(1, len(lost))
         assert not lost or mean < sum(relevance.values()) / 8

@@ -67,7 +67,7 @@ def overlap(ring: KeptStore, near: MemoryHierarchy, asked: int = 24) -> float:
         query = ring.index[at : at + 1] + 0.2 * torch.randn(1, ring.block_size, HIDDEN)
         sessions = ring.session[at : at + 1]
         true = exactly(ring, query, sessions).starts[0].tolist()
-        found = near.search(ring, query, None, sessions, RULE, K).slots[0].tolist()
+        found = near.search(ring, query, None, sessions, RULE, K).starts[0].tolist()
         shares.append(len(set(true) & set(found)) / K)
     return sum(shares) / len(shares)
 
@@ -80,9 +80,9 @@ def test_few_blocks_are_compared_exactly_and_scored_as_the_exact_search_scores()
     true = exactly(ring, query, sessions)
     found = near.search(ring, query, None, sessions, RULE, K)
     assert near.clusters == 0  # the path: no clusters for so few
-    assert torch.equal(found.slots, true.starts)
+    assert torch.equal(found.starts, true.starts)
     torch.testing.assert_close(found.scores, true.scores)
-    assert (found.slots[2] == -1).all()
+    assert (found.starts[2] == -1).all()
 
 
 def test_clusters_find_what_the_exact_search_finds():
@@ -117,7 +117,7 @@ def test_a_block_that_came_after_the_lists_were_sorted_is_found():
     new = torch.randn(1, 4, HIDDEN)
     write(ring, [0], new)
     found = near.search(ring, new, None, torch.tensor([0]), RULE, 2)
-    assert 1200 in found.slots[0].tolist() or 1199 in found.slots[0].tolist()
+    assert 1200 in found.starts[0].tolist() or 1199 in found.starts[0].tolist()
     assert near.rebuilds == 1
 
 
@@ -130,7 +130,7 @@ def test_single_entries_are_found_among_many_by_their_cosine():
     for at in range(0, 3000, 150):
         query = ring.index[at : at + 1] + 0.1 * torch.randn(1, 1, HIDDEN)
         cosine = F.normalize(query[0], dim=-1) @ ring.index[:, 0].t()
-        found = near.search(ring, query, None, torch.tensor([0]), rule, K).slots[0]
+        found = near.search(ring, query, None, torch.tensor([0]), rule, K).starts[0]
         right += len(set(found.tolist()) & set(cosine[0].topk(K).indices.tolist())) / K / 20
     assert right >= 0.95
 
@@ -163,7 +163,7 @@ def test_what_may_not_be_seen_is_no_candidate():
     found = hierarchy().shortlist(
         ring, torch.randn(1, 5, HIDDEN), None, torch.tensor([0]), RULE, visible
     )
-    assert found.slots.max() < 300
+    assert found.starts.max() < 300
     assert int(found.counts) == 300
 
 
@@ -176,7 +176,7 @@ def test_masked_query_tokens_change_nothing():
     mask = torch.tensor([[True] * 6 + [False] * 3])
     alone = near.search(ring, query, None, sessions, RULE, K)
     masked = near.search(ring, other, mask, sessions, RULE, K)
-    assert alone.slots[0, 0] == masked.slots[0, 0]
+    assert alone.starts[0, 0] == masked.starts[0, 0]
 
 
 def test_a_rebuild_in_the_background_is_taken_over_with_what_came_meanwhile():
@@ -189,7 +189,7 @@ def test_a_rebuild_in_the_background_is_taken_over_with_what_came_meanwhile():
     near.close()
     found = near.search(ring, new, None, torch.tensor([0]), RULE, 2)
     assert near.rebuilds == 1
-    assert {599, 600} & set(found.slots[0].tolist())
+    assert {599, 600} & set(found.starts[0].tolist())
 
 
 def test_what_fails_in_the_background_is_raised_by_the_next_search(monkeypatch):
@@ -234,7 +234,7 @@ def test_no_slot_of_another_session_is_ever_a_candidate(steps, tokens):
         rule = RULE._replace(passage=1 if tokens == 1 else 2)
         found = near.shortlist(ring, query, None, sessions, rule)
         for row, session in enumerate(sessions.tolist()):
-            slots = found.slots[row][found.slots[row] >= 0]
+            slots = found.starts[row][found.starts[row] >= 0]
             assert (ring.session[slots] == session).all()
             assert session >= 0 or not len(slots)
             assert len(slots.unique()) == len(slots)
@@ -263,7 +263,7 @@ def test_an_empty_store_finds_nothing():
     found = hierarchy().search(
         ring_of(10), torch.randn(1, 3, HIDDEN), None, torch.tensor([0]), RULE, K
     )
-    assert (found.slots == -1).all()
+    assert (found.starts == -1).all()
 
 
 @pytest.mark.parametrize("name", ["max_clusters", "exact_below", "sample", "probes", "third"])

@@ -166,7 +166,7 @@ def test_each_store_has_a_hierarchy_of_its_own_which_goes_with_it() -> None:
 
 
 class Newest:
-    """The newest blocks first: what docs/retrieval.md shows."""
+    """The newest blocks first."""
 
     def score(self, ask: Ask, store: Searched) -> Scored:
         newest = store.created[: store.high_water].float()
