@@ -34,7 +34,7 @@ from cmr.memory.batch import BlockBatch
 from cmr.memory.block_store import BlockStore
 from cmr.memory.keeper import Keeper
 from cmr.retrieval.clusters.hierarchy import MemoryHierarchy
-from cmr.retrieval.rules import TUNED
+from cmr.retrieval.selection import TUNED
 
 BLOCK, K, TOKENS = 32, 4, 64
 RULE: Rule = TUNED._replace(threshold=0.0)

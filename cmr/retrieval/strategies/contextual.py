@@ -15,7 +15,7 @@ from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.select import certainty_of, similarity_line
 from cmr.retrieval.ask import Ask, Scored, Searched, visible
 from cmr.retrieval.calibration import Calibration
-from cmr.retrieval.rules import rule_for
+from cmr.retrieval.selection import rule_for
 from cmr.retrieval.strategies.semantic import Semantic
 
 HEADS = 8

@@ -12,8 +12,7 @@ from cmr.config import checks as check
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.select import similarity_line
 from cmr.retrieval.ask import Ask, Scored, Searched, visible
-from cmr.retrieval.rules import rule_for
-from cmr.retrieval.selection import Ranked, ranked
+from cmr.retrieval.selection import Ranked, ranked, rule_for
 from cmr.retrieval.strategies.semantic import SemanticMemoryMatcher
 
 DEFAULT_WEIGHTS = {"relevance": 0.4, "similarity": 0.3, "recency": 0.2, "diversity": 0.1}

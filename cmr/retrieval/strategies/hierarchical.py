@@ -14,7 +14,7 @@ from cmr.kernels.reference.select import certainty_of
 from cmr.retrieval.ask import Ask, Scored, Searched, visible
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.clusters.hierarchy import MemoryHierarchy
-from cmr.retrieval.rules import rule_for
+from cmr.retrieval.selection import rule_for
 
 
 class Hierarchical:

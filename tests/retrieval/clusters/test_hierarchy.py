@@ -15,7 +15,7 @@ from cmr.kernels.select import maxsim_select
 from cmr.memory.batch import BlockBatch
 from cmr.retrieval.ask import columns_of
 from cmr.retrieval.clusters.hierarchy import MemoryHierarchy
-from cmr.retrieval.rules import TUNED
+from cmr.retrieval.selection import TUNED
 from tests.memory.kept import KeptStore
 
 HIDDEN, K = 24, 4

@@ -12,8 +12,7 @@ from cmr.errors import ConfigError
 from cmr.kernels.reference import select
 from cmr.memory.sessions import NO_SESSION
 from cmr.retrieval.ask import Ask, columns_of, visible
-from cmr.retrieval.rules import TUNED
-from cmr.retrieval.selection import ranked
+from cmr.retrieval.selection import TUNED, ranked
 from cmr.retrieval.strategies.criteria import (
     DEFAULT_WEIGHTS,
     MultiCriteria,

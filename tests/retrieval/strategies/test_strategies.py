@@ -17,8 +17,7 @@ from cmr.kernels.reference.select import SearchColumns, may_see
 from cmr.memory.sessions import NO_SESSION
 from cmr.retrieval import Calibration, Retriever
 from cmr.retrieval.ask import Ask, Scored, Searched, columns_of, visible
-from cmr.retrieval.rules import TUNED, rule_for
-from cmr.retrieval.selection import values_of
+from cmr.retrieval.selection import TUNED, rule_for, values_of
 from cmr.retrieval.strategies.hierarchical import Hierarchical
 from cmr.retrieval.strategies.lexical import LexicalOverlap
 from cmr.retrieval.strategies.registry import Parts, make_strategy, register_strategy
