@@ -163,7 +163,7 @@ def test_what_may_not_be_seen_is_no_candidate():
     found = hierarchy().shortlist(
         ring, torch.randn(1, 5, HIDDEN), None, torch.tensor([0]), RULE, visible
     )
-    assert found.starts.max() < 300
+    assert found.slots.max() < 300
     assert int(found.counts) == 300
 
 
@@ -234,7 +234,7 @@ def test_no_slot_of_another_session_is_ever_a_candidate(steps, tokens):
         rule = RULE._replace(passage=1 if tokens == 1 else 2)
         found = near.shortlist(ring, query, None, sessions, rule)
         for row, session in enumerate(sessions.tolist()):
-            slots = found.starts[row][found.starts[row] >= 0]
+            slots = found.slots[row][found.slots[row] >= 0]
             assert (ring.session[slots] == session).all()
             assert session >= 0 or not len(slots)
             assert len(slots.unique()) == len(slots)
