@@ -15,9 +15,11 @@ from cmr.errors import MemoryNotFoundError, StoreBusyError
 from cmr.integration.core import Core
 from cmr.integration.decoder import fingerprint
 from cmr.integration.files.loader import Loader
+from cmr.integration.files.settings import to_header
 from cmr.integration.requests.lock import FairLock
 from cmr.memory import archive
 from cmr.memory.store import Saved, SaveReport, save
+from cmr.memory.store.checked import open_memory, require_savable
 from cmr.memory.store.form import DTYPE_NAMES
 
 Key = bytes | str | None
@@ -63,7 +65,7 @@ class MemoryContent:
         self._aside: dict[tuple[str, int], torch.Tensor] = {}
         self.header = {
             **about,
-            "config": core.config.to_dict(),
+            "config": to_header(core.config),
             "store": core.layout.store,
             "index_layer": core.layout.index_layer,
             "index": core.index_digest,
@@ -72,9 +74,14 @@ class MemoryContent:
             "limit": ledger.limit,
             "tiers": [[tier.name, tier.slots] for tier in ledger.tiers],
             "sessions": [
-                {"name": i.name, "number": i.number, "position": i.position, "ttl": i.ttl}
-                | ({"adapters": {name: weights[name] for name in i.adapters}} if i.adapters else {})
-                for i in infos
+                {
+                    "name": info.name,
+                    "number": info.number,
+                    "position": info.position,
+                    "ttl": info.ttl,
+                    "adapters": {name: weights[name] for name in info.adapters or ()},
+                }
+                for info in infos
             ],
             "scorer": {
                 name: [DTYPE_NAMES[t.dtype], list(t.shape), t.flatten().tolist()]
@@ -151,11 +158,10 @@ def open_saved(
     path: str | os.PathLike[str], key: Key, model: dict[str, Any], tokenizer: Any
 ) -> Saved:
     """Open a memory that the model of this fingerprint saved; see `cmr.load` for what is raised."""
-    saved = Saved.open(path, key=key)
-    there = saved.header.get("model")
-    fingerprint.require_same(there if isinstance(there, dict) else {}, model)
+    saved = open_memory(path, key)
+    fingerprint.require_same(saved.header["model"], model)
     fingerprint.require_same_tokenizer(
-        saved.header.get("tokenizer"), fingerprint.of_tokenizer(tokenizer)
+        saved.header["tokenizer"], fingerprint.of_tokenizer(tokenizer)
     )
     return saved
 
@@ -214,6 +220,7 @@ class Files:
                 core.keeper.expire()
                 content = stack.enter_context(MemoryContent(core, wanted, about))
                 forgotten = core.forgotten
+            require_savable(content.header, path)
             report = save(
                 path,
                 content,
@@ -231,7 +238,7 @@ class Files:
         """What was just saved without blocks whose time was over before it was done."""
         if not len(numbers):
             return report
-        saved = Saved.open(where, key=key)
+        saved = open_memory(where, key)
         if saved.id != report.id:  # somebody else has saved there since
             return report
         erased = archive.forget(saved, torch.isin(saved.numbers, numbers))
@@ -280,7 +287,7 @@ class Files:
         with self.still():
             for where, known in list(self._known.items()):
                 try:
-                    saved = Saved.open(where, key=known.key)
+                    saved = open_memory(where, known.key)
                 except MemoryNotFoundError:
                     del self._known[where]
                     continue

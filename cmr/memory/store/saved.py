@@ -13,6 +13,7 @@ from cmr.errors import CorruptMemoryError, StoreBusyError, StoreError
 from cmr.memory.slot_ledger import ranges_of
 from cmr.memory.store import manifest
 from cmr.memory.store.datafile import DataFile, check_sum
+from cmr.memory.store.fields import Check, anything
 from cmr.memory.store.folder import Folder, read_whole
 from cmr.memory.store.form import Kind, check_content, corrupt
 from cmr.memory.store.manifest import DEAD, ColumnFile, Manifest, Shard
@@ -45,8 +46,12 @@ class Saved:
         self._take(found)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, key: Key | None = None) -> Saved:
+    def open(
+        cls, path: str | os.PathLike[str], *, key: Key | None = None, header: Check = anything
+    ) -> Saved:
         """Opens a saved memory and checks it, except for the checksums of its blocks.
+
+        `header` is what its header is held to before another file is opened.
 
         Raises:
             MemoryNotFoundError: there is none.
@@ -57,7 +62,7 @@ class Saved:
         """
         folder = Folder(path)
         for _ in range(10):
-            found = manifest.load(folder, key)
+            found = manifest.load(folder, key, header=header)
             try:
                 return cls(folder, found)
             except (CorruptMemoryError, StoreBusyError):
