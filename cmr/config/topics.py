@@ -94,7 +94,7 @@ class MemoryConfig(check.Checked):
         long_term_folder: folder of that file, which has no name there and ends with the process.
             None: the system's place for temporary files.
         recall_context: tokens of the text before a passage that are run with it when it is run
-            through the model again, 0 or more.
+            through the model again, 0 or more; the model's own limit is checked at attach.
         block_size: tokens in a block, the unit of storage and eviction, 1..512, at most `budget`.
         store: 'kv' keeps un-rotated keys and values, 'states' hidden states, 'tokens' only token
             ids (recomputed when recalled), 'auto' the smaller of the first two for the model.

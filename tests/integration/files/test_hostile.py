@@ -112,6 +112,7 @@ WRONG_SETTINGS: dict[str, tuple[Harm, str]] = {
     "budget of bytes": (config("memory", "budget", "9" * 9 + "GB"), "bytes .* at most"),
     "budget of more bytes": (config("memory", "budget", "9" * 400 + "GB"), "budget: .* got '9999"),
     "window": (config("window", 10**9), "window: at most this model's 1024 positions"),
+    "context": (config("memory", "recall_context", 10**7), "recall_context: at most this model's"),
     "strategy": (config("retrieval", "strategy", "evil"), "strategy: one of"),
     "unknown": (config("memory", "evil", 1), "unknown setting memory.evil"),
     "sessions": (config("memory", "max_sessions", 1), "max_sessions: at most 1 sessions"),
