@@ -139,14 +139,14 @@ class Failing(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_failed_operation_leaves_everything_as_it_was(name: str) -> None:
-    """The n-th operation of PyTorch fails, for every n."""
-    for at in itertools.count(1):
+    """The n-th operation of PyTorch fails, for every third n."""
+    for at in itertools.count(1, 3):
         store, table = ring(4, working=4, long_term=4), SessionTable()
         table.journal = store.journal
         for session in ("a", "b"):
             table.create(session)
         store.write(batch([0, 1, 0, 1, 1, 0]))
-        before, error = state_of(store, table), ERRORS[at % len(ERRORS)]
+        before, error = state_of(store, table), ERRORS[at // 3 % len(ERRORS)]
         failing = Failing(at, error)
         with contextlib.suppress(error), failing:
             OPERATIONS[name](store, table)
