@@ -79,5 +79,5 @@ def merge(blocks: BlockStore, table: SessionTable, name: str, into: str) -> int:
     slots = blocks.ledger.slots_of(source.number)
     blocks.hand_over(slots, target.number, target.position)
     table.advance(target.number, source.position)
-    table.remove(name)
+    table.remove(name, into=target.number)
     return len(slots)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,9 @@ class SessionInfo:
         ttl: seconds after which a block of it is forgotten; None: never.
         adapters: names of the model's adapters that were in effect when its text was read; None:
             the model has none.
+        uids: random 128 bits as 32 hexadecimal digits, by which it is known again in files whatever
+            it is called there, and behind them those of sessions that were merged into it. A copy
+            by `fork` has its own, one that was loaded those that it was saved with.
     """
 
     name: str
@@ -31,6 +35,7 @@ class SessionInfo:
     ephemeral: bool = False
     ttl: float | None = None
     adapters: tuple[str, ...] | None = None
+    uids: tuple[str, ...] = ()
 
 
 class SessionTable:
@@ -98,7 +103,8 @@ class SessionTable:
             self.check_room([name])
             # Never a number again, so a slot of an ended session is never read by a later one.
             self._numbers[name] = self._next
-            info = SessionInfo(name, self._next, 0, bool(ephemeral), ttl or self._ttl)
+            uids = (secrets.token_hex(16),)
+            info = SessionInfo(name, self._next, 0, bool(ephemeral), ttl or self._ttl, uids=uids)
             self._infos[self._next] = info
             self._next += 1
             return info.number
@@ -114,7 +120,8 @@ class SessionTable:
     def restore(self, info: SessionInfo) -> int:
         """Take in a session that was saved, under a new number; its name must be free."""
         number = self.create(info.name, info.ephemeral, info.ttl)
-        self._infos[number] = replace(info, number=number)
+        uids = info.uids or self._infos[number].uids  # none: saved before there were any
+        self._infos[number] = replace(info, number=number, uids=uids)
         return number
 
     def rename(self, name: str, to: str) -> None:
@@ -159,9 +166,15 @@ class SessionTable:
         """Note the adapters that are in effect when a session's text is read."""
         self._infos[number] = replace(self._infos[number], adapters=names)
 
-    def remove(self, name: str) -> int:
-        """Forget the name; returns the number that it had."""
+    def remove(self, name: str, into: int | None = None) -> int:
+        """Forget the name; returns the number that it had.
+
+        `into`: the session that it was merged into, which files know by its ids, too, from then on.
+        """
         number = self.require(name)
+        if into is not None:
+            uids = dict.fromkeys(self._infos[into].uids + self._infos[number].uids)
+            self._infos[into] = replace(self._infos[into], uids=tuple(uids))
         del self._numbers[name]
         del self._infos[number]
         return number
