@@ -57,7 +57,7 @@ class MemoryUpkeep(MemoryView):
             UnknownSessionError: there is no such session.
             ValueError: the two are one, or only one of them is ephemeral.
         """
-        with self._core.lock:
+        with self._core.lock, self._core.journal.change():
             number = self._core.table.require(session)
             moved = merge(self._core.ring, self._core.table, session, into)
             # Forwards may have recalled blocks under the session's number, which is free now.
@@ -125,7 +125,8 @@ class MemoryUpkeep(MemoryView):
         ledger = core.ring.ledger
         span = text if text is None or isinstance(text, str) else [int(token) for token in text]
         # A save that is under way ends first: it would bring back what goes.
-        with folders.still():
+        with folders.still() as hold:
+            hold.after = self._forgetter.finish
             ended_before = session is not None and core.table.find(session) < 0
             if files and ended_before and folders.owes(str(session)):
                 return self._with_files(ForgetReport(0, 0, 0))
@@ -183,7 +184,8 @@ class MemoryUpkeep(MemoryView):
             UnknownSessionError: for a name that does not exist.
         """
         core, ledger = self._core, self._core.ring.ledger
-        with self._files.still():
+        with self._files.still() as hold:
+            hold.after = self._forgetter.finish
             self._files.settle()
             with core.lock:
                 number = None if session is None else core.table.require(session)

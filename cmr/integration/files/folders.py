@@ -18,7 +18,7 @@ from cmr.integration.decoder import fingerprint
 from cmr.integration.files.content import MemoryContent
 from cmr.integration.files.demand import Demand, Key, Known, sessions_in, uids_in
 from cmr.integration.files.loader import Loader
-from cmr.integration.requests.lock import FairLock
+from cmr.integration.requests.lock import FairLock, Hold
 from cmr.memory.store import Saved, SaveReport, outstanding, save
 from cmr.memory.store.folder import Folder
 
@@ -74,24 +74,24 @@ class Files:
         self._core = core
         self._known: dict[str, Known] = {}
         self._owed: dict[str, _Owed] = {}
-        self._turn = FairLock()
+        self._turn = FairLock(taken=self._end_interrupted)
         self._saving: weakref.ref[MemoryContent] | None = None
 
     @contextmanager
-    def still(self) -> Iterator[None]:
-        """Nobody else saves, loads or forgets inside; whoever is inside may enter again."""
+    def still(self) -> Iterator[Hold]:
+        """Nobody else saves, loads or forgets inside; whoever is inside may enter again.
+
+        What is set as the hold's `after` is called at the end, however that comes.
+        """
         # Whoever is inside may wait for `core.lock`: a thread that holds it must not wait here.
-        inside = self._turn.mine
-        waits = None if inside or not self._core.lock.mine else 0
+        waits = None if self._turn.mine or not self._core.lock.mine else 0
         if not self._turn.acquire(timeout=waits):
             raise StoreBusyError(
                 "this memory is being saved, loaded or forgotten from by another thread, which "
                 "cannot go on while this one is inside a forward: call this after the forward"
             )
         try:
-            if not inside:
-                self._end_interrupted()
-            yield
+            yield self._turn.held
         finally:
             self._turn.release()
 
