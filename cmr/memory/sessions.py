@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from cmr.errors import ConfigError, SessionNameError, UnknownSessionError
+from cmr.memory.journal import Journal, all_or_nothing
 
 # The number that owns nothing: empty slots carry it and rows without a memory look for it.
 NO_SESSION = -1
@@ -36,6 +38,9 @@ class SessionInfo:
         ttl: seconds after which a block of it is forgotten; None: never.
         adapters: names of the model's adapters that were in effect when its text was read; None:
             the model has none.
+        uids: random 128 bits as 32 hexadecimal digits, by which it is known again in files whatever
+            it is called there, and behind them those of sessions that were merged into it. A copy
+            by `fork` has its own, one that was loaded those that it was saved with.
     """
 
     name: str
@@ -44,15 +49,23 @@ class SessionInfo:
     ephemeral: bool = False
     ttl: float | None = None
     adapters: tuple[str, ...] | None = None
+    uids: tuple[str, ...] = ()
 
 
 class SessionTable:
     """Names of sessions and the numbers that the store's session column holds.
 
-    `limit`: sessions at once; `ttl`: seconds that what they store lives, where they do not say.
+    `limit`: sessions at once; `ttl`: seconds that what they store lives, where they do not say;
+    `journal`: what changes are noted in, where others change together with the table.
     """
 
-    def __init__(self, limit: int | None = None, ttl: float | None = None) -> None:
+    def __init__(
+        self,
+        limit: int | None = None,
+        ttl: float | None = None,
+        journal: Journal | None = None,
+    ) -> None:
+        self.journal = journal or Journal()
         self._limit, self._ttl = limit, ttl
         self._numbers: dict[str, int] = {}
         self._infos: dict[int, SessionInfo] = {}
@@ -108,6 +121,7 @@ class SessionTable:
                 f"{len(new)} more are asked for; end one with forget(session=...)"
             )
 
+    @all_or_nothing
     def create(self, name: str, ephemeral: bool | None = None, ttl: float | None = None) -> int:
         """The session's number; the session is made when there is none of that name.
 
@@ -116,9 +130,13 @@ class SessionTable:
         self.check(name)
         if name not in self._numbers:
             self.check_room([name])
+            self.journal.item(self._numbers, name)
+            self.journal.item(self._infos, self._next)
+            self.journal.attributes(self, "_next")
             # Never a number again, so a slot of an ended session is never read by a later one.
             self._numbers[name] = self._next
-            info = SessionInfo(name, self._next, 0, bool(ephemeral), ttl or self._ttl)
+            uids = (secrets.token_hex(16),)
+            info = SessionInfo(name, self._next, 0, bool(ephemeral), ttl or self._ttl, uids=uids)
             self._infos[self._next] = info
             self._next += 1
             return info.number
@@ -128,21 +146,27 @@ class SessionTable:
             kind = "ephemeral" if info.ephemeral else "not ephemeral"
             raise ValueError(f"session {name!r} is {kind}, which is settled when it is made")
         if ttl is not None:
+            self.journal.item(self._infos, number)
             self._infos[number] = replace(info, ttl=ttl)
         return number
 
+    @all_or_nothing
     def restore(self, info: SessionInfo) -> int:
         """Take in a session that was saved, under a new number; its name must be free."""
         number = self.create(info.name, info.ephemeral, info.ttl)
-        self._infos[number] = replace(info, number=number)
+        uids = info.uids or self._infos[number].uids  # none: saved before there were any
+        self._infos[number] = replace(info, number=number, uids=uids)
         return number
 
+    @all_or_nothing
     def rename(self, name: str, to: str) -> None:
         """Give a session another name, which must be free; it keeps its place in the order."""
         number = self.require(name)
         self.check(to)
         if to in self._numbers:
             raise ValueError(f"there is a session named {to!r} already")
+        self.journal.attributes(self, "_numbers")
+        self.journal.item(self._infos, number)
         self._numbers = {to if n == name else n: v for n, v in self._numbers.items()}
         self._infos[number] = replace(self._infos[number], name=to)
 
@@ -168,6 +192,7 @@ class SessionTable:
     def advance(self, number: int, tokens: int) -> int:
         """Reserve `tokens` positions in the session's text; returns the first of them."""
         info = self._infos[number]
+        self.journal.item(self._infos, number)
         self._infos[number] = replace(info, position=info.position + tokens)
         return info.position
 
@@ -177,11 +202,23 @@ class SessionTable:
 
     def note_adapters(self, number: int, names: tuple[str, ...] | None) -> None:
         """Note the adapters that are in effect when a session's text is read."""
+        self.journal.item(self._infos, number)
         self._infos[number] = replace(self._infos[number], adapters=names)
 
-    def remove(self, name: str) -> int:
-        """Forget the name; returns the number that it had."""
+    @all_or_nothing
+    def remove(self, name: str, into: int | None = None) -> int:
+        """Forget the name; returns the number that it had.
+
+        `into`: the session that it was merged into, which files know by its ids, too, from then on.
+        """
         number = self.require(name)
-        del self._numbers[name]
+        if into is not None:
+            uids = dict.fromkeys(self._infos[into].uids + self._infos[number].uids)
+            self.journal.item(self._infos, into)
+            self._infos[into] = replace(self._infos[into], uids=tuple(uids))
+        # A new table: taken back, the name stands where it stood among the others.
+        self.journal.attributes(self, "_numbers")
+        self.journal.item(self._infos, number)
+        self._numbers = {known: its for known, its in self._numbers.items() if known != name}
         del self._infos[number]
         return number

@@ -165,6 +165,10 @@ class Loader:
         # The lock was free while the checksums were counted.
         self._check_names()
         self._find_room()
+        with self._core.journal.change():
+            return self._load()
+
+    def _load(self) -> Loaded:
         saved, blocks, ledger, core = self._saved, self._blocks, self._blocks.ledger, self._core
         numbers = {info.number: core.table.restore(info) for info in self._chosen}
         slots = torch.full((len(saved),), -1, dtype=torch.int64)
@@ -172,8 +176,8 @@ class Loader:
         if self.exact:
             # Slot by slot as it was: all that follows is bit for bit what it would have been.
             slots[self._at] = saved.columns["slot"][self._at]
-            ledger.claim(slots[self._at])
-            blocks.clock = saved.header["clock"]
+            blocks.claim(slots[self._at])
+            blocks.count_on(saved.header["clock"])
         else:
             # From the last tier up: what sinks must not take the room that was just made.
             for tier in reversed(range(len(self._plan))):
@@ -182,7 +186,7 @@ class Loader:
                     continue
                 owners = Counter(numbers[n] for n in saved.session[mine].tolist())
                 core.keeper.room_in(tier, owners)
-                slots[mine] = ledger.take(tier, len(mine))
+                slots[mine] = blocks.take(tier, len(mine))
             rank = torch.empty_like(born)
             rank[born.argsort()] = torch.arange(len(born))
             born = blocks.new_numbers(len(born))[rank]
@@ -198,7 +202,10 @@ class Loader:
                     blocks.put(at[here], parts)
         self._columns(slots, born, numbers)
         if self.exact:
+            core.journal.attributes(ledger, "limit")
             ledger.limit = max(ledger.limit, saved.header["limit"])
+            learnt = core.scorer.state()
+            core.journal.note(lambda: core.scorer.load_state(learnt))
             core.scorer.load_state(self._learnt)
         there = saved.numbers[self._at].tolist()
         return Loaded(
@@ -219,7 +226,6 @@ class Loader:
         blocks.last_access[here] = (last if self.exact else last.clamp(max=0)).to(blocks.device)
         blocks.session[here] = torch.tensor(owners, dtype=torch.int64, device=blocks.device)
         blocks.created[here] = born.to(blocks.device)
-        blocks.cursor.fill_(blocks.clock)
         of_number = dict(zip(saved.numbers[at].tolist(), slots[at].tolist(), strict=True))
         before = [of_number.get(number, -1) for number in saved.columns["before"][at].tolist()]
         ahead = torch.tensor(before, dtype=torch.int64)
@@ -247,6 +253,7 @@ def _sessions(saved: Saved) -> dict[str, SessionInfo]:
             entry["position"],
             ttl=entry["ttl"],
             adapters=tuple(sorted(entry["adapters"])),
+            uids=tuple(entry["uids"]),
         )
         for entry in saved.header["sessions"]
     }

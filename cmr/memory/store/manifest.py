@@ -209,6 +209,7 @@ def _from_2(table: dict[str, Any]) -> None:
     for session in sessions if isinstance(sessions, list) else ():
         if isinstance(session, dict):
             session.setdefault("adapters", {})
+            session.setdefault("uids", [])
     schema.forget_paths(header["config"])
 
 

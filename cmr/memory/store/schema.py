@@ -237,6 +237,7 @@ _HEADER = table(
             number=whole(),
             position=whole(0, MAX_POSITION),
             ttl=maybe(real(0, MAX_LIFETIME)),
+            uids=items(_ID, MAX_SESSIONS),
             adapters=named(
                 _name, text("a checksum or ''", re.compile(r"(?:[0-9a-f]{64})?")), 1 << 8
             ),
