@@ -238,11 +238,10 @@ def main() -> int:
     parser.add_threads(1)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
+    about = rows.conditions(None, given.seed, **SETTINGS, store=given.store)
     with torch.no_grad(), tempfile.TemporaryDirectory() as place:
-        model = tiny()
-        trial = Trial(model, Path(place), store=given.store)
+        trial = Trial(tiny(), Path(place), store=given.store)
         counts = trial.all_of(inputs(trial.files, given.seed, given.randoms, given.share))
-    about = rows.conditions(model, given.seed, **SETTINGS, store=given.store)
     total = sum((count for count in counts.values()), Counter[str]())
     row = {
         **about,

@@ -282,8 +282,9 @@ class Memory(MemoryUpkeep):
         Raises:
             AttachError: after `detach`.
             UnknownSessionError: for a name that does not exist, unless `create` is true.
-            TypeError, ValueError: for what is no name, for one session too many, or a session that
-                exists and is not as `ephemeral` says.
+            TypeError, SessionNameError: for what is no name.
+            ValueError: for one session too many (`ConfigError`), or a session that exists and is
+                not as `ephemeral` says.
         """
         self._require_attached()
         if not names:

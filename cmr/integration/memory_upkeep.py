@@ -282,7 +282,7 @@ class MemoryUpkeep(MemoryView):
                 other adapters than are in effect.
             UnknownSessionError: it has no such session.
             ConfigError: it stores other layers, or there is no room for it.
-            ValueError: a session of that name exists here already.
+            SessionNameError: a session of that name exists here already.
         """
         self._require_attached()
         return self._files.load(path, sessions, key, self.tokenizer)
