@@ -157,7 +157,11 @@ class MemoryUpkeep(MemoryView):
                     asked = asked.with_blocks(core, numbers)
             if files:
                 folders.owe(asked)
-            ended = {session: asked.number} if session is not None and ends else {}
+            ended = (
+                {asked.name: asked.number}
+                if ends and asked.name and asked.number is not None
+                else {}
+            )
             report, _ = self._forgetter.forget(sorted(numbers), ended)
             return self._with_files(report) if files else report
 

@@ -16,7 +16,8 @@ from cmr.errors import MemoryNotFoundError, StoreBusyError, StoreError
 from cmr.integration.core import Core
 from cmr.integration.decoder import fingerprint
 from cmr.integration.files.content import MemoryContent
-from cmr.integration.files.demand import Demand, Key, Known, sessions_in, uids_in
+from cmr.integration.files.demand import Demand
+from cmr.integration.files.known import Key, Known, sessions_in, uids_in
 from cmr.integration.files.loader import Loader
 from cmr.integration.requests.lock import FairLock, Hold
 from cmr.memory.store import Saved, SaveReport, outstanding, save
@@ -97,7 +98,7 @@ class Files:
 
     def _end_interrupted(self) -> None:
         """Let go of what a save has copied that was interrupted before it could."""
-        content = self._saving and self._saving()
+        content = None if self._saving is None else self._saving()
         self._saving = None
         if content is not None:
             content.close()
@@ -292,8 +293,11 @@ class Files:
             raise
         except StoreError:
             for demand in owed.demands[owed.blind :]:
-                outstanding.write(folder, demand.blind_note(known))
-                owed.noted, owed.blind = True, owed.blind + 1
+                blind = demand.blind_note(known)
+                if blind.numbers or blind.sessions or blind.uids:
+                    outstanding.write(folder, blind)
+                    owed.noted = True
+                owed.blind += 1
             raise
         owed.blind = 0
         for demand in list(owed.demands):
