@@ -78,12 +78,11 @@ def save(
         clean: overwrite what is no longer used with zeros before it is removed. Copies that a file
             system or a disk keeps by itself are out of its reach.
 
-    What is still to be forgotten in the folder (see `outstanding`) is left out of `content`, too.
-
     Raises:
         ValueError, TypeError: the content cannot be saved.
-        StoreError: the folder holds something else, or a save that is not among `only`; of its
-            kinds `StoreBusyError` when another save is running or, with `clean`, files are in use;
+        StoreError: the folder holds something else, or a save that is not among `only`, or
+            `content` has what is still to be forgotten there (see `outstanding`); of its kinds
+            `StoreBusyError` when another save is running or, with `clean`, files are in use;
             `MemoryKeyError` for a key that is not of its form, does not open the folder's `base`,
             or is missing where the folder is encrypted; `CorruptMemoryError` or `NewerFormatError`
             for a manifest in the folder that cannot be read.
@@ -113,7 +112,7 @@ def save(
         clean |= old is not None and old.vault is None and vault is not None
         notes = outstanding.read(folder)
         was = old.id if old else None
-        content = outstanding.obeyed(content, notes, was, goes_on)
+        outstanding.check_obeyed(folder, content, notes, was, goes_on)
         clean |= bool(notes)
         report = Saver(folder, content, vault, shard_bytes, clean).save(old, kept)
         outstanding.done(folder, notes, was if goes_on else None, report.id)
