@@ -66,7 +66,7 @@ class Files:
     go on beside a save, which holds `core.lock` for one part of one data file at a time, and what
     is forgotten cannot come back by a save that began before.
 
-    Forgetting is told first (`owe`: a note in each folder) and done second (`settle`): what a
+    Forgetting is told first (`tell`: a note in each folder) and done second (`settle`): what a
     folder does not let through is tried again with every call that settles, and by whoever else
     opens the folder.
     """
@@ -230,13 +230,16 @@ class Files:
                 yield known, Saved.open(where, key=known.key)
 
     def owe(self, demand: Demand) -> None:
-        """Have every known folder say what is to be forgotten there, before it is anywhere."""
+        """Remember what is to be forgotten in every known folder; again does no harm."""
         for where in list(self._known):
             owed = self._owed.setdefault(where, _Owed("it was interrupted"))
-            owed.demands.append(demand)
-            if demand.ends and demand.name is not None:
-                owed.names.add(demand.name)
-        for where in list(self._known):
+            owed.names.update(demand.ended)
+            if demand not in owed.demands:
+                owed.demands.append(demand)
+
+    def tell(self) -> None:
+        """Have every folder say itself what is owed there, before it is done anywhere."""
+        for where in list(self._owed):
             with self._noting(where):
                 self._write_down(where)
 
