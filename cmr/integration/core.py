@@ -66,7 +66,7 @@ class Core:
     ) -> None:
         self.adapter, self.config, self.template = adapter, config, template
         self._keep = keep
-        self.lock = FairLock()
+        self.lock = FairLock(self._begin_again)
         measured = calibration_for(adapter, config.retrieval)
         self.layout = layout = plan_layout(adapter, config, measured)
         device = adapter.device(layout.index_layer)
@@ -205,6 +205,25 @@ class Core:
         if what not in self._warned:
             self._warned.add(what)
             warn(message)
+
+    def _begin_again(self) -> None:
+        """The first use in the child of a fork, to which the long-term tier did not come along."""
+        devices = {self.ring.device, *(shape.device for shape in self.layout.shapes.values())}
+        strange = next((device for device in devices if device.type != "cpu"), None)
+        if strange is not None:
+            raise AttachError(
+                f"a memory on {strange} cannot be used in a process that was forked: "
+                "load the model and attach a memory in each process"
+            )
+        lost = self.ring.begin_again()
+        if not lost:
+            return
+        if self.keeper.on_expired is not None:
+            self.keeper.on_expired(lost)  # copies of what is gone go, too
+        warn(
+            f"this process was forked: what {len(lost)} sessions had in the long-term tier is in "
+            "the parent alone; save(path) before the fork and load it here to have it in both"
+        )
 
     # -- the hooks' side -------------------------------------------------------------------------
 

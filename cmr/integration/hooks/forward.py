@@ -42,6 +42,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cmr._fork import renew
 from cmr.config import CMRConfig
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
@@ -77,6 +78,7 @@ class ForwardHooks:
         self.step: Step | None = None
         self.attached = False
         self._busy: int | None = None
+        renew(self, "_busy", lambda: None)
         self._turns = Turns(self)
         self._names = list(inspect.signature(core.adapter.decoder.forward).parameters)
         self._embeddings: Any = core.adapter.model.get_input_embeddings()

@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from cmr._fork import in_child
+from cmr.errors import AttachError
+
 Place = tuple[int, int]
 
 
@@ -37,13 +40,19 @@ class FairLock:
 
     A context manager. An exception while waiting, an interrupt too, leaves the queue as if nobody
     had asked.
+
+    In the child of a fork nobody holds it, and nobody waits. Who takes it first there calls
+    `begin_again`, again where that raises. AttachError where the thread that forked held it: what
+    it was in the middle of is the parent's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, begin_again: Callable[[], None] | None = None) -> None:
         self._inner = threading.Lock()  # held for a few instructions only
         self._owner: int | None = None
         self._depth = 0
         self._queue: deque[tuple[int, threading.Lock]] = deque()
+        self._begin_again, self._forked, self._forked_inside = begin_again, False, False
+        in_child(self, FairLock._leave_parent)
 
     def acquire(self, timeout: float | None = None) -> bool:
         """Wait for the lock, `timeout` seconds at most; returns whether this thread holds it."""
@@ -52,6 +61,14 @@ class FairLock:
         if self._owner == me:
             self._depth += 1
             return True
+        if self._forked:
+            self._require_unforked()
+        taken = self._take(me, timeout)
+        if taken and self._forked:
+            self._first_in_child()
+        return taken
+
+    def _take(self, me: int, timeout: float | None) -> bool:
         with self._inner:
             if self._owner is None:
                 self._owner, self._depth = me, 1
@@ -74,6 +91,7 @@ class FairLock:
     def release(self) -> None:
         """Let go once; the last time the first one in the queue gets the lock."""
         if not self.mine:
+            self._require_unforked()
             raise RuntimeError("this thread does not hold the lock")
         if self._depth > 1:
             self._depth -= 1
@@ -102,6 +120,28 @@ class FairLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+    def _leave_parent(self) -> None:
+        self._inner = threading.Lock()
+        self._forked_inside |= self.mine
+        self._owner, self._depth, self._forked = None, 0, True
+        self._queue.clear()
+
+    def _require_unforked(self) -> None:
+        if self._forked_inside:
+            raise AttachError(
+                "this process was forked in the middle of a forward, or of something else that is "
+                "done with this memory, by the thread that did it: fork between two of them"
+            )
+
+    def _first_in_child(self) -> None:
+        try:
+            if self._begin_again is not None:
+                self._begin_again()
+            self._forked = False
+        except BaseException:
+            self.release()
+            raise
 
     def _give_up(self, waiting: tuple[int, threading.Lock]) -> bool:
         """Leave the queue; whether the lock had been handed over by then."""
