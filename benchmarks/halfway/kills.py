@@ -61,7 +61,7 @@ OPERATIONS = {
     "forget ids": 2,
     "load": 1,
 }
-MOST = 24
+MOST = 12
 """Operations of a child that nobody kills."""
 CHAIN = 12
 """Kills in one folder."""
@@ -184,7 +184,8 @@ class Worker:
                 found.append(ring.token_ids[slot].int().numpy().tobytes())
                 parts = ring.rows(torch.tensor([slot])).items()
                 states = [part for name, part in parts if name.startswith(("keys", "values"))]
-                found += [state[0, 0].contiguous().numpy().tobytes()[:64] for state in states]
+                # The last token's: the first one's are those of every text that begins with it.
+                found += [state[0, 0, -1].contiguous().numpy().tobytes() for state in states]
         return [trace.hex() for trace in found]
 
 

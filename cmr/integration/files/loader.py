@@ -304,6 +304,7 @@ def _sessions(saved: Saved) -> dict[str, SessionInfo]:
                 int(entry["position"]),
                 ttl=entry["ttl"],
                 adapters=tuple(sorted(dict(entry.get("adapters") or {}))),
+                uids=tuple(str(uid) for uid in entry.get("uids") or ()),
             )
             ttl = info.ttl
             if not info.name or info.position < 0 or not (ttl is None or float(ttl) > 0):
