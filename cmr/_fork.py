@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -63,16 +63,18 @@ def close(fd: int) -> None:
 
 
 def _begin() -> None:
-    while _OPEN:
-        os.close(_OPEN.pop())
+    for owner, acts in list(_TOLD.items()):
+        for act in acts:
+            with suppress(OSError):  # what was not possible is done at the first use, or refused
+                act(owner)
     me = threading.get_ident()
     for key, (thread, undo) in reversed(list(_PASSING.items())):
         if thread != me:
             del _PASSING[key]
             undo()
-    for owner, acts in list(_TOLD.items()):
-        for act in acts:
-            act(owner)
+    while _OPEN:
+        with suppress(OSError):
+            os.close(_OPEN.pop())
 
 
 if hasattr(os, "register_at_fork"):  # elsewhere nobody forks

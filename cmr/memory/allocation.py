@@ -17,6 +17,15 @@ import torch
 from cmr._fork import in_child
 from cmr.errors import StoreError
 
+_FORKS = hasattr(os, "register_at_fork")
+_MAP_FIXED = 0x10  # of all systems that fork
+if _FORKS:
+    _LIBC = ctypes.CDLL(None, use_errno=True)
+    _LIBC.mmap.restype = ctypes.c_void_p
+    _place = (ctypes.c_void_p, ctypes.c_size_t)
+    _LIBC.mmap.argtypes = (*_place, *[ctypes.c_int] * 3, ctypes.c_long)
+    _LIBC.munmap.argtypes = _place
+
 Allocate = Callable[[tuple[int, ...], torch.dtype, torch.device], torch.Tensor]
 
 
@@ -175,17 +184,3 @@ class _Mapped:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
         return int(found)
-
-
-_FORKS = hasattr(os, "register_at_fork")
-_MAP_FIXED = 0x10
-if _FORKS:
-    _LIBC = ctypes.CDLL(None, use_errno=True)
-    _LIBC.mmap.restype = ctypes.c_void_p
-    _LIBC.mmap.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        *[ctypes.c_int] * 3,
-        ctypes.c_long,
-    ]
-    _LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]

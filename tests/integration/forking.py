@@ -519,8 +519,9 @@ def saving() -> dict[str, Any]:
 
 
 PLAN = [
-    *((work, layout) for layout in LAYOUTS for work in (beside, sleeping, server)),
-    *((beside_threads, layout) for layout in ("recent", "working", "states")),
+    *((beside, layout) for layout in LAYOUTS),
+    *((sleeping, layout) for layout in ("recent", "working", "states", "codes")),
+    *((work, layout) for layout in ("working", "states") for work in (server, beside_threads)),
     *((work,) for work in (many, inside, held, elsewhere, saving)),
 ]
 
