@@ -265,7 +265,6 @@ class Loader:
     def _columns(self, slots: torch.Tensor, born: torch.Tensor, numbers: dict[int, int]) -> None:
         saved, blocks, at = self._saved, self._blocks, self._at
         here = slots[at].to(blocks.device)
-        blocks.journal.note(lambda: blocks.blank_columns(slots[at]))
         owners = [numbers[number] for number in saved.session[at].tolist()]
         for name in ("token_ids", "positions", "access_count", "relevance"):
             column = getattr(blocks, name)
