@@ -291,10 +291,11 @@ class Killer:
         history = [what["end"] for what in told if "end" in what]
         for what in told:
             self._gone |= {bytes.fromhex(trace) for trace in what.get("gone", ())}
-            if "calls" in what:
-                self._calls |= Counter(what["calls"])
             if "refused" in what:
                 wrong.append(("refused", what["refused"]))
+        if not killed and told:
+            for name, seen in told[-1].get("calls", {}).items():
+                self._calls[name] = (self._calls[name] + seen) // 2
         last = next((what for what in reversed(told) if "refused" not in what), None)
         if not killed and not wrong and (last is None or "begin" in last):
             wrong.append(("refused", "the child ended by itself"))

@@ -48,7 +48,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "strategy": "hierarchical",
     },
 }
-LONGEST = 100.0
+LONGEST = 250.0
 """Seconds after which a child is taken to hang."""
 
 
