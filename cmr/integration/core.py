@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 import torch
 
+from cmr._fork import renew
 from cmr._warning import warn
 from cmr.config import CMRConfig
 from cmr.errors import AttachError, CMRError
@@ -69,6 +70,8 @@ class Core:
         self.adapter, self.config, self.template = adapter, config, template
         self._keep = keep
         self.lock = FairLock(self._recover)
+        self._forked = False
+        renew(self, "_forked", lambda: True)
         measured = calibration_for(adapter, config.retrieval)
         self.layout = layout = plan_layout(adapter, config, measured)
         device = adapter.device(layout.index_layer)
@@ -107,8 +110,30 @@ class Core:
 
     def _recover(self) -> None:
         """Whoever takes the lock first finishes what an exception has left half-way."""
-        if self.journal.open or self.ring.ledger.unsettled:
+        if self._forked:
+            self._begin_again()
+        elif self.journal.open or self.ring.ledger.unsettled:
             self.journal.recover()
+
+    def _begin_again(self) -> None:
+        """The first use in the child of a fork, to which the long-term tier did not come along."""
+        devices = {self.ring.device, *(shape.device for shape in self.layout.shapes.values())}
+        strange = next((device for device in devices if device.type != "cpu"), None)
+        if strange is not None:
+            raise AttachError(
+                f"a memory on {strange} cannot be used in a process that was forked: "
+                "load the model and attach a memory in each process"
+            )
+        lost = self.ring.begin_again()
+        self._forked = False
+        if not lost:
+            return
+        if self.keeper.on_expired is not None:
+            self.keeper.on_expired(lost)  # copies of what is gone go, too
+        warn(
+            f"this process was forked: what {len(lost)} sessions had in the long-term tier is in "
+            "the parent alone; save(path) before the fork and load it here to have it in both"
+        )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Whoever copies or pickles a model comes here by its hooks: they would copy all of it."""

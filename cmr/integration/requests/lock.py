@@ -19,6 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from cmr._fork import in_child
+from cmr.errors import AttachError
+
 Place = tuple[int, int]
 
 LOST = 1.0
@@ -66,6 +69,8 @@ class FairLock:
     first instruction of the one that would let go. So each hold knows the frame that it belongs to,
     that of the function with the `with` statement: when that does not run any more, the lock is
     lost, which the thread's own next call notices, and others that wait do within a second.
+    In the child of a fork nobody holds it. AttachError there where the thread that forked held it:
+    what it was in the middle of is the parent's.
 
     Args:
         taken: called by whoever takes the lock that nobody held, before anything else is done.
@@ -77,6 +82,8 @@ class FairLock:
         self._owner: int | None = None
         self._holds: list[Hold] = []
         self._queue: deque[tuple[int, threading.Lock]] = deque()
+        self._forked_inside = False
+        in_child(self, FairLock._leave_parent)
 
     def acquire(self, timeout: float | None = None, frame: FrameType | None = None) -> bool:
         """Wait for the lock, `timeout` seconds at most; returns whether this thread holds it.
@@ -88,6 +95,7 @@ class FairLock:
         if self._owner == me and self._holds and _runs(self._holds[-1].frame):
             self._holds.append(hold)
             return True
+        self._require_unforked()
         if not self._wait(me, hold, timeout):
             return False
         if len(self._holds) == 1 and self._taken is not None:
@@ -131,6 +139,7 @@ class FairLock:
         `frame`: as for `acquire`.
         """
         if not self.mine:
+            self._require_unforked()
             raise RuntimeError("this thread does not hold the lock")
         lost = self._drop_lost(sys._getframe())
         # Where something was lost it may have been this very hold: it is not let go twice.
@@ -170,6 +179,23 @@ class FairLock:
 
     def __exit__(self, *_: object) -> None:
         self.release(_user())
+
+    def _leave_parent(self) -> None:
+        """In the child of a fork: nobody holds it, and of those that wait one thread at most."""
+        me = threading.get_ident()
+        self._inner = threading.Lock()
+        self._queue = deque(waiting for waiting in self._queue if waiting[0] == me)
+        self._forked_inside = self.mine and any(_runs(hold.frame) for hold in self._holds)
+        while self._holds:
+            self._holds.pop().end()
+        self._hand_on()
+
+    def _require_unforked(self) -> None:
+        if self._forked_inside:
+            raise AttachError(
+                "this process was forked in the middle of a forward, or of something else that is "
+                "done with this memory, by the thread that did it: fork between two of them"
+            )
 
     def _give_up(self, waiting: tuple[int, threading.Lock]) -> bool:
         """Leave the queue; whether the lock had been handed over by then."""

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 import cmr
+from cmr._fork import close, own
 from cmr.errors import CorruptMemoryError, MemoryKeyError, StoreBusyError, StoreError
 from cmr.memory.store import outstanding
 from cmr.memory.store.datafile import DataFile
@@ -194,10 +195,10 @@ class Saver:
         found = []
         for path in [*(self.folder.path / name for name in names), self.folder.manifest]:
             try:
-                fd = os.open(path, os.O_RDWR | SAFELY)
+                fd = own(os.open(path, os.O_RDWR | SAFELY))
             except FileNotFoundError:
                 continue
-            stack.callback(os.close, fd)
+            stack.callback(close, fd)
             if not flock(fd, exclusive=True):
                 raise StoreBusyError(
                     f"{path} is in use, so it cannot be erased: nothing was changed"
