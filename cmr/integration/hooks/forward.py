@@ -134,7 +134,7 @@ class ForwardHooks:
             handle.remove()
         self._handles.clear()
         self._plugs.detach(self)
-        self._turns.detach(self.core.adapter.decoder)
+        self._turns.detach()
         self._turns.end()  # where a hook of somebody's detaches in the middle of a forward
         self.step = None
 
