@@ -231,6 +231,9 @@ class Memory(MemoryUpkeep):
         Raises:
             AttachError: after `detach`, or the model was brought to another dtype or device.
             TypeError, ValueError: for ids or masks that cannot be read; nothing is stored then.
+            ModelMismatchError: the model has other weights than what is stored was computed with.
+            NonFiniteStateError: what the model made of a window is not finite; nothing of that
+                window is stored, of any row, and the windows before it are.
         """
         self._require_attached()
         core = self._core
@@ -239,6 +242,7 @@ class Memory(MemoryUpkeep):
         rows = Rows.pack(input_ids, attention_mask, core.adapter.config.vocab_size, keep)
         request = new_request(core, named=sessions is not None)
         with core.lock:
+            core.identity.require()
             numbers = core.sessions_to_write(request, sessions, len(rows.lengths))
             self._stepper.adapters.check(numbers)
         with under_way(core, request), told(progress, sum(rows.lengths), "reading") as show:

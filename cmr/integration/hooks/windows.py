@@ -55,6 +55,7 @@ class Windows:
             return None
         whole = request.caches is not None
         record = WindowRecord(sessions, writers, padding, self._sinks, behind, whole)
+        record.turn = self._core.identity.turn
         self._core.records.add(record)
         request.records.add(record)
         config, adapter = self._core.config, self._core.adapter
