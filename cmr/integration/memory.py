@@ -33,13 +33,17 @@ from cmr.integration.requests.scope import Opener, Said
 from cmr.integration.requests.session import Session
 
 ATTACHED = "_cmr_memory"
-"""Attribute of a model that has a memory, present only while attached."""
+"""Attribute of a model that has a memory, and of its decoder, present only while attached."""
 
 
 def require_free(model: nn.Module) -> None:
-    """Raises `AttachError` where a model has a memory already."""
-    if hasattr(model, ATTACHED):
-        raise AttachError("this model has a memory attached already; detach() that one first")
+    """Raises `AttachError` where a model has a memory already, or another one over its decoder."""
+    get: Any = getattr(model, "get_decoder", None)
+    if hasattr(model, ATTACHED) or (get is not None and hasattr(get(), ATTACHED)):
+        raise AttachError(
+            "this model has a memory attached already, or shares its decoder with one that has: "
+            "detach() that memory first, as a decoder has one"
+        )
 
 
 class Memory(MemoryUpkeep):
@@ -118,14 +122,16 @@ class Memory(MemoryUpkeep):
         model = self._core.adapter.model
         for plug in self._plugs:
             plug.attach()
-        setattr(model, ATTACHED, self)
+        for part in (model, self._core.adapter.decoder):
+            setattr(part, ATTACHED, self)
         # `copy.deepcopy` looks this up on the instance, so no class of anybody's is changed.
         model.__deepcopy__ = self._copied
 
     def _take_hooks_away(self) -> None:
         model = self._core.adapter.model
         del model.__deepcopy__
-        delattr(model, ATTACHED)
+        for part in (model, self._core.adapter.decoder):
+            delattr(part, ATTACHED)
         # The last one in place comes off first, as each wraps what stood there before it.
         for plug in reversed(self._plugs):
             plug.detach()
@@ -225,6 +231,9 @@ class Memory(MemoryUpkeep):
         Raises:
             AttachError: after `detach`, or the model was brought to another dtype or device.
             TypeError, ValueError: for ids or masks that cannot be read; nothing is stored then.
+            ModelMismatchError: the model has other weights than what is stored was computed with.
+            NonFiniteStateError: what the model made of a window is not finite; nothing of that
+                window is stored, of any row, and the windows before it are.
         """
         self._require_attached()
         core = self._core
@@ -233,6 +242,7 @@ class Memory(MemoryUpkeep):
         rows = Rows.pack(input_ids, attention_mask, core.adapter.config.vocab_size, keep)
         request = new_request(core, named=sessions is not None)
         with core.lock:
+            core.identity.require()
             numbers = core.sessions_to_write(request, sessions, len(rows.lengths))
             self._stepper.adapters.check(numbers)
         with under_way(core, request), told(progress, sum(rows.lengths), "reading") as show:

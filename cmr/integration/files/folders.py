@@ -120,7 +120,8 @@ class Files:
         with self.still(), ExitStack() as stack:
             with core.lock:
                 wanted = None if sessions is None else [core.table.require(n) for n in sessions]
-                model = fingerprint.of_model(core.adapter)
+                core.identity.require(thorough=True)
+                model = core.identity.claim()
             self.settle()
             about = {
                 "model": model,
@@ -162,7 +163,8 @@ class Files:
         with self.still():
             self.settle()
             with self._core.lock:
-                model = fingerprint.of_model(self._core.adapter)
+                self._core.identity.require(thorough=True)
+                model = self._core.identity.claim()
             return self.take(open_saved(path, key, model, tokenizer), sessions, key)
 
     def take(self, saved: Saved, sessions: Sequence[str] | None, key: Key) -> int:
@@ -188,6 +190,8 @@ class Files:
         saved.verify(loader.numbers)
         # What is half loaded must be neither read nor displaced: no turns in between.
         with self._core.lock:
+            # Its weights may have been changed while the files were looked at.
+            fingerprint.require_same(saved.header["model"], self._core.identity.claim())
             loaded = loader.load()
             forgotten = self._core.forgotten
         where = str(Path(saved.path).resolve())

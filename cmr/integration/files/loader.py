@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from cmr.errors import ConfigError, CorruptMemoryError, UnknownSessionError
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.core import Core
 from cmr.integration.decoder import fingerprint
+from cmr.integration.decoder.finite import all_finite
 from cmr.memory.sessions import SessionInfo
 from cmr.memory.store import Saved
 from cmr.memory.store.form import DTYPES
@@ -240,6 +241,7 @@ class Loader:
             rank[born.argsort()] = torch.arange(len(born))
             born = blocks.new_numbers(len(born))[rank]
         for batch in saved.batches([info.number for info in self._chosen]):
+            _require_finite(saved, batch.parts)
             at = slots[batch.positions]
             for held in ledger.tiers:
                 here = held.holds(at)
@@ -314,6 +316,14 @@ def _sessions(saved: Saved) -> dict[str, SessionInfo]:
             None
         )
     return found
+
+
+def _require_finite(saved: Saved, parts: Mapping[str, torch.Tensor]) -> None:
+    for name, part in parts.items():
+        if not all_finite([part]) and not bool(part.isfinite().all()):
+            raise CorruptMemoryError(
+                f"{saved.path}: finite numbers expected in {name!r}, got NaN or infinite ones"
+            )
 
 
 def _within(column: torch.Tensor, low: int, high: int) -> bool:

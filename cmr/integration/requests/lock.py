@@ -21,6 +21,7 @@ from torch import nn
 
 from cmr._fork import in_child
 from cmr.errors import AttachError
+from cmr.integration.decoder.wrapped import Wrapped
 
 Place = tuple[int, int]
 
@@ -265,15 +266,12 @@ class Turns:
 
     def __init__(self, holder: Any) -> None:
         self._holder = holder
-        self._guard: Any = None
-        self._users: Any = None
+        self._guard: Wrapped | None = None
 
     def attach(self, decoder: Any, interrupted: Callable[[], None]) -> None:
         """Wrap the decoder's `forward`; `interrupted` is called in place of the hooks behind it."""
-        own, self._users = decoder.forward, vars(decoder).get("forward")
 
-        @functools.wraps(own)
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def guarded(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling():
                 return own(*args, **kwargs)
             try:
@@ -284,15 +282,13 @@ class Turns:
                 interrupted()
                 raise
 
-        self._guard = decoder.forward = forward
+        self._guard = Wrapped(decoder, "forward", guarded)
 
-    def detach(self, decoder: Any) -> None:
+    def detach(self) -> None:
         """Take the wrapper away, unless somebody has wrapped it in turn."""
-        if vars(decoder).get("forward") is self._guard:
-            del decoder.forward
-            if self._users is not None:
-                decoder.forward = self._users
-        self._guard = self._users = None
+        if self._guard is not None:
+            self._guard.take_away()
+            self._guard = None
 
     @property
     def under_way(self) -> bool:
