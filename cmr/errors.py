@@ -31,6 +31,10 @@ class UnknownSessionError(CMRError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+class SessionNameError(CMRError, ValueError):
+    """A text cannot name a session, or names one that is there already."""
+
+
 class SessionError(CMRError, RuntimeError):
     """It cannot be told whose request this is; the message names the handle that says it."""
 

@@ -21,6 +21,7 @@ from cmr.integration.files.known import Key, Known, sessions_in, uids_in
 from cmr.integration.files.loader import Loader
 from cmr.integration.requests.lock import FairLock, Hold
 from cmr.memory.store import Saved, SaveReport, outstanding, save
+from cmr.memory.store.checked import open_memory, require_savable
 from cmr.memory.store.folder import Folder
 
 _TRIES = 10
@@ -49,11 +50,10 @@ def open_saved(
     path: str | os.PathLike[str], key: Key, model: dict[str, Any], tokenizer: Any
 ) -> Saved:
     """Open a memory that the model of this fingerprint saved; see `cmr.load` for what is raised."""
-    saved = Saved.open(path, key=key)
-    there = saved.header.get("model")
-    fingerprint.require_same(there if isinstance(there, dict) else {}, model)
+    saved = open_memory(path, key)
+    fingerprint.require_same(saved.header["model"], model)
     fingerprint.require_same_tokenizer(
-        saved.header.get("tokenizer"), fingerprint.of_tokenizer(tokenizer)
+        saved.header["tokenizer"], fingerprint.of_tokenizer(tokenizer)
     )
     return saved
 
@@ -135,6 +135,7 @@ class Files:
                 self._saving = weakref.ref(content)
                 stack.enter_context(content)
                 forgotten = core.forgotten
+            require_savable(content.header, path)
             report = save(
                 path,
                 content,
@@ -149,7 +150,7 @@ class Files:
             if bool(content.due().any()):
                 # Over before it was done: it goes as from any folder.
                 self.settle()
-                report = report._replace(blocks=len(Saved.open(where, key=key)))
+                report = report._replace(blocks=len(open_memory(where, key)))
             return report
 
     def load(
@@ -177,10 +178,10 @@ class Files:
                     if saved.is_current:
                         raise
                 # Somebody has saved there meanwhile: what is loaded is one save, whole.
-                model, tokenizer = saved.header.get("model"), saved.header.get("tokenizer")
-                saved = Saved.open(saved.path, key=key)
-                fingerprint.require_same(saved.header.get("model") or {}, model or {})
-                fingerprint.require_same_tokenizer(saved.header.get("tokenizer"), tokenizer)
+                model, tokenizer = saved.header["model"], saved.header["tokenizer"]
+                saved = open_memory(saved.path, key)
+                fingerprint.require_same(saved.header["model"], model)
+                fingerprint.require_same_tokenizer(saved.header["tokenizer"], tokenizer)
             raise StoreBusyError(f"{saved.path} is saved again and again while it is loaded")
 
     def _take(self, saved: Saved, sessions: Sequence[str] | None, key: Key) -> int:
@@ -231,7 +232,7 @@ class Files:
         for where, known in list(self._known.items()):
             # What cannot be looked into now is owed something.
             with contextlib.suppress(StoreError, OSError):
-                yield known, Saved.open(where, key=known.key)
+                yield known, open_memory(where, known.key)
 
     def owe(self, demand: Demand) -> None:
         """Remember what is to be forgotten in every known folder; again does no harm."""
@@ -256,7 +257,7 @@ class Files:
             with self._noting(where):
                 if where in self._owed:
                     self._write_down(where)
-                saved = Saved.open(where, key=known.key)
+                saved = open_memory(where, known.key)
                 if saved.unsettled:
                     saved.settle()
                 if saved.id in known.ids:
@@ -295,7 +296,7 @@ class Files:
         """Have a folder say itself what is owed there."""
         known, owed, folder = self._known[where], self._owed[where], Folder(where)
         try:
-            saved = Saved.open(where, key=known.key)
+            saved = open_memory(where, known.key)
         except MemoryNotFoundError:
             raise
         except StoreError:
@@ -316,5 +317,5 @@ class Files:
                 if saved.is_current:
                     break
                 # Numbers are those of the save that was looked at.
-                saved = Saved.open(where, key=known.key)
+                saved = open_memory(where, known.key)
             owed.demands.remove(demand)
