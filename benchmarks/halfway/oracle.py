@@ -275,10 +275,10 @@ def watched(memory: cmr.Memory) -> Iterator[list[tuple[View, Frozen]]]:
         if now != seen[-1][0]:
             seen.append((now, Frozen(memory)))
 
-    def let_go(lock: FairLock) -> None:
-        if lock is memory._core.lock and lock._depth == 1:
+    def let_go(lock: FairLock, *given: Any) -> None:
+        release(lock, *given)
+        if lock is memory._core.lock and not lock.mine:
             note()
-        release(lock)
 
     FairLock.release = let_go  # type: ignore[method-assign]
     try:
