@@ -13,17 +13,23 @@ from cmr.integration.window.window_layer import WindowLayer, is_windowed
 def absorb(core: Core, cache: DynamicCache) -> int:
     """Store what a cache still holds; see `Memory.absorb`."""
     record = _record_of(core, cache)
-    record.with_sinks()
-    tokens = record.rest()
-    if not any(tokens):
-        return 0
-    layers = {}
-    for layer in cache.layers:
-        assert isinstance(layer, WindowLayer)
-        keys, values = layer.newest(tokens)
-        layers[layer.number] = keys.detach(), values.detach()
     with lasting():
-        blocks = core.leave(record, layers, finished=True)
+        blocks = core.leave(record)
+        record.with_sinks()
+        tokens = record.rest()
+        if not any(tokens):
+            return blocks
+        layers = {}
+        for layer in cache.layers:
+            assert isinstance(layer, WindowLayer)
+            keys, values = layer.newest(tokens)
+            layers[layer.number] = keys.detach(), values.detach()
+        try:
+            record.let_go(layers)
+            blocks += core.leave(record, finished=True)
+        except BaseException:
+            record.left = []  # it is still in the window
+            raise
     # The text is over: what comes later into this cache is not stored, and nothing twice.
     owner = cache.layers[0].owner
     owner.record = owner.on_leave = None

@@ -201,8 +201,9 @@ def _one_up(
         for name in wanted:
             part, layer = name.split(".")
             states[name] = layers[int(layer)][part == "values"]
-    if other < 0:
-        ring.move(one, ledger.take(tier - 1, 1), states)
-    else:
-        ring.swap(slot, other, states)
+    with ring.journal.change():
+        if other < 0:
+            ring.move(one, ring.take(tier - 1, 1), states)
+        else:
+            ring.swap(slot, other, states)
     return True

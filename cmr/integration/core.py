@@ -13,12 +13,12 @@ import torch
 
 from cmr._warning import warn
 from cmr.config import CMRConfig
-from cmr.errors import AttachError
+from cmr.errors import AttachError, CMRError
 from cmr.integration.calibration.files import calibration_for
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.capture.block_writer import BlockWriter, Captured, Keep
 from cmr.integration.capture.leaving_text import LeavingText
-from cmr.integration.capture.window_record import WindowRecord
+from cmr.integration.capture.window_record import LeftLayers, WindowRecord
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.layout import plan_layout
 from cmr.integration.requests.chat_template import Template
@@ -30,6 +30,7 @@ from cmr.integration.reweave.recomputer import Recomputer
 from cmr.integration.reweave.reducer import Reducer
 from cmr.integration.reweave.tiered_states import Prefetcher, Recomputed, TieredStates
 from cmr.memory.block_store import BlockStore
+from cmr.memory.journal import Journal
 from cmr.memory.keeper import Keeper
 from cmr.memory.sessions import NO_SESSION, SessionTable
 from cmr.retrieval import Ask, Choice, Retriever, RollingQuery
@@ -45,6 +46,7 @@ class Core:
         calibration: what was measured for the model; None: nothing was, or other settings hold.
         index_digest: tells one index from another; None where states are indexed as they are.
         standing_retriever: the search as it is set for good, for who says nothing else.
+        journal: notes what a change of the store or the sessions is about to overwrite.
         lock: held by whoever runs a forward, or looks at the store or changes it.
         records: of the caches in use, which may hold copies of what was recalled.
         lasts: last forwards of threads, tasks and handles, which hold such copies, too.
@@ -66,7 +68,7 @@ class Core:
     ) -> None:
         self.adapter, self.config, self.template = adapter, config, template
         self._keep = keep
-        self.lock = FairLock()
+        self.lock = FairLock(self._recover)
         measured = calibration_for(adapter, config.retrieval)
         self.layout = layout = plan_layout(adapter, config, measured)
         device = adapter.device(layout.index_layer)
@@ -74,7 +76,9 @@ class Core:
         self.index_digest: str | None = None
         if self.calibration is not None and self.calibration.projection is not None:
             self.index_digest = self.calibration.digest
-        self.table = SessionTable(config.memory.max_sessions, config.memory.ttl)
+        # What is stored and whose it is change together, or not at all.
+        self.journal = Journal()
+        self.table = SessionTable(config.memory.max_sessions, config.memory.ttl, self.journal)
         self.ring = BlockStore(
             slots=layout.recent,
             block_size=config.memory.block_size,
@@ -83,6 +87,7 @@ class Core:
             index_dtype=layout.index_dtype,
             device=device,
             lower=layout.lower,
+            journal=self.journal,
         )
         self.keeper = Keeper(self.ring, layout.policy, self.table)
         self.scorer = BlockScorer(adapter, config, layout.index_layer)
@@ -99,6 +104,11 @@ class Core:
         self.on_forgotten: Callable[[set[int]], None] | None = None
         self.searches = self.recalls_made = 0
         self.consolidated = self.forgotten = 0
+
+    def _recover(self) -> None:
+        """Whoever takes the lock first finishes what an exception has left half-way."""
+        if self.journal.open or self.ring.ledger.unsettled:
+            self.journal.recover()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Whoever copies or pickles a model comes here by its hooks: they would copy all of it."""
@@ -142,14 +152,11 @@ class Core:
         assert said.names is not None
         with self.lock:
             self.names_in_use = True
-            # All is looked at before anything is made: none is new where one of them is refused.
-            if said.create:
-                self.table.check_room(said.names)
-            for name in said.names:
-                if not said.create:
-                    self.table.require(name)
-            for name in said.names:
-                self.table.create(name, *said.terms)
+            with self.journal.change():
+                for name in said.names:
+                    if not said.create:
+                        self.table.require(name)
+                    self.table.create(name, *said.terms)
 
     def sessions_to_write(
         self, request: Request, names: Sequence[str] | None, batch: int
@@ -170,8 +177,8 @@ class Core:
             raise ValueError(
                 f"{batch} rows cannot be read into one session at once; read them one by one"
             )
-        self.table.check_room(chosen)
-        return [self.table.create(name) for name in chosen]
+        with self.journal.change():
+            return [self.table.create(name) for name in chosen]
 
     def name_of(self, number: int) -> str:
         """A session's name, empty for a row without one."""
@@ -291,17 +298,30 @@ class Core:
         layers = layout.read_layers.union(layout.knn_layers)
         return TieredStates(ring, self.recomputed, table, self.prefetcher, layers, project, again)
 
-    def leave(
-        self,
-        record: WindowRecord,
-        layers: dict[int, tuple[torch.Tensor, torch.Tensor]],
-        finished: bool = False,
-    ) -> int:
-        """Store rotated keys and values `[batch, heads, tokens, dim]` that left a window, by layer.
+    def leave(self, record: WindowRecord, finished: bool = False) -> int:
+        """Store what has left the window of a record; returns the number of blocks.
 
-        The first row of each group of beams or copies writes. Returns the number of blocks.
+        The first row of each group of beams or copies writes. Where an interrupt or a failed
+        allocation comes in between, nothing is stored, and the next call does it.
         """
-        tokens = next(iter(layers.values()))[0].shape[2]
+        blocks = 0
+        while record.left:
+            layers, going = record.left[0]
+            try:
+                with self.journal.change():
+                    self.journal.attributes(record, *record.POPPED)
+                    record.left, record.going = record.left[1:], going
+                    blocks += self._store(record, layers, finished)
+            except (CMRError, TypeError, ValueError):
+                # Refused, and so it would be another time: the text goes on without it.
+                record.left, record.going = record.left[1:], going
+                record.pop(_tokens(layers))
+                raise
+        return blocks
+
+    def _store(self, record: WindowRecord, layers: LeftLayers, finished: bool) -> int:
+        """Store rotated keys and values `[batch, heads, tokens, dim]` that left, by layer."""
+        tokens = _tokens(layers)
         text = LeavingText.pop(record, tokens, self.table, self.writer.kept, finished)
         writers, columns = torch.tensor(record.writers), text.columns
         kept: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {
@@ -324,3 +344,7 @@ class Core:
             keep=text.keep,
         )
         return self.writer.write(captured)
+
+
+def _tokens(layers: LeftLayers) -> int:
+    return next(iter(layers.values()))[0].shape[2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,11 +37,26 @@ class ForgetReport:
     files: tuple[str, ...] = ()
 
 
+@dataclass
+class _Task:
+    """A forgetting that has begun: blocks by number, sessions by name, and what was done so far."""
+
+    numbers: Sequence[int]
+    sessions: Mapping[str, int]
+    gone: list[int] = field(default_factory=list)
+    counts: torch.Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.int64))
+    ended: list[str] = field(default_factory=list)
+
+
 class Forgetter:
-    """Finds what is to be forgotten and zeroes every copy of it, those in forwards too."""
+    """Finds what is to be forgotten and zeroes every copy of it, those in forwards too.
+
+    What has begun is finished: where an exception comes in between, `finish` goes on from there.
+    """
 
     def __init__(self, core: Core, stepper: Stepper) -> None:
         self._core, self._stepper = core, stepper
+        self._task: _Task | None = None
 
     def select(
         self,
@@ -89,38 +104,47 @@ class Forgetter:
         What a session that ends has stored meanwhile goes with it; a block that somebody else has
         forgotten meanwhile is passed over. Raises `CMRError` where a byte was not 0 afterwards.
         """
-        core, ledger = self._core, self._core.ring.ledger
-        gone: list[int] = []
-        counts = torch.zeros(2, dtype=torch.int64)
+        self.finish()
+        self._task = task = _Task(numbers, sessions)
+        self.finish()
+        tokens, size = task.counts.tolist()
+        return ForgetReport(len(task.gone), tokens, size, tuple(task.ended)), task.gone
+
+    def finish(self) -> None:
+        """Carry out what has begun; nothing where all is done. Takes `core.lock` by itself."""
+        task, core, ledger = self._task, self._core, self._core.ring.ledger
+        if task is None:
+            return
         # In short pieces, between which others have their turn; by numbers, not slots: between two
         # pieces a slot may have come to hold another block.
-        for piece in torch.tensor(list(numbers), dtype=torch.int64).split(PIECE):
+        for piece in torch.tensor(list(task.numbers), dtype=torch.int64).split(PIECE):
             with core.lock:
                 held = ledger.slots_of(None)
-                counts += self._zero(held[torch.isin(ledger.number[held], piece)], gone)
-        ended = []
+                self._zero(held[torch.isin(ledger.number[held], piece)], task)
         with core.lock:
-            for name, number in sessions.items():
+            for name, number in task.sessions.items():
                 if core.table.find(name) != number:
                     continue  # somebody else has ended it, and its name may be of another by now
-                counts += self._zero(ledger.slots_of(number), gone)
-                core.table.remove(name)
-                self.drop_copies({number})
-                ended.append(name)
-        tokens, size = counts.tolist()
-        return ForgetReport(len(gone), tokens, size, tuple(ended)), gone
+                self._zero(ledger.slots_of(number), task)
+                with core.journal.change():
+                    core.table.remove(name)
+                    self.drop_copies({number})
+                task.ended.append(name)
+        self._task = None
 
-    def _zero(self, slots: torch.Tensor, gone: list[int]) -> torch.Tensor:
-        """Zero blocks, and look that they are; `[2]` int64, their tokens and bytes."""
+    def _zero(self, slots: torch.Tensor, task: _Task) -> None:
+        """Zero blocks, and look that they are."""
         ring = self._core.ring
         if not len(slots):
-            return torch.zeros(2, dtype=torch.int64)
+            return
         owners = set(ring.ledger.owner[slots].tolist())
-        gone += ring.ledger.number[slots].tolist()
+        numbers = ring.ledger.number[slots].tolist()
         tokens = int((ring.positions[slots.to(ring.device)] >= 0).sum())
-        ring.empty(slots)
-        self.drop_copies(owners)
-        return torch.tensor([tokens, self._prove(slots)])
+        with self._core.journal.change():
+            ring.empty(slots)
+            self.drop_copies(owners)
+        task.gone += numbers
+        task.counts += torch.tensor([tokens, self._prove(slots)])
 
     def drop_copies(self, sessions: set[int]) -> None:
         """Let go of what was run again, and of what forwards have recalled of these sessions."""

@@ -59,7 +59,7 @@ class MemoryUpkeep(MemoryView):
             UnknownSessionError: there is no such session.
             ValueError: the two are one, or only one of them is ephemeral.
         """
-        with self._core.lock:
+        with self._core.lock, self._core.journal.change():
             number = self._core.table.require(session)
             moved = merge(self._core.ring, self._core.table, session, into)
             # Forwards may have recalled blocks under the session's number, which is free now.
@@ -115,7 +115,8 @@ class MemoryUpkeep(MemoryView):
         alone = ids is None and text is None and older_than is None
         ending = [session] if session and alone else []
         # A save that is under way ends first: it would bring back what goes.
-        with self._files.still():
+        with self._files.still() as hold:
+            hold.after = self._forgetter.finish
             with self._core.lock:
                 slots = self._forgetter.select(session, ids, text, older_than, self.tokenizer)
                 numbers = self._core.ring.ledger.number[slots].tolist()
@@ -134,7 +135,8 @@ class MemoryUpkeep(MemoryView):
             UnknownSessionError: for a name that does not exist.
         """
         core, ledger = self._core, self._core.ring.ledger
-        with self._files.still():
+        with self._files.still() as hold:
+            hold.after = self._forgetter.finish
             with core.lock:
                 number = None if session is None else core.table.require(session)
                 names = self.sessions if session is None else [session]

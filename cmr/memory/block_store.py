@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from cmr.kernels.ring_link import Reserved, ring_link
 from cmr.kernels.ring_write import ring_write_heads, ring_write_index
 from cmr.memory.batch import BlockBatch, LayerSource
+from cmr.memory.journal import all_or_nothing
 from cmr.memory.sessions import NO_SESSION
 from cmr.memory.tier_tensors import NO_SLOT, TierTensors
 
@@ -18,7 +20,9 @@ class BlockStore(TierTensors):
     """Whole blocks of tokens in preallocated tensors.
 
     New blocks go into the first tier; who puts them there makes room for them before, see `Keeper`.
-    A block keeps its number for life, whichever slot it is in.
+    A block keeps its number for life, whichever slot it is in. Whatever changes the store happens
+    or does not, see `cmr.memory.journal`; several changes are one inside of `journal.change()`.
+    What is left in a slot of a block that is gone is zeroed when that has happened for good.
 
     Attributes:
         clock: blocks ever written.
@@ -28,6 +32,10 @@ class BlockStore(TierTensors):
 
     clock = _start = 0
     on_change: Callable[[torch.Tensor], None] | None = None
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.journal.settle.append(self.settle)
 
     # -- size ------------------------------------------------------------------------------------
 
@@ -98,6 +106,7 @@ class BlockStore(TierTensors):
 
     # -- writing ---------------------------------------------------------------------------------
 
+    @all_or_nothing
     def add(self, batch: BlockBatch, lifetimes: Sequence[float] | None = None) -> torch.Tensor:
         """Store blocks in the first tier; returns the slots, `[n]` int64, that they went into.
 
@@ -106,7 +115,7 @@ class BlockStore(TierTensors):
         """
         n, born = len(batch.sessions), time.time()
         device, ledger = self.device, self.ledger
-        slots = ledger.take(0, n)
+        slots = self.take(0, n)
         numbers = torch.arange(self.clock + 1, self.clock + n + 1)
         # Blocks of one session in one batch follow each other, the first of them its newest one.
         before: dict[int, int] = {}
@@ -114,6 +123,10 @@ class BlockStore(TierTensors):
         for slot, session in zip(slots.tolist(), batch.sessions, strict=True):
             chain.append(before.get(session, ledger.newest(session)))
             before[session] = slot
+        self.count_on(n)
+        self.journal.note(lambda: self.blank_columns(slots))
+        followed = torch.tensor([slot for slot in chain if slot >= 0], dtype=torch.int64)
+        self.journal.rows(self.successor, followed.to(device))
         # One copy to the device each, however many layers there are.
         reserved = Reserved(*(x.to(device) for x in (slots, torch.tensor(chain), numbers)))
         pick = (torch.arange(n) if batch.pick is None else batch.pick).to(device)
@@ -142,7 +155,29 @@ class BlockStore(TierTensors):
             pick,
         )
         ledger.fill(slots, batch.sessions, numbers, born, lifetimes)
-        self.clock += n
+        return slots
+
+    @all_or_nothing
+    def take(self, tier: int, count: int) -> torch.Tensor:
+        """The lowest `count` empty slots of a tier, `[n]` int64; there must be as many."""
+        return self._to_be_written(self.ledger.take(tier, count))
+
+    @all_or_nothing
+    def claim(self, slots: torch.Tensor) -> None:
+        """Take the given empty slots of a store into which nothing was ever written."""
+        self.ledger.claim(slots)
+        self._to_be_written(slots)
+
+    def _to_be_written(self, slots: torch.Tensor) -> torch.Tensor:
+        """Note what slots that were taken have in them, before it is overwritten."""
+        dirty = self.ledger.dirty[slots]
+        fresh, soiled = slots[~dirty], slots[dirty]
+        self.journal.note(lambda: self.ledger.soil(fresh))
+        if len(soiled):
+            # A block that went for this very change comes back where the change is taken back.
+            before = self.rows(soiled)
+            self.journal.note(lambda: self.put(soiled, before))
+            self.ledger.clean(soiled)
         return slots
 
     def check(self, layers: Mapping[int, LayerSource]) -> None:
@@ -166,6 +201,7 @@ class BlockStore(TierTensors):
 
     # -- moving ----------------------------------------------------------------------------------
 
+    @all_or_nothing
     def move(
         self,
         source: torch.Tensor,
@@ -182,12 +218,15 @@ class BlockStore(TierTensors):
         self._tell(source)
         self.put(target, self.rows(source) | dict(states or {}))
         old, new = source.to(self.device), target.to(self.device)
+        self.journal.note(lambda: self.blank_columns(target))
         for column in self._slot_columns():
+            self.journal.rows(column, old)
             column[new] = column[old]
         self._relink(old, new)
         self.ledger.move(source, target)
-        self._zero(source)
+        self.blank_columns(source)
 
+    @all_or_nothing
     def swap(self, slot: int, other: int, states: Mapping[str, torch.Tensor] | None = None) -> None:
         """Let the blocks of two slots in different tiers change places.
 
@@ -196,10 +235,13 @@ class BlockStore(TierTensors):
         pair = torch.tensor([slot, other])
         self._tell(pair)
         one, two = self.rows(pair[:1]), self.rows(pair[1:])
+        self.journal.note(lambda: self.put(pair[:1], one))
+        self.journal.note(lambda: self.put(pair[1:], two))
         self.put(pair[1:], one | dict(states or {}))
         self.put(pair[:1], two)
         both = pair.to(self.device)
         for column in self._slot_columns():
+            self.journal.rows(column, both)
             column[both] = column[both.flip(0)]
         self._relink(both, both.flip(0))
         self.ledger.swap(slot, other)
@@ -210,17 +252,25 @@ class BlockStore(TierTensors):
         remap = torch.arange(self.slots, device=self.device)
         remap[old] = new
         for links in (self.successor, self.predecessor):
+            self.journal.whole(links)
             links.copy_(torch.where(links >= 0, remap[links.clamp(min=0)], NO_SLOT))
 
     def _slot_columns(self) -> list[torch.Tensor]:
         return [column for column in self.columns if column is not self.cursor]
 
-    def new_numbers(self, count: int) -> torch.Tensor:
-        """Numbers `[count]` int64 for blocks that are about to come in other ways than `write`."""
+    def count_on(self, count: int) -> None:
+        """Give so many numbers of blocks away."""
+        self.journal.attributes(self, "clock")
+        self.journal.whole(self.cursor)
         self.clock += count
         self.cursor.fill_(self.clock)
+
+    def new_numbers(self, count: int) -> torch.Tensor:
+        """Numbers `[count]` int64 for blocks that are about to come in other ways than `write`."""
+        self.count_on(count)
         return torch.arange(self.clock - count + 1, self.clock + 1)
 
+    @all_or_nothing
     def copy(
         self,
         source: torch.Tensor,
@@ -235,6 +285,7 @@ class BlockStore(TierTensors):
         their originals' birth on.
         """
         n, ledger = len(source), self.ledger
+        self.journal.note(lambda: self.blank_columns(target))
         for tier in ledger.tiers:
             here = tier.holds(source)
             if here.any():
@@ -247,10 +298,13 @@ class BlockStore(TierTensors):
         self.successor[new] = self.predecessor[new] = NO_SLOT
         ledger.fill(target, [session] * n, numbers, ledger.born[source], [lifetime] * n)
 
+    @all_or_nothing
     def hand_over(self, slots: torch.Tensor, session: int, shift: int) -> None:
         """Give blocks to another session, `shift` positions further on in its text."""
         if len(slots):
             at = slots.to(self.device)
+            self.journal.rows(self.session, at)
+            self.journal.rows(self.positions, at)
             self.session[at] = session
             placed = self.positions[at]
             self.positions[at] = torch.where(placed >= 0, placed + shift, placed)
@@ -265,25 +319,30 @@ class BlockStore(TierTensors):
         self.access_count.index_add_(0, flat, read)
         self.last_access.scatter_reduce_(0, flat, read * self.clock, "amax")
 
+    @all_or_nothing
     def tick(self) -> int:
         """The least `last_access` that a recall from now on gets: a number that no block has."""
+        self.journal.attributes(self, "_start")
         self._start += 1
         return int(self.new_numbers(1))
 
     # -- forgetting ------------------------------------------------------------------------------
 
+    @all_or_nothing
     def clear(self, session: int | None = None) -> int:
         """Zero every block of the session, or of all; returns how many blocks were emptied."""
         slots = self.ledger.slots_of(session)
         self.empty(slots)
         if session is None:
+            self.journal.attributes(self, "_start")
+            self.journal.attributes(self.ledger, "limit")
             # A block's number never comes twice: who still knows a block by its number must not
             # find another one in its slot.
             self._start = self.clock
-            self.cursor.fill_(self.clock)
             self.ledger.limit = 0
         return len(slots)
 
+    @all_or_nothing
     def empty(self, slots: torch.Tensor) -> None:
         """Zero the blocks in some slots (on the CPU); chains that lead to them are cut."""
         if not len(slots):
@@ -296,16 +355,31 @@ class BlockStore(TierTensors):
             (self.predecessor, self.successor),
         ):
             beside = ahead[at]
-            back[beside[beside >= 0]] = NO_SLOT
+            beside = beside[beside >= 0]
+            self.journal.rows(back, beside)
+            back[beside] = NO_SLOT
+        for column in self._slot_columns():
+            self.journal.rows(column, at)
         self.ledger.empty(slots)
-        self._zero(slots)
+        self.blank_columns(slots)
+
+    def settle(self) -> None:
+        """Zero what is left of blocks that are gone; done behind every change."""
+        if self.ledger.unsettled and not self.journal.open:
+            slots = self.ledger.dirty.nonzero()[:, 0]
+            self._zero(slots)
+            self.ledger.clean(slots)
 
     def _tell(self, slots: torch.Tensor) -> None:
         if self.on_change is not None:
             self.on_change(slots)
 
     def _zero(self, slots: torch.Tensor) -> None:
+        self.blank_columns(slots)
         self.zero(slots)
+
+    def blank_columns(self, slots: torch.Tensor) -> None:
+        """Let the columns say that there is nothing in some slots (on the CPU)."""
         at = slots.to(self.device)
         # 0 is a session, a slot and a position: there "nothing" is -1.
         nowhere = (self.positions, self.session, self.successor, self.predecessor)

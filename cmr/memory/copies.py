@@ -6,7 +6,7 @@ import torch
 
 from cmr.memory.block_store import BlockStore
 from cmr.memory.keeper import Keeper
-from cmr.memory.sessions import SessionTable
+from cmr.memory.sessions import SessionInfo, SessionTable
 
 
 def fork(keeper: Keeper, table: SessionTable, name: str, to: str) -> int:
@@ -21,31 +21,36 @@ def fork(keeper: Keeper, table: SessionTable, name: str, to: str) -> int:
         raise ValueError(f"there is a session named {to!r} already")
     table.check_room([to])
     blocks = keeper.blocks
-    ledger = blocks.ledger
+    with blocks.journal.change():
+        return _fork(keeper, table, source, to)
+
+
+def _fork(keeper: Keeper, table: SessionTable, source: SessionInfo, to: str) -> int:
+    blocks, ledger = keeper.blocks, keeper.blocks.ledger
     slots = ledger.slots_of(source.number)
     # Making room must not take the very blocks that are about to be copied.
-    was_pinned, ledger.pinned[slots] = ledger.pinned[slots].clone(), True
-    try:
-        newest = slots.flip(0)
-        wanted = [newest[at.holds(newest)] for at in ledger.tiers]
-        plan, left = keeper.plan(wanted, source.ephemeral)
-        if left:
-            raise ValueError(
-                f"no room for a copy of {name!r}: room for {len(slots)} blocks expected, "
-                f"for {len(slots) - left} it could be made"
-            )
-        number = table.create(to, source.ephemeral, source.ttl)
-        numbers = blocks.new_numbers(len(slots))  # copies are as old as their originals, in turn
-        # From the last tier up: what sinks must not take the room that was just made.
-        for tier in reversed(range(len(plan))):
-            part = plan[tier]
-            if len(part):
-                keeper.room_in(tier, {number: len(part)})
-                fresh = numbers[torch.searchsorted(ledger.number[slots], ledger.number[part])]
-                to_slots = ledger.take(tier, len(part))
-                blocks.copy(part, to_slots, number, fresh, keeper.lifetime(number))
-    finally:
-        ledger.pinned[slots] = was_pinned
+    was_pinned = ledger.pinned[slots]
+    blocks.journal.rows(ledger.pinned, slots)
+    ledger.pinned[slots] = True
+    newest = slots.flip(0)
+    wanted = [newest[at.holds(newest)] for at in ledger.tiers]
+    plan, left = keeper.plan(wanted, source.ephemeral)
+    if left:
+        raise ValueError(
+            f"no room for a copy of {source.name!r}: room for {len(slots)} blocks expected, "
+            f"for {len(slots) - left} it could be made"
+        )
+    number = table.create(to, source.ephemeral, source.ttl)
+    numbers = blocks.new_numbers(len(slots))  # copies are as old as their originals, in turn
+    # From the last tier up: what sinks must not take the room that was just made.
+    for tier in reversed(range(len(plan))):
+        part = plan[tier]
+        if len(part):
+            keeper.room_in(tier, {number: len(part)})
+            fresh = numbers[torch.searchsorted(ledger.number[slots], ledger.number[part])]
+            to_slots = blocks.take(tier, len(part))
+            blocks.copy(part, to_slots, number, fresh, keeper.lifetime(number))
+    ledger.pinned[slots] = was_pinned
     table.advance(number, source.position)
     table.note_adapters(number, source.adapters)
     _chain(blocks, slots, number)
@@ -63,6 +68,8 @@ def _chain(blocks: BlockStore, slots: torch.Tensor, session: int) -> None:
         for slot in slots.tolist()
         if after[slot] >= 0 and last[slot] in copies and last[after[slot]] in copies
     ]
+    for links in (blocks.successor, blocks.predecessor):
+        blocks.journal.whole(links)
     ahead, behind = torch.tensor(pairs, dtype=torch.int64, device=blocks.device).view(-1, 2).t()
     blocks.successor[ahead], blocks.predecessor[behind] = behind, ahead
     blocks.ledger.follow(session, copies[max(copies)] if copies else -1)
@@ -77,7 +84,8 @@ def merge(blocks: BlockStore, table: SessionTable, name: str, into: str) -> int:
         one = name if source.ephemeral else into
         raise ValueError(f"of {name!r} and {into!r} only {one!r} is ephemeral: they cannot be one")
     slots = blocks.ledger.slots_of(source.number)
-    blocks.hand_over(slots, target.number, target.position)
-    table.advance(target.number, source.position)
-    table.remove(name)
+    with blocks.journal.change():
+        blocks.hand_over(slots, target.number, target.position)
+        table.advance(target.number, source.position)
+        table.remove(name)
     return len(slots)

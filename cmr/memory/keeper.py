@@ -13,6 +13,7 @@ import torch
 from cmr.memory.batch import BlockBatch
 from cmr.memory.block_store import BlockStore
 from cmr.memory.eviction import Candidates, choose_victims
+from cmr.memory.journal import all_or_nothing
 from cmr.memory.sessions import SessionTable
 
 # A number that no session has, to ask what one more session would get.
@@ -58,7 +59,7 @@ class Keeper:
         policy: Policy | None = None,
         sessions: SessionTable | None = None,
     ) -> None:
-        self.blocks, self._ledger = blocks, blocks.ledger
+        self.blocks, self._ledger, self.journal = blocks, blocks.ledger, blocks.journal
         self.policy, self._sessions = policy or Policy(), sessions
         self.evicted = self.sunk = self.expired = 0
         self.on_expired: Callable[[set[int]], None] | None = None
@@ -75,13 +76,20 @@ class Keeper:
             raise ValueError(f"at most {blocks.slots} blocks fit into the buffer, got {n} at once")
         # Before room is made: a batch that is refused must not have cost anything.
         blocks.check(batch.layers)
+        # What is over anyway must not cost another block its place.
+        self.expire()
+        return self._write(batch)
+
+    @all_or_nothing
+    def _write(self, batch: BlockBatch) -> torch.Tensor:
+        n = len(batch.sessions)
         pick = torch.arange(n) if batch.pick is None else batch.pick
         written, done = [torch.empty(0, dtype=torch.int64)], 0
         while done < n:
             room = self._make_room(batch.sessions[done:])
             part = slice(done, done + room)
             piece = replace(batch, sessions=batch.sessions[part], pick=pick[part])
-            written.append(blocks.add(piece, [self.lifetime(s) for s in piece.sessions]))
+            written.append(self.blocks.add(piece, [self.lifetime(s) for s in piece.sessions]))
             done += room
         return torch.cat(written)
 
@@ -90,14 +98,13 @@ class Keeper:
 
         Returns how many of them, at least one, can be written; the rest wants room again.
         """
-        # What is over anyway must not cost another block its place.
-        self.expire()
         count = min(len(sessions), self._ledger.tiers[0].slots)
         if self.policy.session_blocks is not None:
             count = min(count, self.policy.session_blocks)
             self._hold_to_limit(Counter(sessions[:count]), self.policy.session_blocks)
         return min(count, self.room_in(0, Counter(sessions[:count])))
 
+    @all_or_nothing
     def room_in(self, tier: int, incoming: Mapping[int, int]) -> int:
         """Room in a tier, by sending blocks down or away; ValueError where nothing may leave.
 
@@ -153,20 +160,27 @@ class Keeper:
         """Zero every block whose time is over; returns how many."""
         due = self._ledger.due(time.time())
         if len(due):
-            owners = set(self._ledger.owner[due].tolist())
-            self.blocks.empty(due)
-            self.expired += len(due)
-            if self.on_expired is not None:
-                self.on_expired(owners)
+            self._forget(due)
         return len(due)
 
     # -- inside ----------------------------------------------------------------------------------
+
+    @all_or_nothing
+    def _forget(self, due: torch.Tensor) -> None:
+        owners = set(self._ledger.owner[due].tolist())
+        self.blocks.empty(due)
+        self.journal.attributes(self, "expired")
+        self.expired += len(due)
+        # Inside of the change: copies are let go of before it counts, not after.
+        if self.on_expired is not None:
+            self.on_expired(owners)
 
     def _terms(self, session: int) -> tuple[bool, float | None]:
         return (False, None) if self._sessions is None else self._sessions.terms(session)
 
     def _hold_to_limit(self, incoming: Mapping[int, int], limit: int) -> None:
         """Sessions pay for what they write above their limit, from the lowest tier up."""
+        self.journal.attributes(self, "evicted")
         for session, count in incoming.items():
             over = self._ledger.blocks_of(session) + count - limit
             for tier in reversed(range(len(self._ledger.tiers))):
@@ -211,6 +225,7 @@ class Keeper:
         return held[found]
 
     def _send_down(self, tier: int, slots: torch.Tensor) -> None:
+        self.journal.attributes(self, "evicted", "sunk")
         below = tier + 1
         if below == len(self._ledger.tiers):
             self.blocks.empty(slots)
@@ -233,7 +248,7 @@ class Keeper:
                 self.blocks.empty(slots)
                 self.evicted += len(slots)
                 return
-            self.blocks.move(part, self._ledger.take(below, len(part)))
+            self.blocks.move(part, self.blocks.take(below, len(part)))
             self.sunk += len(part)
             slots = slots[len(part) :]
 

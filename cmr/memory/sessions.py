@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from cmr.errors import UnknownSessionError
+from cmr.memory.journal import Journal, all_or_nothing
 
 # The number that owns nothing: empty slots carry it and rows without a memory look for it.
 NO_SESSION = -1
@@ -36,10 +37,17 @@ class SessionInfo:
 class SessionTable:
     """Names of sessions and the numbers that the store's session column holds.
 
-    `limit`: sessions at once; `ttl`: seconds that what they store lives, where they do not say.
+    `limit`: sessions at once; `ttl`: seconds that what they store lives, where they do not say;
+    `journal`: what changes are noted in, where others change together with the table.
     """
 
-    def __init__(self, limit: int | None = None, ttl: float | None = None) -> None:
+    def __init__(
+        self,
+        limit: int | None = None,
+        ttl: float | None = None,
+        journal: Journal | None = None,
+    ) -> None:
+        self.journal = journal or Journal()
         self._limit, self._ttl = limit, ttl
         self._numbers: dict[str, int] = {}
         self._infos: dict[int, SessionInfo] = {}
@@ -88,6 +96,7 @@ class SessionTable:
                 f"{len(new)} more are asked for; end one with forget(session=...)"
             )
 
+    @all_or_nothing
     def create(self, name: str, ephemeral: bool | None = None, ttl: float | None = None) -> int:
         """The session's number; the session is made when there is none of that name.
 
@@ -96,6 +105,9 @@ class SessionTable:
         self.check(name)
         if name not in self._numbers:
             self.check_room([name])
+            self.journal.item(self._numbers, name)
+            self.journal.item(self._infos, self._next)
+            self.journal.attributes(self, "_next")
             # Never a number again, so a slot of an ended session is never read by a later one.
             self._numbers[name] = self._next
             info = SessionInfo(name, self._next, 0, bool(ephemeral), ttl or self._ttl)
@@ -108,21 +120,26 @@ class SessionTable:
             kind = "ephemeral" if info.ephemeral else "not ephemeral"
             raise ValueError(f"session {name!r} is {kind}, which is settled when it is made")
         if ttl is not None:
+            self.journal.item(self._infos, number)
             self._infos[number] = replace(info, ttl=ttl)
         return number
 
+    @all_or_nothing
     def restore(self, info: SessionInfo) -> int:
         """Take in a session that was saved, under a new number; its name must be free."""
         number = self.create(info.name, info.ephemeral, info.ttl)
         self._infos[number] = replace(info, number=number)
         return number
 
+    @all_or_nothing
     def rename(self, name: str, to: str) -> None:
         """Give a session another name, which must be free; it keeps its place in the order."""
         number = self.require(name)
         self.check(to)
         if to in self._numbers:
             raise ValueError(f"there is a session named {to!r} already")
+        self.journal.attributes(self, "_numbers")
+        self.journal.item(self._infos, number)
         self._numbers = {to if n == name else n: v for n, v in self._numbers.items()}
         self._infos[number] = replace(self._infos[number], name=to)
 
@@ -148,6 +165,7 @@ class SessionTable:
     def advance(self, number: int, tokens: int) -> int:
         """Reserve `tokens` positions in the session's text; returns the first of them."""
         info = self._infos[number]
+        self.journal.item(self._infos, number)
         self._infos[number] = replace(info, position=info.position + tokens)
         return info.position
 
@@ -157,11 +175,16 @@ class SessionTable:
 
     def note_adapters(self, number: int, names: tuple[str, ...] | None) -> None:
         """Note the adapters that are in effect when a session's text is read."""
+        self.journal.item(self._infos, number)
         self._infos[number] = replace(self._infos[number], adapters=names)
 
+    @all_or_nothing
     def remove(self, name: str) -> int:
         """Forget the name; returns the number that it had."""
         number = self.require(name)
-        del self._numbers[name]
+        # A new table: taken back, the name stands where it stood among the others.
+        self.journal.attributes(self, "_numbers")
+        self.journal.item(self._infos, number)
+        self._numbers = {known: its for known, its in self._numbers.items() if known != name}
         del self._infos[number]
         return number

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from cmr.memory.journal import Journal
 from cmr.memory.sessions import NO_SESSION
 
 # Names of the tiers from the top down: where new blocks go, and where they sink.
@@ -37,7 +38,8 @@ class SlotLedger:
     """One space of slots over all tiers, and what is in each of them.
 
     `sizes`: tier name to its number of slots, from the top down; tiers without slots are left out,
-    ValueError where the first one has none.
+    ValueError where the first one has none. `journal`: what the changes of a ledger are noted in;
+    None: one of its own.
 
     Attributes:
         tiers: the tiers that have slots, from the top down.
@@ -47,12 +49,14 @@ class SlotLedger:
         born: `[slots]` float64, seconds since the epoch when its text was stored.
         deadline: `[slots]` float64, when it is to be forgotten; `inf` for never.
         pinned: `[slots]` bool, whether it may not be evicted.
-        changes: counts the writes, moves and removals.
+        dirty: `[slots]` bool, slots that still have something of a block that is gone from there.
+        unsettled: whether any slot is dirty.
+        changes: counts the writes, moves and removals; it never goes back.
         limit: the slot behind the last one that was ever taken: what a search has to look at.
         expires: whether any block was ever stored for a limited time.
     """
 
-    def __init__(self, sizes: Mapping[str, int]) -> None:
+    def __init__(self, sizes: Mapping[str, int], journal: Journal | None = None) -> None:
         first, tiers = 0, []
         for name in TIERS:
             if sizes.get(name, 0):
@@ -67,6 +71,8 @@ class SlotLedger:
         self.born = torch.zeros(first, dtype=torch.float64)
         self.deadline = torch.full((first,), math.inf, dtype=torch.float64)
         self.pinned = torch.zeros(first, dtype=torch.bool)
+        self.dirty = torch.zeros(first, dtype=torch.bool)
+        self.unsettled = False
         self.changes = 0
         # At which change each slot last came to hold something: what copies have to look at.
         self._stamp = torch.zeros(first, dtype=torch.int64)
@@ -76,6 +82,8 @@ class SlotLedger:
         self._newest: dict[int, int] = {}
         self.limit = 0
         self.expires = False
+        self.journal = journal or Journal()
+        self.journal.undone.append(self._recount)
 
     # -- looking ---------------------------------------------------------------------------------
 
@@ -137,12 +145,16 @@ class SlotLedger:
 
     # -- changing --------------------------------------------------------------------------------
 
+    # What is new in a slot is taken back by blanking it: nothing was there before.
+
     def take(self, tier: int, count: int) -> torch.Tensor:
         """The lowest `count` empty slots of a tier; there must be as many."""
+        self.journal.note(self._recount)
         return torch.tensor([heapq.heappop(self._free[tier]) for _ in range(count)])
 
     def claim(self, slots: torch.Tensor) -> None:
         """Take the given empty slots."""
+        self.journal.note(self._recount)
         # Nothing was ever written: the lists are sorted, and heaps still without some entries.
         taken = set(slots.tolist())
         self._free = [[slot for slot in free if slot not in taken] for free in self._free]
@@ -160,6 +172,8 @@ class SlotLedger:
         `born`: seconds since the epoch, one number or `[n]`; `lifetimes`: seconds from then on
         until each is to be forgotten, None: for ever.
         """
+        self.journal.note(lambda: self._blank(slots))
+        self.journal.item(self._newest, *sessions)
         self.owner[slots] = torch.tensor(sessions, dtype=torch.int64)
         self.number[slots], self.born[slots] = numbers, born
         self.deadline[slots], self.pinned[slots] = math.inf, False
@@ -172,11 +186,15 @@ class SlotLedger:
 
     def let_expire(self, slots: torch.Tensor, deadline: torch.Tensor) -> None:
         """Note when blocks are to be forgotten, `[n]` float64 seconds since the epoch."""
+        self.journal.rows(self.deadline, slots)
+        self.journal.attributes(self, "expires")
         self.deadline[slots] = deadline
         self.expires |= bool((deadline < math.inf).any())
 
     def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Note that blocks went from one slot to another, which was taken."""
+        self.journal.note(lambda: self._blank(target))
+        self.journal.item(self._newest, *self.owner[source].tolist())
         for column in self._columns():
             column[target] = column[source]
         self._note(target)
@@ -185,12 +203,14 @@ class SlotLedger:
         ):
             if self._newest.get(session) == old:
                 self._newest[session] = new
-        self._reset(source)
+        self._release(source)
 
     def swap(self, slot: int, other: int) -> None:
         """Note that the blocks of two slots changed places."""
         both = torch.tensor([slot, other])
+        self.journal.item(self._newest, *self.owner[both].tolist())
         for column in self._columns():
+            self.journal.rows(column, both)
             column[both] = column[both.flip(0)]
         other_place = {slot: other, other: slot}
         for session in set(self.owner[both].tolist()):
@@ -200,13 +220,17 @@ class SlotLedger:
 
     def follow(self, session: int, slot: int) -> None:
         """Note which block the session's next one follows, -1 for none."""
+        self.journal.item(self._newest, session)
         self._newest.pop(session, None)
         if slot >= 0:
             self._newest[session] = slot
 
     def hand_over(self, slots: torch.Tensor, session: int) -> None:
         """Note that all blocks of one session belong to another now, behind those it has."""
-        newest = self.newest(int(self.owner[slots[0]]))
+        owner = int(self.owner[slots[0]])
+        self.journal.item(self._newest, owner, session)
+        self.journal.rows(self.owner, slots)
+        newest = self.newest(owner)
         for slot in slots.tolist():
             self._leave(int(self.owner[slot]), slot)
             self._held[session] += 1
@@ -217,10 +241,24 @@ class SlotLedger:
 
     def empty(self, slots: torch.Tensor) -> None:
         """Note that slots hold nothing any more."""
-        for slot in slots.tolist():
-            self._leave(int(self.owner[slot]), slot)
-        self._reset(slots)
+        owners = self.owner[slots].tolist()
+        self.journal.item(self._newest, *owners)
+        self.journal.note(self._recount)
+        for slot, session in zip(slots.tolist(), owners, strict=True):
+            self._leave(session, slot)
+        self._release(slots)
         self.changes += 1
+
+    def clean(self, slots: torch.Tensor) -> None:
+        """Note that nothing is left in slots of what was there."""
+        self.journal.rows(self.dirty, slots)
+        self.dirty[slots] = False
+        self.unsettled = bool(self.dirty.any())
+
+    def soil(self, slots: torch.Tensor) -> None:
+        """Note that something is left in slots of what was there."""
+        self.unsettled = True
+        self.dirty[slots] = True
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -228,6 +266,7 @@ class SlotLedger:
         return self.owner, self.number, self.born, self.deadline, self.pinned
 
     def _note(self, slots: torch.Tensor) -> None:
+        self.journal.attributes(self, "limit")
         self.changes += 1
         self._stamp[slots] = self.changes
         self.limit = max(self.limit, int(slots.max()) + 1 if len(slots) else 0)
@@ -239,11 +278,30 @@ class SlotLedger:
         if self._newest.get(session) == slot:
             del self._newest[session]
 
-    def _reset(self, slots: torch.Tensor) -> None:
-        self.owner[slots], self.number[slots], self.born[slots] = NO_SESSION, 0, 0.0
-        self.deadline[slots], self.pinned[slots] = math.inf, False
+    def _release(self, slots: torch.Tensor) -> None:
+        for column in (*self._columns(), self.dirty):
+            self.journal.rows(column, slots)
+        self._blank(slots)
+        self.soil(slots)
         for slot in slots.tolist():
             heapq.heappush(self._free[self.tier_of(slot)], slot)
+
+    def _blank(self, slots: torch.Tensor) -> None:
+        self.owner[slots], self.number[slots], self.born[slots] = NO_SESSION, 0, 0.0
+        self.deadline[slots], self.pinned[slots] = math.inf, False
+
+    def _recount(self) -> None:
+        """Derive again, where a change was taken back, what follows from the columns."""
+        held = self.owner != NO_SESSION
+        self._held = Counter(self.owner[held].tolist())
+        self._free = [
+            (tier.first + (~held[tier.first : tier.end]).nonzero()[:, 0]).tolist()
+            for tier in self.tiers
+        ]
+        self.unsettled = bool(self.dirty.any())
+        # Whoever keeps copies may have looked in between: everything counts as changed.
+        self.changes += 1
+        self._stamp.fill_(self.changes)
 
 
 def ranges_of(numbers: torch.Tensor) -> list[tuple[int, int]]:

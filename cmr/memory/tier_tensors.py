@@ -10,6 +10,7 @@ from cmr.kernels.maxsim import block_maxima
 from cmr.kernels.reference.quantise import quantise_rows
 from cmr.kernels.ring_link import Columns
 from cmr.memory.allocation import LayerShape, Lower, allocated, on_device, on_disk, on_host
+from cmr.memory.journal import Journal
 from cmr.memory.sessions import NO_SESSION
 from cmr.memory.slot_ledger import SlotLedger
 from cmr.memory.store.form import Kind, Part
@@ -28,8 +29,10 @@ class TierTensors:
         index_dtype: data type of the index vectors.
         device: device of the index and of the shared columns.
         lower: the tiers under the first one; None: there are none.
+        journal: what changes are noted in, where others change together with the store.
 
     Attributes:
+        journal: the same; every change of a store is made inside its `change`.
         ledger: who has which slot, on the host.
         keys: layer number to `[slots, heads, block_size, key_dim]`, of the first tier.
         values: the same of values; no entry where hidden states are stored.
@@ -54,10 +57,12 @@ class TierTensors:
         index_dtype: torch.dtype,
         device: torch.device,
         lower: Lower | None = None,
+        journal: Journal | None = None,
     ) -> None:
         lower = lower or Lower()
+        self.journal = journal or Journal()
         sizes = {"recent": slots, "working": lower.working, "long_term": lower.long_term}
-        self.ledger = SlotLedger(sizes)
+        self.ledger = SlotLedger(sizes, self.journal)
         self.slots, self.block_size, self.device = self.ledger.slots, block_size, device
         self._layers = tuple(layers)
         disk = on_disk(lower.folder)

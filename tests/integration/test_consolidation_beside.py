@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -45,10 +46,10 @@ class Holds(FairLock):
         super().__init__()
         self.done: list[list[Any]] = []
 
-    def acquire(self, timeout: float | None = None) -> bool:
+    def acquire(self, timeout: float | None = None, frame: FrameType | None = None) -> bool:
         if not self.mine:
             self.done.append([])
-        return super().acquire(timeout)
+        return super().acquire(timeout, frame)
 
 
 @pytest.mark.parametrize("how", ["consolidate", "lift"])

@@ -273,7 +273,7 @@ def test_who_listens_is_told_before_a_block_leaves_its_slot() -> None:
     store.swap(1, low)
     assert not held
     expect(2)
-    store.move(torch.tensor([2]), store.ledger.take(1, 1))
+    store.move(torch.tensor([2]), store.take(1, 1))
     assert not held
     expect(0)
     store.empty(torch.tensor([0]))

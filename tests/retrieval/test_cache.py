@@ -105,7 +105,7 @@ def test_a_change_drops_everything_at_the_next_use() -> None:
         "write": lambda: write(store, [1]),
         "tick": store.tick,
         "clear a session": lambda: store.clear(1),
-        "move": lambda: store.move(torch.tensor([0]), store.ledger.take(0, 1)),
+        "move": lambda: store.move(torch.tensor([0]), store.take(0, 1)),
         "hand over": lambda: store.hand_over(store.ledger.slots_of(0), 2, 0),
         "clear": store.clear,
     }

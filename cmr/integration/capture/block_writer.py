@@ -86,7 +86,13 @@ class BlockWriter:
         self._indexed, self._keep = indexed, keep
 
     def write(self, captured: Captured) -> int:
-        """Store tokens; returns the number of blocks written."""
+        """Store tokens, all of them or none; returns the number of blocks written."""
+        # What expires has expired, also where the change below is taken back.
+        self._keeper.expire()
+        with self._keeper.journal.change():
+            return self._write(captured)
+
+    def _write(self, captured: Captured) -> int:
         # Nothing of a token that is not to be kept is stored, and no block without any other.
         store, text = self._keeper.blocks, captured.kept_only()
         size = store.block_size

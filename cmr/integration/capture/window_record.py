@@ -19,6 +19,8 @@ from cmr.config import RetrievalConfig
 from cmr.integration.reweave.recall import Recall
 from cmr.retrieval import RollingQuery
 
+LeftLayers = dict[int, tuple[torch.Tensor, torch.Tensor]]
+
 
 class TextSearch:
     """The search of one text, which goes on from forward to forward with its cache.
@@ -118,7 +120,12 @@ class WindowRecord:
         search: what the rows recall at present, and when they search again.
         seen: tokens seen, sinks included.
         whole: whether the sinks are in the record, too: the whole text becomes memory.
+        left: rotated keys and values by layer that have left the window and are not stored yet, in
+            their order; with each, what `go` said.
     """
+
+    POPPED = ("left", "going", "_chunks", "_first", "_gone")
+    """What changes, by new objects alone, when something that left is taken out."""
 
     def __init__(
         self,
@@ -140,7 +147,8 @@ class WindowRecord:
         self._padded = any(padding)
         self._first = 0
         self._gone = [0] * len(padding)
-        self._going: Sequence[int] | None = None
+        self.going: Sequence[int] | None = None
+        self.left: list[tuple[LeftLayers, Sequence[int] | None]] = []
         self._chunks: list[dict[str, torch.Tensor]] = []
         # Column in front of which all of a row is stored already, see `repeats`.
         self._known = [0] * len(padding)
@@ -152,15 +160,17 @@ class WindowRecord:
         other = copy.copy(self)
         other._gone = list(self._gone)
         other._chunks = [dict(chunk) for chunk in self._chunks]
+        other.left = list(self.left)
         other.search = copy.deepcopy(self.search, memo)
         return other
 
     def append(self, **columns: torch.Tensor) -> None:
         """Take note of new tokens; every column is `[batch, tokens, ...]`."""
         tokens = next(iter(columns.values())).shape[1]
-        self.seen += tokens
-        self.search.unasked += tokens
         self._chunks.append(columns)
+        self.search.unasked += tokens
+        # Last: a record that was interrupted here counts fewer than its cache, and is let go.
+        self.seen += tokens
 
     def tail(self, name: str, tokens: int) -> torch.Tensor:
         """The last `tokens` of a column, or as many as there are, `[batch, tokens, ...]`."""
@@ -221,7 +231,12 @@ class WindowRecord:
 
     def go(self, tokens: Sequence[int]) -> None:
         """Take note how many tokens behind the sinks leave each of some padded rows next."""
-        self._going = tokens
+        self.going = tokens
+
+    def let_go(self, layers: LeftLayers) -> None:
+        """Take note of what leaves the window, which is kept until it is stored."""
+        self.left.append((layers, self.going))
+        self.going = None
 
     def rest(self) -> list[int]:
         """How many tokens of each row may still leave."""
@@ -261,7 +276,7 @@ class WindowRecord:
         self, joined: dict[str, torch.Tensor], at: list[int], tokens: int
     ) -> tuple[dict[str, torch.Tensor], list[int], int]:
         """Columns of padded rows, how many count of each, and how many no row needs any more."""
-        going, self._going = self._going, None
+        going, self.going = self.going, None
         if going is None:
             going = count = self.rest()
         else:

@@ -15,7 +15,7 @@ from cmr.errors import MemoryNotFoundError, StoreBusyError
 from cmr.integration.core import Core
 from cmr.integration.decoder import fingerprint
 from cmr.integration.files.loader import Loader
-from cmr.integration.requests.lock import FairLock
+from cmr.integration.requests.lock import FairLock, Hold
 from cmr.memory import archive
 from cmr.memory.store import Saved, SaveReport, save
 from cmr.memory.store.form import DTYPE_NAMES
@@ -175,8 +175,11 @@ class Files:
         self._turn = FairLock()
 
     @contextmanager
-    def still(self) -> Iterator[None]:
-        """Nobody else saves, loads or forgets inside; whoever is inside may enter again."""
+    def still(self) -> Iterator[Hold]:
+        """Nobody else saves, loads or forgets inside; whoever is inside may enter again.
+
+        What is set as the hold's `after` is called at the end, however that comes.
+        """
         # Whoever is inside may wait for `core.lock`: a thread that holds it must not wait here.
         waits = None if self._turn.mine or not self._core.lock.mine else 0
         if not self._turn.acquire(timeout=waits):
@@ -185,7 +188,7 @@ class Files:
                 "cannot go on while this one is inside a forward: call this after the forward"
             )
         try:
-            yield
+            yield self._turn.held
         finally:
             self._turn.release()
 

@@ -214,6 +214,10 @@ class Loader:
         # The lock was free while the checksums were counted.
         self._check_names()
         self._find_room()
+        with self._core.journal.change():
+            return self._load()
+
+    def _load(self) -> Loaded:
         saved, blocks, ledger, core = self._saved, self._blocks, self._blocks.ledger, self._core
         numbers = {info.number: core.table.restore(info) for info in self._chosen}
         slots = torch.full((len(saved),), -1, dtype=torch.int64)
@@ -221,8 +225,8 @@ class Loader:
         if self.exact:
             # Slot by slot as it was: all that follows is bit for bit what it would have been.
             slots[self._at] = saved.columns["slot"][self._at]
-            ledger.claim(slots[self._at])
-            blocks.clock = saved.header["clock"]
+            blocks.claim(slots[self._at])
+            blocks.count_on(saved.header["clock"])
         else:
             # From the last tier up: what sinks must not take the room that was just made.
             for tier in reversed(range(len(self._plan))):
@@ -231,7 +235,7 @@ class Loader:
                     continue
                 owners = Counter(numbers[n] for n in saved.session[mine].tolist())
                 core.keeper.room_in(tier, owners)
-                slots[mine] = ledger.take(tier, len(mine))
+                slots[mine] = blocks.take(tier, len(mine))
             rank = torch.empty_like(born)
             rank[born.argsort()] = torch.arange(len(born))
             born = blocks.new_numbers(len(born))[rank]
@@ -246,7 +250,10 @@ class Loader:
                     blocks.put(at[here], parts)
         self._columns(slots, born, numbers)
         if self.exact:
+            core.journal.attributes(ledger, "limit")
             ledger.limit = max(ledger.limit, saved.header["limit"])
+            learnt = core.scorer.state()
+            core.journal.note(lambda: core.scorer.load_state(learnt))
             core.scorer.load_state(self._learnt)
         there = saved.numbers[self._at].tolist()
         return Loaded(
@@ -258,6 +265,7 @@ class Loader:
     def _columns(self, slots: torch.Tensor, born: torch.Tensor, numbers: dict[int, int]) -> None:
         saved, blocks, at = self._saved, self._blocks, self._at
         here = slots[at].to(blocks.device)
+        blocks.journal.note(lambda: blocks.blank_columns(slots[at]))
         owners = [numbers[number] for number in saved.session[at].tolist()]
         for name in ("token_ids", "positions", "access_count", "relevance"):
             column = getattr(blocks, name)
@@ -267,7 +275,6 @@ class Loader:
         blocks.last_access[here] = (last if self.exact else last.clamp(max=0)).to(blocks.device)
         blocks.session[here] = torch.tensor(owners, dtype=torch.int64, device=blocks.device)
         blocks.created[here] = born.to(blocks.device)
-        blocks.cursor.fill_(blocks.clock)
         of_number = dict(zip(saved.numbers[at].tolist(), slots[at].tolist(), strict=True))
         before = [of_number.get(number, -1) for number in saved.columns["before"][at].tolist()]
         ahead = torch.tensor(before, dtype=torch.int64)

@@ -141,15 +141,18 @@ class ForwardHooks:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Forwards inside are the model's own: nothing is captured or recalled."""
-        # Nobody else runs one meanwhile: the lock is held.
-        # The thread that is busy: a forward of another one that comes meanwhile waits for its turn.
-        with self.core.lock:
-            before, self._busy = self._busy, threading.get_ident()
-            step, self.step = self.step, None
-            try:
-                yield
-            finally:
+        # Nobody else runs one meanwhile: the lock is held. What is put back belongs to holding it,
+        # so that it is put back wherever an interrupt comes.
+        with self.core.lock as hold:
+            before, step = self._busy, self.step
+
+            def after() -> None:
                 self._busy, self.step = before, step
+
+            hold.after = after
+            # The thread that is busy: a forward of another one that comes meanwhile waits.
+            self._busy, self.step = threading.get_ident(), None
+            yield
 
     @property
     def busy(self) -> bool:
@@ -381,9 +384,12 @@ class ForwardHooks:
         note_last(self.core, step)
         if record is None:
             return
+        # Noted before the new tokens are: see `WindowRecord.append`.
+        if step.leaving:
+            record.let_go(step.leaving)
         if step.index.shape[1] == step.token_ids.shape[1]:
             record.append(**step.columns(reach=self.core.adapter.rotary_varies))
         # Blocks outlive this forward, and the mode that it runs in.
-        if step.leaving:
+        if record.left:
             with lasting():
-                self.core.leave(record, step.leaving)
+                self.core.leave(record)

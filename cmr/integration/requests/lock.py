@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import inspect
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +21,9 @@ from torch import nn
 
 Place = tuple[int, int]
 
+LOST = 1.0
+"""Seconds after which who waits looks whether the lock was lost."""
+
 
 def here() -> Place:
     """The thread and the task that run now."""
@@ -28,6 +34,26 @@ def here() -> Place:
     return threading.get_ident(), 0 if task is None else id(task)
 
 
+class Hold:
+    """One time that a thread took a lock and did not let go yet.
+
+    Attributes:
+        frame: while it runs the lock is held; None: until it is let go.
+        after: called when the lock is let go, or was lost; it must do no harm when called twice.
+    """
+
+    __slots__ = ("after", "frame")
+
+    def __init__(self, frame: FrameType | None) -> None:
+        self.frame = frame
+        self.after: Callable[[], None] | None = None
+
+    def end(self) -> None:
+        """What was set for the time of holding it is put back."""
+        if self.after is not None:
+            self.after()
+
+
 class FairLock:
     """A reentrant lock that goes to whoever has waited longest.
 
@@ -35,56 +61,93 @@ class FairLock:
     long read does between two windows, would keep all others waiting. Here letting go hands the
     lock to the first one in the queue, so asking again means waiting for one's turn.
 
-    A context manager. An exception while waiting, an interrupt too, leaves the queue as if nobody
-    had asked.
+    A context manager, which gives its `Hold`. An exception while waiting, an interrupt too, leaves
+    the queue as if nobody had asked. An interrupt may also come where no `finally` sees it, at the
+    first instruction of the one that would let go. So each hold knows the frame that it belongs to,
+    that of the function with the `with` statement: when that does not run any more, the lock is
+    lost, which the thread's own next call notices, and others that wait do within a second.
+
+    Args:
+        taken: called by whoever takes the lock that nobody held, before anything else is done.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, taken: Callable[[], None] | None = None) -> None:
         self._inner = threading.Lock()  # held for a few instructions only
+        self._taken = taken
         self._owner: int | None = None
-        self._depth = 0
+        self._holds: list[Hold] = []
         self._queue: deque[tuple[int, threading.Lock]] = deque()
 
-    def acquire(self, timeout: float | None = None) -> bool:
-        """Wait for the lock, `timeout` seconds at most; returns whether this thread holds it."""
-        me = threading.get_ident()
-        # Without `_inner`: nobody else can make this thread the owner, or take the lock from it.
-        if self._owner == me:
-            self._depth += 1
+    def acquire(self, timeout: float | None = None, frame: FrameType | None = None) -> bool:
+        """Wait for the lock, `timeout` seconds at most; returns whether this thread holds it.
+
+        `frame`: what the hold belongs to; None: the caller's.
+        """
+        me, hold = threading.get_ident(), Hold(frame or _user())
+        # Without `_inner`: nobody else takes the lock from a thread whose hold is not lost.
+        if self._owner == me and self._holds and _runs(self._holds[-1].frame):
+            self._holds.append(hold)
             return True
+        if not self._wait(me, hold, timeout):
+            return False
+        if len(self._holds) == 1 and self._taken is not None:
+            try:
+                self._taken()
+            except BaseException:
+                self.release(hold.frame)
+                raise
+        return True
+
+    def _wait(self, me: int, hold: Hold, timeout: float | None) -> bool:
         with self._inner:
-            if self._owner is None:
-                self._owner, self._depth = me, 1
+            if self._owner == me:
+                self._drop_lost(sys._getframe())
+            if self._owner in (None, me):
+                self._owner = me
+                self._holds.append(hold)
                 return True
             # Each waits at a gate of its own, so that who lets go says who comes next.
             gate = threading.Lock()
             gate.acquire()
             waiting = me, gate
             self._queue.append(waiting)
+        end = None if timeout is None else time.monotonic() + timeout
         try:
-            if gate.acquire(timeout=-1 if timeout is None else timeout):
-                return True
+            while not gate.acquire(timeout=LOST if end is None else min(LOST, _left(end))):
+                self._take_from_lost()
+                if end is not None and not _left(end) and not self._give_up(waiting):
+                    return False
+            self._holds.append(hold)
+            return True
         except BaseException:
             # The interrupt may have come just as the lock was handed over: then it is handed on.
-            if self._give_up(waiting):
-                self.release()
+            if self._give_up(waiting) and hold not in self._holds:
+                self._hand_on()
             raise
-        return self._give_up(waiting)
 
-    def release(self) -> None:
-        """Let go once; the last time the first one in the queue gets the lock."""
+    def release(self, frame: FrameType | None = None) -> None:
+        """Let go once; the last time the first one in the queue gets the lock.
+
+        `frame`: as for `acquire`.
+        """
         if not self.mine:
             raise RuntimeError("this thread does not hold the lock")
-        if self._depth > 1:
-            self._depth -= 1
-            return
+        lost = self._drop_lost(sys._getframe())
+        # Where something was lost it may have been this very hold: it is not let go twice.
+        if self._holds and (not lost or self._holds[-1].frame is (frame or _user())):
+            self._holds[-1].end()
+            self._holds.pop()
+        if not self._holds:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
         with self._inner:
             if self._queue:
                 # The owner changes hands while nobody is free to take it: no one can cut in.
                 self._owner, gate = self._queue.popleft()
                 gate.release()
             else:
-                self._owner, self._depth = None, 0
+                self._owner = None
 
     @property
     def mine(self) -> bool:
@@ -92,16 +155,21 @@ class FairLock:
         return self._owner == threading.get_ident()
 
     @property
+    def held(self) -> Hold:
+        """The innermost hold of the thread that holds the lock."""
+        return self._holds[-1]
+
+    @property
     def waiting(self) -> int:
         """Threads in the queue."""
         return len(self._queue)
 
-    def __enter__(self) -> FairLock:
-        self.acquire()
-        return self
+    def __enter__(self) -> Hold:
+        self.acquire(frame=_user())
+        return self._holds[-1]
 
     def __exit__(self, *_: object) -> None:
-        self.release()
+        self.release(_user())
 
     def _give_up(self, waiting: tuple[int, threading.Lock]) -> bool:
         """Leave the queue; whether the lock had been handed over by then."""
@@ -110,6 +178,28 @@ class FairLock:
                 self._queue.remove(waiting)
                 return False
         return True
+
+    def _drop_lost(self, stack: FrameType | None) -> int:
+        """End the holds whose frames do not run any more on their thread's stack; how many."""
+        count = 0
+        while self._holds and not _runs(self._holds[-1].frame, stack):
+            self._holds[-1].end()
+            self._holds.pop()
+            count += 1
+        return count
+
+    def _take_from_lost(self) -> None:
+        """Hand the lock on where its owner has lost it, or is gone itself."""
+        with self._inner:
+            holds, owner = self._holds, self._owner
+            # The outermost one: where that is lost, all are.
+            stack = sys._current_frames().get(owner or 0)
+            if owner is None or (stack is not None and holds and _runs(holds[0].frame, stack)):
+                return
+            while holds:
+                holds[-1].end()
+                holds.pop()
+        self._hand_on()
 
 
 @dataclass
@@ -185,26 +275,33 @@ class Turns:
 
     def begin(self) -> None:
         """Wait for one's turn; a forward begins, whose step is not known yet."""
-        self._holder.core.lock.acquire()
+        lock, frame = self._holder.core.lock, _call_frame()
+        forwards = _THREAD.forwards.setdefault(self, [])
+        # Of a compiled one no frame is known: it has ended when this thread begins another.
+        while forwards and forwards[-1].frame is None:
+            self.end()
+        lock.acquire(frame=frame)
+        hold = lock.held
         try:
-            forwards = _THREAD.forwards.setdefault(self, [])
-            # An interrupt may have come where neither hook nor wrapper could see it.
-            while forwards and not _runs(forwards[-1].frame):
-                self.end()
             # Whoever runs the model again inside a forward finds the outer step when it is over.
-            outer = self._holder.step if forwards else None
+            begun = _Forward(frame, self._holder.step if forwards else None)
+            hold.after = functools.partial(self._over, forwards, begun)
             self._holder.step = None
-            forwards.append(_Forward(_call_frame(), outer))
+            forwards.append(begun)
         except BaseException:  # an interrupt may come anywhere
-            self._holder.core.lock.release()
+            lock.release(frame)
             raise
 
     def end(self) -> None:
         """The innermost forward of this thread is over, however it ended; none: nothing is done."""
         forwards = _THREAD.forwards.get(self)
         if forwards:
-            self._holder.step = forwards.pop().outer
-            self._holder.core.lock.release()
+            self._holder.core.lock.release(forwards[-1].frame)
+
+    def _over(self, forwards: list[_Forward], begun: _Forward) -> None:
+        if begun in forwards:
+            forwards.remove(begun)
+        self._holder.step = begun.outer
 
 
 def _call_frame() -> FrameType | None:
@@ -216,11 +313,33 @@ def _call_frame() -> FrameType | None:
     return frame
 
 
-def _runs(frame: FrameType | None) -> bool:
-    """Whether a frame is one of those that run now in this thread."""
-    at: FrameType | None = sys._getframe(1)
-    while at is not None:
+def _runs(frame: FrameType | None, stack: FrameType | None = None) -> bool:
+    """Whether a frame is one of those that run in a thread; None counts as one that does.
+
+    `stack`: the innermost frame of the thread; None: of this one.
+    """
+    at: FrameType | None = stack or sys._getframe(1)
+    while at is not None and frame is not None:
         if at is frame:
             return True
         at = at.f_back
-    return False
+    return frame is None
+
+
+def _user() -> FrameType | None:
+    """The frame of the function that uses a lock: with the `with` statement, or around it."""
+    # A generator's frame rests while whoever waits for its context runs: the one around it counts.
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename not in _BETWEEN and not code.co_flags & inspect.CO_GENERATOR:
+            return frame
+        frame = frame.f_back
+    return None
+
+
+_BETWEEN = (__file__, contextlib.__file__)
+
+
+def _left(end: float) -> float:
+    return max(0.0, end - time.monotonic())

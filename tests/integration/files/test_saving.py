@@ -152,7 +152,7 @@ def test_a_session_that_lies_low_comes_back_low(llama: nn.Module, tmp_path: Path
         for tier in ring.ledger.tiers[:2]:
             slots = ring.ledger.slots_of(ben)
             slots = slots[tier.holds(slots)]
-            ring.move(slots, ring.ledger.take(2, len(slots)))
+            ring.move(slots, ring.take(2, len(slots)))
         memory.save(tmp_path / "m", sessions=["ben"])
     with cmr.attach(llama, **SETTINGS) as memory:
         memory.read(text(300, seed=3), sessions=["carl"])

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -134,9 +135,9 @@ def test_the_lock_is_held_for_one_part_at_a_time_and_never_while_writing(
     class Counting(FairLock):
         holds = 0
 
-        def acquire(self, timeout: float | None = None) -> bool:
+        def acquire(self, timeout: float | None = None, frame: FrameType | None = None) -> bool:
             self.holds += not self.mine
-            return super().acquire(timeout)
+            return super().acquire(timeout, frame)
 
     with filled(llama) as memory:
         lock = memory._core.lock = Counting()

@@ -123,7 +123,7 @@ def test_tiers_under_generate_with_beams_and_padding(llama: nn.Module) -> None:
             memory.read(ids)
             if tier == "working":
                 slots = memory._core.ring.ledger.slots_of(None)
-                target = memory._core.ring.ledger.take(1, BLOCKS)
+                target = memory._core.ring.take(1, BLOCKS)
                 memory._core.ring.move(slots[:BLOCKS], target)
             outs.append(
                 llama.generate(
