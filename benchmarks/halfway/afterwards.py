@@ -11,7 +11,7 @@ import torch
 
 import cmr
 from benchmarks.halfway.oracle import NAMES, View, canary, unaccounted, view
-from cmr.integration.requests.scope import INNERMOST, OPEN
+from cmr.integration.requests.scope import OPEN, opened_last
 from cmr.memory.store import Saved
 
 PROBE = canary("eve", 20, seed=99)[None]
@@ -69,6 +69,7 @@ class Answers:
         self._model, self._plain, self._bare = model, plain, bare
         self.given: dict[str, Any] = {}
         self.wrong: list[str] = []
+        self._kept = View((), ())
 
     def _ask(self, name: str, call: Callable[[], Any]) -> None:
         try:
@@ -80,24 +81,28 @@ class Answers:
         if not so:
             self.wrong.append(what)
 
-    def of(self, memory: cmr.Memory, folder: Path) -> Answers:
-        """Asks all, detaches the memory, and loads what it saved to a folder that is new."""
+    def of(self, memory: cmr.Memory, folder: Path, whole: bool) -> Answers:
+        """Asks, and detaches; `whole`: also for what takes long, up to a load from `folder`."""
         self._ask("another thread", lambda: in_a_thread(lambda: memory.sessions))
         self._require("the lock is held", not memory._core.lock.mine)
         self._require("a forward is under way", not memory._stepper.under_way)
-        self._require("a name is left over", INNERMOST.get() is None and not OPEN)
+        self._require("a name is left over", opened_last() is None and not OPEN)
         self._ask("paused", lambda: self._paused(memory))
+        if whole:
+            self._work(memory, folder)
+        self._ask("detach", memory.detach)
+        self.wrong += bare(self._model, self._plain, self._bare)
+        if whole:
+            self._ask("load", lambda: self._loaded(folder))
+        return self
+
+    def _work(self, memory: cmr.Memory, folder: Path) -> None:
         self._ask("generate", lambda: self._generate(memory))
         self._ask("read", lambda: memory.read(PROBE[:, :16], sessions=["eve"]).blocks)
         self._ask("save", lambda: (memory.save(folder).blocks, unnamed(folder)))
-
         self._ask("accounts", lambda: unaccounted(memory))
-        kept = view(memory)
+        self._kept = view(memory)
         self._ask("forget", lambda: memory.forget("eve", files=False).blocks)
-        self._ask("detach", memory.detach)
-        self.wrong += bare(self._model, self._plain, self._bare)
-        self._ask("load", lambda: self._loaded(folder, kept))
-        return self
 
     def _paused(self, memory: cmr.Memory) -> str:
         memory.pause()
@@ -108,9 +113,8 @@ class Answers:
     def _generate(self, memory: cmr.Memory) -> list[int]:
         name = next(n for n in (*NAMES, "") if n in memory.sessions or not n)
         handle, prompt = memory.session(name or "anna", create=True), canary("anna", 10, seed=98)
-        out = handle.generate(prompt[None], max_new_tokens=3, do_sample=False)
+        out = handle.generate(prompt[None], max_new_tokens=2, do_sample=False)
         self._require_own(name, view(memory), handle.recalled[0])
-
         return [int(token) for token in out[0, 10:]]
 
     def _require_own(self, name: str, held: View, recalled: Any) -> None:
@@ -119,11 +123,11 @@ class Answers:
         read = {token for passage in recalled for token in passage.token_ids}
         self._require("recalled of somebody else", read <= own)
 
-    def _loaded(self, folder: Path, kept: Any) -> str:
+    def _loaded(self, folder: Path) -> str:
         with cmr.load(folder, self._model) as memory:
             now = view(memory)
         # What is ephemeral is not saved.
-        gone = {session[0] for session in kept.sessions if session[2]}
+        kept, gone = self._kept, {session[0] for session in self._kept.sessions if session[2]}
         kept = kept._replace(sessions=tuple(s for s in kept.sessions if s[0] not in gone))
         return "as saved" if now == kept else f"unlike what was saved: {now.apart(kept)}"
 

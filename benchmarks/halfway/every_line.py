@@ -7,8 +7,10 @@ At most one call is made then that has nothing to do with it, by this thread or 
 Afterwards what is stored must be one of the states that others could see while the same operation
 ran without being disturbed; slots, links, numbers and sessions must add up; empty slots must hold
 zeros; what was to be forgotten must be in no tensor and no file once the call was made again; and
-requests that follow (of another thread, paused, a generation, a read, a save, a forget, a load,
-the model alone) must give what they give a memory that came to the same state undisturbed.
+requests that follow (of another thread, paused, the model alone; after every third point also a
+generation, a read, a save, a forget and a load) must give what they give a memory that came to the
+same state undisturbed.
+
 
 Each place in the code is broken off once at least as long as there are points for it, the others
 are drawn. Failures are told by what is wrong, and where the exception came.
@@ -81,7 +83,9 @@ def main(words: list[str] | None = None) -> int:
         points = draw(counted, args.points, args.seed)
         done, failures = Counter[str](), list[Failure]()
         for number, point in enumerate(sorted(points), start=1):
-            failures += world.broken_off(point)
+            found = world.broken_off(point)
+            print(*found, sep="\n", end="\n" * bool(found), flush=True)
+            failures += found
             done[point.operation] += 1
             if not number % 500:
                 print(f"{number} points, {len(failures)} failures", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import gc
 import sys
 from collections.abc import Callable
@@ -86,12 +87,15 @@ class Trap:
         return self._line if self._watches(frame) else None
 
     def _line(self, frame: FrameType, event: str, _: Any) -> Any:
-        if event == "line":
+        if event == "line" and not _leaves_with(frame):
             self._pass(frame)
+
         return self._line
 
     def _profile(self, frame: FrameType, event: str, function: Any) -> None:
         if event == _EVENTS[self.kind] and self._watches(frame):
+            if function.__name__ == "__exit__" and event == "c_call":
+                return  # see `_leaves_with`
             self._pass(frame)
 
     def _pass(self, frame: FrameType) -> None:
@@ -102,6 +106,17 @@ class Trap:
             self.hit = _place(frame)
             # Python takes a trace function that raises away: nothing else is raised.
             raise ERRORS[self.error]()
+
+
+def _leaves_with(frame: FrameType) -> bool:
+    """Whether the next thing is the call that ends a `with`, after a body without an exception."""
+    # Python raises nothing of its own between the end of the body and that call: it looks for
+    # interrupts behind calls and where a function or another round of a loop begins.
+    code, at = frame.f_code.co_code, frame.f_lasti
+    return code[at : at + 6 : 2] == _NONES and code[at + 1] == code[at + 3] == code[at + 5]
+
+
+_NONES = bytes([dis.opmap["LOAD_CONST"]] * 3)
 
 
 def _place(frame: FrameType) -> Place:

@@ -56,6 +56,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._numbers = folder, count()
+        self._undisturbed = contextvars.copy_context()
         self.model = tiny()
         with self._attached() as memory:  # what a process makes once is there from here on
             memory.read(PROBE)
@@ -111,10 +112,13 @@ class World:
 
     # -- inside ----------------------------------------------------------------------------------
 
+    def _ask(self, memory: cmr.Memory, folder: Path, whole: bool = True) -> Answers:
+        return Answers(self.model, self._plain, self._bare).of(memory, folder / "after", whole)
+
     def _tidy(self) -> None:
         """Lets nothing that is left of one point come into the next one."""
         OPEN.clear()
-        if hasattr(self.model, ATTACHED) or bare(self.model, self._plain, self._bare):
+        if hasattr(self.model, ATTACHED) or dressed(self.model) != self._bare:
             self.model = tiny()
 
     def _attached(self) -> cmr.Memory:
@@ -170,9 +174,14 @@ class World:
         """What a memory that came to one of these states undisturbed gives to all that follow."""
         key = operation, number
         if key not in self._answers:
-            with self._new_folder() as folder, self._attached() as memory:
-                self.seen(operation)[number][1].thaw(memory)
-                asked = Answers(self.model, self._plain, self._bare).of(memory, folder / "after")
+            state = self.seen(operation)[number][1]
+
+            def ask() -> Answers:
+                with self._new_folder() as folder, self._attached() as memory:
+                    state.thaw(memory)
+                    return self._ask(memory, folder)
+
+            asked = self._undisturbed.copy().run(ask)
             if asked.wrong:
                 raise RuntimeError(f"{operation}, state {number}, undisturbed: {asked.wrong}")
             self._answers[key] = asked.given
@@ -181,10 +190,8 @@ class World:
     def _looked_at(self, point: Point, trap: Trap) -> list[str]:
         scene = SCENES[point.operation]
         self.seen(point.operation if scene.begins != "none" else "pin")
-
         with self._new_folder() as folder:
             stage, raised = self._stage(scene, folder), None
-
             try:
                 made = trap.run(partial(scene.call, stage))
             except BaseException as error:
@@ -249,7 +256,7 @@ class World:
         if not memory.attached:
             wrong += bare(self.model, self._plain, self._bare)
             memory.reattach()
-        asked = Answers(self.model, self._plain, self._bare).of(memory, folder / "after")
+        asked = self._ask(memory, folder, whole=point.at % 3 == 0)
         wrong += asked.wrong
         self._tidy()
         if known:
@@ -268,7 +275,8 @@ class World:
             return [*wrong, f"the same call again: {said(error)}"]
         if not memory.sessions:
             self._stored.thaw(memory)
-        asked = Answers(self.model, self._plain, self._bare).of(memory, folder / "after")
+        asked = self._ask(memory, folder)
+
         # The first state of a scene that begins with what is stored at first.
         self._tidy()
         return wrong + asked.wrong + _unlike(asked.given, self._expected("pin", 0))
@@ -293,7 +301,7 @@ class World:
 
 def _unlike(given: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     return [
-        f"afterwards, {name}: {str(given.get(name))[:90]}"
-        for name, right in expected.items()
-        if given.get(name) != right
+        f"afterwards, {name}: {str(found)[:90]}"
+        for name, found in given.items()
+        if found != expected.get(name)
     ]
