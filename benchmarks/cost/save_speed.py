@@ -67,15 +67,16 @@ class Blocks:
     def nbytes(self) -> int:
         return len(self.numbers) * KIND.nbytes
 
-    def first(self, count: int) -> Blocks:
-        """The same memory when it had fewer blocks."""
+    def between(self, first: int, end: int) -> Blocks:
+        """The same memory with some of its blocks."""
         fewer = object.__new__(Blocks)
         fewer.__dict__ = {
             **self.__dict__,
-            "columns": {n: c[:count] for n, c in self.columns.items()},
+            "columns": {n: c[first:end] for n, c in self.columns.items()},
+            "parts": {n: part[first:end] for n, part in self.parts.items()},
         }
         for name in ("numbers", "kind", "session"):
-            setattr(fewer, name, getattr(self, name)[:count])
+            setattr(fewer, name, getattr(self, name)[first:end])
         return fewer
 
 
@@ -170,6 +171,7 @@ def measure(folder: Path, content: Blocks, rounds: int) -> dict[str, Any]:
     checksum = sum(int(t.view(torch.int16).to(torch.int64).sum()) for t in content.parts.values())
     ways: dict[str, list[float]] = {}
     peaks: dict[str, list[float]] = {}
+    rewritten: dict[str, int] = {}
 
     def note(name: str, seconds: float) -> None:
         ways.setdefault(name, []).append(seconds)
@@ -180,23 +182,30 @@ def measure(folder: Path, content: Blocks, rounds: int) -> dict[str, Any]:
         (folder / "plain").unlink()
         for name, key in (("", None), ("_encrypted", os.urandom(32))):
             path = folder / f"memory{name}"
-            fewer = content.first(len(content.numbers) - 32)
+            count = len(content.numbers)
+            fewer = content.between(0, count - 32)
             report = save(path, fewer, key=key)
             note(f"save{name}", report.seconds)
             report = save(path, content, base=report.id, key=key)
             note(f"save_1024_tokens_more{name}", report.seconds)
+            base = report.id
             for verify in (False, True):
                 way = f"load{'_verified' if verify else ''}{name}"
                 found = load_apart(path, key, verify)
                 assert found["checksum"] == checksum
                 note(way, found["seconds"])
                 peaks.setdefault(way, []).append(found["peak_over_tensors"])
+            # The oldest ones of all sessions have left: their files are written without them.
+            report = save(path, content.between(32, count), base=base, key=key)
+            note(f"save_1024_tokens_fewer{name}", report.seconds)
+            rewritten[f"save_1024_tokens_fewer{name}"] = report.bytes_written
             shutil.rmtree(path)
     row: dict[str, Any] = {"tokens": len(content.numbers) * BLOCK, "bytes": content.nbytes}
     row |= {name: summary(spent, content.nbytes) for name, spent in ways.items()}
     for name in ways:
         if "1024" in name:
             row[name].pop("gb_s")
+    row["bytes_rewritten"] = rewritten
     row["peak_over_tensors"] = {name: max(found) for name, found in peaks.items()}
     for name, disk in (
         ("save", "disk_write"),

@@ -20,7 +20,7 @@ from cmr.cli.errors import UsageError, naming
 from cmr.cli.keys import Key
 from cmr.cli.settings import Settings
 from cmr.cli.stored import Stored, named, open_stored
-from cmr.memory.store.folder import LOCK, OUR_NAME, STAGING, Folder
+from cmr.memory.store.folder import Folder, is_ours
 from cmr.memory.store.vault import check_key
 
 DEFAULT_SESSION = "0"
@@ -157,8 +157,7 @@ def _check_target(settings: Settings, source: Stored | None) -> None:
             open_stored(path, Key(), "--save")
     elif path.is_dir():
         # What a save that was killed has left may be replaced; anything else is somebody's.
-        known = (STAGING, LOCK)
-        if any(name not in known and not OUR_NAME.fullmatch(name) for name in os.listdir(path)):
+        if not all(is_ours(name) for name in os.listdir(path)):
             raise UsageError(
                 f"--save {path}: the folder holds other files; give a new or empty one"
             )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from cmr._warning import warn
 from cmr.errors import AttachError
 from cmr.integration.consolidation import ConsolidationReport, consolidate, lift
-from cmr.integration.files.folders import Files
+from cmr.integration.files.demand import Demand
 from cmr.integration.first_use import first_use
 from cmr.integration.forgetter import ForgetReport, Forgetter
 from cmr.integration.memory_view import MemoryView
@@ -22,10 +24,6 @@ class MemoryUpkeep(MemoryView):
     _attached: bool
 
     # -- parts, made when they are needed --------------------------------------------------------
-
-    @first_use
-    def _files(self) -> Files:
-        return Files(self._core)
 
     @first_use
     def _forgetter(self) -> Forgetter:
@@ -103,31 +101,82 @@ class MemoryUpkeep(MemoryView):
                 a part of one of its occurrences.
             older_than: seconds; blocks stored longer ago.
             files: also forget it in the memories that were saved or loaded here, where they still
-                are. They are written anew; what was there is overwritten with zeros.
+                are, blocks that were evicted here included. They are written anew; what was there
+                is overwritten with zeros. What somebody else has saved there since counts where it
+                is a session of this memory, whatever it is called there.
+
+        Returns:
+            What was done. Where a saved memory could not be changed, as somebody reads it or it is
+            damaged, `outstanding` says so: it is a note in that folder by then, nobody who opens it
+            sees what was forgotten, and every later call tries again, this one by the same name
+            included.
+
+        Warns:
+            CMRWarning: something is outstanding.
 
         Raises:
-            UnknownSessionError: there is no such session.
-            ValueError: nothing is given, or a number that no block has.
-            StoreError: a saved memory could not be changed. What is stored here is gone by then.
+            UnknownSessionError: there is no such session, and nothing of that name is outstanding.
+            ValueError: nothing is given, or a number that no block has, here or in such a file.
         """
         if session is None and ids is None and text is None and older_than is None:
             raise ValueError("forget what? Give session, ids, text or older_than; clear() is all")
-        alone = ids is None and text is None and older_than is None
-        ending = [session] if session and alone else []
+        ends = session is not None and ids is None and text is None and older_than is None
+        core, folders = self._core, self._files
+        ledger = core.ring.ledger
+        span = text if text is None or isinstance(text, str) else [int(token) for token in text]
         # A save that is under way ends first: it would bring back what goes.
-        with self._files.still() as hold:
+        with folders.still() as hold:
             hold.after = self._forgetter.finish
-            with self._core.lock:
-                slots = self._forgetter.select(session, ids, text, older_than, self.tokenizer)
-                numbers = self._core.ring.ledger.number[slots].tolist()
-                ended = {name: self._core.table.find(name) for name in ending}
-            report, numbers = self._forgetter.forget(numbers, ended)
-            if not files:
-                return report
-            return replace(report, files=self._files.forget(numbers, list(ended.values()), ending))
+            ended_before = session is not None and core.table.find(session) < 0
+            if files and ended_before and folders.owes(str(session)):
+                return self._with_files(ForgetReport(0, 0, 0))
+            with core.lock:
+                asked = Demand.of(
+                    core,
+                    session,
+                    ends=ends,
+                    ids=ids if ids is None else frozenset({ids} if isinstance(ids, int) else ids),
+                    span=span,
+                    tokenizer=self.tokenizer,
+                    born_by=None if older_than is None else time.time() - older_than,
+                )
+                slots = self._forgetter.select(
+                    session,
+                    asked.ids,
+                    span,
+                    older_than,
+                    self.tokenizer,
+                    (lambda: folders.fitting(asked)) if files else tuple,
+                )
+                numbers = set(ledger.number[slots].tolist())
+            if files and not ends:
+                if span is not None:
+                    # An occurrence may be whole in a file alone, and half of it be here.
+                    numbers |= folders.fitting(asked)
+                with core.lock:
+                    asked = asked.with_blocks(core, numbers)
+            if files:
+                folders.owe(asked)
+            ended = {session: asked.number} if session is not None and ends else {}
+            report, _ = self._forgetter.forget(sorted(numbers), ended)
+            return self._with_files(report) if files else report
+
+    def _with_files(self, report: ForgetReport) -> ForgetReport:
+        """What was forgotten here, and now in files; warns of what is outstanding there."""
+        report = replace(report, files=self._files.settle(), outstanding=self._files.outstanding)
+        if report.outstanding:
+            left = "; ".join(f"{where} ({why})" for where, why in report.outstanding.items())
+            warn(
+                f"what was forgotten is still in {left}: whoever opens it sees nothing of it, and "
+                "it is erased by the next forget, clear, save, load, consolidate or inspect that "
+                "can (see memory.outstanding)"
+            )
+        return report
 
     def clear(self, session: str | None = None) -> int:
         """Forget a session, or everything, here and not in files; returns the blocks emptied.
+
+        What an earlier `forget` left outstanding in files is tried again.
 
         A cache that such a session is still using goes on, and what leaves it is not stored.
 
@@ -137,6 +186,7 @@ class MemoryUpkeep(MemoryView):
         core, ledger = self._core, self._core.ring.ledger
         with self._files.still() as hold:
             hold.after = self._forgetter.finish
+            self._files.settle()
             with core.lock:
                 number = None if session is None else core.table.require(session)
                 names = self.sessions if session is None else [session]
@@ -153,9 +203,11 @@ class MemoryUpkeep(MemoryView):
     def consolidate(self) -> ConsolidationReport:
         """Tidy up: forget what expired, drop near-duplicates, let what is used rise a tier.
 
-        Takes a while for many blocks; others may use the memory meanwhile.
+        What expired goes from the memories that were saved or loaded here, too. Takes a while for
+        many blocks; others may use the memory meanwhile.
         """
         self._require_attached()
+        self._files.tidy()
         return consolidate(self._core, self._stepper.alone)
 
     def lift(self, *sessions: str) -> int:
@@ -182,10 +234,14 @@ class MemoryUpkeep(MemoryView):
         sessions: Sequence[str] | None = None,
         *,
         key: bytes | str | None = None,
+        replace: bool = False,
     ) -> SaveReport:
         """Save the memory to a folder, all of it or not at all; what was saved there is replaced.
 
-        Saved again to the same folder, only blocks that are new since then are written. Ephemeral
+        Saved again to the same folder, only blocks that are new since then are written, and files
+        with blocks that are not stored any more. Where somebody else has saved or forgotten there
+        since, it is refused: that would be lost without a word. The folder holds what was saved
+        and nothing else. Ephemeral
         sessions are left out. Others may use the memory meanwhile: what is saved is what was stored
         when the save began, and who wants to forget waits for its end. A saved memory is raw user
         data: token ids in the clear, and states from which text can be won back. Give a key, or
@@ -195,12 +251,16 @@ class MemoryUpkeep(MemoryView):
             path: a folder: new, empty, or a saved memory.
             sessions: names of the sessions to save; None: all.
             key: encrypts it: 32 bytes, or a passphrase (needs `pip install 'cmr[crypt]'`).
+            replace: also what somebody else has saved to a folder that this memory was saved to or
+                loaded from.
 
         Raises:
             UnknownSessionError: there is no such session.
-            StoreError: it could not be saved; what was there before still is.
+            StoreError: it could not be saved, or somebody else has saved there since; what was
+                there before still is. Of its kinds `StoreBusyError`: somebody is saving there at
+                this moment, or reads what is to be erased.
         """
-        return self._files.save(path, sessions, key, self.tokenizer)
+        return self._files.save(path, sessions, key, self.tokenizer, replace)
 
     def load(
         self,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from cmr.integration.core import Core
+from cmr.integration.files.folders import Files
 from cmr.integration.first_use import first_use
 from cmr.integration.hooks.next_token import NextTokenReader
 from cmr.integration.hooks.step import Step
@@ -22,6 +23,10 @@ class MemoryView:
     tokenizer: Any
     _core: Core
     _stepper: Stepper
+
+    @first_use
+    def _files(self) -> Files:
+        return Files(self._core)
 
     @first_use
     def _next_token(self) -> NextTokenReader:
@@ -81,6 +86,8 @@ class MemoryView:
         """
         question = Question(session, tier, text, min_relevance, start, end, order, limit)
         decode = None if self.tokenizer is None else self.tokenizer.decode
+        # What has expired goes from files, too, whoever is the first to look.
+        self._files.tidy()
         with self._core.lock:
             if session is not None:
                 self._core.table.require(session)
@@ -89,6 +96,15 @@ class MemoryView:
             # Without the lock, as it takes a while: others may have their turn.
             blocks = [replace(block, text=decode(list(block.token_ids))) for block in blocks]
         return question.of(blocks)
+
+    @property
+    def outstanding(self) -> dict[str, str]:
+        """Saved memories that still hold something that was forgotten, each with the reason.
+
+        Nobody who opens them sees it. It is tried again by every `forget`, `clear`, `consolidate`,
+        `save`, `load` and `inspect`, and by whoever else opens them.
+        """
+        return self._files.outstanding
 
     def entries(self, session: str | None = None) -> list[MemoryEntry]:
         """The stored blocks, oldest first, of one session or of all."""

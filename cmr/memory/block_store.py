@@ -124,7 +124,6 @@ class BlockStore(TierTensors):
             chain.append(before.get(session, ledger.newest(session)))
             before[session] = slot
         self.count_on(n)
-        self.journal.note(lambda: self.blank_columns(slots))
         followed = torch.tensor([slot for slot in chain if slot >= 0], dtype=torch.int64)
         self.journal.rows(self.successor, followed.to(device))
         # One copy to the device each, however many layers there are.
@@ -170,6 +169,7 @@ class BlockStore(TierTensors):
 
     def _to_be_written(self, slots: torch.Tensor) -> torch.Tensor:
         """Note what slots that were taken have in them, before it is overwritten."""
+        # What was empty is soiled where that is taken back, and so zeroed, its columns too.
         dirty = self.ledger.dirty[slots]
         fresh, soiled = slots[~dirty], slots[dirty]
         self.journal.note(lambda: self.ledger.soil(fresh))
@@ -218,13 +218,12 @@ class BlockStore(TierTensors):
         self._tell(source)
         self.put(target, self.rows(source) | dict(states or {}))
         old, new = source.to(self.device), target.to(self.device)
-        self.journal.note(lambda: self.blank_columns(target))
         for column in self._slot_columns():
             self.journal.rows(column, old)
             column[new] = column[old]
         self._relink(old, new)
         self.ledger.move(source, target)
-        self.blank_columns(source)
+        self._blank(source)
 
     @all_or_nothing
     def swap(self, slot: int, other: int, states: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -285,7 +284,6 @@ class BlockStore(TierTensors):
         their originals' birth on.
         """
         n, ledger = len(source), self.ledger
-        self.journal.note(lambda: self.blank_columns(target))
         for tier in ledger.tiers:
             here = tier.holds(source)
             if here.any():
@@ -361,7 +359,7 @@ class BlockStore(TierTensors):
         for column in self._slot_columns():
             self.journal.rows(column, at)
         self.ledger.empty(slots)
-        self.blank_columns(slots)
+        self._blank(slots)
 
     def settle(self) -> None:
         """Zero what is left of blocks that are gone; done behind every change."""
@@ -375,11 +373,10 @@ class BlockStore(TierTensors):
             self.on_change(slots)
 
     def _zero(self, slots: torch.Tensor) -> None:
-        self.blank_columns(slots)
+        self._blank(slots)
         self.zero(slots)
 
-    def blank_columns(self, slots: torch.Tensor) -> None:
-        """Let the columns say that there is nothing in some slots (on the CPU)."""
+    def _blank(self, slots: torch.Tensor) -> None:
         at = slots.to(self.device)
         # 0 is a session, a slot and a position: there "nothing" is -1.
         nowhere = (self.positions, self.session, self.successor, self.predecessor)

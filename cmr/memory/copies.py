@@ -87,5 +87,5 @@ def merge(blocks: BlockStore, table: SessionTable, name: str, into: str) -> int:
     with blocks.journal.change():
         blocks.hand_over(slots, target.number, target.position)
         table.advance(target.number, source.position)
-        table.remove(name)
+        table.remove(name, into=target.number)
     return len(slots)

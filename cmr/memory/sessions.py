@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,9 @@ class SessionInfo:
         ttl: seconds after which a block of it is forgotten; None: never.
         adapters: names of the model's adapters that were in effect when its text was read; None:
             the model has none.
+        uids: random 128 bits as 32 hexadecimal digits, by which it is known again in files whatever
+            it is called there, and behind them those of sessions that were merged into it. A copy
+            by `fork` has its own, one that was loaded those that it was saved with.
     """
 
     name: str
@@ -32,6 +36,7 @@ class SessionInfo:
     ephemeral: bool = False
     ttl: float | None = None
     adapters: tuple[str, ...] | None = None
+    uids: tuple[str, ...] = ()
 
 
 class SessionTable:
@@ -110,7 +115,8 @@ class SessionTable:
             self.journal.attributes(self, "_next")
             # Never a number again, so a slot of an ended session is never read by a later one.
             self._numbers[name] = self._next
-            info = SessionInfo(name, self._next, 0, bool(ephemeral), ttl or self._ttl)
+            uids = (secrets.token_hex(16),)
+            info = SessionInfo(name, self._next, 0, bool(ephemeral), ttl or self._ttl, uids=uids)
             self._infos[self._next] = info
             self._next += 1
             return info.number
@@ -128,7 +134,8 @@ class SessionTable:
     def restore(self, info: SessionInfo) -> int:
         """Take in a session that was saved, under a new number; its name must be free."""
         number = self.create(info.name, info.ephemeral, info.ttl)
-        self._infos[number] = replace(info, number=number)
+        uids = info.uids or self._infos[number].uids  # none: saved before there were any
+        self._infos[number] = replace(info, number=number, uids=uids)
         return number
 
     @all_or_nothing
@@ -179,9 +186,16 @@ class SessionTable:
         self._infos[number] = replace(self._infos[number], adapters=names)
 
     @all_or_nothing
-    def remove(self, name: str) -> int:
-        """Forget the name; returns the number that it had."""
+    def remove(self, name: str, into: int | None = None) -> int:
+        """Forget the name; returns the number that it had.
+
+        `into`: the session that it was merged into, which files know by its ids, too, from then on.
+        """
         number = self.require(name)
+        if into is not None:
+            uids = dict.fromkeys(self._infos[into].uids + self._infos[number].uids)
+            self.journal.item(self._infos, into)
+            self._infos[into] = replace(self._infos[into], uids=tuple(uids))
         # A new table: taken back, the name stands where it stood among the others.
         self.journal.attributes(self, "_numbers")
         self.journal.item(self._infos, number)

@@ -19,6 +19,21 @@ def holding(
     blocks: BlockStore, session: int | None, span: str | Sequence[int], tokenizer: Any
 ) -> torch.Tensor:
     """Slots `[n]` of the blocks of a session (None: of any) that a span lies in, as it stands."""
+    slots = blocks.ledger.slots_of(session)
+    found = standing(blocks.about(slots), blocks.ledger.number[slots], span, tokenizer)
+    return slots[found].sort().values
+
+
+def standing(
+    columns: Mapping[str, torch.Tensor],
+    numbers: torch.Tensor,
+    span: str | Sequence[int],
+    tokenizer: Any,
+) -> torch.Tensor:
+    """Positions `[k]` of the blocks that a span lies in, as it stands; of `n` blocks and numbers.
+
+    CorruptMemoryError where `before` puts them in no order, as it may in a file.
+    """
     if isinstance(span, str):
         # A token is a byte of the span at least, so no occurrence is longer than that.
         longest = len(span.encode())
@@ -32,11 +47,8 @@ def holding(
         def holds(ids: list[int]) -> bool:
             return any(ids[i : i + longest] == wanted for i in range(len(ids) - longest + 1))
 
-    slots = blocks.ledger.slots_of(session)
-    columns = blocks.about(slots)
-    runs = _runs(blocks.ledger.number[slots], columns["before"])
-    found = _found(columns, runs, holds, longest)
-    return slots[torch.tensor(found, dtype=torch.int64)].sort().values
+    found = _found(columns, _all_runs(numbers, columns["before"]), holds, longest)
+    return torch.tensor(found, dtype=torch.int64)
 
 
 def holding_saved(
@@ -49,10 +61,7 @@ def holding_saved(
     longest = len(flat.encode()) + GAP * flat.count(" ")
     chosen = wanted.nonzero()[:, 0]
     columns = {name: column[chosen] for name, column in saved.columns.items()}
-    runs = _runs(saved.numbers[chosen], columns["before"])
-    # What was saved may say anything: a circle of blocks would be in no run.
-    if sum(map(len, runs)) != len(chosen):
-        raise CorruptMemoryError(f"{saved.path}: 'before' does not put its blocks in an order")
+    runs = _all_runs(saved.numbers[chosen], columns["before"])
     at = _found(columns, runs, lambda ids: flat in _flat(decode(ids)), longest)
     found = torch.zeros(len(saved), dtype=torch.bool)
     found[chosen[torch.tensor(at, dtype=torch.int64)]] = True
@@ -61,6 +70,14 @@ def holding_saved(
 
 def _flat(text: str) -> str:
     return " ".join(text.casefold().split())
+
+
+def _all_runs(numbers: torch.Tensor, before: torch.Tensor) -> list[list[int]]:
+    runs = _runs(numbers, before)
+    # What was saved may say anything: a circle of blocks would be in no run.
+    if sum(map(len, runs)) != len(numbers):
+        raise CorruptMemoryError("'before' does not put the blocks in an order")
+    return runs
 
 
 def _runs(numbers: torch.Tensor, before: torch.Tensor) -> list[list[int]]:

@@ -2,149 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-
-from cmr.errors import MemoryNotFoundError, StoreBusyError
+from cmr.errors import MemoryNotFoundError, StoreBusyError, StoreError
 from cmr.integration.core import Core
 from cmr.integration.decoder import fingerprint
+from cmr.integration.files.content import MemoryContent
+from cmr.integration.files.demand import Demand, Key, Known, sessions_in, uids_in
 from cmr.integration.files.loader import Loader
 from cmr.integration.requests.lock import FairLock, Hold
-from cmr.memory import archive
-from cmr.memory.store import Saved, SaveReport, save
-from cmr.memory.store.form import DTYPE_NAMES
+from cmr.memory.store import Saved, SaveReport, outstanding, save
+from cmr.memory.store.folder import Folder
 
-Key = bytes | str | None
-
-
-class MemoryContent:
-    """The blocks of some sessions as they are when this is made, as `cmr.memory.store` saves them.
-
-    A context manager: it is made and entered while `core.lock` is held. From then on the store may
-    change: rows are given under the lock, those of one part at a time, and a block that is about to
-    leave its slot is copied aside first, as far as its rows were not given yet. Blocks whose time
-    is over by then are not: their rows are zeros, and `due` tells them. Ephemeral sessions are left
-    out. `about` is what the header says of model and tokenizer.
-    """
-
-    def __init__(self, core: Core, sessions: Sequence[int] | None, about: dict[str, Any]) -> None:
-        self._core, self._blocks = core, core.ring
-        infos = [
-            info
-            for info in core.table.infos()
-            if not info.ephemeral and (sessions is None or info.number in sessions)
-        ]
-        ledger = self._blocks.ledger
-        wanted = torch.tensor([info.number for info in infos], dtype=torch.int64)
-        slots = ledger.slots_of(None)
-        self.slots = slots[torch.isin(ledger.owner[slots], wanted)]
-        self.kinds = self._blocks.kinds
-        self.columns = self._blocks.about(self.slots)
-        self.kind = torch.tensor(self._blocks.kind_of_tier)[self.columns["tier"]]
-        self.numbers = ledger.number[self.slots]
-        self.session = ledger.owner[self.slots]
-        self._deadline = self.columns["deadline"]
-        used = {name for info in infos for name in info.adapters or ()}
-        weights = fingerprint.adapters(core.adapter.model, used) if used else {}
-        # The position of the block that each slot still holds of these, -1 for none.
-        self._place = torch.full((ledger.slots,), -1)
-        self._place[self.slots] = torch.arange(len(self.slots))
-        self._given = {
-            part: torch.zeros(len(self.slots), dtype=torch.bool)
-            for kind in self.kinds
-            for part in kind.parts
-        }
-        self._aside: dict[tuple[str, int], torch.Tensor] = {}
-        self.header = {
-            **about,
-            "config": core.config.to_dict(),
-            "store": core.layout.store,
-            "index_layer": core.layout.index_layer,
-            "index": core.index_digest,
-            "calibrated": core.calibration is not None,
-            "clock": self._blocks.clock,
-            "limit": ledger.limit,
-            "tiers": [[tier.name, tier.slots] for tier in ledger.tiers],
-            "sessions": [
-                {"name": i.name, "number": i.number, "position": i.position, "ttl": i.ttl}
-                | ({"adapters": {name: weights[name] for name in i.adapters}} if i.adapters else {})
-                for i in infos
-            ],
-            "scorer": {
-                name: [DTYPE_NAMES[t.dtype], list(t.shape), t.flatten().tolist()]
-                for name, t in core.scorer.state().items()
-            },
-        }
-
-    def __enter__(self) -> MemoryContent:
-        self._blocks.on_change = self._set_aside
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._core.lock:
-            self._blocks.on_change = None
-            self._aside.clear()
-
-    def due(self) -> torch.Tensor:
-        """Which blocks' time is over by now, `[n]` bool."""
-        return self._deadline <= time.time()
-
-    def rows(self, kind: int, part: str, at: torch.Tensor) -> torch.Tensor:
-        """One part of blocks at positions `at`, `[k, ...]` on the CPU; asked for once."""
-        slots = self.slots[at]
-        wanted = self.kinds[kind].parts[part]
-        out = torch.zeros((len(at), *wanted.shape), dtype=wanted.dtype)
-        with self._core.lock:
-            # A slot may have another block by now: then the rows were set aside.
-            there = self._place[slots] == at
-            for number, tier in enumerate(self._blocks.ledger.tiers):
-                here = tier.holds(slots) & there
-                if here.any():
-                    held = self._blocks.parts[number][part]
-                    out[here] = held[(slots[here] - tier.first).to(held.device)].cpu()
-            self._given[part][at] = True
-        for i in (~there).nonzero()[:, 0].tolist():
-            kept = self._aside.pop((part, int(at[i])), None)
-            if kept is not None:
-                out[i] = kept
-        return out
-
-    def _set_aside(self, slots: torch.Tensor) -> None:
-        """Copy what was not given yet of the blocks that are about to leave these slots."""
-        at = self._place[slots]
-        at = at[at >= 0]
-        self._place[self.slots[at]] = -1
-        # What expires is not copied: it must not come back by the save.
-        at = at[~self.due()[at]]
-        for number, tier in enumerate(self._blocks.ledger.tiers):
-            here = at[tier.holds(self.slots[at])]
-            for part, held in self._blocks.parts[number].items() if len(here) else ():
-                left = here[~self._given[part][here]]
-                rows = held[(self.slots[left] - tier.first).to(held.device)].cpu()
-                self._aside.update(zip(((part, n) for n in left.tolist()), rows, strict=True))
+_TRIES = 10
 
 
-class _Known(NamedTuple):
-    """A folder that this memory was saved to or loaded from.
+@dataclass
+class _Owed:
+    """What is still to be forgotten in a folder.
 
     Attributes:
-        id: of the save that was in it; with another one it is somebody else's.
-        forgotten: how often something was forgotten when the folder was last written.
-        sessions: number of a session here to its number there; None: the same.
-        blocks: the same of blocks; None: a later save can go on from what is there.
+        reason: why it is not yet.
+        names: of sessions that end by it.
+        demands: what the folder does not say itself; there they are numbers.
+        noted: whether the folder says something of it.
+        blind: how many of the demands it says as well as it can without being opened.
     """
 
-    id: str
-    key: Key
-    forgotten: int
-    sessions: Mapping[int, int] | None = None
-    blocks: Mapping[int, int] | None = None
+    reason: str = ""
+    names: set[str] = field(default_factory=set)
+    demands: list[Demand] = field(default_factory=list)
+    noted: bool = False
+    blind: int = 0
 
 
 def open_saved(
@@ -167,12 +64,18 @@ class Files:
     beginning to its end, and takes `core.lock` inside it, never the other way round. So forwards
     go on beside a save, which holds `core.lock` for one part of one data file at a time, and what
     is forgotten cannot come back by a save that began before.
+
+    Forgetting is told first (`owe`: a note in each folder) and done second (`settle`): what a
+    folder does not let through is tried again with every call that settles, and by whoever else
+    opens the folder.
     """
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._known: dict[str, _Known] = {}
-        self._turn = FairLock()
+        self._known: dict[str, Known] = {}
+        self._owed: dict[str, _Owed] = {}
+        self._turn = FairLock(taken=self._end_interrupted)
+        self._saving: weakref.ref[MemoryContent] | None = None
 
     @contextmanager
     def still(self) -> Iterator[Hold]:
@@ -192,12 +95,22 @@ class Files:
         finally:
             self._turn.release()
 
+    def _end_interrupted(self) -> None:
+        """Let go of what a save has copied that was interrupted before it could."""
+        content = self._saving and self._saving()
+        self._saving = None
+        if content is not None:
+            content.close()
+
+    # -- saving and loading ----------------------------------------------------------------------
+
     def save(
         self,
         path: str | os.PathLike[str],
         sessions: Sequence[str] | None,
         key: Key,
         tokenizer: Any,
+        replace: bool = False,
     ) -> SaveReport:
         """See `Memory.save`."""
         core = self._core
@@ -207,6 +120,7 @@ class Files:
             with core.lock:
                 wanted = None if sessions is None else [core.table.require(n) for n in sessions]
                 model = fingerprint.of_model(core.adapter)
+            self.settle()
             about = {
                 "model": model,
                 "model_name": Path(str(core.adapter.model.config.name_or_path)).name,
@@ -215,36 +129,26 @@ class Files:
             known = self._known.get(where)
             with core.lock:
                 core.keeper.expire()
-                content = stack.enter_context(MemoryContent(core, wanted, about))
+                content = MemoryContent(core, wanted, about)
+                self._saving = weakref.ref(content)
+                stack.enter_context(content)
                 forgotten = core.forgotten
             report = save(
                 path,
                 content,
-                base=None if known is None or known.blocks is not None else known.id,
+                base=None if known is None or known.blocks is not None else known.ids,
+                only=None if known is None or replace else known.ids,
                 key=key,
-                clean=known is not None and known.forgotten != forgotten,
+                clean=where in self._owed or (known is not None and known.forgotten != forgotten),
             )
+            self._owed.pop(where, None)
             # Counted when the content was taken: what was forgotten since is still in the folder.
-            self._known[where] = _Known(report.id, key, forgotten)
-            return self._without(report, where, key, content.numbers[content.due()])
-
-    def _without(
-        self, report: SaveReport, where: str, key: Key, numbers: torch.Tensor
-    ) -> SaveReport:
-        """What was just saved without blocks whose time was over before it was done."""
-        if not len(numbers):
+            self._known[where] = Known(report.id, key, forgotten, content.uids, content.due_next)
+            if bool(content.due().any()):
+                # Over before it was done: it goes as from any folder.
+                self.settle()
+                report = report._replace(blocks=len(Saved.open(where, key=key)))
             return report
-        saved = Saved.open(where, key=key)
-        if saved.id != report.id:  # somebody else has saved there since
-            return report
-        erased = archive.forget(saved, torch.isin(saved.numbers, numbers))
-        self._known[where] = self._known[where]._replace(id=erased.id)
-        return report._replace(
-            id=erased.id,
-            blocks=erased.blocks,
-            seconds=report.seconds + erased.seconds,
-            bytes_written=report.bytes_written + erased.bytes_written,
-        )
 
     def load(
         self,
@@ -255,6 +159,7 @@ class Files:
     ) -> int:
         """See `Memory.load`: everything is checked, checksums included, before anything is kept."""
         with self.still():
+            self.settle()
             with self._core.lock:
                 model = fingerprint.of_model(self._core.adapter)
             return self.take(open_saved(path, key, model, tokenizer), sessions, key)
@@ -262,48 +167,143 @@ class Files:
     def take(self, saved: Saved, sessions: Sequence[str] | None, key: Key) -> int:
         """The same of a memory that was opened; see `Memory.load`."""
         with self.still():
-            with self._core.lock:
-                loader = Loader(self._core, saved, sessions)
-            # Takes longest, and looks at files alone: forwards go on meanwhile.
-            saved.verify(loader.numbers)
-            # What is half loaded must be neither read nor displaced: no turns in between.
-            with self._core.lock:
-                loaded = loader.load()
-                forgotten = self._core.forgotten
-            self._known[str(Path(saved.path).resolve())] = _Known(
-                saved.id, key, forgotten, loaded.sessions, loaded.blocks
-            )
+            for _ in range(_TRIES):
+                try:
+                    return self._take(saved, sessions, key)
+                except StoreError:
+                    if saved.is_current:
+                        raise
+                # Somebody has saved there meanwhile: what is loaded is one save, whole.
+                model, tokenizer = saved.header.get("model"), saved.header.get("tokenizer")
+                saved = Saved.open(saved.path, key=key)
+                fingerprint.require_same(saved.header.get("model") or {}, model or {})
+                fingerprint.require_same_tokenizer(saved.header.get("tokenizer"), tokenizer)
+            raise StoreBusyError(f"{saved.path} is saved again and again while it is loaded")
+
+    def _take(self, saved: Saved, sessions: Sequence[str] | None, key: Key) -> int:
+        with self._core.lock:
+            loader = Loader(self._core, saved, sessions)
+        # Takes longest, and looks at files alone: forwards go on meanwhile.
+        saved.verify(loader.numbers)
+        # What is half loaded must be neither read nor displaced: no turns in between.
+        with self._core.lock:
+            loaded = loader.load()
+            forgotten = self._core.forgotten
+        where = str(Path(saved.path).resolve())
+        before = self._known.get(where)
+        uids: set[str] = set()
+        numbers = set(loaded.sessions.values())
+        for entry in sessions_in(saved.header):
+            uids |= uids_in(entry) if entry["number"] in numbers else set()
+        known = Known(
+            saved.id, key, forgotten, frozenset(uids), saved.due, loaded.sessions, loaded.blocks
+        )
+        if before is not None and saved.id in before.ids:
+            known = known.behind(before, saved)
+        self._known[where] = known
         return loaded.total
 
-    def forget(
-        self, numbers: Sequence[int], ended: Sequence[int], names: Sequence[str]
-    ) -> tuple[str, ...]:
-        """Forget blocks and sessions that ended in every known folder; returns those changed."""
-        changed = []
-        with self.still():
-            for where, known in list(self._known.items()):
-                try:
-                    saved = Saved.open(where, key=known.key)
-                except MemoryNotFoundError:
-                    del self._known[where]
-                    continue
-                # By numbers, as they were there; in somebody else's save only names tell.
-                ours = saved.id == known.id
-                there, gone = list(names), torch.zeros(len(saved), dtype=torch.bool)
-                if ours:
-                    there = archive.names_of(saved, _there(ended, known.sessions))
-                    gone = torch.isin(saved.numbers, _there(numbers, known.blocks))
-                gone |= archive.of_sessions(saved, there)
-                # Also where none of them is left: files may hold blocks that were dropped since.
-                report = archive.forget(saved, gone, there)
-                if ours:
-                    self._known[where] = known._replace(id=report.id)
-                changed.append(where)
+    # -- forgetting ------------------------------------------------------------------------------
+
+    @property
+    def outstanding(self) -> dict[str, str]:
+        """Folders that still hold something that was forgotten, and why."""
+        return {where: owed.reason for where, owed in list(self._owed.items())}
+
+    def owes(self, name: str) -> bool:
+        """Whether a session of this name that ended is still in some folder."""
+        return any(name in owed.names for owed in self._owed.values())
+
+    def fitting(self, demand: Demand) -> set[int]:
+        """Numbers here of the blocks in folders that a demand means, as far as they are known."""
+        found: set[int] = set()
+        for known, saved in self._open_all():
+            if saved.id in known.ids:
+                found |= known.here(saved.numbers[demand.there(saved, known)[0]])
+        return found
+
+    def _open_all(self) -> Iterator[tuple[Known, Saved]]:
+        for where, known in list(self._known.items()):
+            # What cannot be looked into now is owed something.
+            with contextlib.suppress(StoreError, OSError):
+                yield known, Saved.open(where, key=known.key)
+
+    def owe(self, demand: Demand) -> None:
+        """Have every known folder say what is to be forgotten there, before it is anywhere."""
+        for where in list(self._known):
+            owed = self._owed.setdefault(where, _Owed("it was interrupted"))
+            owed.demands.append(demand)
+            if demand.ends and demand.name is not None:
+                owed.names.add(demand.name)
+        for where in list(self._known):
+            with self._noting(where):
+                self._write_down(where)
+
+    def settle(self) -> tuple[str, ...]:
+        """Forget in each known folder what is owed and what has expired; returns those changed."""
+        now, changed = time.time(), []
+        for where, known in list(self._known.items()):
+            if where not in self._owed and known.due > now:
+                continue
+            with self._noting(where):
+                if where in self._owed:
+                    self._write_down(where)
+                saved = Saved.open(where, key=known.key)
+                if saved.unsettled:
+                    saved.settle()
+                if saved.id in known.ids:
+                    known.id = saved.id
+                known.renew(saved)
+                owed = self._owed.pop(where, None)
+                if owed is not None and owed.noted:
+                    changed.append(where)
         return tuple(changed)
 
+    def tidy(self) -> None:
+        """`settle` where there is something to do and nobody is in the way."""
+        now = time.time()
+        if not self._owed and all(known.due > now for known in self._known.values()):
+            return
+        if self._core.lock.mine or not self._turn.acquire(timeout=0):
+            return
+        try:
+            self.settle()
+        finally:
+            self._turn.release()
 
-def _there(numbers: Sequence[int], known: Mapping[int, int] | None) -> torch.Tensor:
-    """What numbers of here are there, `[n]` int64, as far as they are known."""
-    if known is not None:
-        numbers = [known[number] for number in numbers if number in known]
-    return torch.tensor(list(numbers), dtype=torch.int64)
+    @contextmanager
+    def _noting(self, where: str) -> Iterator[None]:
+        """What goes wrong with one folder is noted, and stops no other."""
+        try:
+            yield
+        except MemoryNotFoundError:
+            self._known.pop(where, None)
+            self._owed.pop(where, None)
+        except (StoreError, OSError) as error:
+            owed = self._owed.setdefault(where, _Owed())
+            owed.reason = str(error)
+
+    def _write_down(self, where: str) -> None:
+        """Have a folder say itself what is owed there."""
+        known, owed, folder = self._known[where], self._owed[where], Folder(where)
+        try:
+            saved = Saved.open(where, key=known.key)
+        except MemoryNotFoundError:
+            raise
+        except StoreError:
+            for demand in owed.demands[owed.blind :]:
+                outstanding.write(folder, demand.blind_note(known))
+                owed.noted, owed.blind = True, owed.blind + 1
+            raise
+        owed.blind = 0
+        for demand in list(owed.demands):
+            for _ in range(_TRIES):
+                note = demand.note(saved, known)
+                if note is not None:
+                    outstanding.write(folder, note)
+                    owed.noted = True
+                if saved.is_current:
+                    break
+                # Numbers are those of the save that was looked at.
+                saved = Saved.open(where, key=known.key)
+            owed.demands.remove(demand)

@@ -265,7 +265,6 @@ class Loader:
     def _columns(self, slots: torch.Tensor, born: torch.Tensor, numbers: dict[int, int]) -> None:
         saved, blocks, at = self._saved, self._blocks, self._at
         here = slots[at].to(blocks.device)
-        blocks.journal.note(lambda: blocks.blank_columns(slots[at]))
         owners = [numbers[number] for number in saved.session[at].tolist()]
         for name in ("token_ids", "positions", "access_count", "relevance"):
             column = getattr(blocks, name)
@@ -304,6 +303,7 @@ def _sessions(saved: Saved) -> dict[str, SessionInfo]:
                 int(entry["position"]),
                 ttl=entry["ttl"],
                 adapters=tuple(sorted(dict(entry.get("adapters") or {}))),
+                uids=tuple(str(uid) for uid in entry.get("uids") or ()),
             )
             ttl = info.ttl
             if not info.name or info.position < 0 or not (ttl is None or float(ttl) > 0):

@@ -7,11 +7,13 @@ The folder of a saved memory, format version 2::
     columns-<16 hex>.safetensors    kind, number and session of each block, and `column.<name>`
     .lock                           locked by whoever saves
     .writing/                       files of a save that is not finished
+    .forget-<16 hex>.json           what is still to be forgotten there, see `outstanding`
 
 Data files are written once and never changed. The manifest names each with its size and SHA-256 and
-says which block each row is, -1 for rows that are no longer used; its own `sha256` is that of the
-rest of it as compact JSON. Encrypted data files end in `.sealed`; of an encrypted manifest only the
-format version, the key's derivation and the wrapped data key are in the clear (see `vault`).
+says which block each row is; -1, in folders of older versions, is a row that is no longer used. Its
+own `sha256` is that of the rest of it as compact JSON. Encrypted data files end in `.sealed`; of an
+encrypted manifest only the format version, the key's derivation and the wrapped data key are in the
+clear (see `vault`).
 Nothing is ever unpickled, and nothing outside the folder is read.
 """
 

@@ -3,7 +3,7 @@
 A save writes its files into a folder inside the folder, flushes each to the disk, moves them to
 their places and at last puts the new manifest in the place of the old one: that single step makes
 the save valid. Whatever happens before it, the old manifest and all its files are still there.
-Files that no manifest names are removed afterwards, or by the next save.
+Files that no manifest names are removed afterwards, or by whoever opens the folder next.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ MANIFEST, STAGING, LOCK = "manifest.json", ".writing", ".lock"
 FILE_NAME = re.compile(r"[a-z0-9][a-z0-9\-]{0,63}\.(safetensors|sealed)")
 # The names that we give, and so may remove when no manifest names them.
 OUR_NAME = re.compile(r"(blocks|columns)-[0-9a-f]{16}\.(safetensors|sealed)")
+# What is still to be forgotten, see `outstanding`; `.part` while it is written.
+NOTE = re.compile(r"\.forget-[0-9a-f]{16}\.json")
+_NOTE_PART = re.compile(r"\.forget-[0-9a-f]{16}\.part")
 
 # A symbolic link is refused, and a pipe in a file's place does not block.
 SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -38,6 +41,12 @@ _PIECE = 1 << 20
 def new_name(role: str, sealed: bool) -> str:
     """A name that no file has yet: a role (blocks, columns), 64 random bits, an ending."""
     return f"{role}-{secrets.token_hex(8)}.{'sealed' if sealed else 'safetensors'}"
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of this name may be what a save has left behind."""
+    known = name in (STAGING, LOCK)
+    return known or any(form.fullmatch(name) for form in (OUR_NAME, NOTE, _NOTE_PART))
 
 
 def open_file(path: Path, flags: int = os.O_RDONLY) -> int:
@@ -128,6 +137,13 @@ class Folder:
         """Whether a manifest is there, whatever it is."""
         return os.path.lexists(self.manifest)
 
+    def names(self) -> list[str]:
+        """Names of all that is in it; StoreError where that is not to be had."""
+        try:
+            return os.listdir(self.path)
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be listed ({error.strerror})") from error
+
     def require(self) -> None:
         """Raises MemoryNotFoundError where there is no saved memory."""
         if not self.exists():
@@ -143,17 +159,11 @@ class Folder:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise StoreError(f"a folder expected at {self.path}, got a file") from None
-        if not self.exists():
-            foreign = [
-                name
-                for name in os.listdir(self.path)
-                if name not in (STAGING, LOCK) and not OUR_NAME.fullmatch(name)
-            ]
-            if foreign:
-                raise StoreError(
-                    f"{self.path} holds no saved memory but other files: give an empty or new "
-                    "folder to save to"
-                )
+        if not self.exists() and not all(is_ours(name) for name in os.listdir(self.path)):
+            raise StoreError(
+                f"{self.path} holds no saved memory but other files: give an empty or new folder "
+                "to save to"
+            )
         flags = os.O_RDWR | os.O_CREAT | SAFELY
         try:
             fd = os.open(self.path / LOCK, flags, 0o600)
@@ -203,9 +213,13 @@ class Folder:
         sync_folder(self.path)
 
     def unnamed(self, named: Iterable[str]) -> list[str]:
-        """Files of ours that are not among `named`."""
-        keep = set(named)
-        return [n for n in os.listdir(self.path) if OUR_NAME.fullmatch(n) and n not in keep]
+        """Files of ours that are not among `named`, half a note included."""
+        keep, forms = set(named), (OUR_NAME, _NOTE_PART)
+        return [n for n in self.names() if n not in keep and any(f.fullmatch(n) for f in forms)]
+
+    def has_leftovers(self, named: Iterable[str]) -> bool:
+        """Whether a save that was killed left something, or one is under way."""
+        return os.path.lexists(self.staging) or bool(self.unnamed(named))
 
     def remove(self, path: Path, overwrite: bool) -> None:
         """Removes a file, overwritten with zeros before if asked; a link is only unlinked."""

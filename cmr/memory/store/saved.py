@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
+import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -11,15 +15,14 @@ import torch
 
 from cmr.errors import CorruptMemoryError, StoreBusyError, StoreError
 from cmr.memory.slot_ledger import ranges_of
-from cmr.memory.store import manifest
+from cmr.memory.store import manifest, outstanding
+from cmr.memory.store.columns import COLUMN, places_of, read_columns
 from cmr.memory.store.datafile import DataFile, check_sum
 from cmr.memory.store.folder import Folder, read_whole
-from cmr.memory.store.form import Kind, check_content, corrupt
+from cmr.memory.store.form import Kind, check_content
 from cmr.memory.store.manifest import DEAD, ColumnFile, Manifest, Shard
 from cmr.memory.store.saver import Saver, SaveReport
 from cmr.memory.store.vault import Key
-
-_COLUMN = "column."
 
 
 class Batch(NamedTuple):
@@ -37,16 +40,21 @@ class Batch(NamedTuple):
 class Saved:
     """A saved memory, opened by `Saved.open`. It is `Content` itself and can be saved elsewhere.
 
-    `format_version` is that of the manifest on the disk; an older one was migrated as it was read.
+    What is still to be forgotten there (see `outstanding`) and blocks whose time is over, by the
+    column `deadline`, are not in it; `due` is when the next one's is. `format_version` is that of
+    the manifest on the disk; an older one was migrated as it was read.
     """
 
     def __init__(self, folder: Folder, found: Manifest) -> None:
         self._folder = folder
-        self._take(found)
+        self._take(found, outstanding.read(folder))
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, key: Key | None = None) -> Saved:
         """Opens a saved memory and checks it, except for the checksums of its blocks.
+
+        Where the folder can be locked at once, what is left out of it is erased, and what a save
+        that was killed has left; see `settle`.
 
         Raises:
             MemoryNotFoundError: there is none.
@@ -59,11 +67,17 @@ class Saved:
         for _ in range(10):
             found = manifest.load(folder, key)
             try:
-                return cls(folder, found)
+                saved = cls(folder, found)
             except (CorruptMemoryError, StoreBusyError):
                 # A save that ended meanwhile takes away the files of the one before it.
                 if _unchanged(folder, found):
                     raise
+                continue
+            if saved.unsettled or folder.has_leftovers(found.files):
+                # Whoever is in the way, or may not write there: it is left out all the same.
+                with contextlib.suppress(StoreError, OSError):
+                    saved.settle()
+            return saved
         raise StoreBusyError(f"{folder.path} is saved again and again while it is opened")
 
     @property
@@ -74,29 +88,44 @@ class Saved:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def _take(self, found: Manifest) -> None:
+    def _take(self, found: Manifest, notes: outstanding.Notes) -> None:
         """Reads the columns and checks the headers of all files against the manifest."""
-        columns, self._spans = _read_columns(self._folder, found), []
+        columns, self._spans = read_columns(self._folder, found), []
         for shard in found.shards:
             with self._open(found, shard) as file:
                 parts = found.kinds[shard.kind].parts
                 self._spans.append(file.spans(parts, len(shard.numbers)))
-        self._places = _places(found, columns, self._folder)
-        self._manifest = found
+        self._places = places_of(found, columns, self._folder)
+        self._manifest, self._notes = found, notes
         self.id, self.format_version, self.library = found.id, found.version, found.library
-        self.header: dict[str, Any] = found.header
         self.kinds: Sequence[Kind] = found.kinds
+        gone, ended = outstanding.left_out(
+            notes.values(), found.id, found.header, columns["numbers"], columns["session"]
+        )
+        self.header: dict[str, Any] = outstanding.without(found.header, ended)
+        self.due = math.inf
+        deadline = columns.get(f"{COLUMN}deadline")
+        if deadline is not None and deadline.ndim == 1 and deadline.is_floating_point():
+            gone |= deadline <= time.time()
+            self.due = min((math.inf, *deadline[~gone].tolist()))
+        self._left_out = bool(ended) or bool(gone.any())
+        if self._left_out:
+            columns = {name: column[~gone] for name, column in columns.items()}
+            # The last: rows that no block has.
+            position = torch.cat([(~gone).cumsum(0) - 1, torch.tensor([DEAD])])
+            position[:-1][gone] = DEAD
+            self._places = [position[place] for place in self._places]
         self.kind, self.numbers = columns.pop("kind"), columns.pop("numbers")
         self.session = columns.pop("session")
         self.columns: Mapping[str, torch.Tensor] = {
-            name.removeprefix(_COLUMN): column for name, column in columns.items()
+            name.removeprefix(COLUMN): column for name, column in columns.items()
         }
 
     def _open(self, found: Manifest, shard: Shard) -> DataFile:
         return DataFile(self._folder.file(shard.file), shard.bytes, found.vault)
 
     def _check_present(self) -> None:
-        if not _unchanged(self._folder, self._manifest):
+        if not self.is_current:
             raise StoreError(f"{self.path} was saved again since it was opened: open it again")
 
     # -- reading ---------------------------------------------------------------------------------
@@ -199,7 +228,7 @@ class Saved:
         at: torch.Tensor,
         header: dict[str, Any] | None = None,
         *,
-        shard_bytes: int = 64 << 20,
+        shard_bytes: int | None = None,
     ) -> SaveReport:
         """Removes blocks (positions `[k]` int64) for good and saves the rest, all or nothing.
 
@@ -208,6 +237,8 @@ class Saved:
         saves left behind. If this is interrupted after it took effect, the next save or `forget`
         erases the rest. Copies that a file system or a disk keeps by itself are out of its reach.
         `header` takes the place of the header (names of sessions are in it).
+
+        It counts as a save of its own: who goes on from the one before is refused.
 
         Raises:
             StoreBusyError: another save is running, or somebody reads a file that is to be erased.
@@ -219,15 +250,71 @@ class Saved:
         if len(at) and not 0 <= int(at.min()) <= int(at.max()) < len(self):
             raise ValueError(f"positions 0..{len(self) - 1} expected, got others among them")
         # Checked before the folder is touched, as any content.
-        rest = _Rest(self, at, self.header if header is None else header)
-        check_content(rest)
+        check_content(self._rest(at, header))
         with self._folder.writing():
             self._check_present()
-            self._check_rewritten(at)
-            found = self._manifest
-            saver = Saver(self._folder, rest, found.vault, shard_bytes, clean=True)
-            report = saver.save(found, found)
-            self._take(manifest.load(self._folder, found.vault))
+            return self._rewrite(at, header, secrets.token_hex(16), shard_bytes)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the folder still holds what was opened."""
+        return _unchanged(self._folder, self._manifest)
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether something is in the folder that is left out here: whoever can erases it."""
+        return self._left_out or bool(self._notes)
+
+    @property
+    def has_unnamed_rows(self) -> bool:
+        """Whether a file has rows that the manifest does not name, as older versions left them."""
+        return any(DEAD in shard.numbers for shard in self._manifest.shards)
+
+    def settle(self) -> None:
+        """Erases what is left out, and what saves that were killed have left behind.
+
+        Blocks whose time is over leave the save what it is; what was forgotten makes it the one
+        that its note names. Raises as `forget` does; nothing is changed then.
+        """
+        with self._folder.writing():
+            self._check_present()
+            found, notes = self._manifest, outstanding.read(self._folder)
+            if notes != self._notes:
+                self._take(found, notes)
+            if self._left_out or self.has_unnamed_rows:
+                # Who wrote the only note knows the save again; anybody else has to look at it.
+                known = {note.then if note.save == found.id else "" for note in notes.values()}
+                identity = (known or {found.id}).pop() if len(known) < 2 else ""
+                self._rewrite(
+                    torch.tensor([], dtype=torch.int64), None, identity or secrets.token_hex(16)
+                )
+                return
+            for name in self._folder.unnamed(found.files):
+                self._folder.remove(self._folder.path / name, overwrite=True)
+            outstanding.done(self._folder, notes, found.id, found.id)
+            self._notes = {}
+
+    def _rest(self, without: torch.Tensor, header: dict[str, Any] | None) -> outstanding.Rest:
+        keep = torch.ones(len(self), dtype=torch.bool)
+        keep[without] = False
+        about = self.header if header is None else header
+        return outstanding.Rest(self, keep.nonzero().view(-1), about)
+
+    def _rewrite(
+        self,
+        without: torch.Tensor,
+        header: dict[str, Any] | None,
+        identity: str,
+        shard_bytes: int | None = None,
+    ) -> SaveReport:
+        """Saves the rest in the place of what is there, by whoever holds the folder's lock."""
+        found, rest = self._manifest, self._rest(without, header)
+        self._check_rewritten(without)
+        saver = Saver(self._folder, rest, found.vault, shard_bytes, clean=True, id=identity)
+        report = saver.save(found, found)
+        outstanding.done(self._folder, self._notes, found.id, identity)
+        written = manifest.load(self._folder, found.vault)
+        self._take(written, outstanding.read(self._folder))
         return report
 
     def _check_rewritten(self, without: torch.Tensor) -> None:
@@ -240,92 +327,8 @@ class Saved:
                 self._check_sum(shard)
 
 
-class _Rest:
-    """What is left of a saved memory without some blocks."""
-
-    def __init__(self, saved: Saved, without: torch.Tensor, header: dict[str, Any]) -> None:
-        keep = torch.ones(len(saved), dtype=torch.bool)
-        keep[without] = False
-        self._saved, self._at = saved, keep.nonzero().view(-1)
-        self.header, self.kinds = header, saved.kinds
-        self.kind, self.numbers = saved.kind[self._at], saved.numbers[self._at]
-        self.session = saved.session[self._at]
-        self.columns = {name: column[self._at] for name, column in saved.columns.items()}
-
-    def rows(self, kind: int, part: str, at: torch.Tensor) -> torch.Tensor:
-        return self._saved.rows(kind, part, self._at[at])
-
-
 def _unchanged(folder: Folder, found: Manifest) -> bool:
     if not folder.exists():
         return False
     raw = read_whole(folder.manifest, manifest.MAX_MANIFEST)
     return manifest.checksum(raw) == found.checksum
-
-
-def _read_columns(folder: Folder, found: Manifest) -> dict[str, torch.Tensor]:
-    """All columns, checked for checksum and form, in memory of their own."""
-    about = found.columns
-    path = folder.file(about.file)
-    check_sum(path, about.bytes, about.sha256)
-    out = {}
-    with DataFile(path, about.bytes, found.vault) as file:
-        spans = file.spans(about.parts, about.rows)
-        buffer = file.buffer([(0, file.size)])
-        for name, span in spans.items():
-            if span.dtype == torch.bool:
-                # Looked at as numbers first: what torch makes of another byte is undefined.
-                given = span._replace(dtype=torch.uint8).view(buffer, 0, about.rows)
-                if given.numel() and int(given.max()) > 1:
-                    corrupt(f"{path}, tensor {name!r}", "booleans of 0 or 1 expected")
-            out[name] = span.view(buffer, 0, about.rows).clone()
-    for name, (dtype, value) in about.fill.items():
-        if name in out:
-            corrupt(folder.manifest, f"column {name!r} is both in a file and filled")
-        out[name] = torch.full((about.rows,), value, dtype=dtype)
-    for name in ("kind", "numbers", "session"):
-        if name not in out:
-            corrupt(folder.manifest, f"a column {name!r} expected, got none")
-        if out[name].dtype != torch.int64 or out[name].ndim != 1:
-            corrupt(folder.manifest, f"column {name!r}: int64, one a block, expected")
-    for name in out:
-        if name not in ("kind", "numbers", "session") and not name.startswith(_COLUMN):
-            corrupt(folder.manifest, f"a column called {_COLUMN}... expected, got {name[:80]!r}")
-    return out
-
-
-def _places(
-    found: Manifest, columns: Mapping[str, torch.Tensor], folder: Folder
-) -> list[torch.Tensor]:
-    """For each data file the position of each row's block, -1 for rows that are not used.
-
-    Each block must have exactly one row, in a file of its kind.
-    """
-    numbers, kind = columns["numbers"], columns["kind"]
-    order = numbers.argsort()
-    known = numbers[order]
-    if len(known) and int(known[0]) < 0:
-        corrupt(folder.manifest, "block numbers from 0 on expected")
-    if bool((known[1:] == known[:-1]).any()):
-        corrupt(folder.manifest, "different block numbers expected, got one twice")
-    seen = torch.zeros(len(numbers), dtype=torch.int64)
-    places = []
-    for shard in found.shards:
-        rows = torch.tensor(shard.numbers, dtype=torch.int64)
-        used = rows >= 0
-        place = torch.full_like(rows, DEAD)
-        if len(known):
-            near = torch.searchsorted(known, rows).clamp(max=len(known) - 1)
-            place[used] = order[near[used]]
-        elif bool(used.any()):
-            corrupt(folder.manifest, f"{shard.file}: has blocks that the columns do not name")
-        held = place[used]
-        if not torch.equal(numbers[held], rows[used]):
-            corrupt(folder.manifest, f"{shard.file}: has blocks that the columns do not name")
-        if not bool((kind[held] == shard.kind).all()):
-            corrupt(folder.manifest, f"{shard.file}: has blocks of another kind")
-        seen.index_add_(0, held, torch.ones_like(held))
-        places.append(place)
-    if not bool((seen == 1).all()):
-        corrupt(folder.manifest, f"a row for each of {len(seen)} blocks expected, got another set")
-    return places

@@ -6,21 +6,24 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
 
 import cmr
-from cmr.errors import CorruptMemoryError, MemoryKeyError, StoreBusyError
+from cmr.errors import CorruptMemoryError, MemoryKeyError, StoreBusyError, StoreError
+from cmr.memory.store import outstanding
 from cmr.memory.store.datafile import DataFile
 from cmr.memory.store.datawriter import DataWriter
 from cmr.memory.store.folder import SAFELY, Folder, erase, flock
 from cmr.memory.store.form import Content, Part, check_content
-from cmr.memory.store.manifest import DEAD, ColumnFile, Manifest, Shard, load
+from cmr.memory.store.manifest import ColumnFile, Manifest, Shard, load
 from cmr.memory.store.vault import Key, Vault, check_key
+
+SHARD_BYTES, MOST_FILES = 8 << 20, 512
 
 
 class SaveReport(NamedTuple):
@@ -49,9 +52,10 @@ def save(
     path: str | os.PathLike[str],
     content: Content,
     *,
-    base: str | None = None,
+    base: str | Collection[str] | None = None,
+    only: Collection[str] | None = None,
     key: Key | None = None,
-    shard_bytes: int = 64 << 20,
+    shard_bytes: int | None = None,
     clean: bool = False,
 ) -> SaveReport:
     """Saves a memory to a folder, all of it or not at all.
@@ -63,43 +67,61 @@ def save(
     Args:
         path: the folder: new, empty, or of a saved memory, which is replaced.
         content: what is saved.
-        base: id of the save that `content` goes on from. Where that is what the folder holds,
-            blocks that are in it (same kind and number) are not written again. Otherwise all are.
+        base: id of the save that `content` goes on from, or several that it may have by now. Where
+            the folder holds that, blocks in it (same kind and number) are not written again.
+            Otherwise all are.
+        only: ids of saves that may be replaced; None: whatever is there.
         key: encrypts what is saved: 32 bytes or a passphrase (needs the package cryptography).
-        shard_bytes: the most bytes in a data file, one block excepted.
-        clean: leave no byte of blocks that `content` does not hold: data files with such rows are
-            written again, and what is no longer used is overwritten with zeros before it is
-            removed. Copies that a file system or a disk keeps by itself are out of its reach.
+        shard_bytes: the most bytes in a data file, one block excepted; None: 8 MiB, or 1/512 of the
+            whole where that is more. A file with a block that went is written anew without it, so
+            larger ones cost more after evictions, and many small ones cost every save.
+        clean: overwrite what is no longer used with zeros before it is removed. Copies that a file
+            system or a disk keeps by itself are out of its reach.
+
+    What is still to be forgotten in the folder (see `outstanding`) is left out of `content`, too.
 
     Raises:
         ValueError, TypeError: the content cannot be saved.
-        StoreError: the folder holds something else; of its kinds `StoreBusyError` when another
-            save is running or, with `clean`, files are in use; `MemoryKeyError` for a key that
-            is not of its form, does not open the folder's `base`, or is missing where the folder
-            is encrypted; `CorruptMemoryError` or `NewerFormatError` for a manifest in the folder
-            that cannot be read.
+        StoreError: the folder holds something else, or a save that is not among `only`; of its
+            kinds `StoreBusyError` when another save is running or, with `clean`, files are in use;
+            `MemoryKeyError` for a key that is not of its form, does not open the folder's `base`,
+            or is missing where the folder is encrypted; `CorruptMemoryError` or `NewerFormatError`
+            for a manifest in the folder that cannot be read.
     """
     started = time.perf_counter()
     check_content(content)
     if key is not None:
         check_key(key)
-    if shard_bytes < 1:
+    if shard_bytes is not None and shard_bytes < 1:
         raise ValueError(f"shard_bytes: at least 1 expected, got {shard_bytes}")
     folder = Folder(path)
+    bases = {base} if isinstance(base, str) else set(base or ())
     with folder.writing():
-        old = _present(folder, base, key)
-        kept = old if old and old.id == base and (old.vault is None) == (key is None) else None
+        old = _present(folder, bool(bases) or only is not None, key)
+        if old and only is not None and old.id not in only:
+            raise StoreError(
+                f"{folder.path} holds something else by now: the save {' or '.join(sorted(only))} "
+                f"expected, got {old.id}. Somebody else has saved or forgotten there: load that, "
+                "save to another folder, or ask to replace it (replace=True)"
+            )
+        goes_on = old is not None and old.id in bases
+        kept = old if old and goes_on and (old.vault is None) == (key is None) else None
         vault = kept.vault if kept else None
         if key is not None and vault is None:
             vault = Vault.create(key)
         # Whoever turns to encryption wants no clear text left.
         clean |= old is not None and old.vault is None and vault is not None
+        notes = outstanding.read(folder)
+        was = old.id if old else None
+        content = outstanding.obeyed(content, notes, was, goes_on)
+        clean |= bool(notes)
         report = Saver(folder, content, vault, shard_bytes, clean).save(old, kept)
+        outstanding.done(folder, notes, was if goes_on else None, report.id)
     return report._replace(seconds=time.perf_counter() - started)
 
 
-def _present(folder: Folder, base: str | None, key: Key | None) -> Manifest | None:
-    """The manifest in the folder; None where there is none, or none that `key` must open."""
+def _present(folder: Folder, known: bool, key: Key | None) -> Manifest | None:
+    """The manifest in the folder; None where there is none, or, not `known`, none for this key."""
     if not folder.exists():
         return None
     try:
@@ -109,7 +131,7 @@ def _present(folder: Folder, base: str | None, key: Key | None) -> Manifest | No
             raise MemoryKeyError(
                 f"{folder.path} holds an encrypted memory: give a key, or save to another folder"
             ) from None
-        if base is not None:
+        if known:
             raise
         return None
 
@@ -121,8 +143,16 @@ class Saver:
     folder: Folder
     content: Content
     vault: Vault | None
-    shard_bytes: int
+    shard_bytes: int | None
     clean: bool
+    id: str = field(default_factory=partial(secrets.token_hex, 16))
+
+    @cached_property
+    def _most(self) -> int:
+        """The most bytes in a data file, one block excepted."""
+        kinds = enumerate(self.content.kinds)
+        whole = sum(form.nbytes * int((self.content.kind == kind).sum()) for kind, form in kinds)
+        return self.shard_bytes or max(SHARD_BYTES, whole // MOST_FILES)
 
     def save(self, old: Manifest | None, kept: Manifest | None) -> SaveReport:
         """Writes what is new and makes it valid; `kept` is the manifest whose files may stay."""
@@ -179,7 +209,7 @@ class Saver:
     # -- what stays ------------------------------------------------------------------------------
 
     def _reused(self, kept: Manifest | None) -> list[Shard]:
-        """Data files that stay where they are, with the blocks that `content` still holds."""
+        """Data files that stay where they are: `content` still holds all that is in them."""
         kinds, found = list(self.content.kinds), []
         for kind, form in enumerate(kinds):
             if kept is None or form not in kept.kinds:
@@ -190,14 +220,10 @@ class Saver:
                 if kept.kinds[shard.kind] != form:
                     continue
                 live = _among(torch.tensor(shard.numbers, dtype=torch.int64), numbers)
-                dead = len(live) - int(live.sum())
-                # Half of a file may be dead rows before it is worth writing it again.
-                if 2 * dead > len(live) or (self.clean and dead) or not self._usable(shard, kept):
-                    continue
-                candidates.append((shard, live))
-            for shard, live in self._large(candidates, len(numbers), form.nbytes):
-                rows = torch.tensor(shard.numbers, dtype=torch.int64).masked_fill(~live, DEAD)
-                found.append(shard._replace(kind=kind, numbers=rows.tolist()))
+                # A row that the manifest does not name would be somebody's text all the same.
+                if bool(live.all()) and self._usable(shard, kept):
+                    candidates.append(shard._replace(kind=kind))
+            found += self._large(candidates, len(numbers), form.nbytes)
         return found
 
     def _usable(self, shard: Shard, kept: Manifest) -> bool:
@@ -209,21 +235,19 @@ class Saver:
             return False  # the memory that is saved still has its blocks: they are written anew
         return True
 
-    def _large(
-        self, candidates: list[tuple[Shard, torch.Tensor]], blocks: int, each: int
-    ) -> list[tuple[Shard, torch.Tensor]]:
+    def _large(self, candidates: list[Shard], blocks: int, each: int) -> list[Shard]:
         """The candidates that stay files of their own."""
-        # Many small saves must not leave many small files: one of less than half of `shard_bytes`
+        # Many small saves must not leave many small files: one of less than half of `_most`
         # is written again together with at least as many new bytes. A block is so written again at
         # most as often as its file's size doubles, and the small files stay logarithmically few.
-        fresh = blocks - sum(int(live.sum()) for _, live in candidates)
+        fresh = blocks - sum(len(shard.numbers) for shard in candidates)
         kept = []
-        for shard, live in sorted(candidates, key=lambda pair: int(pair[1].sum())):
-            rows = int(live.sum())
-            if fresh >= rows and 2 * rows * each < self.shard_bytes:
+        for shard in sorted(candidates, key=lambda shard: len(shard.numbers)):
+            rows = len(shard.numbers)
+            if fresh >= rows and 2 * rows * each < self._most:
                 fresh += rows
             else:
-                kept.append((shard, live))
+                kept.append(shard)
         return kept
 
     # -- what is written -------------------------------------------------------------------------
@@ -244,7 +268,7 @@ class Saver:
             count = len(content.numbers)
             file = writer.put("columns", parts, count, tensors.__getitem__)
         return Manifest(
-            id=secrets.token_hex(16),
+            id=self.id,
             library=cmr.__version__,
             kinds=list(content.kinds),
             shards=shards + new,
@@ -263,7 +287,7 @@ class Saver:
         # By session, then by number: what is read together lies together.
         at = at[content.numbers[at].argsort()]
         at = at[content.session[at].argsort(stable=True)]
-        most = max(1, self.shard_bytes // max(content.kinds[kind].nbytes, 1))
+        most = max(1, self._most // max(content.kinds[kind].nbytes, 1))
         return list(at.split(most)) if len(at) else []
 
     def _rows(self, kind: int, at: torch.Tensor, name: str) -> torch.Tensor:

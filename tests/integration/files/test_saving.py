@@ -249,7 +249,7 @@ def test_columns_that_no_memory_has_are_refused(
     column: str, value: float, llama: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With checksums that fit: whoever can write files can write those as well."""
-    from cmr.integration.files.folders import MemoryContent
+    from cmr.integration.files.content import MemoryContent
 
     real = MemoryContent.__init__
 

@@ -15,9 +15,9 @@ from torch import nn
 
 import cmr
 from cmr.errors import StoreBusyError, UnknownSessionError
-from cmr.integration.files.folders import MemoryContent
+from cmr.integration.files.content import MemoryContent
 from cmr.integration.requests.lock import FairLock
-from cmr.memory.store import Saved, datawriter
+from cmr.memory.store import Saved, datawriter, saver
 from tests.integration.canaries import Traces, canary
 from tests.integration.tiny import text
 
@@ -120,7 +120,10 @@ def test_what_is_saved_is_what_was_stored_when_it_began(
         assert one == other
 
 
-def test_a_later_save_goes_on_from_it(llama: nn.Module, tmp_path: Path, between: Any) -> None:
+def test_a_later_save_goes_on_from_it(
+    llama: nn.Module, tmp_path: Path, between: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saver, "SHARD_BYTES", 1 << 16)
     with filled(llama) as memory:
         between(lambda n: n == 1 and aside(lambda: memory.read(text(200), sessions=["carl"])))
         memory.save(tmp_path / "m")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -104,3 +106,83 @@ def test_an_interrupt_while_waiting_leaves_the_queue(monkeypatch: pytest.MonkeyP
         assert raised and lock.waiting == 0
     assert lock.acquire(timeout=0.0)
     lock.release()
+
+
+def leaves_it(lock: FairLock, ended: list[str]) -> None:
+    """Takes a lock and never lets go, as where an interrupt comes in front of every `finally`."""
+    hold = lock.__enter__()
+    hold.after = lambda: ended.append("ended")
+
+
+def test_a_hold_whose_function_is_over_is_lost() -> None:
+    taken: list[str] = []
+    lock, ended = FairLock(lambda: taken.append("taken")), []
+    leaves_it(lock, ended)
+    assert lock.mine and ended == []
+    with lock:
+        assert ended == ["ended"] and taken == ["taken", "taken"]
+    assert not lock.mine
+
+
+def test_an_inner_hold_that_is_lost_leaves_the_outer_one() -> None:
+    lock, ended = FairLock(), []
+    with lock:
+        leaves_it(lock, ended)
+        with lock:
+            assert ended == ["ended"]
+        assert lock.mine
+    assert not lock.mine
+
+
+def test_letting_go_ends_what_was_lost_inside() -> None:
+    lock, ended = FairLock(), []
+    with lock:
+        leaves_it(lock, ended)
+    assert ended == ["ended"] and not lock.mine
+
+
+@pytest.mark.parametrize("lives", [True, False], ids=["its thread lives", "its thread is gone"])
+def test_who_waits_gets_a_lock_that_was_lost(lives: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_module, "LOST", 0.05)
+    lock, ended, over, left = FairLock(), [], threading.Event(), threading.Event()
+
+    def lose() -> None:
+        leaves_it(lock, ended)
+        left.set()
+        if lives:
+            over.wait(10)
+
+    other = threading.Thread(target=lose)
+    other.start()
+    left.wait(10)
+    if not lives:
+        other.join()
+    assert lock.acquire(timeout=5.0) and ended == ["ended"]
+    lock.release()
+    over.set()
+    other.join()
+
+
+def test_a_lock_that_is_held_for_long_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_module, "LOST", 0.01)
+    lock, found = FairLock(), []
+    with lock:
+        other = threading.Thread(target=lambda: found.append(lock.acquire(timeout=0.2)))
+        other.start()
+        other.join()
+    assert found == [False]
+
+
+def test_a_context_that_is_a_generator_holds_for_whoever_entered_it() -> None:
+    lock = FairLock()
+
+    @contextlib.contextmanager
+    def inside() -> Iterator[None]:
+        with lock:
+            yield
+
+    with inside():
+        with lock:
+            assert lock.mine
+        assert lock.mine
+    assert not lock.mine

@@ -3,7 +3,8 @@
 A nursery that has loaded torch forks one child a trial. The child changes a saved memory and is
 killed: after a random delay while it saves on and on, or at each of the calls by which it changes
 the disk, where it waits to be killed. After each kill the folder must open, all checksums must be
-right, and it must hold one of the memories that were being saved, whole.
+right, and it must hold one of the memories that were being saved, whole. What was noted to be
+forgotten before the kill is gone when it has opened.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pathlib import Path
 
 import torch
 
-from cmr.memory.store import Saved, save
+from cmr.memory.store import Saved, outstanding, save
+from cmr.memory.store.folder import NOTE, Folder
 from tests.memory.store.made import FULL, Made, check_same, made, row
 
 CALLS = ("open", "write", "fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "close")
@@ -81,8 +83,19 @@ class Nursery:
         header = {**saved.header, "without": 1}
         saved.forget(gone, header, shard_bytes=LIMIT)
 
-    def kill_each(self, work: Work, prepare: Work) -> None:
-        """Kills `work` before each of its calls that change the disk, each time after `prepare`."""
+    def forget_by_note(self) -> None:
+        """Notes that session 1 is to be forgotten, and has whoever opens it do that."""
+        saved = Saved.open(self.folder, key=self.key)
+        gone = saved.numbers[saved.session == 1].tolist()
+        note = outstanding.Note(saved.id, "e" * 32, gone, [], [])
+        outstanding.write(Folder(self.folder), note)
+        Saved.open(self.folder, key=self.key)
+
+    def kill_each(self, work: Work, prepare: Work, noted: bool = False) -> None:
+        """Kills `work` before each of its calls that change the disk, each time after `prepare`.
+
+        `noted`: it forgets by a note.
+        """
         call = 0
         while True:
             prepare()
@@ -90,8 +103,27 @@ class Nursery:
             name = kill_at(work, call)
             if name is None:
                 return
-            self.judge(name, before)
+            if noted:
+                self.judge_noted(name)
+            else:
+                self.judge(name, before)
             call += 1
+
+    def judge_noted(self, name: str) -> None:
+        """Counts what became of a kill; raises where what was noted is still there."""
+        self.kills[name] += 1
+        told = any(NOTE.fullmatch(path.name) for path in Path(self.folder).iterdir())
+        saved = Saved.open(self.folder, key=self.key)
+        saved.verify()
+        whole = content(0)
+        there = bool((saved.session == 1).any())
+        assert not (told and there), "what was noted is still there"
+        if not there:
+            whole = made([n for n in whole.numbers.tolist() if n % 3 != 1], header=whole.header)
+            assert not leaked(self.folder)
+        check_same(saved, whole)
+        self.check_clean()
+        self.outcomes["old" if there else "new"] += 1
 
     def kill_at_random(self, rng: random.Random, times: int) -> None:
         """Kills saves after random delays."""
@@ -169,6 +201,12 @@ def canaries() -> list[bytes]:
     return [bytes(row(part, n, salt).view(torch.uint8).flatten().tolist()) for n in chosen]
 
 
+def leaked(folder: str) -> bool:
+    """Whether any file has bytes of session 1."""
+    files = [path for path in Path(folder).rglob("*") if path.is_file()]
+    return any(secret in path.read_bytes() for path in files for secret in canaries())
+
+
 def main() -> None:
     torch.set_num_threads(1)
     rng = random.Random(0)
@@ -183,24 +221,22 @@ def main() -> None:
         total[f"saves, {name}"] = nursery.kills
         total[f"outcomes, {name}"] = nursery.outcomes
     nursery = Nursery(f"{sys.argv[1]}/forgotten", None)
-    secrets = canaries()
-    assert secrets
-
-    def leaked() -> bool:
-        files = [path for path in Path(nursery.folder).rglob("*") if path.is_file()]
-        return any(secret in path.read_bytes() for path in files for secret in secrets)
+    assert canaries()
 
     def prepare() -> None:
         if Path(nursery.folder).exists() and nursery.check()[1] == 1:
             # Whatever a killed one has left is erased by the next one.
             nursery.forget()
             nursery.check_clean()
-            assert not leaked()
+            assert not leaked(nursery.folder)
         nursery.start()
-        assert leaked()
+        assert leaked(nursery.folder)
 
     nursery.kill_each(nursery.forget, prepare)
     total["forgets"], total["outcomes, forgets"] = nursery.kills, nursery.outcomes
+    nursery = Nursery(f"{sys.argv[1]}/noted", None)
+    nursery.kill_each(nursery.forget_by_note, nursery.start, noted=True)
+    total["notes"], total["outcomes, notes"] = nursery.kills, nursery.outcomes
     print(json.dumps(total))
 
 

@@ -8,6 +8,8 @@ import torch
 from cmr.errors import CorruptMemoryError, StoreBusyError, StoreError
 from cmr.memory.store import Saved, save
 from cmr.memory.store import folder as folder_module
+from cmr.memory.store.manifest import Manifest, Shard
+from cmr.memory.store.saver import Saver
 from tests.memory.store.made import FULL, check_same, made, row, same_bytes
 
 LIMIT = 6 * FULL.nbytes
@@ -94,11 +96,23 @@ def test_files_without_the_blocks_stay(tmp_path: Path) -> None:
     assert report.shards_reused == len(before) - 1
 
 
-def test_rows_that_a_save_left_behind_go_too(tmp_path: Path) -> None:
-    """A save keeps files in which some rows are dead; forgetting, even nothing, does not."""
+def test_rows_that_an_older_version_left_behind_go_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It kept files in which some rows were dead; forgetting, even nothing, does not."""
     first = save(tmp_path, with_canary(range(30)))
-    save(tmp_path, with_canary(range(1, 30)), base=first.id)
+
+    def as_it_was(self: Saver, kept: Manifest) -> list[Shard]:
+        return [
+            shard._replace(numbers=[n if n in self.content.numbers else -1 for n in shard.numbers])
+            for shard in kept.shards
+        ]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Saver, "_reused", as_it_was)
+        save(tmp_path, with_canary(range(1, 30)), base=first.id)
     assert leaks(tmp_path, rows_of([0]))
+    check_same(Saved.open(tmp_path), with_canary(range(1, 30)))
     Saved.open(tmp_path).forget(torch.tensor([], dtype=torch.int64))
     assert not leaks(tmp_path, rows_of([0]))
     check_same(Saved.open(tmp_path), with_canary(range(1, 30)))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmr.memory.store import Kind, Part, Saved, save
+from cmr.memory.store import Kind, Part, Saved, save, saver
 from tests.memory.store.made import CODES, FULL, check_same, made
 
 TEN = 10 * FULL.nbytes
@@ -56,18 +56,28 @@ def test_with_another_base_everything_is_written(tmp_path: Path, base: str | Non
     check_same(Saved.open(tmp_path), other)
 
 
-def test_a_file_of_mostly_dead_rows_is_written_again(tmp_path: Path) -> None:
-    first = save(tmp_path, made(range(20), kinds=(FULL,), session=torch.zeros(20).long()))
-    sizes = sum(path.stat().st_size for path in tmp_path.glob("blocks-*"))
-    half = made(range(10, 20), kinds=(FULL,))
-    second = save(tmp_path, half, base=first.id)
-    assert (half.asked, second.shards_reused) == (0, 1)  # exactly half is kept
-    check_same(Saved.open(tmp_path), half)
-    less = made(range(11, 20), kinds=(FULL,))
-    third = save(tmp_path, less, base=second.id)
-    assert (less.asked, third.shards_reused) == (9, 0)
-    assert sum(path.stat().st_size for path in tmp_path.glob("blocks-*")) < 0.6 * sizes
-    check_same(Saved.open(tmp_path), less)
+def test_no_file_has_rows_of_blocks_that_went(tmp_path: Path) -> None:
+    first = save(tmp_path, made(range(40), kinds=(FULL,)), shard_bytes=TEN)
+    before = blocks(tmp_path)
+    content = made(range(1, 40), kinds=(FULL,))
+    report = save(tmp_path, content, base=first.id, shard_bytes=TEN)
+    # Of four files the one with the block is written anew, and no other.
+    assert (content.asked, report.shards_reused) == (9, 3)
+    assert len(before & blocks(tmp_path)) == 3
+    saved = Saved.open(tmp_path)
+    check_same(saved, content)
+    assert not saved.has_unnamed_rows
+    held = [row for path in tmp_path.glob("blocks-*") for row in [path.stat().st_size]]
+    assert sum(held) < 39.5 * FULL.nbytes + 4 * 1000
+
+
+def test_files_are_small_and_not_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saver, "SHARD_BYTES", TEN)
+    save(tmp_path / "small", made(range(40), kinds=(FULL,)))
+    assert len(blocks(tmp_path / "small")) == 4
+    monkeypatch.setattr(saver, "MOST_FILES", 2)
+    save(tmp_path / "large", made(range(40), kinds=(FULL,)))
+    assert len(blocks(tmp_path / "large")) == 2
 
 
 def test_a_block_that_changes_its_kind_is_written_anew(tmp_path: Path) -> None:
@@ -115,11 +125,3 @@ def test_a_damaged_file_is_not_relied_on(tmp_path: Path, harm: str) -> None:
     saved = Saved.open(tmp_path)
     saved.verify()
     check_same(saved, content)
-
-
-def test_clean_leaves_no_file_with_a_dead_row(tmp_path: Path) -> None:
-    first = save(tmp_path, made(range(20), kinds=(FULL,)), shard_bytes=TEN)
-    content = made(range(1, 20), kinds=(FULL,))
-    report = save(tmp_path, content, base=first.id, shard_bytes=TEN, clean=True)
-    assert (content.asked, report.shards_reused) == (9, 1)
-    check_same(Saved.open(tmp_path), content)
