@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import cmr
+from benchmarks.halfway.afterwards import PROBE, bare, dressed
 from benchmarks.halfway.every_line import draw, summary
 from benchmarks.halfway.scenes import SCENES
 from benchmarks.halfway.told import TOLD, unlike_told
 from benchmarks.halfway.trap import KINDS, Place
 from benchmarks.halfway.world import Failure, Point, World
 from cmr.integration.files.folders import Files
+from cmr.integration.hooks.generation import GenerationPlug
 from cmr.memory.block_store import BlockStore
 from cmr.memory.keeper import Keeper
 from cmr.memory.sessions import SessionTable
 
-CHEAP = ("forget_session", "forget_ids", "lift", "merge", "rename", "load_beside", "session")
+CHEAP = ("forget_session", "forget_ids", "lift", "merge", "load_beside", "attach", "detach")
+
 """Operations without a forward of the model, which cost little to break off."""
 
 
@@ -72,3 +78,20 @@ def test_what_is_left_is_seen(
     found = world.broken_off(Point(operation, "line", 20, "OSError"))
     assert [Failure] == [type(failure) for failure in found]
     assert any(said in wrong for wrong in found[0].wrong), found
+
+
+def test_an_attach_that_breaks_half_way_leaves_the_model_as_it_was(
+    llama: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before, plain = dressed(llama), llama(PROBE, use_cache=False).logits
+    monkeypatch.setattr(GenerationPlug, "attach", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cmr.attach(llama)
+    assert not bare(llama, plain, before)
+    monkeypatch.undo()
+    with cmr.attach(llama):
+        assert bare(llama, plain, before)  # what is compared does tell a memory
+    assert not bare(llama, plain, before)

@@ -262,7 +262,7 @@ class Turns:
 
     def detach(self, decoder: Any) -> None:
         """Take the wrapper away, unless somebody has wrapped it in turn."""
-        if vars(decoder).get("forward") is self._guard:
+        if self._guard is not None and vars(decoder).get("forward") is self._guard:
             del decoder.forward
             if self._users is not None:
                 decoder.forward = self._users
