@@ -20,6 +20,7 @@ from cmr.integration.capture.rows import Rows
 from cmr.integration.change import change
 from cmr.integration.core import Core
 from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.outfit import Outfit
 from cmr.integration.first_use import first_use
 from cmr.integration.hooks.generation import GenerationPlug
 from cmr.integration.hooks.residual import ResidualReader
@@ -97,11 +98,12 @@ class Memory(MemoryUpkeep):
         with self._core.lock:
             if not self._attached:
                 return
-            self._attached = False
             self._take_hooks_away()
             self._stepper.forget_everything()
             self._core.prefetcher.close()
             self._core.close()
+            # Where it broke off before, it can be called again.
+            self._attached = False
 
     def reattach(self) -> None:
         """Put every hook back after `detach`: what was stored is there still.
@@ -112,29 +114,38 @@ class Memory(MemoryUpkeep):
             if self._attached:
                 return
             require_free(self._core.adapter.model)
-            self._put_hooks()
             # Once sessions have names, requests without one are this thread's alone: a server's
             # worker that forgets to say whose request it runs is refused.
             self._core.home = threading.get_ident()
-            self._attached = True
+            self._put_hooks()
 
     def _put_hooks(self) -> None:
         model = self._core.adapter.model
-        for plug in self._plugs:
-            plug.attach()
-        for part in (model, self._core.adapter.decoder):
-            setattr(part, ATTACHED, self)
-        # `copy.deepcopy` looks this up on the instance, so no class of anybody's is changed.
-        model.__deepcopy__ = self._copied
+        before = Outfit(model)
+        try:
+            for part in (model, self._core.adapter.decoder):
+                setattr(part, ATTACHED, self)
+            # `copy.deepcopy` looks this up on the instance, so no class of anybody's is changed.
+            model.__deepcopy__ = self._copied
+            for plug in self._plugs:
+                plug.attach()
+            self._attached = True
+        except BaseException:  # all of it, or nothing
+            self._attached = False
+            try:
+                self._take_hooks_away()
+            finally:
+                before.put_back()
+            raise
 
     def _take_hooks_away(self) -> None:
         model = self._core.adapter.model
-        del model.__deepcopy__
-        for part in (model, self._core.adapter.decoder):
-            delattr(part, ATTACHED)
         # The last one in place comes off first, as each wraps what stood there before it.
         for plug in reversed(self._plugs):
             plug.detach()
+        for part in (model, self._core.adapter.decoder):
+            vars(part).pop(ATTACHED, None)
+        vars(model).pop("__deepcopy__", None)
 
     def _copied(self, memo: dict[int, Any]) -> Any:
         """A copy of the model as it is without a memory; the memory stays with the model.

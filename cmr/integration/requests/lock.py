@@ -91,9 +91,9 @@ class FairLock:
 
         `frame`: what the hold belongs to; None: the caller's.
         """
-        me, hold = threading.get_ident(), Hold(frame or _user())
+        me, hold = threading.get_ident(), Hold(frame or user_frame())
         # Without `_inner`: nobody else takes the lock from a thread whose hold is not lost.
-        if self._owner == me and self._holds and _runs(self._holds[-1].frame):
+        if self._owner == me and self._holds and runs(self._holds[-1].frame):
             self._holds.append(hold)
             return True
         self._require_unforked()
@@ -144,7 +144,7 @@ class FairLock:
             raise RuntimeError("this thread does not hold the lock")
         lost = self._drop_lost(sys._getframe())
         # Where something was lost it may have been this very hold: it is not let go twice.
-        if self._holds and (not lost or self._holds[-1].frame is (frame or _user())):
+        if self._holds and (not lost or self._holds[-1].frame is (frame or user_frame())):
             self._holds[-1].end()
             self._holds.pop()
         if not self._holds:
@@ -175,18 +175,18 @@ class FairLock:
         return len(self._queue)
 
     def __enter__(self) -> Hold:
-        self.acquire(frame=_user())
+        self.acquire(frame=user_frame())
         return self._holds[-1]
 
     def __exit__(self, *_: object) -> None:
-        self.release(_user())
+        self.release(user_frame())
 
     def _leave_parent(self) -> None:
         """In the child of a fork: nobody holds it, and of those that wait one thread at most."""
         me = threading.get_ident()
         self._inner = threading.Lock()
         self._queue = deque(waiting for waiting in self._queue if waiting[0] == me)
-        self._forked_inside = self.mine and any(_runs(hold.frame) for hold in self._holds)
+        self._forked_inside = self.mine and any(runs(hold.frame) for hold in self._holds)
         while self._holds:
             self._holds.pop().end()
         self._hand_on()
@@ -209,7 +209,7 @@ class FairLock:
     def _drop_lost(self, stack: FrameType | None) -> int:
         """End the holds whose frames do not run any more on their thread's stack; how many."""
         count = 0
-        while self._holds and not _runs(self._holds[-1].frame, stack):
+        while self._holds and not runs(self._holds[-1].frame, stack):
             self._holds[-1].end()
             self._holds.pop()
             count += 1
@@ -221,7 +221,7 @@ class FairLock:
             holds, owner = self._holds, self._owner
             # The outermost one: where that is lost, all are.
             stack = sys._current_frames().get(owner or 0)
-            if owner is None or (stack is not None and holds and _runs(holds[0].frame, stack)):
+            if owner is None or (stack is not None and holds and runs(holds[0].frame, stack)):
                 return
             while holds:
                 holds[-1].end()
@@ -335,7 +335,7 @@ def _call_frame() -> FrameType | None:
     return frame
 
 
-def _runs(frame: FrameType | None, stack: FrameType | None = None) -> bool:
+def runs(frame: FrameType | None, stack: FrameType | None = None) -> bool:
     """Whether a frame is one of those that run in a thread; None counts as one that does.
 
     `stack`: the innermost frame of the thread; None: of this one.
@@ -348,7 +348,7 @@ def _runs(frame: FrameType | None, stack: FrameType | None = None) -> bool:
     return frame is None
 
 
-def _user() -> FrameType | None:
+def user_frame() -> FrameType | None:
     """The frame of the function that uses a lock: with the `with` statement, or around it."""
     # A generator's frame rests while whoever waits for its context runs: the one around it counts.
     frame: FrameType | None = sys._getframe(1)
