@@ -43,6 +43,10 @@ class ModelMismatchError(CMRError, ValueError):
     """A memory belongs to another model, shape, dtype or device."""
 
 
+class NonFiniteStateError(CMRError, ValueError):
+    """The model computed infinite or NaN states, which are never stored; the message says where."""
+
+
 class AttachError(CMRError, RuntimeError):
     """A model is already attached, or a memory is used after it was detached."""
 

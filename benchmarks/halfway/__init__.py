@@ -1,1 +1,1 @@
-"""What breaks half-way, or comes from somewhere else: nothing is lost, nothing foreign gets in."""
+"""What is left where something breaks half-way."""

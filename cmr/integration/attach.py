@@ -10,7 +10,7 @@ from torch import nn
 
 from cmr._warning import warn
 from cmr.config import STATE_METHODS, CMRConfig
-from cmr.errors import AttachError, CMRWarning, ConfigError
+from cmr.errors import AttachError, ConfigError
 from cmr.integration.capture.block_writer import Keep
 from cmr.integration.core import Core
 from cmr.integration.decoder import fingerprint
@@ -146,8 +146,9 @@ def _memory(
         memory = Memory(adapter, settings, tokenizer, keep)
     try:
         caution(memory._core)
-    except CMRWarning:
-        # Made an error by the caller's filters; like any other error it leaves no memory behind.
+    except BaseException:
+        # A warning, too, that the caller's filters make an error: none leaves a memory behind.
+
         memory.detach()
         raise
     return memory

@@ -20,6 +20,7 @@ from cmr.integration.capture.rows import Rows
 from cmr.integration.change import change
 from cmr.integration.core import Core
 from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.outfit import Outfit
 from cmr.integration.first_use import first_use
 from cmr.integration.hooks.generation import GenerationPlug
 from cmr.integration.hooks.residual import ResidualReader
@@ -33,13 +34,17 @@ from cmr.integration.requests.scope import Opener, Said
 from cmr.integration.requests.session import Session
 
 ATTACHED = "_cmr_memory"
-"""Attribute of a model that has a memory, present only while attached."""
+"""Attribute of a model that has a memory, and of its decoder, present only while attached."""
 
 
 def require_free(model: nn.Module) -> None:
-    """Raises `AttachError` where a model has a memory already."""
-    if hasattr(model, ATTACHED):
-        raise AttachError("this model has a memory attached already; detach() that one first")
+    """Raises `AttachError` where a model has a memory already, or another one over its decoder."""
+    get: Any = getattr(model, "get_decoder", None)
+    if hasattr(model, ATTACHED) or (get is not None and hasattr(get(), ATTACHED)):
+        raise AttachError(
+            "this model has a memory attached already, or shares its decoder with one that has: "
+            "detach() that memory first, as a decoder has one"
+        )
 
 
 class Memory(MemoryUpkeep):
@@ -93,11 +98,12 @@ class Memory(MemoryUpkeep):
         with self._core.lock:
             if not self._attached:
                 return
-            self._attached = False
             self._take_hooks_away()
             self._stepper.forget_everything()
             self._core.prefetcher.close()
             self._core.close()
+            # Where it broke off before, it can be called again.
+            self._attached = False
 
     def reattach(self) -> None:
         """Put every hook back after `detach`: what was stored is there still.
@@ -108,27 +114,38 @@ class Memory(MemoryUpkeep):
             if self._attached:
                 return
             require_free(self._core.adapter.model)
-            self._put_hooks()
             # Once sessions have names, requests without one are this thread's alone: a server's
             # worker that forgets to say whose request it runs is refused.
             self._core.home = threading.get_ident()
-            self._attached = True
+            self._put_hooks()
 
     def _put_hooks(self) -> None:
         model = self._core.adapter.model
-        for plug in self._plugs:
-            plug.attach()
-        setattr(model, ATTACHED, self)
-        # `copy.deepcopy` looks this up on the instance, so no class of anybody's is changed.
-        model.__deepcopy__ = self._copied
+        before = Outfit(model)
+        try:
+            for part in (model, self._core.adapter.decoder):
+                setattr(part, ATTACHED, self)
+            # `copy.deepcopy` looks this up on the instance, so no class of anybody's is changed.
+            model.__deepcopy__ = self._copied
+            for plug in self._plugs:
+                plug.attach()
+            self._attached = True
+        except BaseException:  # all of it, or nothing
+            self._attached = False
+            try:
+                self._take_hooks_away()
+            finally:
+                before.put_back()
+            raise
 
     def _take_hooks_away(self) -> None:
         model = self._core.adapter.model
-        del model.__deepcopy__
-        delattr(model, ATTACHED)
         # The last one in place comes off first, as each wraps what stood there before it.
         for plug in reversed(self._plugs):
             plug.detach()
+        for part in (model, self._core.adapter.decoder):
+            vars(part).pop(ATTACHED, None)
+        vars(model).pop("__deepcopy__", None)
 
     def _copied(self, memo: dict[int, Any]) -> Any:
         """A copy of the model as it is without a memory; the memory stays with the model.
@@ -225,6 +242,9 @@ class Memory(MemoryUpkeep):
         Raises:
             AttachError: after `detach`, or the model was brought to another dtype or device.
             TypeError, ValueError: for ids or masks that cannot be read; nothing is stored then.
+            ModelMismatchError: the model has other weights than what is stored was computed with.
+            NonFiniteStateError: what the model made of a window is not finite; nothing of that
+                window is stored, of any row, and the windows before it are.
         """
         self._require_attached()
         core = self._core
@@ -233,6 +253,7 @@ class Memory(MemoryUpkeep):
         rows = Rows.pack(input_ids, attention_mask, core.adapter.config.vocab_size, keep)
         request = new_request(core, named=sessions is not None)
         with core.lock:
+            core.identity.require()
             numbers = core.sessions_to_write(request, sessions, len(rows.lengths))
             self._stepper.adapters.check(numbers)
         with under_way(core, request), told(progress, sum(rows.lengths), "reading") as show:

@@ -25,12 +25,6 @@ def of_sessions(saved: Saved, names: Sequence[str]) -> torch.Tensor:
     return torch.isin(saved.session, torch.tensor(numbers, dtype=torch.int64))
 
 
-def names_of(saved: Saved, numbers: torch.Tensor) -> list[str]:
-    """Names of the sessions that have these numbers there."""
-    wanted = set(numbers.tolist())
-    return [e["name"] for e in saved.header["sessions"] if e["number"] in wanted]
-
-
 def forget(saved: Saved, gone: torch.Tensor, sessions: Sequence[str] = ()) -> SaveReport:
     """Write a saved memory anew without blocks (`[n]` bool) and names of sessions.
 

@@ -19,6 +19,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from cmr._fork import in_child
+from cmr.errors import AttachError
+from cmr.integration.decoder.wrapped import Wrapped
+
 Place = tuple[int, int]
 
 LOST = 1.0
@@ -66,6 +70,8 @@ class FairLock:
     first instruction of the one that would let go. So each hold knows the frame that it belongs to,
     that of the function with the `with` statement: when that does not run any more, the lock is
     lost, which the thread's own next call notices, and others that wait do within a second.
+    In the child of a fork nobody holds it. AttachError there where the thread that forked held it:
+    what it was in the middle of is the parent's.
 
     Args:
         taken: called by whoever takes the lock that nobody held, before anything else is done.
@@ -77,17 +83,20 @@ class FairLock:
         self._owner: int | None = None
         self._holds: list[Hold] = []
         self._queue: deque[tuple[int, threading.Lock]] = deque()
+        self._forked_inside = False
+        in_child(self, FairLock._leave_parent)
 
     def acquire(self, timeout: float | None = None, frame: FrameType | None = None) -> bool:
         """Wait for the lock, `timeout` seconds at most; returns whether this thread holds it.
 
         `frame`: what the hold belongs to; None: the caller's.
         """
-        me, hold = threading.get_ident(), Hold(frame or _user())
+        me, hold = threading.get_ident(), Hold(frame or user_frame())
         # Without `_inner`: nobody else takes the lock from a thread whose hold is not lost.
-        if self._owner == me and self._holds and _runs(self._holds[-1].frame):
+        if self._owner == me and self._holds and runs(self._holds[-1].frame):
             self._holds.append(hold)
             return True
+        self._require_unforked()
         if not self._wait(me, hold, timeout):
             return False
         if len(self._holds) == 1 and self._taken is not None:
@@ -131,10 +140,11 @@ class FairLock:
         `frame`: as for `acquire`.
         """
         if not self.mine:
+            self._require_unforked()
             raise RuntimeError("this thread does not hold the lock")
         lost = self._drop_lost(sys._getframe())
         # Where something was lost it may have been this very hold: it is not let go twice.
-        if self._holds and (not lost or self._holds[-1].frame is (frame or _user())):
+        if self._holds and (not lost or self._holds[-1].frame is (frame or user_frame())):
             self._holds[-1].end()
             self._holds.pop()
         if not self._holds:
@@ -165,11 +175,28 @@ class FairLock:
         return len(self._queue)
 
     def __enter__(self) -> Hold:
-        self.acquire(frame=_user())
+        self.acquire(frame=user_frame())
         return self._holds[-1]
 
     def __exit__(self, *_: object) -> None:
-        self.release(_user())
+        self.release(user_frame())
+
+    def _leave_parent(self) -> None:
+        """In the child of a fork: nobody holds it, and of those that wait one thread at most."""
+        me = threading.get_ident()
+        self._inner = threading.Lock()
+        self._queue = deque(waiting for waiting in self._queue if waiting[0] == me)
+        self._forked_inside = self.mine and any(runs(hold.frame) for hold in self._holds)
+        while self._holds:
+            self._holds.pop().end()
+        self._hand_on()
+
+    def _require_unforked(self) -> None:
+        if self._forked_inside:
+            raise AttachError(
+                "this process was forked in the middle of a forward, or of something else that is "
+                "done with this memory, by the thread that did it: fork between two of them"
+            )
 
     def _give_up(self, waiting: tuple[int, threading.Lock]) -> bool:
         """Leave the queue; whether the lock had been handed over by then."""
@@ -182,7 +209,7 @@ class FairLock:
     def _drop_lost(self, stack: FrameType | None) -> int:
         """End the holds whose frames do not run any more on their thread's stack; how many."""
         count = 0
-        while self._holds and not _runs(self._holds[-1].frame, stack):
+        while self._holds and not runs(self._holds[-1].frame, stack):
             self._holds[-1].end()
             self._holds.pop()
             count += 1
@@ -194,7 +221,7 @@ class FairLock:
             holds, owner = self._holds, self._owner
             # The outermost one: where that is lost, all are.
             stack = sys._current_frames().get(owner or 0)
-            if owner is None or (stack is not None and holds and _runs(holds[0].frame, stack)):
+            if owner is None or (stack is not None and holds and runs(holds[0].frame, stack)):
                 return
             while holds:
                 holds[-1].end()
@@ -239,15 +266,12 @@ class Turns:
 
     def __init__(self, holder: Any) -> None:
         self._holder = holder
-        self._guard: Any = None
-        self._users: Any = None
+        self._guard: Wrapped | None = None
 
     def attach(self, decoder: Any, interrupted: Callable[[], None]) -> None:
         """Wrap the decoder's `forward`; `interrupted` is called in place of the hooks behind it."""
-        own, self._users = decoder.forward, vars(decoder).get("forward")
 
-        @functools.wraps(own)
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def guarded(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling():
                 return own(*args, **kwargs)
             try:
@@ -258,15 +282,13 @@ class Turns:
                 interrupted()
                 raise
 
-        self._guard = decoder.forward = forward
+        self._guard = Wrapped(decoder, "forward", guarded)
 
-    def detach(self, decoder: Any) -> None:
+    def detach(self) -> None:
         """Take the wrapper away, unless somebody has wrapped it in turn."""
-        if vars(decoder).get("forward") is self._guard:
-            del decoder.forward
-            if self._users is not None:
-                decoder.forward = self._users
-        self._guard = self._users = None
+        if self._guard is not None:
+            self._guard.take_away()
+            self._guard = None
 
     @property
     def under_way(self) -> bool:
@@ -313,7 +335,7 @@ def _call_frame() -> FrameType | None:
     return frame
 
 
-def _runs(frame: FrameType | None, stack: FrameType | None = None) -> bool:
+def runs(frame: FrameType | None, stack: FrameType | None = None) -> bool:
     """Whether a frame is one of those that run in a thread; None counts as one that does.
 
     `stack`: the innermost frame of the thread; None: of this one.
@@ -326,7 +348,7 @@ def _runs(frame: FrameType | None, stack: FrameType | None = None) -> bool:
     return frame is None
 
 
-def _user() -> FrameType | None:
+def user_frame() -> FrameType | None:
     """The frame of the function that uses a lock: with the `with` statement, or around it."""
     # A generator's frame rests while whoever waits for its context runs: the one around it counts.
     frame: FrameType | None = sys._getframe(1)

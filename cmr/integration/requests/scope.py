@@ -15,12 +15,12 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
 from cmr.errors import SessionError
-from cmr.integration.requests.lock import Place, here
+from cmr.integration.requests.lock import Place, here, runs, user_frame
 
 _RESTING = (
     inspect.CO_GENERATOR
@@ -78,6 +78,7 @@ class Scope:
             does not rest.
         place: thread and task that opened it.
         behind: what was open already.
+        call: the frame of a call under way, without which there is none; None: of a `with`.
     """
 
     owner: object
@@ -86,6 +87,7 @@ class Scope:
     frame: FrameType | None
     place: Place
     behind: Scope | None
+    call: FrameType | None = None
 
 
 INNERMOST: ContextVar[Scope | None] = ContextVar("cmr_scope", default=None)
@@ -105,7 +107,7 @@ class Opener:
     def __enter__(self) -> Any:
         # A `with` in a plain function cannot rest: there the context variable tells all.
         frame = _owner_of_with(sys._getframe(1))
-        scope = Scope(self._owner, self._said, self, frame, here(), INNERMOST.get())
+        scope = Scope(self._owner, self._said, self, frame, here(), opened_last())
         if frame is not None:
             OPEN.setdefault(frame, []).append(scope)
         INNERMOST.set(scope)
@@ -155,7 +157,7 @@ def _close(wanted: Callable[[Scope], bool]) -> tuple[Scope | None, list[Scope]]:
         return None, []
     rest = scope.behind
     for kept in reversed(later):
-        rest = Scope(kept.owner, kept.said, kept.opener, kept.frame, kept.place, rest)
+        rest = replace(kept, behind=rest)
         # The frames know the scopes, too: they must go on naming the one that is in the chain.
         if kept.frame is not None and kept.frame in OPEN:
             OPEN[kept.frame] = [rest if s is kept else s for s in OPEN[kept.frame]]
@@ -166,7 +168,7 @@ def _close(wanted: Callable[[Scope], bool]) -> tuple[Scope | None, list[Scope]]:
 @contextlib.contextmanager
 def call(owner: object, said: Said) -> Iterator[None]:
     """What is said for the length of one call, which no other code can come between."""
-    INNERMOST.set(Scope(owner, said, None, None, here(), INNERMOST.get()))
+    INNERMOST.set(Scope(owner, said, None, None, here(), opened_last(), user_frame()))
     try:
         yield
     finally:
@@ -174,9 +176,19 @@ def call(owner: object, said: Said) -> Iterator[None]:
         _close(lambda scope: scope.said is said)
 
 
+def opened_last() -> Scope | None:
+    """The scope that was opened last here; None: none is open."""
+    # An interrupt may come where no `finally` of `call` sees it, and the call is over all the same.
+    scope = INNERMOST.get()
+    while scope is not None and not runs(scope.call) and scope.place == here():
+        scope = scope.behind
+        INNERMOST.set(scope)
+    return scope
+
+
 def innermost(owner: object) -> Scope | None:
     """The scope that was opened last here for an owner; None: none is open."""
-    scope = INNERMOST.get()
+    scope = opened_last()
     while scope is not None and scope.owner is not owner:
         scope = scope.behind
     return scope
@@ -196,7 +208,7 @@ def said_here(owner: object) -> list[Said]:
 
     Raises `SessionError` where context and frames do not say the same, see `_agreed`.
     """
-    scope = INNERMOST.get()
+    scope = opened_last()
     known: list[Scope] = []
     while scope is not None:
         if scope.owner is owner and scope.said.request is None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import cmr
+from cmr.integration.requests import scope
 from tests.integration.tiny import greedy, text
 
 ASKED = text(1, 20, seed=4)
@@ -200,3 +201,18 @@ def test_a_session_that_ends_while_it_is_read_is_an_error(memory: cmr.Memory) ->
     with pytest.raises(cmr.UnknownSessionError, match="ended while a text was read"):
         memory.session("anna").read(text(400), progress=lambda *_: memory.forget("anna"))
     assert memory.tokens == 0
+
+
+def test_a_call_that_was_interrupted_at_its_very_end_names_nobody(
+    memory: cmr.Memory, llama: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scope, "_close", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        memory.session("anna").forward(ASKED)
+    monkeypatch.undo()
+    assert memory.named is None
+    llama(ASKED, use_cache=False)
+    assert memory.recalled == [[]]
