@@ -16,7 +16,7 @@ FILES = {
     "shutil.rmtree", "glob.glob",
 }  # fmt: skip
 """Events of the interpreter that name a file first (or two of them)."""
-NEVER = ("os.system", "os.exec", "os.fork", "subprocess.Popen", "socket.", "ctypes.", "marshal.")
+NEVER = ("os.system", "os.exec", "os.fork", "subprocess.Popen", "socket.", "ctypes.dlopen")
 """Beginnings of events that nothing in a file may ever bring about."""
 SYSTEM = ("/proc/meminfo", "/proc/self/status", "/sys/fs/cgroup/memory.max")
 """Files in which the system says how much memory is free."""
@@ -54,7 +54,7 @@ class Watch:
     def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self._on:
             return
-        if event.startswith(NEVER) and event != "marshal.loads":  # modules are loaded by it
+        if event.startswith(NEVER):
             self.touched.append(f"{event} {str(arguments)[:80]}")
         elif event in FILES and isinstance(arguments[0], (str, bytes, os.PathLike)):
             path = os.path.realpath(os.fsdecode(arguments[0]))
