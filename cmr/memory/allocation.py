@@ -162,7 +162,7 @@ class _Mapped:
 
     def buffer(self) -> Any:
         """All of it as an object that tensors are made over; it keeps this alive."""
-        made = (ctypes.c_uint8 * self.size).from_address(self._address)
+        made: Any = (ctypes.c_uint8 * self.size).from_address(self._address)
         made.mapped = self
         return made
 
