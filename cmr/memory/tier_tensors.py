@@ -9,7 +9,7 @@ import torch
 from cmr.kernels.maxsim import block_maxima
 from cmr.kernels.reference.quantise import quantise_rows
 from cmr.kernels.ring_link import Columns
-from cmr.memory.allocation import LayerShape, Lower, OnDisk, allocated, on_device, on_host
+from cmr.memory.allocation import Allocate, LayerShape, Lower, OnDisk, allocated, on_device, on_host
 from cmr.memory.journal import Journal
 from cmr.memory.sessions import NO_SESSION
 from cmr.memory.slot_ledger import SlotLedger
@@ -66,7 +66,7 @@ class TierTensors:
         self.slots, self.block_size, self.device = self.ledger.slots, block_size, device
         self._layers = tuple(layers)
         self._disk = disk = OnDisk(lower.folder)
-        how = {"recent": on_device, "working": on_host, "long_term": disk}
+        how: dict[str, Allocate] = {"recent": on_device, "working": on_host, "long_term": disk}
         # Upper tiers share one index beside the model: a search looks at both in one go.
         self._floats = slots + lower.working
         self.index = on_device((self._floats, block_size, hidden), index_dtype, device)
