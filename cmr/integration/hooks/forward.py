@@ -256,11 +256,7 @@ class ForwardHooks:
         layer = cache.layers[0] if is_windowed(cache) else None  # type: ignore[union-attr]
         seen = seen_before(cache, kwargs.get("cache_position")) if layer is None else layer.seen
         token_ids = ids if ids is not None else inputs.new_zeros((batch, tokens)).long()
-        sessions = (
-            self._windows.readers(request, owner, cache, batch)
-            if record is None
-            else record.sessions
-        )
+        sessions = self._windows.readers(request, record, cache, owner, batch)
         step = Step(record, sessions, token_ids, token_ids, seen=seen)
         mask = step.look(kwargs, mask, core.config.reweave.sink_guard)
         if not core.adapter.has_rotary:  # its table of positions ends, its text does not

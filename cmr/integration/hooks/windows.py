@@ -76,12 +76,20 @@ class Windows:
         return record
 
     def readers(
-        self, request: Request, owner: LocalWindow | None, cache: Any, batch: int
+        self,
+        request: Request,
+        record: WindowRecord | None,
+        cache: Any,
+        owner: LocalWindow | None,
+        batch: int,
     ) -> list[int]:
-        """Whose memory the rows of a forward read whose cache is not followed, or not any more.
+        """Whose memory the rows of a forward read.
 
-        `owner` is what the cache's layers share where its window is this memory's.
+        `record` is that of its cache, None where that is not followed, or not any more; `owner` is
+        what the cache's layers share where its window is this memory's.
         """
+        if record is not None:
+            return record.sessions
         if request.names is not None or not is_windowed(cache):
             return request.rows(self._core.table, batch)[0]
         # The text was somebody's: going on without a name it reads its own memory, if there still
