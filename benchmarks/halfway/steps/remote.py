@@ -50,7 +50,8 @@ class Remote:
 
     def close(self) -> None:
         """End the process."""
-        self._pipe.close()
+        # Said, as the other process holds this end of the pipe, too, and would never see it closed.
+        self._pipe.send(None)
         self._process.join()
 
 
@@ -59,10 +60,10 @@ def _serve(pipe: Any, seed: int) -> None:
     model, actor, clock = tiny(seed), None, _Clock()
     with at_time(clock):
         while True:
-            try:
-                clock.now, command, args = pipe.recv()
-            except EOFError:
+            asked = pipe.recv()
+            if asked is None:
                 return
+            clock.now, command, args = asked
             try:
                 if command == "begin":
                     actor, answer = Actor(model, *args), Answer()
