@@ -283,7 +283,7 @@ class BlockStore(TierTensors):
         """Copy blocks into slots that the ledger gave, of one tier, for another session.
 
         The copies are new blocks of the same age, in no chain. They live `lifetime` seconds from
-        their originals' birth on.
+        their originals' birth on, and no longer than these.
         """
         n, ledger = len(source), self.ledger
         for tier in ledger.tiers:
@@ -297,6 +297,8 @@ class BlockStore(TierTensors):
         self.created[new] = numbers.to(self.device)
         self.successor[new] = self.predecessor[new] = NO_SLOT
         ledger.fill(target, [session] * n, numbers, ledger.born[source], [lifetime] * n)
+        # Text that was to be forgotten at some time is not kept longer by a copy of it.
+        ledger.let_expire(target, torch.minimum(ledger.deadline[target], ledger.deadline[source]))
 
     @all_or_nothing
     def hand_over(self, slots: torch.Tensor, session: int, shift: int) -> None:

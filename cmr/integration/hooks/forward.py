@@ -235,8 +235,8 @@ class ForwardHooks:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         core = self.core
         kwargs = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        ours = self._owner(kwargs.get("past_key_values")) is not None
-        request = current(core) or new_request(core, named=ours)
+        owner = self._owner(kwargs.get("past_key_values"))
+        request = current(core) or new_request(core, named=owner is not None)
         ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         if self._ids is not None:
             ids = self._ids.take(ids, embeds)
@@ -256,7 +256,7 @@ class ForwardHooks:
         layer = cache.layers[0] if is_windowed(cache) else None  # type: ignore[union-attr]
         seen = seen_before(cache, kwargs.get("cache_position")) if layer is None else layer.seen
         token_ids = ids if ids is not None else inputs.new_zeros((batch, tokens)).long()
-        sessions = request.rows(core.table, batch)[0] if record is None else record.sessions
+        sessions = self._windows.readers(request, record, cache, owner, batch)
         step = Step(record, sessions, token_ids, token_ids, seen=seen)
         mask = step.look(kwargs, mask, core.config.reweave.sink_guard)
         if not core.adapter.has_rotary:  # its table of positions ends, its text does not
