@@ -49,6 +49,7 @@ from cmr.integration.core import Core
 from cmr.integration.decoder.adapter import entering_states
 from cmr.integration.decoder.adapter_watch import AdapterWatch
 from cmr.integration.hooks.asker import Asker
+from cmr.integration.hooks.leaving import leave
 from cmr.integration.hooks.step import Step, goes_on, padding_mask, seen_before
 from cmr.integration.hooks.token_ids import TokenIds
 from cmr.integration.hooks.windows import Windows
@@ -396,4 +397,4 @@ class ForwardHooks:
         # Blocks outlive this forward, and the mode that it runs in.
         if record.left:
             with lasting():
-                self.core.leave(record)
+                leave(self.core, record)
