@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from cmr.integration.decoder import fingerprint
 from cmr.integration.files.content import MemoryContent
 from cmr.integration.files.demand import Demand
 from cmr.integration.files.known import Key, Known, sessions_in, uids_in
-from cmr.integration.files.loader import Loader
+from cmr.integration.files.loader import Loaded, Loader
 from cmr.integration.requests.lock import FairLock, Hold
 from cmr.memory.store import Saved, SaveReport, outstanding, save
 from cmr.memory.store.checked import open_memory, require_savable
@@ -117,7 +119,7 @@ class Files:
         core = self._core
         where = str(Path(path).resolve())
         tokens = fingerprint.of_tokenizer(tokenizer)
-        with self.still(), ExitStack() as stack:
+        with self.still() as hold, ExitStack() as stack:
             with core.lock:
                 wanted = None if sessions is None else [core.table.require(n) for n in sessions]
                 core.identity.require(thorough=True)
@@ -136,22 +138,34 @@ class Files:
                 stack.enter_context(content)
                 forgotten = core.forgotten
             require_savable(content.header, path)
+            # Counted when the content was taken: what was forgotten since is still in the folder.
+            saving = Known(secrets.token_hex(16), key, forgotten, content.uids, content.due_next)
+            # Where an interrupt comes behind the point at which the save counts.
+            hold.after = partial(self._learn_of, where, saving)
             report = save(
                 path,
                 content,
+                identity=saving.id,
                 base=None if known is None or known.blocks is not None else known.ids,
                 only=None if known is None or replace else known.ids,
                 key=key,
                 clean=where in self._owed or (known is not None and known.forgotten != forgotten),
             )
+            self._known[where] = saving
             self._owed.pop(where, None)
-            # Counted when the content was taken: what was forgotten since is still in the folder.
-            self._known[where] = Known(report.id, key, forgotten, content.uids, content.due_next)
             if bool(content.due().any()):
                 # Over before it was done: it goes as from any folder.
                 self.settle()
                 report = report._replace(blocks=len(open_memory(where, key)))
             return report
+
+    def _learn_of(self, where: str, saving: Known) -> None:
+        """Know a folder in which a save counts that was interrupted before it could be known."""
+        if self._known.get(where) is saving:
+            return
+        with contextlib.suppress(StoreError, OSError):
+            if Saved.open(where, key=saving.key).id == saving.id:
+                self._known[where] = saving
 
     def load(
         self,
@@ -189,25 +203,36 @@ class Files:
             loader = Loader(self._core, saved, sessions)
         # Takes longest, and looks at files alone: forwards go on meanwhile.
         saved.verify(loader.numbers)
-        # What is half loaded must be neither read nor displaced: no turns in between.
-        with self._core.lock:
+        where = str(Path(saved.path).resolve())
+        # What is half loaded must be neither read nor displaced: no turns in between. And what is
+        # loaded is known to be there, or what is forgotten later would stay there.
+        with self._core.lock, self._core.journal.change():
             # Its weights may have been changed while the files were looked at.
             fingerprint.require_same(saved.header["model"], self._core.identity.claim())
             loaded = loader.load()
-            forgotten = self._core.forgotten
-        where = str(Path(saved.path).resolve())
-        before = self._known.get(where)
+            self._core.journal.item(self._known, where)
+            self._known[where] = self._known_of(saved, key, loaded)
+        return loaded.total
+
+    def _known_of(self, saved: Saved, key: Key, loaded: Loaded) -> Known:
+        """What is known of a folder that was loaded from."""
         uids: set[str] = set()
         numbers = set(loaded.sessions.values())
         for entry in sessions_in(saved.header):
             uids |= uids_in(entry) if entry["number"] in numbers else set()
         known = Known(
-            saved.id, key, forgotten, frozenset(uids), saved.due, loaded.sessions, loaded.blocks
+            saved.id,
+            key,
+            self._core.forgotten,
+            frozenset(uids),
+            saved.due,
+            loaded.sessions,
+            loaded.blocks,
         )
+        before = self._known.get(str(Path(saved.path).resolve()))
         if before is not None and saved.id in before.ids:
             known = known.behind(before, saved)
-        self._known[where] = known
-        return loaded.total
+        return known
 
     # -- forgetting ------------------------------------------------------------------------------
 

@@ -58,6 +58,7 @@ def save(
     key: Key | None = None,
     shard_bytes: int | None = None,
     clean: bool = False,
+    identity: str | None = None,
 ) -> SaveReport:
     """Saves a memory to a folder, all of it or not at all.
 
@@ -78,6 +79,7 @@ def save(
             larger ones cost more after evictions, and many small ones cost every save.
         clean: overwrite what is no longer used with zeros before it is removed. Copies that a file
             system or a disk keeps by itself are out of its reach.
+        identity: the id that the save gets, 32 hexadecimal digits; None: a random one.
 
     Raises:
         ValueError, TypeError: the content cannot be saved.
@@ -115,7 +117,9 @@ def save(
         was = old.id if old else None
         outstanding.check_obeyed(folder, content, notes, was, goes_on)
         clean |= bool(notes)
-        report = Saver(folder, content, vault, shard_bytes, clean).save(old, kept)
+        report = Saver(
+            folder, content, vault, shard_bytes, clean, identity or secrets.token_hex(16)
+        ).save(old, kept)
         outstanding.done(folder, notes, was if goes_on else None, report.id)
     return report._replace(seconds=time.perf_counter() - started)
 
