@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from cmr.errors import ModelMismatchError as ModelMismatchError
     from cmr.errors import ModelNotFoundError as ModelNotFoundError
     from cmr.errors import NewerFormatError as NewerFormatError
+    from cmr.errors import NonFiniteStateError as NonFiniteStateError
     from cmr.errors import SessionError as SessionError
+    from cmr.errors import SessionNameError as SessionNameError
     from cmr.errors import StoreBusyError as StoreBusyError
     from cmr.errors import StoreError as StoreError
     from cmr.errors import UnknownSessionError as UnknownSessionError
@@ -93,8 +95,8 @@ _HOMES = {
     "cmr.errors": (
         "AttachError CMRError CMRWarning ConfigError CorruptMemoryError MemoryKeyError "
         "MemoryNotFoundError MissingPackageError ModelMismatchError ModelNotFoundError "
-        "NewerFormatError SessionError StoreBusyError StoreError UnknownSessionError "
-        "UnsupportedModelError"
+        "NewerFormatError NonFiniteStateError SessionError SessionNameError StoreBusyError "
+        "StoreError UnknownSessionError UnsupportedModelError"
     ),
     "cmr.integration.attach": "attach load",
     "cmr.integration.calibration.calibrate": "calibrate",

@@ -31,12 +31,20 @@ class UnknownSessionError(CMRError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+class SessionNameError(CMRError, ValueError):
+    """A text cannot name a session, or names one that is there already."""
+
+
 class SessionError(CMRError, RuntimeError):
     """It cannot be told whose request this is; the message names the handle that says it."""
 
 
 class ModelMismatchError(CMRError, ValueError):
     """A memory belongs to another model, shape, dtype or device."""
+
+
+class NonFiniteStateError(CMRError, ValueError):
+    """The model computed infinite or NaN states, which are never stored; the message says where."""
 
 
 class AttachError(CMRError, RuntimeError):

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cmr"
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("cmr.errors", "cmr._folders"),
+    ("cmr.errors", "cmr._folders", "cmr._fork"),
     ("cmr._warning",),
     ("cmr.config",),
     ("cmr.kernels",),

@@ -13,10 +13,11 @@ from rich.console import Console
 from cmr.cli.display import working
 from cmr.cli.errors import UsageError
 from cmr.cli.keys import HOW, Key
-from cmr.errors import CMRError, CorruptMemoryError, MemoryKeyError, UnknownSessionError
+from cmr.errors import CMRError, MemoryKeyError, UnknownSessionError
 from cmr.memory import archive
 from cmr.memory.inspection import StoredBlock
 from cmr.memory.store import Saved
+from cmr.memory.store.checked import open_memory
 
 SMALL = "SmolLM2-135M-Instruct"
 
@@ -33,12 +34,7 @@ class Stored:
     @property
     def sessions(self) -> list[str]:
         """Names of its sessions, oldest first."""
-        try:
-            return [str(entry["name"]) for entry in self.saved.header["sessions"]]
-        except (KeyError, TypeError):
-            raise CorruptMemoryError(
-                f"{self.path}: a list of sessions expected in the header"
-            ) from None
+        return [entry["name"] for entry in self.saved.header["sessions"]]
 
     @property
     def model_name(self) -> str:
@@ -52,7 +48,7 @@ class Stored:
 
     @property
     def _model_name(self) -> str:
-        return str(self.saved.header.get("model_name") or "")
+        return str(self.saved.header["model_name"])
 
     @property
     def saved_at(self) -> float:
@@ -75,15 +71,7 @@ class Stored:
 
     def blocks(self) -> list[StoredBlock]:
         """What it holds, without texts."""
-        # Columns that are not those of a memory fail in any of these ways.
-        try:
-            return archive.stored_blocks(self.saved, None)
-        except CMRError:
-            raise
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise CorruptMemoryError(
-                f"{self.path}: its header or columns are not what a memory saves ({error})"
-            ) from None
+        return archive.stored_blocks(self.saved, None)
 
 
 def open_stored(path: Path, key: Key, option: str = "", will_save: bool = False) -> Stored:
@@ -92,7 +80,7 @@ def open_stored(path: Path, key: Key, option: str = "", will_save: bool = False)
     With `will_save` it will be saved with the key, and one in the clear is fine then.
     """
     try:
-        return Stored(Saved.open(path, key=key.value), path, key.value)
+        return Stored(open_memory(path, key.value), path, key.value)
     except MemoryKeyError as error:
         # A key that does not open it is either wrong, or of another memory: this one is in the
         # clear, which is an error only where the key was given for it.
@@ -100,7 +88,7 @@ def open_stored(path: Path, key: Key, option: str = "", will_save: bool = False)
         if key.value is None:
             raise UsageError(f"{said}: it is encrypted, give its key: {HOW}") from None
         try:
-            clear = Saved.open(path)
+            clear = open_memory(path)
         except MemoryKeyError:
             raise error from None
         if key.asked_for and not will_save:
@@ -142,7 +130,7 @@ class Texts:
             return
         from cmr.integration.decoder.fingerprint import of_tokenizer
 
-        wanted = stored.saved.header.get("tokenizer")
+        wanted = stored.saved.header["tokenizer"]
         # Ids of another tokenizer would be shown as text that nobody wrote.
         if wanted is None or wanted == of_tokenizer(tokenizer):
             self._tokenizer = tokenizer

@@ -19,6 +19,9 @@ LOOK_AT_RELEVANCE = ("lru_relevance", "relevance")
 LONG_TERM_STORES = ("tokens", "kv")
 # Powers of ten as on a disk's label, powers of two with an i.
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+MAX_SIZE = 1 << 62
+MAX_LIFETIME = 1e12
+"""Seconds, some 30,000 years."""
 STRATEGIES = (
     "maxsim",
     "contextual_relevance",
@@ -43,7 +46,10 @@ def size(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B)", text.strip().upper())
     if found is None or found[2] not in UNITS:
         raise ValueError(f"a size such as '512MiB' or '1.5GB' expected, got {text!r}")
-    return int(float(found[1]) * UNITS[found[2]])
+    amount = float(found[1]) * UNITS[found[2]]
+    if amount > MAX_SIZE:
+        raise ValueError(f"a size of at most {MAX_SIZE:,} bytes expected, got {text[:40]!r}")
+    return int(amount)
 
 
 def budget_of(name: str, value: object, least: int) -> int | str:
@@ -59,8 +65,9 @@ def budget_of(name: str, value: object, least: int) -> int | str:
 
 
 def lifetime(name: str, value: object) -> float:
-    """`value` as seconds above 0."""
-    return check.positive(name, value, "a number of seconds")
+    """`value` as seconds above 0, at most `MAX_LIFETIME`."""
+    seconds = check.positive(name, value, "a number of seconds")
+    return check.real(name, seconds, 0.0, MAX_LIFETIME)
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ class MemoryConfig(check.Checked):
         long_term_folder: folder of that file, which has no name there and ends with the process.
             None: the system's place for temporary files.
         recall_context: tokens of the text before a passage that are run with it when it is run
-            through the model again, 0 or more.
+            through the model again, 0 or more; the model's own limit is checked at attach.
         block_size: tokens in a block, the unit of storage and eviction, 1..512, at most `budget`.
         store: 'kv' keeps un-rotated keys and values, 'states' hidden states, 'tokens' only token
             ids (recomputed when recalled), 'auto' the smaller of the first two for the model.

@@ -17,6 +17,8 @@ from cmr.integration.decoder import fingerprint
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.detection import adapt
 from cmr.integration.files.folders import open_saved
+from cmr.integration.files.room import byte_limit, require_room
+from cmr.integration.files.settings import from_header
 from cmr.integration.memory import ATTACHED, Memory, require_free
 from cmr.integration.window.lasting import lasting
 
@@ -74,6 +76,7 @@ def load(
     key: bytes | str | None = None,
     tokenizer: Any = None,
     keep: Keep | None = None,
+    max_bytes: int | str | None = None,
     **overrides: Any,
 ) -> Memory:
     """Attach a memory as `Memory.save` left it, with the settings that it was saved with.
@@ -88,7 +91,10 @@ def load(
         key: of an encrypted one.
         tokenizer: as for `attach`; one of another vocabulary is refused.
         keep: as for `attach`.
-        **overrides: settings that differ from the saved ones.
+        max_bytes: what the memory may take, all tiers together: bytes, or a size such as '8GiB'.
+            None: what is free where each tier lies.
+        **overrides: settings that differ from the saved ones. No file is named in a saved memory:
+            a calibration of one's own is given again, and `long_term_folder`, where one is wanted.
 
     Warns:
         CMRWarning: as for `attach`.
@@ -98,19 +104,16 @@ def load(
         ModelMismatchError: another model or tokenizer saved it, or a session was read with other
             adapters (LoRA) than are in effect.
         UnknownSessionError: it has no such session.
-        AttachError, ConfigError, UnsupportedModelError: as for `attach`; nothing is attached then.
+        ConfigError: as for `attach`; also where its budgets take more than `max_bytes`.
+        AttachError, UnsupportedModelError: as for `attach`; nothing is attached then.
     """
     # Everything that can be refused is, before the model is touched.
+    limit = byte_limit(max_bytes)
     adapter = adapt(model)
     saved = open_saved(path, key, fingerprint.of_model(adapter), tokenizer)
-    settings = saved.header.get("config")
-    if not isinstance(settings, Mapping):
-        raise ConfigError(f"{saved.path}: settings expected in the header")
-    # Also what was saved before there were calibrations, or before headers said so.
-    if not saved.header.get("calibrated", saved.header.get("index") is not None):
-        overrides.setdefault("calibration", "none")
-    wanted = CMRConfig.from_dict(settings).with_overrides(**overrides)
+    wanted = from_header(saved, overrides)
     require_free(model)
+    require_room(adapter, wanted, limit, saved.path)
     memory = _memory(adapter, wanted, tokenizer, keep)
     try:
         memory._files.take(saved, sessions, key)

@@ -43,6 +43,7 @@ def consolidate(core: Core, alone: Alone) -> ConsolidationReport:
     # The lock is held for one piece at a time: others may use the memory between two, and each
     # piece looks whether the blocks that it is about are still what they were.
     with core.lock:
+        core.identity.require()
         # What is recalled from here on counts the next time.
         began = ring.tick()
         expired = core.keeper.expire()
@@ -130,6 +131,8 @@ def _rise(core: Core, alone: Alone, tier: int) -> int:
 def lift(core: Core, session: int, alone: Alone) -> int:
     """Bring a session's blocks up; see `Memory.lift`. Holds `core.lock` for a block at a time."""
     ledger = core.ring.ledger
+    with core.lock:
+        core.identity.require()
     risen = 0
     # From the lowest tier on, so that a block may go up more than one.
     for tier in reversed(range(1, len(ledger.tiers))):

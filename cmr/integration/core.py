@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 import torch
 
+from cmr._fork import renew
 from cmr._warning import warn
 from cmr.config import CMRConfig
 from cmr.errors import AttachError, CMRError
@@ -20,6 +21,8 @@ from cmr.integration.capture.block_writer import BlockWriter, Captured, Keep
 from cmr.integration.capture.leaving_text import LeavingText
 from cmr.integration.capture.window_record import LeftLayers, WindowRecord
 from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.finite import all_finite, not_finite, parts_of, stored_of
+from cmr.integration.decoder.identity import Identity
 from cmr.integration.layout import plan_layout
 from cmr.integration.requests.chat_template import Template
 from cmr.integration.requests.lock import FairLock
@@ -46,6 +49,7 @@ class Core:
         calibration: what was measured for the model; None: nothing was, or other settings hold.
         index_digest: tells one index from another; None where states are indexed as they are.
         standing_retriever: the search as it is set for good, for who says nothing else.
+        identity: whether the model is the one that what is stored was computed with.
         journal: notes what a change of the store or the sessions is about to overwrite.
         lock: held by whoever runs a forward, or looks at the store or changes it.
         records: of the caches in use, which may hold copies of what was recalled.
@@ -54,6 +58,7 @@ class Core:
         home: the thread that attached the memory.
         consolidated: the store's clock when it was last tidied up.
         forgotten: counts how often something was forgotten or expired.
+        not_finite: tokens that left a window and were not stored, as their row was not finite.
         on_leaving: told each text that is about to go from a window into the store; raises where it
             must not.
         on_forgotten: told the sessions of which something was forgotten, to drop copies of it.
@@ -69,6 +74,8 @@ class Core:
         self.adapter, self.config, self.template = adapter, config, template
         self._keep = keep
         self.lock = FairLock(self._recover)
+        self._forked = False
+        renew(self, "_forked", lambda: True)
         measured = calibration_for(adapter, config.retrieval)
         self.layout = layout = plan_layout(adapter, config, measured)
         device = adapter.device(layout.index_layer)
@@ -89,6 +96,7 @@ class Core:
             lower=layout.lower,
             journal=self.journal,
         )
+        self.identity = Identity(adapter, lambda: self.stores, self.warn)
         self.keeper = Keeper(self.ring, layout.policy, self.table)
         self.scorer = BlockScorer(adapter, config, layout.index_layer)
         self.standing_retriever = Retriever(config.retrieval, measured)
@@ -103,12 +111,34 @@ class Core:
         self.on_leaving: Callable[[LeavingText], None] | None = None
         self.on_forgotten: Callable[[set[int]], None] | None = None
         self.searches = self.recalls_made = 0
-        self.consolidated = self.forgotten = 0
+        self.consolidated = self.forgotten = self.not_finite = 0
 
     def _recover(self) -> None:
         """Whoever takes the lock first finishes what an exception has left half-way."""
-        if self.journal.open or self.ring.ledger.unsettled:
+        if self._forked:
+            self._begin_again()
+        elif self.journal.open or self.ring.ledger.unsettled:
             self.journal.recover()
+
+    def _begin_again(self) -> None:
+        """The first use in the child of a fork, to which the long-term tier did not come along."""
+        devices = {self.ring.device, *(shape.device for shape in self.layout.shapes.values())}
+        strange = next((device for device in devices if device.type != "cpu"), None)
+        if strange is not None:
+            raise AttachError(
+                f"a memory on {strange} cannot be used in a process that was forked: "
+                "load the model and attach a memory in each process"
+            )
+        lost = self.ring.begin_again()
+        self._forked = False
+        if not lost:
+            return
+        if self.keeper.on_expired is not None:
+            self.keeper.on_expired(lost)  # copies of what is gone go, too
+        warn(
+            f"this process was forked: what {len(lost)} sessions had in the long-term tier is in "
+            "the parent alone; save(path) before the fork and load it here to have it in both"
+        )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Whoever copies or pickles a model comes here by its hooks: they would copy all of it."""
@@ -213,6 +243,12 @@ class Core:
             self._warned.add(what)
             warn(message)
 
+    @property
+    def stores(self) -> bool:
+        """Whether anything is stored."""
+        ledger = self.ring.ledger
+        return any(ledger.free(n) < tier.slots for n, tier in enumerate(ledger.tiers))
+
     # -- the hooks' side -------------------------------------------------------------------------
 
     def wants_recall(self, sessions: Sequence[int], retriever: Retriever) -> bool:
@@ -242,6 +278,7 @@ class Core:
 
     def search_again(self, query: RollingQuery, retriever: Retriever | None = None) -> Choice:
         """Search with the newest tokens of a text that goes on; None: as it is set here and now."""
+        self.identity.require(probe=False)
         self.searches += 1
         return (retriever or self.retriever).search_again(query, self.ring)
 
@@ -322,6 +359,7 @@ class Core:
     def _store(self, record: WindowRecord, layers: LeftLayers, finished: bool) -> int:
         """Store rotated keys and values `[batch, heads, tokens, dim]` that left, by layer."""
         tokens = _tokens(layers)
+        self.identity.claim()
         text = LeavingText.pop(record, tokens, self.table, self.writer.kept, finished)
         writers, columns = torch.tensor(record.writers), text.columns
         kept: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {
@@ -329,6 +367,18 @@ class Core:
         }
         for number in self.layout.state_layers:
             kept[number] = (columns[f"state{number}"][:, None], None)
+        if record.turn != self.identity.turn:
+            self.warn(
+                "two models",
+                "the model's weights were changed in the middle of a text: what leaves the window "
+                "of its cache from now on is not stored; begin a new cache",
+            )
+            return 0
+        others = {name: x for name, x in columns.items() if name != "index"}
+        if not all_finite([*stored_of(columns["index"], kept), *others.values()]):
+            parts = parts_of(columns["index"], kept, others)
+            text = self._finite_rows(text, not_finite(parts, text.mask))
+            columns = text.columns
         # Before anything is written: who is told may raise, and nothing is stored then.
         if self.on_leaving is not None:
             self.on_leaving(text)
@@ -344,6 +394,22 @@ class Core:
             keep=text.keep,
         )
         return self.writer.write(captured)
+
+    def _finite_rows(self, text: LeavingText, bad: Mapping[str, torch.Tensor]) -> LeavingText:
+        """The text without the rows of which some tokens are not finite; positions go on."""
+        mask = text.mask
+        self.journal.attributes(self, "not_finite")
+        for name, tokens in bad.items():
+            rows = tokens.any(1)
+            session = self.name_of(text.sessions[int(rows.int().argmax())])
+            self.not_finite += int(mask[rows].sum())
+            mask[rows] = False
+            self.warn(
+                "not finite",
+                f"session {session!r}: NaN or infinite states of {name} left the window; these "
+                "tokens are not stored, and memory.stats()['not_finite_tokens'] counts such ones",
+            )
+        return text.only(mask)
 
 
 def _tokens(layers: LeftLayers) -> int:

@@ -105,16 +105,26 @@ class Forgetter:
             slots = slots[torch.isin(slots, holding(core.ring, number, text, tokenizer))]
         return slots
 
+    @property
+    def begun(self) -> bool:
+        """Whether something is to be forgotten that is not yet."""
+        return self._task is not None
+
     def forget(
-        self, numbers: Sequence[int], sessions: Mapping[str, int]
+        self,
+        numbers: Sequence[int],
+        sessions: Mapping[str, int],
+        tell: Callable[[], object] = lambda: None,
     ) -> tuple[ForgetReport, list[int]]:
         """Zero blocks and every copy of them, end sessions; what was done, and the blocks' numbers.
 
         What a session that ends has stored meanwhile goes with it; a block that somebody else has
         forgotten meanwhile is passed over. Raises `CMRError` where a byte was not 0 afterwards.
+        `tell` is called once nothing can keep it from being done, before anything is.
         """
         self.finish()
         self._task = task = _Task(numbers, sessions)
+        tell()
         self.finish()
         tokens, size = task.counts.tolist()
         return ForgetReport(len(task.gone), tokens, size, tuple(task.ended)), task.gone

@@ -69,11 +69,12 @@ def plan_layout(adapter: ModelAdapter, config: CMRConfig, measured: Calibration 
     Raises `ConfigError` for settings that do not fit, or a budget that does not pay for a block.
     """
     memory, reweave = config.memory, config.reweave
-    if config.window > adapter.max_positions:
-        raise ConfigError(
-            f"window: at most this model's {adapter.max_positions} positions expected, "
-            f"got {config.window}"
-        )
+    for name, tokens in (("window", config.window), ("recall_context", memory.recall_context)):
+        if tokens > adapter.max_positions:
+            raise ConfigError(
+                f"{name}: at most this model's {adapter.max_positions} positions expected, "
+                f"got {tokens}"
+            )
     residual = reweave.method in STATE_METHODS
     if residual and memory.store not in ("auto", "states"):
         raise ConfigError(

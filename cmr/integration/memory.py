@@ -34,13 +34,17 @@ from cmr.integration.requests.scope import Opener, Said
 from cmr.integration.requests.session import Session
 
 ATTACHED = "_cmr_memory"
-"""Attribute of a model that has a memory, present only while attached."""
+"""Attribute of a model that has a memory, and of its decoder, present only while attached."""
 
 
 def require_free(model: nn.Module) -> None:
-    """Raises `AttachError` where a model has a memory already."""
-    if hasattr(model, ATTACHED):
-        raise AttachError("this model has a memory attached already; detach() that one first")
+    """Raises `AttachError` where a model has a memory already, or another one over its decoder."""
+    get: Any = getattr(model, "get_decoder", None)
+    if hasattr(model, ATTACHED) or (get is not None and hasattr(get(), ATTACHED)):
+        raise AttachError(
+            "this model has a memory attached already, or shares its decoder with one that has: "
+            "detach() that memory first, as a decoder has one"
+        )
 
 
 class Memory(MemoryUpkeep):
@@ -119,7 +123,8 @@ class Memory(MemoryUpkeep):
         model = self._core.adapter.model
         before = Outfit(model)
         try:
-            setattr(model, ATTACHED, self)
+            for part in (model, self._core.adapter.decoder):
+                setattr(part, ATTACHED, self)
             # `copy.deepcopy` looks this up on the instance, so no class of anybody's is changed.
             model.__deepcopy__ = self._copied
             for plug in self._plugs:
@@ -138,8 +143,9 @@ class Memory(MemoryUpkeep):
         # The last one in place comes off first, as each wraps what stood there before it.
         for plug in reversed(self._plugs):
             plug.detach()
-        for name in ("__deepcopy__", ATTACHED):
-            vars(model).pop(name, None)
+        for part in (model, self._core.adapter.decoder):
+            vars(part).pop(ATTACHED, None)
+        vars(model).pop("__deepcopy__", None)
 
     def _copied(self, memo: dict[int, Any]) -> Any:
         """A copy of the model as it is without a memory; the memory stays with the model.
@@ -236,6 +242,9 @@ class Memory(MemoryUpkeep):
         Raises:
             AttachError: after `detach`, or the model was brought to another dtype or device.
             TypeError, ValueError: for ids or masks that cannot be read; nothing is stored then.
+            ModelMismatchError: the model has other weights than what is stored was computed with.
+            NonFiniteStateError: what the model made of a window is not finite; nothing of that
+                window is stored, of any row, and the windows before it are.
         """
         self._require_attached()
         core = self._core
@@ -244,6 +253,7 @@ class Memory(MemoryUpkeep):
         rows = Rows.pack(input_ids, attention_mask, core.adapter.config.vocab_size, keep)
         request = new_request(core, named=sessions is not None)
         with core.lock:
+            core.identity.require()
             numbers = core.sessions_to_write(request, sessions, len(rows.lengths))
             self._stepper.adapters.check(numbers)
         with under_way(core, request), told(progress, sum(rows.lengths), "reading") as show:
@@ -293,8 +303,9 @@ class Memory(MemoryUpkeep):
         Raises:
             AttachError: after `detach`.
             UnknownSessionError: for a name that does not exist, unless `create` is true.
-            TypeError, ValueError: for what is no name, for one session too many, or a session that
-                exists and is not as `ephemeral` says.
+            TypeError, SessionNameError: for what is no name.
+            ValueError: for one session too many (`ConfigError`), or a session that exists and is
+                not as `ephemeral` says.
         """
         self._require_attached()
         if not names:

@@ -155,11 +155,22 @@ class MemoryUpkeep(MemoryView):
                     numbers |= folders.fitting(asked)
                 with core.lock:
                     asked = asked.with_blocks(core, numbers)
-            if files:
+            if not files:
+                return self._forgetter.forget(sorted(numbers), asked.ended)[0]
+
+            def over() -> None:
+                # Interrupted after it has begun, it is owed to files and finished here.
+                if self._forgetter.begun:
+                    folders.owe(asked)
+                self._forgetter.finish()
+
+            def tell() -> None:
                 folders.owe(asked)
-            ended = {session: asked.number} if session is not None and ends else {}
-            report, _ = self._forgetter.forget(sorted(numbers), ended)
-            return self._with_files(report) if files else report
+                folders.tell()
+
+            hold.after = over
+            report, _ = self._forgetter.forget(sorted(numbers), asked.ended, tell)
+            return self._with_files(report)
 
     def _with_files(self, report: ForgetReport) -> ForgetReport:
         """What was forgotten here, and now in files; warns of what is outstanding there."""
@@ -282,7 +293,7 @@ class MemoryUpkeep(MemoryView):
                 other adapters than are in effect.
             UnknownSessionError: it has no such session.
             ConfigError: it stores other layers, or there is no room for it.
-            ValueError: a session of that name exists here already.
+            SessionNameError: a session of that name exists here already.
         """
         self._require_attached()
         return self._files.load(path, sessions, key, self.tokenizer)

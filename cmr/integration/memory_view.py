@@ -160,6 +160,7 @@ class MemoryView:
                 "evicted_blocks": keeper.evicted,
                 "sunk_blocks": keeper.sunk,
                 "expired_blocks": keeper.expired,
+                "not_finite_tokens": core.not_finite,
                 "scoring": core.scorer.stats(),
                 "tiers": ring.tier_stats(),
                 "bytes": self.nbytes,

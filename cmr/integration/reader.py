@@ -16,12 +16,13 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from cmr.config import CMRConfig
-from cmr.errors import AttachError, UnknownSessionError
+from cmr.errors import AttachError, NonFiniteStateError, UnknownSessionError
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.capture.block_writer import Captured
 from cmr.integration.capture.piece_scores import Piece
 from cmr.integration.capture.rows import Rows
 from cmr.integration.core import Core
+from cmr.integration.decoder.finite import Parts, all_finite, not_finite, parts_of, stored_of
 from cmr.integration.decoder.partial_pass import graph_from, states_entering
 from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.hooks.training import checkpoints
@@ -108,7 +109,8 @@ class Reader:
 
         With `recall` each window recalls, asked for by the end of the window before it, from what
         lies behind its left context. Otherwise the forwards are the model's own. Raises
-        `AttachError` where the model is being trained with gradient checkpointing.
+        `AttachError` where the model is being trained with gradient checkpointing, and
+        `NonFiniteStateError` as `Memory.read` says.
         """
         if checkpoints(self._adapter):
             raise AttachError(
@@ -157,6 +159,7 @@ class Reader:
     ) -> tuple[int, int]:
         """Read and store the next window; how many tokens and blocks that was."""
         core, rows, start = self._core, text.rows, text.start
+        core.identity.claim()
         device = text.lengths.device
         ids = rows.token_ids[:, start : start + self._chunk].to(device)
         stop = start + ids.shape[1]
@@ -179,6 +182,15 @@ class Reader:
             sink = torch.zeros(1, dtype=torch.int64, device=index.device)
             index = index.index_fill(1, sink, 0.0)
         real = torch.arange(start, stop, device=device) < text.lengths
+        layers: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {
+            n: text.cache.layers[n].new for n in self._kv_layers
+        }
+        layers.update({n: (states[n].detach()[:, None], None) for n in self._state_layers})
+        # Ahead of the scores, which learn from what they see.
+        if not all_finite([*stored_of(index, layers), *([] if final is None else [final])]):
+            parts = parts_of(index, layers, {"the last layer": final})
+            keep = real if keep is None else real & keep
+            self._require_finite(parts, keep.cpu(), sessions)
         relevance = text.scorer.of_piece(
             Piece(
                 token_ids=ids,
@@ -195,10 +207,6 @@ class Reader:
             # The graph has done its work: the next window must not hold on to it.
             for layer in text.cache.layers:
                 layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
-        layers: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {
-            n: text.cache.layers[n].new for n in self._kv_layers
-        }
-        layers.update({n: (states[n].detach()[:, None], None) for n in self._state_layers})
         valid = text.valid(stop)
         text.before = None if final is None else final[:, -1].detach()
         text.query, text.start = index[:, -self._query_tokens :], stop
@@ -213,6 +221,17 @@ class Reader:
             keep=keep,
         )
         return sum(last for _, last in valid), core.writer.write(captured)
+
+    def _require_finite(self, parts: Parts, stored: torch.Tensor, sessions: Sequence[int]) -> None:
+        """Raises `NonFiniteStateError` where some of the tokens that are stored are not finite."""
+        for name, bad in not_finite(parts, stored).items():
+            row, token = bad.nonzero()[0].tolist()
+            at = self._core.table.position(sessions[row])
+            raise NonFiniteStateError(
+                f"session {self._core.name_of(sessions[row])!r}: finite states expected, got NaN "
+                f"or infinite ones of {name} at position {at + token} of its text; nothing was "
+                f"stored from position {at} on"
+            )
 
     def _search(self, query: torch.Tensor, sessions: Sequence[int]) -> Recall | None:
         """What lies behind the left context and fits the end of the window before."""

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
+from weakref import finalize
 
-import numpy
 import torch
+
+from cmr._fork import in_child
+from cmr.errors import StoreError
+
+_FORKS = hasattr(os, "register_at_fork")
+_MAP_FIXED = 0x10  # of all systems that fork
+if _FORKS:
+    _LIBC = ctypes.CDLL(None, use_errno=True)
+    _LIBC.mmap.restype = ctypes.c_void_p
+    _place = (ctypes.c_void_p, ctypes.c_size_t)
+    _LIBC.mmap.argtypes = (*_place, *[ctypes.c_int] * 3, ctypes.c_long)
+    _LIBC.munmap.argtypes = _place
 
 Allocate = Callable[[tuple[int, ...], torch.dtype, torch.device], torch.Tensor]
 
@@ -72,7 +87,9 @@ def on_device(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) 
     size = math.prod(shape) * dtype.itemsize
     if not size:
         return torch.zeros(shape, dtype=dtype)
-    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)
+    # By itself it would be one memory for this process and all that are forked from it.
+    how = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if _FORKS else {}
+    return torch.frombuffer(mmap.mmap(-1, size, **how), dtype=dtype).view(shape)
 
 
 def on_host(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -82,16 +99,88 @@ def on_host(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
     return torch.zeros(shape, dtype=dtype, pin_memory=True)
 
 
-def on_disk(folder: str | None) -> Allocate:
-    """Tensors in memory-mapped files of their own, in a folder (None: the system's own)."""
+class OnDisk:
+    """Allocates tensors in memory-mapped files of their own, in a folder (None: the system's own).
 
-    def allocate(shape: tuple[int, ...], dtype: torch.dtype, _: torch.device) -> torch.Tensor:
+    In the child of a fork they are zeros from the first moment on, and what the parent writes is
+    never seen; `renew` has to come before they are written to.
+    """
+
+    def __init__(self, folder: str | None) -> None:
+        self._folder = folder
+        self._mapped: list[_Mapped] = []
+
+    def __call__(self, shape: tuple[int, ...], dtype: torch.dtype, _: torch.device) -> torch.Tensor:
+        """A tensor of zeros; OSError where the folder has no room for it, or is none."""
         size = math.prod(shape) * dtype.itemsize
+        if not size:
+            return torch.zeros(shape, dtype=dtype)
+        with self._file(size) as file:
+            if not _FORKS:
+                mapped: Any = mmap.mmap(file.fileno(), size)
+            else:
+                region = _Mapped(file.fileno(), size)
+                self._mapped.append(region)
+                mapped = region.buffer()
+        return torch.frombuffer(mapped, dtype=dtype).view(shape)
+
+    def renew(self) -> None:
+        """Put new files in the place of those that are mapped: all tensors are zeros.
+
+        StoreError where there can be none; then it has to be called again.
+        """
+        for region in self._mapped:
+            try:
+                with self._file(region.size) as file:
+                    region.put(file.fileno())
+            except OSError as error:
+                raise StoreError(
+                    f"room for {region.size} bytes of the long-term tier expected in "
+                    f"{self._folder or tempfile.gettempdir()}, got: {error.strerror}"
+                ) from error
+
+    def _file(self, size: int) -> Any:
         # The files have no name: nothing else can open them, and whatever ends the process takes
         # them away. What is to last is saved.
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.truncate(size)  # pages that are never written take no room
-            mapped = numpy.memmap(file, dtype=numpy.uint8, mode="r+", shape=(size,))
-        return torch.from_numpy(mapped).view(dtype).view(shape)
+        file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (closed by the caller)
+        file.truncate(size)  # pages that are never written take no room
+        return file
 
-    return allocate
+
+class _Mapped:
+    """An open file in memory, at one address for as long as this lives; no descriptor is kept."""
+
+    # `mmap.mmap` keeps one, by which a child could read the parent's file, and cannot put
+    # something else in the place of what it has mapped.
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.size, self._address = size, 0
+        self._address = self._map(fd, mmap.MAP_SHARED)
+        # Not when the interpreter ends: threads that live on may still look at it.
+        finalize(self, _LIBC.munmap, self._address, size).atexit = False
+        in_child(self, _Mapped.leave)
+
+    def buffer(self) -> Any:
+        """All of it as an object that tensors are made over; it keeps this alive."""
+        made: Any = (ctypes.c_uint8 * self.size).from_address(self._address)
+        made.mapped = self
+        return made
+
+    def put(self, fd: int) -> None:
+        """Put an open file in the place of what is there."""
+        self._map(fd, mmap.MAP_SHARED | _MAP_FIXED)
+
+    def leave(self) -> None:
+        """Put zeros in the place of the file, or where no memory is left for them, nothing."""
+        how = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
+        try:
+            self._map(-1, how)
+        except OSError:
+            self._map(-1, how, access=0)
+
+    def _map(self, fd: int, how: int, access: int = mmap.PROT_READ | mmap.PROT_WRITE) -> int:
+        found = _LIBC.mmap(self._address, self.size, access, how, fd, 0)
+        if found == ctypes.c_void_p(-1).value:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return int(found)

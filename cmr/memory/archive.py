@@ -13,7 +13,7 @@ from cmr.memory.store import Saved, SaveReport
 def stored_blocks(saved: Saved, decode: Decode | None) -> list[StoredBlock]:
     """What a saved memory holds, in the order of its blocks; `decode` None: without texts."""
     # Sessions and tiers are numbers in the columns; the header has their names.
-    names = {int(entry["number"]): str(entry["name"]) for entry in saved.header["sessions"]}
+    names = {entry["number"]: entry["name"] for entry in saved.header["sessions"]}
     tiers = [name for name, _ in saved.header["tiers"]]
     owners = [names[number] for number in saved.session.tolist()]
     return blocks_from(saved.columns, saved.numbers, owners, tiers, decode)
@@ -21,14 +21,8 @@ def stored_blocks(saved: Saved, decode: Decode | None) -> list[StoredBlock]:
 
 def of_sessions(saved: Saved, names: Sequence[str]) -> torch.Tensor:
     """Which blocks belong to sessions of these names, `[n]` bool."""
-    numbers = [int(e["number"]) for e in saved.header["sessions"] if e["name"] in names]
+    numbers = [e["number"] for e in saved.header["sessions"] if e["name"] in names]
     return torch.isin(saved.session, torch.tensor(numbers, dtype=torch.int64))
-
-
-def names_of(saved: Saved, numbers: torch.Tensor) -> list[str]:
-    """Names of the sessions that have these numbers there."""
-    wanted = set(numbers.tolist())
-    return [str(e["name"]) for e in saved.header["sessions"] if int(e["number"]) in wanted]
 
 
 def forget(saved: Saved, gone: torch.Tensor, sessions: Sequence[str] = ()) -> SaveReport:

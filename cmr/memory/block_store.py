@@ -15,6 +15,8 @@ from cmr.memory.journal import all_or_nothing
 from cmr.memory.sessions import NO_SESSION
 from cmr.memory.tier_tensors import NO_SLOT, TierTensors
 
+_DROPPED_AT_ONCE = 1024
+
 
 class BlockStore(TierTensors):
     """Whole blocks of tokens in preallocated tensors.
@@ -367,6 +369,25 @@ class BlockStore(TierTensors):
             slots = self.ledger.dirty.nonzero()[:, 0]
             self._zero(slots)
             self.ledger.clean(slots)
+
+    def begin_again(self) -> set[int]:
+        """In the child of a fork: drop what the parent has in files, which is never shared.
+
+        Returns the sessions that have lost blocks by it; raises StoreError where this process
+        cannot have such files of its own.
+        """
+        self.on_change = None  # who saves is in the parent
+        self._disk.renew()
+        self.journal.recover()  # what a thread of the parent was in the middle of
+        last = len(self.ledger.tiers) - 1
+        if self.ledger.tiers[last].name != "long_term":
+            return set()
+        held = self.ledger.held(last)
+        owners = set(self.ledger.owner[held].tolist())
+        for piece in held.split(_DROPPED_AT_ONCE):
+            self.empty(piece)
+            self._disk.renew()  # zeros that were written take room, those of a new file none
+        return owners
 
     def _tell(self, slots: torch.Tensor) -> None:
         if self.on_change is not None:

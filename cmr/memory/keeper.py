@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from cmr.errors import ConfigError
 from cmr.memory.batch import BlockBatch
 from cmr.memory.block_store import BlockStore
 from cmr.memory.eviction import Candidates, choose_victims
@@ -106,7 +107,7 @@ class Keeper:
 
     @all_or_nothing
     def room_in(self, tier: int, incoming: Mapping[int, int]) -> int:
-        """Room in a tier, by sending blocks down or away; ValueError where nothing may leave.
+        """Room in a tier, by sending blocks down or away; ConfigError where nothing may leave.
 
         `incoming`: session number to how many blocks it is about to bring. Returns for how many
         there is room: it may be fewer than all of them, but one at least.
@@ -117,9 +118,9 @@ class Keeper:
         free = self._ledger.free(tier)
         if not free:
             name = self._ledger.tiers[tier].name
-            raise ValueError(
-                f"no room for new blocks in the tier {name!r}: what is in it is pinned, or belongs "
-                "to sessions that hold no more than their share"
+            raise ConfigError(
+                f"budget: no room for new blocks in the tier {name!r}: what is in it is pinned, "
+                "or belongs to sessions that hold no more than their share"
             )
         return free
 

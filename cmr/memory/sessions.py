@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from cmr.errors import UnknownSessionError
+from cmr.errors import ConfigError, SessionNameError, UnknownSessionError
 from cmr.memory.journal import Journal, all_or_nothing
 
 # The number that owns nothing: empty slots carry it and rows without a memory look for it.
 NO_SESSION = -1
+MAX_NAME, MAX_SESSIONS = 1024, 1 << 20
+# Not by Unicode's classes: a name that one version of Python takes is one for all of them.
+_NAME = re.compile(f"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]{{1,{MAX_NAME}}}")
+
+
+def fit_name(name: str) -> bool:
+    """Whether a text may name a session: 1 to `MAX_NAME` characters that can be shown.
+
+    Without control characters, line ends, characters that turn the order of writing round, and
+    halves of characters, which are no valid UTF-8.
+    """
+    return _NAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -87,17 +100,24 @@ class SessionTable:
 
     @staticmethod
     def check(*names: str) -> None:
-        """Raises `TypeError` for what is no session name."""
+        """Raises `TypeError` or `SessionNameError` for what is no session name."""
         for name in names:
             if not isinstance(name, str) or not name:
                 raise TypeError(f"a session name is a non-empty string, got {name!r}")
+            if not fit_name(name):
+                more = "..." if len(name) > 80 else ""
+                raise SessionNameError(
+                    f"a session name of at most {MAX_NAME} characters, none of which is a control "
+                    f"character or half of one, expected, got {len(name)}: {name[:80]!r}{more}"
+                )
 
     def check_room(self, names: Iterable[str]) -> None:
-        """Raises `ValueError` where making the new ones of these sessions is one too many."""
+        """Raises `ConfigError` where making the new ones of these sessions is one too many."""
         new = {name for name in names if name not in self._numbers}
-        if self._limit is not None and new and len(self) + len(new) > self._limit:
-            raise ValueError(
-                f"max_sessions: at most {self._limit} sessions at once, there are {len(self)} and "
+        limit = MAX_SESSIONS if self._limit is None else min(self._limit, MAX_SESSIONS)
+        if new and len(self) + len(new) > limit:
+            raise ConfigError(
+                f"max_sessions: at most {limit} sessions at once, there are {len(self)} and "
                 f"{len(new)} more are asked for; end one with forget(session=...)"
             )
 

@@ -9,7 +9,15 @@ import torch
 from cmr.kernels.maxsim import block_maxima
 from cmr.kernels.reference.quantise import quantise_rows
 from cmr.kernels.ring_link import Columns
-from cmr.memory.allocation import LayerShape, Lower, allocated, on_device, on_disk, on_host
+from cmr.memory.allocation import (
+    Allocate,
+    LayerShape,
+    Lower,
+    OnDisk,
+    allocated,
+    on_device,
+    on_host,
+)
 from cmr.memory.journal import Journal
 from cmr.memory.sessions import NO_SESSION
 from cmr.memory.slot_ledger import SlotLedger
@@ -65,8 +73,8 @@ class TierTensors:
         self.ledger = SlotLedger(sizes, self.journal)
         self.slots, self.block_size, self.device = self.ledger.slots, block_size, device
         self._layers = tuple(layers)
-        disk = on_disk(lower.folder)
-        how = {"recent": on_device, "working": on_host, "long_term": disk}
+        self._disk = disk = OnDisk(lower.folder)
+        how: dict[str, Allocate] = {"recent": on_device, "working": on_host, "long_term": disk}
         # Upper tiers share one index beside the model: a search looks at both in one go.
         self._floats = slots + lower.working
         self.index = on_device((self._floats, block_size, hidden), index_dtype, device)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from cmr._fork import renew
 from cmr.config import checks as check
 
 logger = logging.getLogger("cmr")
@@ -37,7 +38,9 @@ class BackgroundOptimizer:
         self._upkeep = upkeep
         # Held while the thread is started or ended: two that do so at once would leave one over.
         self._turning = threading.Lock()
+        renew(self, "_turning", threading.Lock)
         self._stop = threading.Event()
+        renew(self, "_stop", threading.Event)
         self._thread: threading.Thread | None = None
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cmr._fork import renew
 from cmr.config import checks as check
 
 
@@ -47,6 +48,7 @@ class BatchProcessingOptimizer:
         self.batch_tokens = check.integer("batch_tokens", batch_tokens, 1)
         self.given = self.run = 0
         self._counting = threading.Lock()
+        renew(self, "_counting", threading.Lock)
 
     def plan(self, attention_mask: torch.Tensor) -> list[MicroBatch]:
         """Which rows run together: like ones, as many as the limit allows, longest first.

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
+from cmr._fork import renew
 from cmr.config import checks as check
 from cmr.errors import UnknownSessionError
 from cmr.integration.memory import Memory
@@ -42,6 +43,7 @@ class MemoryPrefetcher:
         self._last: tuple[str, ...] = ()
         self._predicted: tuple[str, ...] = ()
         self._noting = threading.Lock()
+        renew(self, "_noting", threading.Lock)
 
     def note(self, sessions: Sequence[str]) -> None:
         """Take note of the sessions of a request, one name a row."""

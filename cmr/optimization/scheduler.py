@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from cmr._fork import renew
 from cmr.config import checks as check
 
 
@@ -32,6 +33,7 @@ class ComputationScheduler:
         self.budget = check.real("budget", budget, 0.0)
         self.done = 0
         self._lock = threading.Lock()
+        renew(self, "_lock", threading.Lock)
         self._waiting: list[tuple[float, int, str, Callable[[], Any]]] = []
         self._number = itertools.count()
 

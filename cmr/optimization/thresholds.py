@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
+from cmr._fork import renew
 from cmr.config import checks as check
 from cmr.integration.memory import Memory
 
@@ -54,6 +55,7 @@ class AdaptiveThresholdManager:
         self._memory = memory
         self.seen = self.recalled = 0
         self._updating = threading.Lock()
+        renew(self, "_updating", threading.Lock)
 
     @property
     def threshold(self) -> float:

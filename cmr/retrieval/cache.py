@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cmr._fork import renew
 from cmr.config import checks as check
 from cmr.retrieval.ask import Ask
 
@@ -40,6 +41,7 @@ class RetrievalCache:
         self._version: Hashable = None
         self._counted = Counter(dict.fromkeys(_COUNTED, 0))
         self._lock = threading.RLock()
+        renew(self, "_lock", threading.RLock)
 
     def __len__(self) -> int:
         return len(self._answers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -39,15 +40,15 @@ def llama(tiny: Callable[[str], nn.Module]) -> nn.Module:
 @pytest.fixture(autouse=True)
 def all_detached(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A memory that a failing test leaves attached must not fail the tests behind it."""
-    made: list[cmr.Memory] = []
+    made: WeakSet[cmr.Memory] = WeakSet()
     begin = cmr.Memory.__init__
 
     def note(self: cmr.Memory, *args: Any, **kwargs: Any) -> None:
         begin(self, *args, **kwargs)
-        made.append(self)
+        made.add(self)
 
     monkeypatch.setattr(cmr.Memory, "__init__", note)
     with torch.no_grad():
         yield
-    for memory in made:
+    for memory in list(made):
         memory.detach()

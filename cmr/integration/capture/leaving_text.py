@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -78,6 +78,18 @@ class LeavingText:
         mask = torch.stack([(at >= start) & (at < stop) for start, stop in self.valid])
         return mask if self.keep is None else mask & self.keep.cpu()
 
+    def only(self, keep: torch.Tensor) -> LeavingText:
+        """The same where only some tokens, `[rows, tokens]` bool on the CPU, may be stored.
+
+        Of the others nothing is left but their ids.
+        """
+        columns = dict(self.columns)
+        for name, x in columns.items():
+            if x.is_floating_point():
+                gone = ~keep.to(x.device).view(*keep.shape, *[1] * (x.ndim - 2))
+                columns[name] = x.masked_fill(gone, 0)
+        return replace(self, columns=columns, keep=keep.to(columns["token_ids"].device))
+
     def relevance(self, scorer: BlockScorer, block_size: int) -> torch.Tensor:
         """Relevance of the blocks, `[rows, blocks]` float32 in [0, 1]."""
         # Of a text that goes on only the states are at hand, see `BlockScorer.of_states`; a
@@ -92,4 +104,6 @@ class LeavingText:
                 return scorer.of_piece(piece)
             if SCORE + method in columns:
                 return scorer.of_scores(columns[SCORE + method].to(index.device), mask)
-        return scorer.of_states(index, block_size, self.valid)
+        # A row of which nothing is stored says nothing of what scores are usual.
+        rows = zip(self.valid, self.mask.any(1).tolist(), strict=True)
+        return scorer.of_states(index, block_size, [v if some else (0, 0) for v, some in rows])

@@ -120,10 +120,12 @@ class WindowRecord:
         search: what the rows recall at present, and when they search again.
         seen: tokens seen, sinks included.
         whole: whether the sinks are in the record, too: the whole text becomes memory.
+        turn: see `Identity`; of the weights that it began with.
         left: rotated keys and values by layer that have left the window and are not stored yet, in
             their order; with each, what `go` said.
     """
 
+    turn = 0
     POPPED = ("left", "going", "_chunks", "_first", "_gone")
     """What changes, by new objects alone, when something that left is taken out."""
 

@@ -88,6 +88,8 @@ def _own_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _bare(name: str, layers: Collection[str]) -> str | None:
     """A name as it was before adapter layers came; None for a part of an adapter."""
+    if not layers:
+        return name
     kept: list[str] = []
     parts = name.split(".")
     for at, part in enumerate(parts):
@@ -99,12 +101,12 @@ def _bare(name: str, layers: Collection[str]) -> str | None:
 
 
 def _add(digest: Any, name: str, weight: torch.Tensor) -> None:
-    shape, sample = _sample(weight)
+    shape, numbers = sample(weight)
     digest.update(f"{name} {list(shape)} {weight.dtype}".encode())
-    digest.update(sample.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    digest.update(numbers.cpu().contiguous().view(torch.uint8).numpy().tobytes())
 
 
-def _sample(weight: torch.Tensor) -> tuple[torch.Size, torch.Tensor]:
+def sample(weight: torch.Tensor) -> tuple[torch.Size, torch.Tensor]:
     """Shape of a weight and a few numbers of it."""
     # Of 4-bit weights, which are laid out anew by the first forward on a CPU, it is how often each
     # of the 16 values is found in the first rows: that stays.
@@ -126,16 +128,21 @@ def of_tokenizer(tokenizer: Any) -> str | None:
     return hashlib.sha256(vocabulary.encode()).hexdigest()
 
 
-def require_same(saved: dict[str, Any], here: dict[str, Any]) -> None:
-    """Raises `ModelMismatchError` that names the first difference."""
+def difference(saved: dict[str, Any], here: dict[str, Any]) -> str | None:
+    """The first difference between what is of one model and the model here; None: there is none."""
     for name, value in here.items():
         if saved.get(name) != value:
-            shown = (
-                "other weights of the same shape"
-                if name == "weights"
-                else f"{name} {value} expected (from this model), got {saved.get(name)}"
-            )
-            raise ModelMismatchError(f"this memory was saved by another model: {shown}")
+            if name == "weights":
+                return "other weights"
+            return f"{name} {value} expected (from this model), got {saved.get(name)}"
+    return None
+
+
+def require_same(saved: dict[str, Any], here: dict[str, Any]) -> None:
+    """Raises `ModelMismatchError` that names the first difference."""
+    other = difference(saved, here)
+    if other is not None:
+        raise ModelMismatchError(f"this memory was saved by another model: {other}")
 
 
 def require_same_adapters(session: str, read: dict[str, str], here: dict[str, str]) -> None:

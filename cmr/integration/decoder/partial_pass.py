@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cmr._fork import passing
 from cmr.integration.decoder.adapter import ModelAdapter, entering_states, with_states
 
 
@@ -36,7 +37,7 @@ def states_entering(
     def end(*_: Any) -> None:
         raise _EnoughError
 
-    with ExitStack() as hooks:
+    with ExitStack() as hooks, passing(hooks.close):
         for layer in layers:
             handle = adapter.layers[layer].register_forward_pre_hook(keep(layer), with_kwargs=True)
             hooks.callback(handle.remove)
@@ -68,7 +69,8 @@ def graph_from(adapter: ModelAdapter, layer: int) -> Iterator[None]:
     before = torch.is_grad_enabled()
     handle = adapter.layers[layer].register_forward_pre_hook(begin, with_kwargs=True)
     try:
-        yield
+        with passing(handle.remove):
+            yield
     finally:
         handle.remove()
         torch.set_grad_enabled(before)
@@ -78,10 +80,14 @@ def graph_from(adapter: ModelAdapter, layer: int) -> Iterator[None]:
 def at_rest(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode, without gradients; afterwards every module as it was."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
+
+    def restore() -> None:
         for module in training:
             module.training = True
+
+    model.eval()
+    try:
+        with torch.no_grad(), passing(restore):
+            yield
+    finally:
+        restore()

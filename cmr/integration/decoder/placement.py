@@ -78,6 +78,11 @@ def _present(owner: nn.Module, name: str, weight: torch.Tensor) -> torch.Tensor:
     return weight
 
 
+def offloaded(module: nn.Module) -> bool:
+    """Whether accelerate brings a module's own weights for each forward, and takes them away."""
+    return any(getattr(hook, "weights_map", None) is not None for hook in _own_hooks(module))
+
+
 def _own_hooks(module: nn.Module) -> Iterator[Any]:
     """The hooks of accelerate on a module."""
     hook = getattr(module, "_hf_hook", None)

@@ -12,6 +12,7 @@ import torch
 
 from cmr.integration.core import Core
 from cmr.integration.decoder import fingerprint
+from cmr.integration.files.settings import to_header
 from cmr.memory.store.form import DTYPE_NAMES
 
 
@@ -59,7 +60,7 @@ class MemoryContent:
         self._aside: dict[tuple[str, int], torch.Tensor] = {}
         self.header = {
             **about,
-            "config": core.config.to_dict(),
+            "config": to_header(core.config),
             "store": core.layout.store,
             "index_layer": core.layout.index_layer,
             "index": core.index_digest,
@@ -74,8 +75,8 @@ class MemoryContent:
                     "position": i.position,
                     "ttl": i.ttl,
                     "uids": list(i.uids),
+                    "adapters": {name: weights[name] for name in i.adapters or ()},
                 }
-                | ({"adapters": {name: weights[name] for name in i.adapters}} if i.adapters else {})
                 for i in infos
             ],
             "scorer": {

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,66 +11,10 @@ import torch
 
 from cmr.errors import CorruptMemoryError
 from cmr.integration.core import Core
+from cmr.integration.files.known import Known, sessions_in, there, uids_in
 from cmr.memory.spans import standing
 from cmr.memory.store import Saved
 from cmr.memory.store.outstanding import Note
-
-Key = bytes | str | None
-
-
-@dataclass
-class Known:
-    """A folder that this memory was saved to or loaded from.
-
-    Attributes:
-        id: of the save that was in it; with another one it is somebody else's.
-        key: what opens it.
-        forgotten: how often something was forgotten when the folder was last written.
-        uids: ids of the sessions there that were this memory's.
-        due: when the time of the first block there is over; `inf`: never.
-        sessions: number of a session here to its number there; None: the same.
-        blocks: the same of blocks; None: a later save can go on from what is there.
-        then: the save's id once it is without what was noted to be forgotten there.
-    """
-
-    id: str
-    key: Key
-    forgotten: int
-    uids: frozenset[str]
-    due: float
-    sessions: Mapping[int, int] | None = None
-    blocks: Mapping[int, int] | None = None
-    then: str = field(default_factory=lambda: secrets.token_hex(16))
-
-    @property
-    def ids(self) -> tuple[str, str]:
-        """Ids of the saves that may be there without somebody else having saved."""
-        return self.id, self.then
-
-    def renew(self, saved: Saved) -> None:
-        """What is there is now without what was to be forgotten."""
-        self.due, self.then = saved.due, secrets.token_hex(16)
-
-    def behind(self, before: Known, saved: Saved) -> Known:
-        """The same where the folder was known before: what was this memory's there still is."""
-        sessions, blocks = before.sessions, before.blocks
-        if sessions is None:
-            sessions = {n: n for n in (int(entry["number"]) for entry in sessions_in(saved.header))}
-        if blocks is None:
-            blocks = {number: number for number in saved.numbers.tolist()}
-        return replace(
-            self,
-            uids=self.uids | before.uids,
-            sessions={**sessions, **(self.sessions or {})},
-            blocks=None if self.blocks is None else {**blocks, **self.blocks},
-        )
-
-    def here(self, numbers: torch.Tensor) -> set[int]:
-        """The numbers here of blocks that have these there."""
-        if self.blocks is None:
-            return set(numbers.tolist())
-        wanted = set(numbers.tolist())
-        return {here for here, there in self.blocks.items() if there in wanted}
 
 
 @dataclass(frozen=True)
@@ -121,6 +64,13 @@ class Demand:
             **wanted,
         )
 
+    @property
+    def ended(self) -> dict[str, int]:
+        """The session that ends, by name; empty where none does."""
+        if not self.ends or self.name is None or self.number is None:
+            return {}
+        return {self.name: self.number}
+
     def with_blocks(self, core: Core, numbers: Collection[int]) -> Demand:
         """The same with the numbers of the blocks here that fit; `core.lock` is held."""
         ledger = core.ring.ledger
@@ -139,8 +89,10 @@ class Demand:
         if self.ends:
             return within, inside
         gone, ours = within.clone(), saved.id in known.ids
+        if not inside and not ours:
+            return gone, {}  # nothing of it is this memory's, if it is one at all
         if self.ids is not None:
-            gone &= torch.isin(saved.numbers, _there(self.ids if ours else (), known.blocks))
+            gone &= torch.isin(saved.numbers, there(self.ids if ours else (), known.blocks))
         if self.born_by is not None:
             gone &= _column(saved, "time") <= self.born_by
         if self.span is not None:
@@ -152,7 +104,7 @@ class Demand:
             held[at[standing(columns, saved.numbers[at], self.span, self.tokenizer)]] = True
             gone &= held
         if ours:
-            gone |= torch.isin(saved.numbers, _there(self.found, known.blocks))
+            gone |= torch.isin(saved.numbers, there(self.found, known.blocks))
         elif self.texts:
             alike = [text in self.texts for text in _digests(_column(saved, "token_ids"))]
             gone |= within & torch.tensor(alike, dtype=torch.bool)
@@ -170,29 +122,29 @@ class Demand:
 
     def blind_note(self, known: Known) -> Note:
         """The same for a folder that cannot be opened now, by what was known of it."""
-        numbers = _there(self.found.union(self.ids or ()), known.blocks).tolist()
-        ended = [] if not self.ends else [self.number or 0]
+        numbers = there(self.found.union(self.ids or ()), known.blocks).tolist()
         return Note(
             known.id,
             known.then,
             [] if self.ends else numbers,
-            _there(ended, known.sessions).tolist(),
+            there(self.ended.values(), known.sessions).tolist(),
             sorted(self.uids) if self.ends else [],
         )
 
     def _sessions(self, saved: Saved, known: Known) -> dict[int, set[str]]:
         """Numbers there of the sessions that are meant, with their ids."""
         ours, found = saved.id in known.ids, {}
-        meant = set(_there([] if self.number is None else [self.number], known.sessions).tolist())
-        stay = set(_there(self.others, known.sessions).tolist())
+        meant = set(there([] if self.number is None else [self.number], known.sessions).tolist())
+        stay = set(there(self.others, known.sessions).tolist())
         for entry in sessions_in(saved.header):
             number, uids = int(entry["number"]), uids_in(entry)
             if ours and number in meant | stay:
                 # Two that were loaded from one are alike in their ids: here their numbers tell.
                 fits = number in meant
             elif not uids:
-                # As old folders are: their names are all that they have.
-                fits = self.number is None if ours else entry["name"] == self.name
+                # As old folders are: names are all that is left where somebody else has saved.
+                own = known.sessions is None or number in known.sessions.values()
+                fits = self.number is None and own if ours else entry["name"] == self.name
             elif self.number is None:
                 fits = bool(uids & (known.uids | self.uids))
             else:
@@ -210,33 +162,8 @@ def _digests(token_ids: torch.Tensor) -> list[bytes]:
     return [hashlib.sha256(row.tobytes()).digest() for row in rows]
 
 
-def sessions_in(header: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The sessions that a header has, as far as they are any."""
-    entries = header.get("sessions")
-    return [
-        entry
-        for entry in (entries if isinstance(entries, list) else [])
-        if isinstance(entry, dict)
-        and isinstance(entry.get("number"), int)
-        and isinstance(entry.get("name"), str)
-    ]
-
-
-def uids_in(entry: Mapping[str, Any]) -> set[str]:
-    """The ids of a session in a header; none in folders of older versions."""
-    uids = entry.get("uids")
-    return {uid for uid in uids if isinstance(uid, str)} if isinstance(uids, list) else set()
-
-
 def _uids_of(infos: Iterable[Any]) -> frozenset[str]:
     return frozenset(uid for info in infos for uid in info.uids)
-
-
-def _there(numbers: Iterable[int], known: Mapping[int, int] | None) -> torch.Tensor:
-    """What numbers of here are there, `[n]` int64, as far as they are known."""
-    if known is not None:
-        numbers = [known[number] for number in numbers if number in known]
-    return torch.tensor(sorted(numbers), dtype=torch.int64)
 
 
 def _numbers(sessions: Iterable[int]) -> torch.Tensor:
@@ -244,6 +171,11 @@ def _numbers(sessions: Iterable[int]) -> torch.Tensor:
 
 
 def _column(saved: Saved, name: str) -> torch.Tensor:
-    if name not in saved.columns:
-        raise CorruptMemoryError(f"{saved.path}: a column {name!r} expected, got none")
-    return saved.columns[name]
+    column = saved.columns.get(name)
+    wanted = 2 if name in ("token_ids", "positions") else 1
+    if column is None or column.ndim != wanted:
+        got = None if column is None else list(column.shape)
+        raise CorruptMemoryError(
+            f"{saved.path}: a column {name!r} of {wanted} dimensions expected, got {got}"
+        )
+    return column

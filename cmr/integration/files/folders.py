@@ -16,10 +16,12 @@ from cmr.errors import MemoryNotFoundError, StoreBusyError, StoreError
 from cmr.integration.core import Core
 from cmr.integration.decoder import fingerprint
 from cmr.integration.files.content import MemoryContent
-from cmr.integration.files.demand import Demand, Key, Known, sessions_in, uids_in
+from cmr.integration.files.demand import Demand
+from cmr.integration.files.known import Key, Known, sessions_in, uids_in
 from cmr.integration.files.loader import Loader
 from cmr.integration.requests.lock import FairLock, Hold
 from cmr.memory.store import Saved, SaveReport, outstanding, save
+from cmr.memory.store.checked import open_memory, require_savable
 from cmr.memory.store.folder import Folder
 
 _TRIES = 10
@@ -48,11 +50,10 @@ def open_saved(
     path: str | os.PathLike[str], key: Key, model: dict[str, Any], tokenizer: Any
 ) -> Saved:
     """Open a memory that the model of this fingerprint saved; see `cmr.load` for what is raised."""
-    saved = Saved.open(path, key=key)
-    there = saved.header.get("model")
-    fingerprint.require_same(there if isinstance(there, dict) else {}, model)
+    saved = open_memory(path, key)
+    fingerprint.require_same(saved.header["model"], model)
     fingerprint.require_same_tokenizer(
-        saved.header.get("tokenizer"), fingerprint.of_tokenizer(tokenizer)
+        saved.header["tokenizer"], fingerprint.of_tokenizer(tokenizer)
     )
     return saved
 
@@ -65,7 +66,7 @@ class Files:
     go on beside a save, which holds `core.lock` for one part of one data file at a time, and what
     is forgotten cannot come back by a save that began before.
 
-    Forgetting is told first (`owe`: a note in each folder) and done second (`settle`): what a
+    Forgetting is told first (`tell`: a note in each folder) and done second (`settle`): what a
     folder does not let through is tried again with every call that settles, and by whoever else
     opens the folder.
     """
@@ -97,7 +98,7 @@ class Files:
 
     def _end_interrupted(self) -> None:
         """Let go of what a save has copied that was interrupted before it could."""
-        content = self._saving and self._saving()
+        content = None if self._saving is None else self._saving()
         self._saving = None
         if content is not None:
             content.close()
@@ -119,7 +120,8 @@ class Files:
         with self.still(), ExitStack() as stack:
             with core.lock:
                 wanted = None if sessions is None else [core.table.require(n) for n in sessions]
-                model = fingerprint.of_model(core.adapter)
+                core.identity.require(thorough=True)
+                model = core.identity.claim()
             self.settle()
             about = {
                 "model": model,
@@ -133,6 +135,7 @@ class Files:
                 self._saving = weakref.ref(content)
                 stack.enter_context(content)
                 forgotten = core.forgotten
+            require_savable(content.header, path)
             report = save(
                 path,
                 content,
@@ -147,7 +150,7 @@ class Files:
             if bool(content.due().any()):
                 # Over before it was done: it goes as from any folder.
                 self.settle()
-                report = report._replace(blocks=len(Saved.open(where, key=key)))
+                report = report._replace(blocks=len(open_memory(where, key)))
             return report
 
     def load(
@@ -161,7 +164,8 @@ class Files:
         with self.still():
             self.settle()
             with self._core.lock:
-                model = fingerprint.of_model(self._core.adapter)
+                self._core.identity.require(thorough=True)
+                model = self._core.identity.claim()
             return self.take(open_saved(path, key, model, tokenizer), sessions, key)
 
     def take(self, saved: Saved, sessions: Sequence[str] | None, key: Key) -> int:
@@ -174,10 +178,10 @@ class Files:
                     if saved.is_current:
                         raise
                 # Somebody has saved there meanwhile: what is loaded is one save, whole.
-                model, tokenizer = saved.header.get("model"), saved.header.get("tokenizer")
-                saved = Saved.open(saved.path, key=key)
-                fingerprint.require_same(saved.header.get("model") or {}, model or {})
-                fingerprint.require_same_tokenizer(saved.header.get("tokenizer"), tokenizer)
+                model, tokenizer = saved.header["model"], saved.header["tokenizer"]
+                saved = open_memory(saved.path, key)
+                fingerprint.require_same(saved.header["model"], model)
+                fingerprint.require_same_tokenizer(saved.header["tokenizer"], tokenizer)
             raise StoreBusyError(f"{saved.path} is saved again and again while it is loaded")
 
     def _take(self, saved: Saved, sessions: Sequence[str] | None, key: Key) -> int:
@@ -187,6 +191,8 @@ class Files:
         saved.verify(loader.numbers)
         # What is half loaded must be neither read nor displaced: no turns in between.
         with self._core.lock:
+            # Its weights may have been changed while the files were looked at.
+            fingerprint.require_same(saved.header["model"], self._core.identity.claim())
             loaded = loader.load()
             forgotten = self._core.forgotten
         where = str(Path(saved.path).resolve())
@@ -226,16 +232,19 @@ class Files:
         for where, known in list(self._known.items()):
             # What cannot be looked into now is owed something.
             with contextlib.suppress(StoreError, OSError):
-                yield known, Saved.open(where, key=known.key)
+                yield known, open_memory(where, known.key)
 
     def owe(self, demand: Demand) -> None:
-        """Have every known folder say what is to be forgotten there, before it is anywhere."""
+        """Remember what is to be forgotten in every known folder; again does no harm."""
         for where in list(self._known):
             owed = self._owed.setdefault(where, _Owed("it was interrupted"))
-            owed.demands.append(demand)
-            if demand.ends and demand.name is not None:
-                owed.names.add(demand.name)
-        for where in list(self._known):
+            owed.names.update(demand.ended)
+            if demand not in owed.demands:
+                owed.demands.append(demand)
+
+    def tell(self) -> None:
+        """Have every folder say itself what is owed there, before it is done anywhere."""
+        for where in list(self._owed):
             with self._noting(where):
                 self._write_down(where)
 
@@ -248,7 +257,7 @@ class Files:
             with self._noting(where):
                 if where in self._owed:
                     self._write_down(where)
-                saved = Saved.open(where, key=known.key)
+                saved = open_memory(where, known.key)
                 if saved.unsettled:
                     saved.settle()
                 if saved.id in known.ids:
@@ -287,13 +296,16 @@ class Files:
         """Have a folder say itself what is owed there."""
         known, owed, folder = self._known[where], self._owed[where], Folder(where)
         try:
-            saved = Saved.open(where, key=known.key)
+            saved = open_memory(where, known.key)
         except MemoryNotFoundError:
             raise
         except StoreError:
             for demand in owed.demands[owed.blind :]:
-                outstanding.write(folder, demand.blind_note(known))
-                owed.noted, owed.blind = True, owed.blind + 1
+                blind = demand.blind_note(known)
+                if blind.numbers or blind.sessions or blind.uids:
+                    outstanding.write(folder, blind)
+                    owed.noted = True
+                owed.blind += 1
             raise
         owed.blind = 0
         for demand in list(owed.demands):
@@ -305,5 +317,5 @@ class Files:
                 if saved.is_current:
                     break
                 # Numbers are those of the save that was looked at.
-                saved = Saved.open(where, key=known.key)
+                saved = open_memory(where, known.key)
             owed.demands.remove(demand)

@@ -8,27 +8,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cmr.errors import ConfigError, CorruptMemoryError, UnknownSessionError
+from cmr.errors import (
+    ConfigError,
+    CorruptMemoryError,
+    SessionNameError,
+    UnknownSessionError,
+)
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.core import Core
 from cmr.integration.decoder import fingerprint
 from cmr.memory.sessions import SessionInfo
 from cmr.memory.store import Saved
+from cmr.memory.store.checked import check_rows
 from cmr.memory.store.form import DTYPES
-
-COLUMNS = {
-    "slot": torch.int64,
-    "tier": torch.int64,
-    "before": torch.int64,
-    "token_ids": torch.int32,
-    "positions": torch.int64,
-    "last_access": torch.int64,
-    "access_count": torch.int64,
-    "relevance": torch.float32,
-    "time": torch.float64,
-    "deadline": torch.float64,
-    "flags": torch.int64,
-}
 
 
 class Loaded(NamedTuple):
@@ -68,7 +60,7 @@ class Loader:
         self._check_names()
         self._check_adapters()
         self._check_forms()
-        self._check_columns()
+        self._check_ids()
         numbers = torch.tensor([info.number for info in self._chosen], dtype=torch.int64)
         self.numbers = None if sessions is None else numbers.tolist()
         self._at = torch.isin(saved.session, numbers).nonzero()[:, 0]
@@ -81,12 +73,14 @@ class Loader:
         table = self._core.table
         for name in self._names:
             if table.find(name) >= 0:
-                raise ValueError(f"there is a session named {name!r} already: rename or end it")
+                raise SessionNameError(
+                    f"there is a session named {name!r} already: rename or end it"
+                )
         table.check_room(self._names)
 
     def _check_adapters(self) -> None:
         here = fingerprint.adapters(self._core.adapter.model)
-        read = {e["name"]: dict(e.get("adapters") or {}) for e in self._saved.header["sessions"]}
+        read = {entry["name"]: entry["adapters"] for entry in self._saved.header["sessions"]}
         for info in self._chosen:
             fingerprint.require_same_adapters(info.name, read[info.name], here)
 
@@ -112,67 +106,21 @@ class Loader:
                     f"for {len(newest) - left} it could be made"
                 )
 
-    def _check_columns(self) -> None:
-        saved, size = self._saved, self._blocks.block_size
-        for name, dtype in COLUMNS.items():
-            column = saved.columns.get(name)
-            shape = (len(saved), *([size] if name in ("token_ids", "positions") else []))
-            if column is None or column.dtype != dtype or tuple(column.shape) != shape:
-                got = None if column is None else f"{list(column.shape)} {column.dtype}"
-                raise CorruptMemoryError(
-                    f"{saved.path}: column {name!r} {list(shape)} {dtype} expected, got {got}"
-                )
-        header = saved.header
-        tiers = header.get("tiers")
-        if not isinstance(tiers, list) or not all(
-            isinstance(t, list) and len(t) == 2 and isinstance(t[1], int) for t in tiers
-        ):
-            raise CorruptMemoryError(f"{saved.path}: a list of tiers expected in the header")
-        total = sum(slots for _, slots in tiers)
-        vocabulary = self._core.adapter.config.vocab_size
-        known = torch.tensor([info.number for info in self._infos.values()], dtype=torch.int64)
-        fits = {
-            "slot": _within(saved.columns["slot"], 0, total)
-            and len(saved.columns["slot"].unique()) == len(saved),
-            "tier": _within(saved.columns["tier"], 0, len(tiers)),
-            "token_ids": _within(saved.columns["token_ids"], 0, vocabulary),
-            "positions": _within(saved.columns["positions"], -1, 1 << 62),
-            "access_count": _within(saved.columns["access_count"], 0, 1 << 62),
-            "clock": isinstance(header.get("clock"), int)
-            and _within(saved.numbers, 1, header["clock"] + 1),
-            "limit": isinstance(header.get("limit"), int) and 0 <= header["limit"] <= total,
-            "before": self._chains_fit(),
-            "session": bool(torch.isin(saved.session, known).all()),
-            "time": bool(saved.columns["time"].isfinite().all()),
-            "deadline": not bool(saved.columns["deadline"].isnan().any()),
-        }
-        for name, fit in fits.items():
-            if not fit:
-                raise CorruptMemoryError(f"{saved.path}: {name!r} holds values out of range")
-
-    def _chains_fit(self) -> bool:
-        """Whether no block follows two others, or one of another session."""
-        saved = self._saved
-        before = saved.columns["before"]
-        owner = dict(zip(saved.numbers.tolist(), saved.session.tolist(), strict=True))
-        linked = [number for number in before.tolist() if number in owner]
-        return len(set(linked)) == len(linked) and all(
-            ahead not in owner or (owner[ahead] == own and ahead != number)
-            for ahead, own, number in zip(
-                before.tolist(), saved.session.tolist(), saved.numbers.tolist(), strict=True
+    def _check_ids(self) -> None:
+        ids, vocabulary = self._saved.columns["token_ids"], self._core.adapter.config.vocab_size
+        if len(ids) and int(ids.max()) >= vocabulary:
+            raise CorruptMemoryError(
+                f"{self._saved.path}: 'token_ids' holds values out of range: ids below "
+                f"{vocabulary} expected, got {int(ids.max())}"
             )
-        )
 
     def _check_learnt(self) -> dict[str, torch.Tensor]:
         """What the scorer had learnt, tried on one that is thrown away."""
         core, path = self._core, self._saved.path
-        try:
-            learnt = {
-                name: torch.tensor(values, dtype=DTYPES[dtype]).view(shape)
-                for name, (dtype, shape, values) in self._saved.header["scorer"].items()
-            }
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
-            raise CorruptMemoryError(f"{path}: the scorer's state expected in the header") from None
+        learnt = {
+            name: torch.tensor(values, dtype=DTYPES[dtype]).view(shape)
+            for name, (dtype, shape, values) in self._saved.header["scorer"].items()
+        }
         try:
             BlockScorer(core.adapter, core.config, core.layout.index_layer).load_state(learnt)
         except ValueError as error:
@@ -180,12 +128,15 @@ class Loader:
         return learnt
 
     def _check_forms(self) -> None:
-        if self._saved.header.get("index") != self._core.index_digest:
+        if self._saved.header["index"] != self._core.index_digest:
             raise ConfigError(
                 f"calibration: that of {self._saved.path} expected, got another one: what they "
                 "index cannot be compared"
             )
-        indexed, searched = self._saved.header.get("index_layer"), self._core.layout.index_layer
+        stored, store = self._saved.header["store"], self._core.layout.store
+        if stored != store:
+            raise ConfigError(f"store: {stored!r} expected, as saved, got {store!r}")
+        indexed, searched = self._saved.header["index_layer"], self._core.layout.index_layer
         if indexed != searched:
             raise ConfigError(
                 f"index_layer: {indexed} expected, whose states {self._saved.path} indexes, "
@@ -240,6 +191,7 @@ class Loader:
             rank[born.argsort()] = torch.arange(len(born))
             born = blocks.new_numbers(len(born))[rank]
         for batch in saved.batches([info.number for info in self._chosen]):
+            check_rows(saved, batch)
             at = slots[batch.positions]
             for held in ledger.tiers:
                 here = held.holds(at)
@@ -294,30 +246,17 @@ class Loader:
 
 
 def _sessions(saved: Saved) -> dict[str, SessionInfo]:
-    found: dict[str, SessionInfo] = {}
-    try:
-        for entry in saved.header["sessions"]:
-            info = SessionInfo(
-                str(entry["name"]),
-                int(entry["number"]),
-                int(entry["position"]),
-                ttl=entry["ttl"],
-                adapters=tuple(sorted(dict(entry.get("adapters") or {}))),
-                uids=tuple(str(uid) for uid in entry.get("uids") or ()),
-            )
-            ttl = info.ttl
-            if not info.name or info.position < 0 or not (ttl is None or float(ttl) > 0):
-                raise ValueError
-            found[info.name] = info
-    except (KeyError, TypeError, ValueError):
-        raise CorruptMemoryError(f"{saved.path}: a list of sessions expected in the header") from (
-            None
+    return {
+        entry["name"]: SessionInfo(
+            entry["name"],
+            entry["number"],
+            entry["position"],
+            ttl=entry["ttl"],
+            adapters=tuple(sorted(entry["adapters"])),
+            uids=tuple(entry["uids"]),
         )
-    return found
-
-
-def _within(column: torch.Tensor, low: int, high: int) -> bool:
-    return not len(column) or low <= int(column.min()) <= int(column.max()) < high
+        for entry in saved.header["sessions"]
+    }
 
 
 def _described(parts: Any) -> str:

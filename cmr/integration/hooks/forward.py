@@ -9,7 +9,8 @@ One forward, told in the order in which things happen:
 3. `_begin_step` finds the request: that of the `generate` under way, or a new one for this forward
    alone. It tells whose sessions the rows are, with which settings they search, and whether memory
    is active at all. Where it is not, nothing more happens and the model runs as it is.
-4. `_require_as_attached` looks that the model is still the one that the memory was attached to.
+4. `_require_as_attached` looks that the model is still the one that the memory was attached to, and
+   in front of a prompt `Identity` (decoder/identity.py) that it has the weights of what is stored.
 5. `_record` finds the record of the cache. An empty cache gets a bounded window with a new record;
    a cache that cannot be followed reads memory and becomes none itself.
 6. `Step.look` finds out where the new tokens stand, and which of them may read.
@@ -58,7 +59,7 @@ from cmr.integration.reweave.plugs import Plugs
 from cmr.integration.reweave.recall import Recall
 from cmr.integration.reweave.scratch import StepScratch
 from cmr.integration.window.lasting import lasting
-from cmr.integration.window.window_layer import LocalWindow, WindowLayer, is_windowed
+from cmr.integration.window.window_layer import LocalWindow, WindowLayer, can_adopt, is_windowed
 
 
 class ForwardHooks:
@@ -134,7 +135,7 @@ class ForwardHooks:
             handle.remove()
         self._handles.clear()
         self._plugs.detach(self)
-        self._turns.detach(self.core.adapter.decoder)
+        self._turns.detach()
         self._turns.end()  # where a hook of somebody's detaches in the middle of a forward
         self.step = None
 
@@ -247,6 +248,9 @@ class ForwardHooks:
             return None
         batch, tokens = inputs.shape[:2]
         mask = padding_mask(kwargs)
+        cache = kwargs.get("past_key_values")
+        if tokens > 1 or cache is None or can_adopt(cache):  # no step of a text that goes on
+            core.identity.require()
         record = self._record(request, kwargs, mask, batch)
         cache = kwargs.get("past_key_values")
         layer = cache.layers[0] if is_windowed(cache) else None  # type: ignore[union-attr]

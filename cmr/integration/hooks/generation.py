@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from cmr.integration.core import Core
+from cmr.integration.decoder.wrapped import Wrapped
 from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.requests.request import Request, current, under_way, within
 from cmr.integration.window.window_layer import is_windowed
@@ -35,37 +36,16 @@ class GenerationPlug:
     def __init__(self, core: Core, stepper: Stepper) -> None:
         self._core, self._stepper = core, stepper
         self._handle: Any = None
-        self._users: dict[str, Any] = {}
+        self._wrapped: list[Wrapped] = []
         self._fed: Any = torch.compiler.disable(self._feed)
 
     def attach(self) -> None:
         """Put the wrappers and the hook in place."""
-        core, model = self._core, self._core.adapter.model
-        own, own_drafts = model.generate, model._get_candidate_generator
-
-        @functools.wraps(own)
-        def generate(inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-            given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-            first = next((x for x in given if isinstance(x, torch.Tensor)), None)
-            # Only here is the number of inputs known: behind this they come as rows of a batch.
-            request = within(core, None if first is None else first.shape[0])
-            if request.active and not self._stepper.busy:
-                request.part, args, kwargs = _without_prefill(model, args, kwargs)
-            with under_way(core, request):
-                return own(inputs, *args, **kwargs)
-
-        @functools.wraps(own_drafts)
-        def drafts(*args: Any, **kwargs: Any) -> Any:
-            maker = own_drafts(*args, **kwargs)
-            state = kwargs.get("model_kwargs", {})
-            if not getattr(maker, "requires_model_outputs", False):
-                maker.get_candidates = self._cut(maker.get_candidates, state)
-            return maker
-
-        # What somebody else has wrapped stands on the instance, and is put back there.
-        for name, wrapper in (("generate", generate), ("_get_candidate_generator", drafts)):
-            self._users[name] = vars(model).get(name)
-            setattr(model, name, wrapper)
+        model: Any = self._core.adapter.model
+        self._wrapped = [
+            Wrapped(model, "generate", self._generate),
+            Wrapped(model, "_get_candidate_generator", self._drafts),
+        ]
         self._handle = model.register_forward_pre_hook(self._before, with_kwargs=True)
 
     def detach(self) -> None:
@@ -74,11 +54,28 @@ class GenerationPlug:
             return
         self._handle.remove()
         self._handle = None
-        model = self._core.adapter.model
-        for name, users in self._users.items():
-            delattr(model, name)
-            if users is not None:
-                setattr(model, name, users)
+        for wrapped in self._wrapped:
+            wrapped.take_away()
+
+    def _generate(
+        self, own: Callable[..., Any], inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        core = self._core
+        given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        first = next((x for x in given if isinstance(x, torch.Tensor)), None)
+        # Only here is the number of inputs known: behind this they come as rows of a batch.
+        request = within(core, None if first is None else first.shape[0])
+        if request.active and not self._stepper.busy:
+            request.part, args, kwargs = _without_prefill(core.adapter.model, args, kwargs)
+        with under_way(core, request):
+            return own(inputs, *args, **kwargs)
+
+    def _drafts(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        maker = own(*args, **kwargs)
+        state = kwargs.get("model_kwargs", {})
+        if not getattr(maker, "requires_model_outputs", False):
+            maker.get_candidates = self._cut(maker.get_candidates, state)
+        return maker
 
     # -- long prompts ----------------------------------------------------------------------------
 

@@ -46,6 +46,7 @@ class Stepper(ForwardHooks):
     def adopt(self, request: Request, kwargs: dict[str, Any]) -> bool:
         """Give the cache of a forward of a request a bounded window where that can be done."""
         with self.core.lock:
+            self.core.identity.require()
             mask, batch = padding_mask(kwargs), kwargs["input_ids"].shape[0]
             return self._record(request, kwargs, mask, batch) is not None
 

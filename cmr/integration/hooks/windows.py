@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
-from cmr.errors import SessionError
+from cmr.errors import ModelMismatchError, SessionError
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
 from cmr.integration.requests.request import Request
@@ -40,6 +40,7 @@ class Windows:
         if cache is None and use_cache:
             cache = kwargs["past_key_values"] = DynamicCache(config=self._core.adapter.config)
         if not can_adopt(cache):
+            self._require_of_this_model(cache)
             self._tell_of_no_window(cache)
             return None
         padding, behind = [0] * batch, None
@@ -54,6 +55,7 @@ class Windows:
             return None
         whole = request.caches is not None
         record = WindowRecord(sessions, writers, padding, self._sinks, behind, whole)
+        record.turn = self._core.identity.turn
         self._core.records.add(record)
         request.records.add(record)
         config, adapter = self._core.config, self._core.adapter
@@ -83,6 +85,15 @@ class Windows:
             raise SessionError(
                 f"past_key_values: a cache of {list(request.names)} expected, as this request "
                 f"says, got one of {names}: begin a cache of its own for each session"
+            )
+
+    def _require_of_this_model(self, cache: Any) -> None:
+        """Raises `ModelMismatchError` for a cache that was begun under a memory of another one."""
+        decoder = self._core.adapter.decoder
+        if is_windowed(cache) and cache.layers[0].owner.adapter.decoder is not decoder:
+            raise ModelMismatchError(
+                "past_key_values: a cache of this model expected, got one that was begun by "
+                "another model: its keys and values mean nothing here"
             )
 
     def _tell_of_no_window(self, cache: object) -> None:

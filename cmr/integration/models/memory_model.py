@@ -15,6 +15,7 @@ from cmr.config import CMRConfig
 from cmr.errors import AttachError
 from cmr.integration.attach import attach, caution_captured
 from cmr.integration.detection import adapt
+from cmr.integration.files.settings import read, to_header
 from cmr.integration.memory import Memory
 from cmr.integration.models.backbone.backbones import BackboneAdapter, decoder_for
 from cmr.integration.models.backbone.loaded import load_backbone
@@ -351,7 +352,7 @@ class MemoryModel(nn.Module):
         self.model.save_pretrained(where, **options)
         about = {
             "class": type(self).__name__,
-            "config": self.memory_config.to_dict(),
+            "config": to_header(self.memory_config),
             "output_hidden_size": self.output_hidden_size,
             "buffer": asdict(self.memory_buffer.limits),
             "memory_enabled": self.memory_enabled,
@@ -368,12 +369,13 @@ class MemoryModel(nn.Module):
         *,
         key: bytes | str | None = None,
         tokenizer: Any = None,
+        calibration: str | None = None,
         **loading: Any,
     ) -> M:
         """A model as `save_pretrained` left it: it gives the same logits, in a new process, too.
 
         `key` opens an encrypted memory, `tokenizer` is as for `cmr.attach`, `loading` as for
-        `load_backbone`.
+        `load_backbone`; `calibration` is the file of one's own that it was saved with, if any.
 
         Raises:
             MemoryNotFoundError: nothing was saved there by such a class.
@@ -382,15 +384,16 @@ class MemoryModel(nn.Module):
         """
         where = Path(folder)
         about = load_about(where, cls.__name__)
+        given = {} if calibration is None else {"calibration": calibration}
         # The buffer had settings of its own where it was the user's, or changed since.
         made = cls(
             load_backbone(where, **loading),
-            CMRConfig.from_dict(about["config"]),
+            read(about["config"], where, given),
             output_hidden_size=about["output_hidden_size"],
             tokenizer=tokenizer,
             memory_buffer=LayeredMemoryBuffer(**about["buffer"]),
         )
         made.memory_enabled = bool(about["memory_enabled"])
         if about["memory"] is not None:
-            made.load_memory(where / about["memory"], key=key)
+            made.load_memory(where / MEMORY, key=key)
         return made

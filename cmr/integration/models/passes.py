@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
+from cmr._fork import passing
 from cmr.errors import ConfigError
 from cmr.integration.capture.leaving_text import SCORE
 from cmr.integration.capture.rows import checked
@@ -140,7 +141,8 @@ class Passes:
 
         handle = self._memory._core.adapter.decoder.register_forward_hook(note)
         try:
-            yield found
+            with passing(handle.remove):
+                yield found
         finally:
             handle.remove()
 

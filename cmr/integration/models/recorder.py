@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cmr._fork import renew
+
 
 class Recorder:
     """Counts calls, tokens and seconds. Whatever has `measure`, `note` and `stats` takes its place.
@@ -21,6 +23,7 @@ class Recorder:
         self._noted = {"tokens": 0, "recalls": 0, "stored_blocks": 0}
         self._seconds = self._last = 0.0
         self._counting = threading.Lock()
+        renew(self, "_counting", threading.Lock)
         self._mine = threading.local()  # `seconds` of this thread's last call
 
     @contextmanager

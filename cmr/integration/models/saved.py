@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from cmr.errors import ConfigError, CorruptMemoryError, MemoryNotFoundError
 from cmr.integration.memory import Memory
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
+from cmr.memory.buffer.layers import BufferLimits
+from cmr.memory.store.checked import open_memory
+from cmr.memory.store.fields import Check, anything, hold, maybe, one_of, table, whole
+from cmr.memory.store.folder import read_whole
+from cmr.memory.store.form import parse
+from cmr.memory.store.schema import NAMES, SETTINGS, SHORT, forget_paths
 
 FORMAT = 1
 ABOUT, SEQUENCES = "cmr_model.json", "sequences.json"
 MEMORY, BLOCKS, STATES = "cmr_memory", "memory", "buffer"
 
 Key = bytes | str | None
+
+_MOST = 256 << 20
+_FORMAT = whole(FORMAT, FORMAT)
+_SEQUENCES = table(format=_FORMAT, sequences=NAMES)
+_ABOUT = table(
+    **{"class": SHORT},
+    format=_FORMAT,
+    config=SETTINGS,
+    output_hidden_size=maybe(whole(1, 1 << 24)),
+    buffer=table(**{field.name: anything for field in fields(BufferLimits)}),
+    memory_enabled=one_of(True, False),
+    memory=maybe(one_of(MEMORY)),
+)
 
 
 def save_memory(
@@ -36,9 +56,10 @@ def load_memory(
 ) -> int:
     """Take in what `save_memory` saved; returns the blocks loaded."""
     folder = Path(path)
-    there = _read(folder / SEQUENCES).get("sequences")
-    if not isinstance(there, dict):
-        raise CorruptMemoryError(f"{folder / SEQUENCES}: 'sequences' expected")
+    there = _read(folder / SEQUENCES, _SEQUENCES)["sequences"]
+    known = {entry["name"] for entry in open_memory(folder / BLOCKS, key).header["sessions"]}
+    if len({*there.values()}) < len(there) or not known.issuperset(there.values()):
+        raise CorruptMemoryError(f"{folder / SEQUENCES}: sessions of {folder / BLOCKS} expected")
     # Entries are tried on a buffer of the same size first: nothing may be changed here where they
     # are refused, and the blocks may be refused, too.
     buffer.empty_like().load_state(folder / STATES, key=key)
@@ -57,9 +78,11 @@ def save_about(folder: Path, about: dict[str, Any]) -> None:
 
 def load_about(folder: Path, kind: str) -> dict[str, Any]:
     """What `save_about` saved of a class of that name."""
-    about = _read(folder / ABOUT)
-    if about.get("class") != kind:
-        raise ConfigError(f"{folder}: a {kind} expected, it holds a {about.get('class')}")
+    about: dict[str, Any] = _read(folder / ABOUT, _ABOUT)
+    if about["class"] != kind:
+        raise ConfigError(f"{folder}: a {kind} expected, it holds a {about['class']}")
+    # Written by any version: what an older one named is not looked at.
+    forget_paths(about["config"])
     return about
 
 
@@ -71,13 +94,9 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, check: Check) -> Any:
     if not path.is_file():
         raise MemoryNotFoundError(f"{path} does not exist: nothing was saved there by cmr")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptMemoryError(f"{path}: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CorruptMemoryError(f"{path}: format {FORMAT} expected")
+    content = parse(read_whole(path, _MOST), path)
+    hold(check, content, path)
     return content

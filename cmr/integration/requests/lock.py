@@ -19,6 +19,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from cmr._fork import in_child
+from cmr.errors import AttachError
+from cmr.integration.decoder.wrapped import Wrapped
+
 Place = tuple[int, int]
 
 LOST = 1.0
@@ -66,6 +70,8 @@ class FairLock:
     first instruction of the one that would let go. So each hold knows the frame that it belongs to,
     that of the function with the `with` statement: when that does not run any more, the lock is
     lost, which the thread's own next call notices, and others that wait do within a second.
+    In the child of a fork nobody holds it. AttachError there where the thread that forked held it:
+    what it was in the middle of is the parent's.
 
     Args:
         taken: called by whoever takes the lock that nobody held, before anything else is done.
@@ -77,6 +83,8 @@ class FairLock:
         self._owner: int | None = None
         self._holds: list[Hold] = []
         self._queue: deque[tuple[int, threading.Lock]] = deque()
+        self._forked_inside = False
+        in_child(self, FairLock._leave_parent)
 
     def acquire(self, timeout: float | None = None, frame: FrameType | None = None) -> bool:
         """Wait for the lock, `timeout` seconds at most; returns whether this thread holds it.
@@ -88,6 +96,7 @@ class FairLock:
         if self._owner == me and self._holds and runs(self._holds[-1].frame):
             self._holds.append(hold)
             return True
+        self._require_unforked()
         if not self._wait(me, hold, timeout):
             return False
         if len(self._holds) == 1 and self._taken is not None:
@@ -131,6 +140,7 @@ class FairLock:
         `frame`: as for `acquire`.
         """
         if not self.mine:
+            self._require_unforked()
             raise RuntimeError("this thread does not hold the lock")
         lost = self._drop_lost(sys._getframe())
         # Where something was lost it may have been this very hold: it is not let go twice.
@@ -170,6 +180,23 @@ class FairLock:
 
     def __exit__(self, *_: object) -> None:
         self.release(user_frame())
+
+    def _leave_parent(self) -> None:
+        """In the child of a fork: nobody holds it, and of those that wait one thread at most."""
+        me = threading.get_ident()
+        self._inner = threading.Lock()
+        self._queue = deque(waiting for waiting in self._queue if waiting[0] == me)
+        self._forked_inside = self.mine and any(runs(hold.frame) for hold in self._holds)
+        while self._holds:
+            self._holds.pop().end()
+        self._hand_on()
+
+    def _require_unforked(self) -> None:
+        if self._forked_inside:
+            raise AttachError(
+                "this process was forked in the middle of a forward, or of something else that is "
+                "done with this memory, by the thread that did it: fork between two of them"
+            )
 
     def _give_up(self, waiting: tuple[int, threading.Lock]) -> bool:
         """Leave the queue; whether the lock had been handed over by then."""
@@ -239,15 +266,12 @@ class Turns:
 
     def __init__(self, holder: Any) -> None:
         self._holder = holder
-        self._guard: Any = None
-        self._users: Any = None
+        self._guard: Wrapped | None = None
 
     def attach(self, decoder: Any, interrupted: Callable[[], None]) -> None:
         """Wrap the decoder's `forward`; `interrupted` is called in place of the hooks behind it."""
-        own, self._users = decoder.forward, vars(decoder).get("forward")
 
-        @functools.wraps(own)
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def guarded(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling():
                 return own(*args, **kwargs)
             try:
@@ -258,15 +282,13 @@ class Turns:
                 interrupted()
                 raise
 
-        self._guard = decoder.forward = forward
+        self._guard = Wrapped(decoder, "forward", guarded)
 
-    def detach(self, decoder: Any) -> None:
+    def detach(self) -> None:
         """Take the wrapper away, unless somebody has wrapped it in turn."""
-        if self._guard is not None and vars(decoder).get("forward") is self._guard:
-            del decoder.forward
-            if self._users is not None:
-                decoder.forward = self._users
-        self._guard = self._users = None
+        if self._guard is not None:
+            self._guard.take_away()
+            self._guard = None
 
     @property
     def under_way(self) -> bool:

@@ -160,6 +160,7 @@ class Session(Opener):
         ids = _token_ids(core, text, tokenizer).to(core.adapter.input_device)
         request = new_request(core)
         with under_way(core, request), core.lock:
+            core.identity.require()
             sessions, _ = request.rows(core.table, 1)
             if not core.wants_recall(sessions, request.retriever):
                 return []

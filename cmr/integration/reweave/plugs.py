@@ -14,43 +14,39 @@ from torch.overrides import TorchFunctionMode
 from cmr._warning import warn
 from cmr.errors import AttachError
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.reweave.attention import (
-    MARK,
-    PREFIX,
-    WATCH,
-    LayerMemory,
-    LayerReader,
-    memory_attention,
-    read_memory,
-)
+from cmr.integration.decoder.wrapped import Wrapped
+from cmr.integration.reweave import face
+from cmr.integration.reweave.attention import MARK, LayerMemory, LayerReader, read_memory
 
 
 class Plugs:
     """Lets the layers of one model read what a reader gives them.
 
-    Families that ask transformers' `AttentionInterface` get the plug's name for their attention
-    implementation. Of those that call PyTorch's `scaled_dot_product_attention` themselves, the
-    attention modules' `forward` is wrapped, instance by instance, and that one call inside it is
-    answered while there is memory to read. Both ways a layer without memory runs its own code.
+    Of families that ask transformers' `AttentionInterface` the attention modules, and nobody else,
+    find the plug's name in their configuration (reweave/face.py). Of those that call PyTorch's
+    `scaled_dot_product_attention` themselves, the attention modules' `forward` is wrapped, instance
+    by instance, and that one call inside it is answered while there is memory to read. Both ways a
+    layer without memory runs its own code.
     """
 
     def __init__(self, adapter: ModelAdapter) -> None:
         self._adapter = adapter
         self._implementation: str | None = None
-        self._own: list[tuple[Any, Any]] = []
+        self._wrapped: list[Wrapped] = []
         self._warned = False
 
     def attach(self, reader: LayerReader) -> None:
         """Put the plugs in place."""
+        decoder: Any = self._adapter.decoder
+        if self._adapter.family.plug == "interface":
+            self._implementation = decoder.config._attn_implementation
         for attention in self._adapter.attentions():
             setattr(attention, MARK, reader)
-            if self._adapter.family.plug == "sdpa":
-                self._own.append((attention, vars(attention).get("forward")))
-                attention.forward = _reading(attention, self._warn)
-        if self._adapter.family.plug == "interface":
-            decoder: Any = self._adapter.decoder
-            self._implementation = decoder.config._attn_implementation.removeprefix(PREFIX)
-            decoder.set_attn_implementation(plug(self._implementation))
+            if self._adapter.family.plug == "interface":
+                face.put(attention)
+            elif self._adapter.family.plug == "sdpa":
+                around = functools.partial(_read, attention, self._warn)
+                self._wrapped.append(Wrapped(attention, "forward", around))
 
     def require_unchanged(self) -> None:
         """Raises `AttachError` where another attention implementation was set meanwhile."""
@@ -58,11 +54,11 @@ class Plugs:
             return
         decoder: Any = self._adapter.decoder
         name = decoder.config._attn_implementation
-        if not name.startswith(PREFIX):
+        if name != self._implementation:
             raise AttachError(
-                f"the attention implementation was set to {name!r} while a memory is attached, "
-                "which no longer reads it: detach() the memory, set the implementation, and "
-                f"attach again (or set {PREFIX + self._implementation!r} back)"
+                f"the attention implementation was set to {name!r} while a memory is attached: "
+                "detach() the memory, set the implementation, and attach again (or set "
+                f"{self._implementation!r} back)"
             )
 
     def _warn(self) -> None:
@@ -80,32 +76,12 @@ class Plugs:
         for attention in self._adapter.attentions():
             if getattr(attention, MARK, None) is reader:
                 delattr(attention, MARK)
-        for attention, own in self._own:
-            del attention.forward
-            if own is not None:
-                attention.forward = own
-        self._own.clear()
-        if self._implementation is not None:
-            decoder: Any = self._adapter.decoder
-            ours = decoder.config._attn_implementation.startswith(PREFIX)
-            watched = any(hasattr(attention, WATCH) for attention in self._adapter.attentions())
-            if ours and not watched:  # whoever goes last takes the plug's name away
-                decoder.set_attn_implementation(self._implementation)
-            self._implementation = None
-
-
-def plug(own: str) -> str:
-    """Register `memory_attention` over the implementation `own`; the name to set on a model.
-
-    Registering a name changes no other model.
-    """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-
-    name = PREFIX + own
-    AttentionInterface.register(name, memory_attention)
-    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
-    return name
+            if self._adapter.family.plug == "interface":
+                face.take_away(attention)
+        for wrapped in self._wrapped:
+            wrapped.take_away()
+        self._wrapped.clear()
+        self._implementation = None
 
 
 @contextmanager
@@ -119,29 +95,29 @@ def plugged(adapter: ModelAdapter, reader: LayerReader) -> Iterator[None]:
         plugs.detach(reader)
 
 
-def _reading(attention: nn.Module, warn: Callable[[], None]) -> Any:
-    """The module's `forward` with memory woven in where its reader has some.
+def _read(
+    attention: nn.Module,
+    warn: Callable[[], None],
+    own: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """The module's own `forward` with memory woven in where its reader has some.
 
     `warn` says that attention weights were asked for: there are none where memory is read.
     """
-    own = attention.forward
-
-    @functools.wraps(own)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        reader: LayerReader | None = getattr(attention, MARK, None)
-        memory = None
-        if reader is not None and reader.step is not None:
-            memory = reader.memory_for(attention.layer_idx)  # type: ignore[arg-type]
-        if reader is None or memory is None:
-            return own(*args, **kwargs)
-        if kwargs.get("output_attentions"):
-            warn()
-            kwargs["output_attentions"] = False
-        # Between its own lines nothing can be put: the one call that attends is answered instead.
-        with _Woven(attention, reader, memory):
-            return own(*args, **kwargs)
-
-    return forward
+    reader: LayerReader | None = getattr(attention, MARK, None)
+    memory = None
+    if reader is not None and reader.step is not None:
+        memory = reader.memory_for(attention.layer_idx)  # type: ignore[arg-type]
+    if reader is None or memory is None:
+        return own(*args, **kwargs)
+    if kwargs.get("output_attentions"):
+        warn()
+        kwargs["output_attentions"] = False
+    # Between its own lines nothing can be put: the one call that attends is answered instead.
+    with _Woven(attention, reader, memory):
+        return own(*args, **kwargs)
 
 
 class _Woven(TorchFunctionMode):

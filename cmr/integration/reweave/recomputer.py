@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from transformers.cache_utils import DynamicCache
 
+from cmr.errors import NonFiniteStateError
 from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.finite import all_finite
 from cmr.integration.decoder.partial_pass import states_entering
 from cmr.integration.window.local_window import LocalWindow
 from cmr.integration.window.window_layer import adopt
@@ -42,7 +44,8 @@ class Recomputer:
         """Un-rotated keys and values of passages, `[n, run]` slots in the order of the text.
 
         A row has one passage, and -1 for none behind it. By layer number there are two `[n,
-        kv_heads, run * block_size, head_dim]`; states stand for both, as one head.
+        kv_heads, run * block_size, head_dim]`; states stand for both, as one head. Raises
+        `NonFiniteStateError` where the model makes something else than finite ones of them.
         """
         slots = torch.cat([self._ahead(ring, passages), passages], dim=1)
         where = slots.clamp(min=0)
@@ -66,6 +69,8 @@ class Recomputer:
                 keys = unrotate(keys, cos, sin)
             distinct = self._adapter.distinct
             out[number] = (distinct(keys[:, :, front:]), distinct(values[:, :, front:]))
+        if not all_finite(x for pair in out.values() for x in pair):
+            out = _finite(out, held[:, -passages.shape[1] :].flatten(1))
         return out
 
     def _ahead(self, ring: BlockStore, passages: torch.Tensor) -> torch.Tensor:
@@ -103,3 +108,18 @@ class Recomputer:
         if self._states:
             return {n: (x[:, None], x[:, None]) for n, x in states.items()}
         return {n: cache.layers[n].new for n in self._layers}
+
+
+def _finite(layers: Layers, held: torch.Tensor) -> Layers:
+    """The same with zeros where none of the tokens `[n, tokens]` is held, if all else is finite."""
+    out: Layers = {}
+    for number, pair in layers.items():
+        empty = ~held.to(pair[0].device)[:, None, :, None]
+        keys, values = (x.masked_fill(empty, 0) for x in pair)
+        if not bool(keys.isfinite().all() and values.isfinite().all()):
+            raise NonFiniteStateError(
+                f"layer {number}: finite keys and values expected of a stored passage that was run "
+                "through the model again, got NaN or infinite ones"
+            )
+        out[number] = keys, values
+    return out

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from cmr._fork import renew
 from cmr.integration.reweave.recomputer import Layers, Recomputer
 from cmr.memory.block_store import BlockStore
 
@@ -62,6 +63,7 @@ class Prefetcher:
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
         self.gathered = 0
+        renew(self, "_pool", lambda: None)
 
     def ahead(self, gather: Gather, layers: Iterable[int]) -> Gather:
         """A function like `gather`, whose work begins at once in a thread, layer by layer.
@@ -71,12 +73,13 @@ class Prefetcher:
         """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="cmr-prefetch")
+        pool = self._pool
         coming: dict[int, Future[Stored]] = {
-            layer: self._pool.submit(gather, layer) for layer in sorted(layers)
+            layer: pool.submit(gather, layer) for layer in sorted(layers)
         }
 
         def take(layer: int) -> Stored:
-            if layer not in coming:
+            if layer not in coming or self._pool is not pool:  # what a parent began never comes
                 return gather(layer)
             self.gathered += 1
             return coming.pop(layer).result()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from cmr.errors import UnsupportedModelError
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.reweave.attention import MARK, PREFIX, WATCH
+from cmr.integration.reweave import face
+from cmr.integration.reweave.attention import WATCH
 from cmr.integration.reweave.attention_weights import attention_weights
-from cmr.integration.reweave.plugs import plug
 
 Weights = Callable[[int, torch.Tensor], None]
 """Takes a layer's number and its weights `[batch, heads, tokens, seen]` float32."""
@@ -36,17 +35,10 @@ class Watcher:
 
     def watch(self, layers: set[int], tell: Weights) -> None:
         """Exactly these layers tell their weights from now on; none of them: as it was before."""
-        decoder: Any = self._adapter.decoder
-        modules = list(self._adapter.attentions())
-        for number, module in enumerate(modules):
+        for number, module in enumerate(self._adapter.attentions()):
             if number in layers:
                 setattr(module, WATCH, lambda *args, n=number: tell(n, _weights(*args)))
+                face.put(module)
             elif hasattr(module, WATCH):
                 delattr(module, WATCH)
-        # The implementation that was chosen, under ours; an attached memory needs ours as well, so
-        # it only goes where no module is marked as one that reads.
-        own = decoder.config._attn_implementation.removeprefix(PREFIX)
-        if layers:
-            decoder.set_attn_implementation(plug(own))
-        elif not any(hasattr(module, MARK) for module in modules):
-            decoder.set_attn_implementation(own)
+                face.take_away(module)

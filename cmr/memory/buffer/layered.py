@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cmr._fork import renew
 from cmr.config import checks as check
 from cmr.errors import ModelMismatchError
 from cmr.memory.buffer.layer_store import NO_TOKEN, LayerStore
@@ -86,6 +87,7 @@ class LayeredMemoryBuffer:
         # The save that the next one to the same folder adds to; None: it is written anew.
         self._base: str | None = None
         self.lock = threading.RLock()
+        renew(self, "lock", threading.RLock)
 
     def __len__(self) -> int:
         return len(self._layers)

@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 
+from cmr.errors import ConfigError
 from cmr.memory.buffer.layer_store import COLUMNS, LONG_TERM, RECENT, WORKING, LayerStore
 from cmr.memory.buffer.layers import Layers, column
 from cmr.memory.store import Batch, Kind, Part, Saved
+from cmr.memory.store.fields import hold
 from cmr.memory.store.form import corrupt
+from cmr.memory.store.schema import BUFFER
 
 WHAT = "LayeredMemoryBuffer"
 # The two forms of a layer's entries, each a kind of rows of its own: whole states, or codes.
@@ -79,18 +82,22 @@ def restore(
     opened = Saved.open(path, key=key)
     header = opened.header
     if header.get("what") != WHAT:
-        raise ValueError(f"{opened.path}: a saved {WHAT} expected, got another kind of memory")
-    if header.get("settings") != dict(settings):
-        raise ValueError(
-            f"{opened.path}: settings {dict(settings)} expected, got {header.get('settings')}"
+        corrupt(opened.path, f"a saved {WHAT} expected, got another kind of memory")
+    hold(BUFFER, header, path, under="header")
+    if header["settings"] != dict(settings):
+        raise ConfigError(
+            f"{opened.path}: settings {dict(settings)} expected, got {header['settings']}"
         )
     # The checksums of all files first: nothing is read of a damaged save.
     opened.verify()
     forms = _forms_in(opened, codes=bool(settings["reduce_long_term"]))
-    into.clock, into.names = _clock_and_names(opened)
+    into.clock = header["clock"]
+    into.names = {int(number): name for number, name in header["names"].items()}
     _check_columns(opened, into.clock)
+    # Only layers that hold something: the bytes in the folder then pay for a row's width.
+    held = {forms[kind][0] for kind in opened.kind.unique().tolist()}
     for (number, form), kind in zip(forms, opened.kinds, strict=True):
-        if form == _FULL:
+        if form == _FULL and number in held:
             state = kind.parts[_FULL]
             into.new_store(number, state.shape[0], state.dtype, device)
     for batch in opened.batches():
@@ -137,26 +144,14 @@ def _forms(hidden: int, dtype: torch.dtype) -> dict[str, dict[str, Part]]:
     return {_FULL: {_FULL: Part(dtype, (hidden,))}, _CODES: codes}
 
 
-def _clock_and_names(opened: Saved) -> tuple[int, dict[int, str]]:
-    clock, names = opened.header.get("clock"), opened.header.get("names")
-    if not isinstance(clock, int) or clock < 0 or not isinstance(names, dict):
-        corrupt(opened.path, "a clock and names of sequences expected")
-    for number, name in names.items():
-        if not number.isdecimal() or not isinstance(name, str):
-            corrupt(opened.path, "a name for each number of a sequence expected")
-    return clock, {int(number): name for number, name in names.items()}
-
-
 def _forms_in(opened: Saved, codes: bool) -> list[tuple[int, str]]:
     """Layer and form of each kind as the header names them, checked against the kinds."""
-    forms = opened.header.get("forms")
-    if not isinstance(forms, list) or len(forms) != len(opened.kinds):
+    forms = opened.header["forms"]
+    if len(forms) != len(opened.kinds):
         corrupt(opened.path, f"forms of {len(opened.kinds)} kinds expected")
     hidden: dict[int, Part] = {}
     out: list[tuple[int, str]] = []
     for form, kind in zip(forms, opened.kinds, strict=True):
-        if not isinstance(form, list) or len(form) != 2 or not isinstance(form[0], int):
-            corrupt(opened.path, "a layer and a form for each kind expected")
         number, name = form
         if name == _FULL and _FULL in kind.parts and number not in hidden and number >= 0:
             hidden[number] = kind.parts[_FULL]

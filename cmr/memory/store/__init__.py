@@ -1,6 +1,6 @@
 """Saved memories: a folder of a manifest and safetensors files, replaced in one step.
 
-The folder of a saved memory, format version 2::
+The folder of a saved memory, format version 3::
 
     manifest.json                   format version, id of the save, kinds, files, header, checksum
     blocks-<16 hex>.safetensors     blocks of one kind, a tensor a part, a row a block
@@ -14,7 +14,8 @@ says which block each row is; -1, in folders of older versions, is a row that is
 own `sha256` is that of the rest of it as compact JSON. Encrypted data files end in `.sealed`; of an
 encrypted manifest only the format version, the key's derivation and the wrapped data key are in the
 clear (see `vault`).
-Nothing is ever unpickled, and nothing outside the folder is read.
+Nothing is ever unpickled, and nothing outside the folder is read. `schema` declares what manifest
+and header may say.
 """
 
 from cmr.memory.store.form import Content, Kind, Part

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from cmr._fork import close, own
 from cmr.errors import StoreBusyError
 from cmr.memory.store import vault as _vault
 from cmr.memory.store.folder import flock, open_file
@@ -84,7 +85,7 @@ class DataFile:
     def __init__(self, path: Path, size: int, vault: Vault | None) -> None:
         self.path = path
         self._unsealer: _vault.Unsealer | None = None
-        self._fd = open_file(path)
+        self._fd = own(open_file(path))
         try:
             if (found := os.fstat(self._fd).st_size) != size:
                 corrupt(path, f"{size} bytes expected, got {found}")
@@ -99,7 +100,7 @@ class DataFile:
                 salt = head[len(_vault.MAGIC) :]
                 self._unsealer = vault.unseal(path.name, salt, path)
         except BaseException:
-            os.close(self._fd)
+            close(self._fd)
             raise
 
     def __enter__(self) -> DataFile:
@@ -111,7 +112,7 @@ class DataFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        os.close(self._fd)
+        close(self._fd)
 
     def read(self, begin: int, end: int) -> bytes:
         """Bytes `begin` to `end`."""

@@ -16,6 +16,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from cmr._fork import close, own
 from cmr.errors import MemoryNotFoundError, StoreBusyError, StoreError
 from cmr.memory.store.form import corrupt
 
@@ -116,6 +117,7 @@ class Folder:
         if fcntl is None:
             raise StoreError("saved memories need the files and locks of a POSIX system")
         self.path = Path(path)
+        self._writer = 0
 
     @property
     def manifest(self) -> Path:
@@ -166,7 +168,7 @@ class Folder:
             )
         flags = os.O_RDWR | os.O_CREAT | SAFELY
         try:
-            fd = os.open(self.path / LOCK, flags, 0o600)
+            fd = own(os.open(self.path / LOCK, flags, 0o600))
         except OSError as error:
             raise StoreError(
                 f"{self.path / LOCK} cannot be opened ({os.strerror(error.errno or 0)})"
@@ -177,12 +179,14 @@ class Folder:
             # What a save that was killed left there may be text that is to be forgotten.
             self._unstage()
             self.staging.mkdir(mode=0o700)
+            self._writer = os.getpid()
             try:
                 yield
             finally:
-                self._unstage()
+                if self._writer == os.getpid():  # what stands there is the parent's otherwise
+                    self._unstage()
         finally:
-            os.close(fd)
+            close(fd)
 
     def _unstage(self) -> None:
         """Removes the staging folder; what is left in it is erased first."""
@@ -198,6 +202,8 @@ class Folder:
 
     def commit(self, names: Iterable[str], manifest: bytes) -> None:
         """Moves finished files out of the staging folder, then makes `manifest` the valid one."""
+        if self._writer != os.getpid():
+            raise StoreError(f"{self.path}: this save is that of the process that was forked")
         # Under their last names they still count for nothing: no manifest names them.
         for name in names:
             os.rename(self.staging / name, self.path / name)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,14 +11,13 @@ from typing import Any, NamedTuple
 import torch
 
 from cmr.errors import CorruptMemoryError, MemoryKeyError, NewerFormatError
+from cmr.memory.store import schema
+from cmr.memory.store.fields import Check, anything, hold
 from cmr.memory.store.folder import MANIFEST, Folder, read_whole
 from cmr.memory.store.form import (
     DTYPE_NAMES,
     DTYPES,
     HASH,
-    MAX_BYTES,
-    MAX_DIMS,
-    NAME,
     Kind,
     Part,
     check_plain,
@@ -28,17 +25,14 @@ from cmr.memory.store.form import (
     dump,
     parse,
     take,
-    take_size,
 )
 from cmr.memory.store.vault import Key, Vault, decode
 
-FORMAT, VERSION = "cmr-memory", 2
+FORMAT, VERSION = "cmr-memory", 3
 # About 8 bytes a block: 30 million blocks.
 MAX_MANIFEST = 256 << 20
 # The row of a block that is no longer part of the memory.
 DEAD = -1
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_ID = re.compile(r"[0-9a-f]{32}")
 # Columns that version 1 did not have, with the value that its blocks get.
 ADDED_IN_2: dict[str, tuple[str, int | float]] = {
     "kind": ("I64", 0),
@@ -129,11 +123,13 @@ class Manifest:
         )
 
 
-def load(folder: Folder, key: Key | Vault | None, either: bool = False) -> Manifest:
+def load(
+    folder: Folder, key: Key | Vault | None, either: bool = False, header: Check = anything
+) -> Manifest:
     """Reads and checks the manifest of a folder; raises as `Saved.open` says.
 
     A vault as `key` opens it without the user's key; `either`: a key may be given for a memory in
-    the clear, too.
+    the clear, too. `header` is what its header is held to.
     """
     folder.require()
     where = folder.manifest
@@ -158,7 +154,9 @@ def load(folder: Folder, key: Key | Vault | None, either: bool = False) -> Manif
         del table[HASH]
         if digest != _digest(table):
             corrupt(where, "its text does not have the checksum that it names")
-    found = _read(table, folder)
+    if version < 3:
+        _from_2(table)
+    found = _read(table, folder, header)
     found.vault, found.version = vault, version
     found.checksum = checksum(raw)
     return found
@@ -199,6 +197,22 @@ def _from_1(table: dict[str, Any], where: object) -> dict[str, Any]:
     return table
 
 
+def _from_2(table: dict[str, Any]) -> None:
+    """Completes the header of an attached model's memory, as far as it is one."""
+    header = table.get("header")
+    if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
+        return
+    # Before there were calibrations, and before headers said so.
+    header.setdefault("index", None)
+    header.setdefault("calibrated", header["index"] is not None)
+    sessions = header.get("sessions")
+    for session in sessions if isinstance(sessions, list) else ():
+        if isinstance(session, dict):
+            session.setdefault("adapters", {})
+            session.setdefault("uids", [])
+    schema.forget_paths(header["config"])
+
+
 def checksum(raw: bytes) -> str:
     """The checksum by which a manifest file is known again."""
     return hashlib.new(HASH, raw).hexdigest()
@@ -218,88 +232,28 @@ def _write_parts(parts: Mapping[str, Part]) -> dict[str, Any]:
     }
 
 
-def _read(table: Any, folder: Folder) -> Manifest:
+def _read(table: Any, folder: Folder, header: Check) -> Manifest:
     where = folder.manifest
-    identity = take(table, "id", str, where)
-    if not _ID.fullmatch(identity):
-        corrupt(where, f"'id': 32 hexadecimal digits expected, got {identity[:40]!r}")
-    kinds = []
-    for entry in take(table, "kinds", list, where):
-        name = take(entry, "name", str, where)
-        kinds.append(Kind(_name(name, where), _read_parts(entry, where)))
-    if len({kind.name for kind in kinds}) != len(kinds):
-        corrupt(where, "two kinds have the same name")
-    shards = [_read_shard(e, len(kinds), where) for e in take(table, "shards", list, where)]
-    entry = take(table, "columns", dict, where)
-    columns = ColumnFile(
-        *_read_file(entry, where),
-        take_size(entry, "rows", MAX_BYTES, where),
-        _read_parts(entry, where),
-        _read_fill(entry, where),
-    )
-    header = take(table, "header", dict, where)
+    hold(schema.MANIFEST, table, where)
+    hold(header, table["header"], where, under="header")
     try:
-        check_plain(header)
+        check_plain(table["header"])
     except ValueError as error:
         corrupt(where, str(error))
-    found = Manifest(identity, take(table, "library", str, where), kinds, shards, columns, header)
-    # A name with a slash or a dot in it could lead out of the folder.
-    for name in found.files:
-        folder.file(name)
-    if len(set(found.files)) != len(found.files):
-        corrupt(where, "a data file is named twice")
-    return found
+    entry = table["columns"]
+    fill = {name: (DTYPES[about["dtype"]], about["value"]) for name, about in entry["fill"].items()}
+    return Manifest(
+        table["id"],
+        table["library"],
+        [Kind(kind["name"], _read_parts(kind)) for kind in table["kinds"]],
+        [Shard(**shard) for shard in table["shards"]],
+        ColumnFile(**entry | {"parts": _read_parts(entry), "fill": fill}),
+        table["header"],
+    )
 
 
-def _read_file(entry: Any, where: object) -> tuple[str, int, str]:
-    file, digest = take(entry, "file", str, where), take(entry, HASH, str, where)
-    if not _DIGEST.fullmatch(digest):
-        corrupt(where, f"{HASH!r}: 64 hexadecimal digits expected, got {digest[:80]!r}")
-    return file, take_size(entry, "bytes", MAX_BYTES, where), digest
-
-
-def _read_shard(entry: Any, kinds: int, where: object) -> Shard:
-    file, size, digest = _read_file(entry, where)
-    kind = take_size(entry, "kind", kinds - 1, where)
-    numbers = take(entry, "numbers", list, where)
-    if not all(type(x) is int and DEAD <= x < 1 << 63 for x in numbers):
-        corrupt(where, f"'numbers' of {file[:80]!r}: block numbers from 0 on expected")
-    return Shard(file, size, digest, kind, numbers)
-
-
-def _name(name: str, where: object) -> str:
-    if not NAME.fullmatch(name):
-        corrupt(where, f"a name of letters, digits, '_', '.', '-' expected, got {name[:80]!r}")
-    return name
-
-
-def _dtype(entry: Any, where: object) -> torch.dtype:
-    name = take(entry, "dtype", str, where)
-    if name not in DTYPES:
-        corrupt(where, f"'dtype': one of {', '.join(DTYPES)} expected, got {name[:40]!r}")
-    return DTYPES[name]
-
-
-def _read_parts(entry: Any, where: object) -> dict[str, Part]:
-    parts = {}
-    for name, about in take(entry, "parts", dict, where).items():
-        shape = take(about, "shape", list, where)
-        if len(shape) > MAX_DIMS or not all(type(x) is int and 0 <= x < 1 << 40 for x in shape):
-            corrupt(where, f"'shape': up to {MAX_DIMS} sizes expected, got {str(shape)[:80]}")
-        # Sizes of 0 counted as 1: strides are counted so, too.
-        if math.prod(max(size, 1) for size in shape) > MAX_BYTES:
-            corrupt(where, f"'shape': fewer than 2^62 values expected, got {shape}")
-        parts[_name(name, where)] = Part(_dtype(about, where), tuple(shape))
-    return parts
-
-
-def _read_fill(entry: Any, where: object) -> dict[str, tuple[torch.dtype, int | float]]:
-    fill: dict[str, tuple[torch.dtype, int | float]] = {}
-    for name, about in take(entry, "fill", dict, where).items():
-        dtype = _dtype(about, where)
-        whole = not dtype.is_floating_point
-        value: int | float = take(about, "value", int if whole else float, where)
-        if whole and not 0 <= value <= (1 if dtype == torch.bool else torch.iinfo(dtype).max):
-            corrupt(where, f"'value' of {name[:80]!r}: one that fits {dtype} expected")
-        fill[_name(name, where)] = (dtype, value)
-    return fill
+def _read_parts(entry: Any) -> dict[str, Part]:
+    return {
+        name: Part(DTYPES[about["dtype"]], tuple(about["shape"]))
+        for name, about in entry["parts"].items()
+    }

@@ -128,28 +128,35 @@ def left_out(
         elif note.then != identity:
             ended.update(n for n, uids in _uids(header).items() if uids & set(note.uids))
     gone = torch.isin(numbers, torch.tensor(sorted(blocks), dtype=torch.int64))
-    return gone | torch.isin(session, torch.tensor(sorted(ended), dtype=torch.int64)), ended
+    gone |= torch.isin(session, torch.tensor(sorted(ended), dtype=torch.int64))
+    return gone, ended & _uids(header).keys()
 
 
 def without(header: dict[str, Any], ended: set[int]) -> dict[str, Any]:
-    """A header without the sessions of these numbers."""
+    """A header without the sessions of these numbers, which it has."""
     if not ended:
         return header
-    kept = [entry for entry in header["sessions"] if entry["number"] not in ended]
+    kept = [entry for entry in header["sessions"] if _number(entry) not in ended]
     return {**header, "sessions": kept}
 
 
 def _uids(header: Mapping[str, Any]) -> dict[int, set[str]]:
-    """Number of each session in a header to its ids, as far as it says any."""
+    """Number of each session in a header to its ids, where it says any."""
     # Headers are whatever somebody saves: one without such a list has no sessions to leave out.
     entries = header.get("sessions")
-    return {
-        entry["number"]: {uid for uid in entry["uids"] if isinstance(uid, str)}
-        for entry in (entries if isinstance(entries, list) else [])
-        if isinstance(entry, dict)
-        and isinstance(entry.get("number"), int)
-        and isinstance(entry.get("uids"), list)
-    }
+    found = {}
+    for entry in entries if isinstance(entries, list) else []:
+        if (number := _number(entry)) is not None:
+            uids = entry.get("uids")
+            found[number] = {
+                u for u in (uids if isinstance(uids, list) else ()) if isinstance(u, str)
+            }
+    return found
+
+
+def _number(entry: Any) -> int | None:
+    number = entry.get("number") if isinstance(entry, dict) else None
+    return number if isinstance(number, int) else None
 
 
 class Rest:
@@ -167,20 +174,21 @@ class Rest:
         return self._whole.rows(kind, part, self._at[at])
 
 
-def obeyed(content: Content, notes: Notes, was: str | None, goes_on: bool) -> Content:
-    """Content without what notes name, to be saved in the place of the save `was`.
+def check_obeyed(
+    folder: Folder, content: Content, notes: Notes, was: str | None, goes_on: bool
+) -> None:
+    """Raises StoreError where content that takes the place of the save `was` has what notes name.
 
-    `goes_on`: its numbers are those of `was`. StoreError where they are not, and blocks of `was`
-    are still to be forgotten: it cannot be told which ones they are in `content`.
+    `goes_on`: its numbers are those of `was`; where they are not, it cannot be told which of its
+    blocks are those that are to go.
     """
-    if not goes_on and any(note.save == was and note.numbers for note in notes.values()):
-        raise StoreError(
-            "blocks that are there are still to be forgotten, so it cannot be told which of the "
-            "new ones are these: open it when nobody reads it, which erases them, or load it again"
-        )
     gone, ended = left_out(
         notes.values(), was if goes_on else None, content.header, content.numbers, content.session
     )
-    if not bool(gone.any()) and not ended:
-        return content
-    return Rest(content, (~gone).nonzero()[:, 0], without(content.header, ended))
+    unknown = not goes_on and any(note.save == was and note.numbers for note in notes.values())
+    if unknown or ended or bool(gone.any()):
+        what = "blocks, by other numbers" if unknown else f"blocks {content.numbers[gone].tolist()}"
+        raise StoreError(
+            f"{folder.path}: what is to be forgotten there may be in what is saved ({what[:80]}): "
+            "forget it here as well, load the folder again, or save to another one"
+        )

@@ -18,6 +18,7 @@ from cmr.memory.slot_ledger import ranges_of
 from cmr.memory.store import manifest, outstanding
 from cmr.memory.store.columns import COLUMN, places_of, read_columns
 from cmr.memory.store.datafile import DataFile, check_sum
+from cmr.memory.store.fields import Check, anything
 from cmr.memory.store.folder import Folder, read_whole
 from cmr.memory.store.form import Kind, check_content
 from cmr.memory.store.manifest import DEAD, ColumnFile, Manifest, Shard
@@ -50,8 +51,12 @@ class Saved:
         self._take(found, outstanding.read(folder))
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, key: Key | None = None) -> Saved:
+    def open(
+        cls, path: str | os.PathLike[str], *, key: Key | None = None, header: Check = anything
+    ) -> Saved:
         """Opens a saved memory and checks it, except for the checksums of its blocks.
+
+        `header` is what its header is held to before another file is opened.
 
         Where the folder can be locked at once, what is left out of it is erased, and what a save
         that was killed has left; see `settle`.
@@ -65,7 +70,7 @@ class Saved:
         """
         folder = Folder(path)
         for _ in range(10):
-            found = manifest.load(folder, key)
+            found = manifest.load(folder, key, header=header)
             try:
                 saved = cls(folder, found)
             except (CorruptMemoryError, StoreBusyError):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 import cmr
+from cmr._fork import close, own
 from cmr.errors import CorruptMemoryError, MemoryKeyError, StoreBusyError, StoreError
 from cmr.memory.store import outstanding
 from cmr.memory.store.datafile import DataFile
@@ -78,12 +79,11 @@ def save(
         clean: overwrite what is no longer used with zeros before it is removed. Copies that a file
             system or a disk keeps by itself are out of its reach.
 
-    What is still to be forgotten in the folder (see `outstanding`) is left out of `content`, too.
-
     Raises:
         ValueError, TypeError: the content cannot be saved.
-        StoreError: the folder holds something else, or a save that is not among `only`; of its
-            kinds `StoreBusyError` when another save is running or, with `clean`, files are in use;
+        StoreError: the folder holds something else, or a save that is not among `only`, or
+            `content` has what is still to be forgotten there (see `outstanding`); of its kinds
+            `StoreBusyError` when another save is running or, with `clean`, files are in use;
             `MemoryKeyError` for a key that is not of its form, does not open the folder's `base`,
             or is missing where the folder is encrypted; `CorruptMemoryError` or `NewerFormatError`
             for a manifest in the folder that cannot be read.
@@ -113,7 +113,7 @@ def save(
         clean |= old is not None and old.vault is None and vault is not None
         notes = outstanding.read(folder)
         was = old.id if old else None
-        content = outstanding.obeyed(content, notes, was, goes_on)
+        outstanding.check_obeyed(folder, content, notes, was, goes_on)
         clean |= bool(notes)
         report = Saver(folder, content, vault, shard_bytes, clean).save(old, kept)
         outstanding.done(folder, notes, was if goes_on else None, report.id)
@@ -195,10 +195,10 @@ class Saver:
         found = []
         for path in [*(self.folder.path / name for name in names), self.folder.manifest]:
             try:
-                fd = os.open(path, os.O_RDWR | SAFELY)
+                fd = own(os.open(path, os.O_RDWR | SAFELY))
             except FileNotFoundError:
                 continue
-            stack.callback(os.close, fd)
+            stack.callback(close, fd)
             if not flock(fd, exclusive=True):
                 raise StoreBusyError(
                     f"{path} is in use, so it cannot be erased: nothing was changed"

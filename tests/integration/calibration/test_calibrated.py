@@ -74,7 +74,12 @@ def test_a_saved_memory_says_the_same(llama: nn.Module, file: str, tmp_path: Pat
         memory.read(text())
         memory.save(tmp_path / "mem")
         want = llama(input_ids=ids).logits
-    with cmr.load(tmp_path / "mem", llama):
+    # Where the file lies is the caller's to say: no folder names a file of the machine.
+    assert file not in (tmp_path / "mem" / "manifest.json").read_text()
+    with pytest.raises(ConfigError, match=r"calibration: the file that .* was saved with expected"):
+        cmr.load(tmp_path / "mem", llama)
+    assert not hasattr(llama, "_cmr_memory")
+    with cmr.load(tmp_path / "mem", llama, calibration=file):
         assert torch.equal(llama(input_ids=ids).logits, want)
 
 

@@ -266,23 +266,28 @@ def test_a_folder_under_another_key_is_outstanding(llama: nn.Module, tmp_path: P
         assert len(opened) == 3 and not notes(tmp_path / "m")
 
 
-def test_a_forget_that_is_interrupted_is_finished_in_files_by_the_next_call(
-    llama: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("where", ["owe", "tell", "settle", "_write_down"])
+def test_a_forget_that_is_interrupted_is_finished_here_at_once_and_in_files_by_the_next_call(
+    where: str, llama: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     with attach(llama) as memory:
-        memory.read(canary("anna", 96), sessions=["anna"])
-        memory.save(tmp_path / "m")
-        traces = Traces(memory, "anna")
-        with monkeypatch.context() as patch:
-            patch.setattr(memory._files, "settle", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                memory.forget("anna")
-        assert memory.outstanding and traces.in_folder(tmp_path)
+        for name in ("anna", "ben"):
+            memory.read(canary(name, 96), sessions=[name])
+        for folder in "xy":
+            memory.save(tmp_path / folder)
+        traces, real = Traces(memory, "anna"), getattr(memory._files, where)
+
+        def interrupted(*given: Any) -> None:
+            monkeypatch.setattr(memory._files, where, real)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(memory._files, where, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            memory.forget("anna")
+        assert memory.sessions == ["ben"] and not traces.in_process()
+        assert set(memory.outstanding) == {str(tmp_path / folder) for folder in "xy"}
         memory.inspect()
-        assert not memory.outstanding and not traces.in_folder(tmp_path)
+        assert not memory.outstanding and not traces.in_folder(tmp_path, "anna")
 
 
 # -- whose it is ---------------------------------------------------------------------------------
@@ -429,7 +434,7 @@ def test_sessions_of_older_versions_are_known_by_numbers_or_names(
     def older(self: MemoryContent, *args: Any) -> None:
         real(self, *args)
         for entry in self.header["sessions"]:
-            del entry["uids"]
+            entry["uids"] = []  # as such a folder is read
         self.uids = frozenset()
 
     monkeypatch.setattr(MemoryContent, "__init__", older)

@@ -89,11 +89,11 @@ def test_another_attention_implementation_is_an_error_and_stays() -> None:
         want = model(ids).logits
         model.set_attn_implementation("eager")
         for run in (lambda: model(ids), lambda: greedy(model, ids, 2)):
-            with pytest.raises(AttachError, match=r"'eager'.*detach.*'cmr_sdpa'"):
+            with pytest.raises(AttachError, match=r"'eager'.*detach.*'sdpa'"):
                 run()
         with memory.paused():
             assert torch.isfinite(model(ids).logits).all()
-        model.set_attn_implementation("cmr_sdpa")
+        model.set_attn_implementation("sdpa")
         assert torch.equal(model(ids).logits, want)
         model.set_attn_implementation("eager")
     assert model.config._attn_implementation == "eager"  # what the user set is left

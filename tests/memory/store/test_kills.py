@@ -30,3 +30,20 @@ def test_a_killed_save_leaves_a_complete_memory(tmp_path: Path) -> None:
         if "outcomes" in name:
             # Kills before and after the moment at which a save takes effect.
             assert counts["old"] >= 5 and counts["new"] >= 2
+
+
+def test_a_killed_process_leaves_no_forgotten_text(tmp_path: Path) -> None:
+    """Of a whole memory with its tiers: saves, forgets and loads, and what a plain account says."""
+    command = [sys.executable, "-m", "benchmarks.halfway.kills", "--kills", "20"]
+    done = subprocess.run(
+        [*command, "--folder", str(tmp_path), "--results", str(tmp_path / "rows")],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    rows = [json.loads(line) for line in (tmp_path / "rows" / "kills.jsonl").open()]
+    assert sum(row["kills"] for row in rows) == 20
+    # Before and after the moment at which something takes effect.
+    assert sum(row["old"] for row in rows) >= 2 and sum(row["new"] for row in rows) >= 2

@@ -184,40 +184,40 @@ def test_where_nothing_may_be_written_it_is_left_out_all_the_same(
     assert 0 not in opened.numbers and opened.unsettled and len(opened) == 29
 
 
-def test_a_save_leaves_out_what_is_noted(folder: Path) -> None:
-    """Somebody else who goes on from there has it still, and saves it again."""
-    held = list(Saved.open(folder).batches())
+def test_what_is_noted_is_not_saved_again(folder: Path) -> None:
+    """Somebody else who goes on from there has it still, and is told."""
+    reader = list(Saved.open(folder).batches())
     first = note(folder, [0, 5], [1])
-    more = content(range(33))
-    with pytest.raises(StoreBusyError):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(StoreError, match=r"what is to be forgotten there may be in.*blocks \[0, 1"):
+        save(folder, content(range(33)), base=first.save)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    more = without([0, 5], [1])
+    with pytest.raises(StoreBusyError, match="is in use, so it cannot be erased"):
         save(folder, more, base=first.save)
-    del held
-    report = save(folder, more, base=first.save, shard_bytes=LIMIT)
-    opened = Saved.open(folder)
-    want = [n for n in range(33) if n % 3 != 1 and n not in (0, 5)]
-    assert opened.numbers.tolist() == want and report.blocks == len(want)
-    assert [entry["name"] for entry in opened.header["sessions"]] == ["anna", "carl"]
-    assert not leaks(folder, rows_of([0, 5, 1])) and not names(folder)
-    assert only_named(folder)
+    del reader
+    save(folder, more, base=first.save, shard_bytes=LIMIT)
+    check_same(Saved.open(folder), more)
+    assert not leaks(folder, rows_of([0, 5, 1])) and only_named(folder)
 
 
-def test_a_save_under_other_numbers_is_refused_while_blocks_are_noted(folder: Path) -> None:
-    held = list(Saved.open(folder).batches())
+def test_under_other_numbers_it_cannot_be_told_what_is_noted(folder: Path) -> None:
+    reader = list(Saved.open(folder).batches())
     note(folder, [0], [])
-    with pytest.raises(StoreError, match="still to be forgotten, so it cannot be told which"):
-        save(folder, content())
-    del held
+    with pytest.raises(StoreError, match=r"may be in what is saved \(blocks, by other numbers"):
+        save(folder, content(range(100, 103)))
+    del reader
     assert 0 not in Saved.open(folder).numbers
-    save(folder, content())
+    save(folder, content(range(100, 103)))
 
 
-def test_a_session_that_is_noted_is_left_out_of_any_save(folder: Path) -> None:
+def test_a_session_that_is_noted_is_in_no_later_save(folder: Path) -> None:
     note(folder, [], [1])
-    moved = content(range(100, 130))
-    save(folder, moved)
-    opened = Saved.open(folder)
-    assert [entry["name"] for entry in opened.header["sessions"]] == ["anna", "carl"]
-    assert opened.numbers.tolist() == [n for n in range(100, 130) if n % 3 != 1]
+    with pytest.raises(StoreError, match="forget it here as well"):
+        save(folder, content(range(100, 130)))
+    kept = [entry for entry in HEADER["sessions"] if entry["number"] != 1]
+    save(folder, content(range(0, 30, 3), header={"sessions": kept}))
+    assert len(Saved.open(folder)) == 10 and not names(folder)
 
 
 def test_a_note_that_comes_while_a_save_is_written_holds_for_it(folder: Path) -> None:
@@ -291,3 +291,15 @@ def test_of_an_encrypted_memory_a_note_has_numbers_alone(tmp_path: Path) -> None
     opened.verify()
     check_same(opened, without([0], [1]))
     assert not names(tmp_path) and opened.id == THEN
+
+
+@pytest.mark.parametrize(
+    "header",
+    [{}, {"sessions": {"anna": 0}}, {"sessions": ["anna", {"number": [1]}, {"number": 1}]}],
+)
+def test_whatever_the_header_says_the_blocks_are_left_out(tmp_path: Path, header: dict) -> None:
+    save(tmp_path, content(header=header))
+    note(tmp_path, [0], [1])
+    opened = Saved.open(tmp_path)
+    assert opened.numbers.tolist() == [n for n in range(1, 30) if n % 3 != 1]
+    assert {"number": 1} not in list(opened.header.get("sessions", []))
