@@ -86,7 +86,6 @@ def main(words: list[str] | None = None) -> int:
         for number, point in enumerate(points, start=1):
             if args.minutes and time.perf_counter() - began > 60 * args.minutes:
                 break
-
             found = world.broken_off(point)
             print(*found, sep="\n", end="\n" * bool(found), flush=True)
             failures += found
