@@ -6,6 +6,7 @@ from transformers.cache_utils import DynamicCache
 
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
+from cmr.integration.hooks.leaving import leave
 from cmr.integration.window.lasting import lasting
 from cmr.integration.window.window_layer import WindowLayer, is_windowed
 
@@ -14,7 +15,7 @@ def absorb(core: Core, cache: DynamicCache) -> int:
     """Store what a cache still holds; see `Memory.absorb`."""
     record = _record_of(core, cache)
     with lasting():
-        blocks = core.leave(record)
+        blocks = leave(core, record)
         record.with_sinks()
         tokens = record.rest()
         if not any(tokens):
@@ -26,7 +27,7 @@ def absorb(core: Core, cache: DynamicCache) -> int:
             layers[layer.number] = keys.detach(), values.detach()
         try:
             record.let_go(layers)
-            blocks += core.leave(record, finished=True)
+            blocks += leave(core, record, finished=True)
         except BaseException:
             record.left = []  # it is still in the window
             raise

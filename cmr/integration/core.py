@@ -14,14 +14,13 @@ import torch
 from cmr._fork import renew
 from cmr._warning import warn
 from cmr.config import CMRConfig
-from cmr.errors import AttachError, CMRError
+from cmr.errors import AttachError
 from cmr.integration.calibration.files import calibration_for
 from cmr.integration.capture.block_scorer import BlockScorer
-from cmr.integration.capture.block_writer import BlockWriter, Captured, Keep
+from cmr.integration.capture.block_writer import BlockWriter, Keep
 from cmr.integration.capture.leaving_text import LeavingText
-from cmr.integration.capture.window_record import LeftLayers, WindowRecord
+from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.decoder.finite import all_finite, not_finite, parts_of, stored_of
 from cmr.integration.decoder.identity import Identity
 from cmr.integration.layout import plan_layout
 from cmr.integration.requests.chat_template import Template
@@ -334,83 +333,3 @@ class Core:
                 return lambda layer: keys_values(layer, ring.gather(layer, flat)[0][:, 0])
         layers = layout.read_layers.union(layout.knn_layers)
         return TieredStates(ring, self.recomputed, table, self.prefetcher, layers, project, again)
-
-    def leave(self, record: WindowRecord, finished: bool = False) -> int:
-        """Store what has left the window of a record; returns the number of blocks.
-
-        The first row of each group of beams or copies writes. Where an interrupt or a failed
-        allocation comes in between, nothing is stored, and the next call does it.
-        """
-        blocks = 0
-        while record.left:
-            layers, going = record.left[0]
-            try:
-                with self.journal.change():
-                    self.journal.attributes(record, *record.POPPED)
-                    record.left, record.going = record.left[1:], going
-                    blocks += self._store(record, layers, finished)
-            except (CMRError, TypeError, ValueError):
-                # Refused, and so it would be another time: the text goes on without it.
-                record.left, record.going = record.left[1:], going
-                record.pop(_tokens(layers))
-                raise
-        return blocks
-
-    def _store(self, record: WindowRecord, layers: LeftLayers, finished: bool) -> int:
-        """Store rotated keys and values `[batch, heads, tokens, dim]` that left, by layer."""
-        tokens = _tokens(layers)
-        self.identity.claim()
-        text = LeavingText.pop(record, tokens, self.table, self.writer.kept, finished)
-        writers, columns = torch.tensor(record.writers), text.columns
-        kept: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {
-            n: (layers[n][0][writers], layers[n][1][writers]) for n in self.layout.kv_layers
-        }
-        for number in self.layout.state_layers:
-            kept[number] = (columns[f"state{number}"][:, None], None)
-        if record.turn != self.identity.turn:
-            self.warn(
-                "two models",
-                "the model's weights were changed in the middle of a text: what leaves the window "
-                "of its cache from now on is not stored; begin a new cache",
-            )
-            return 0
-        others = {name: x for name, x in columns.items() if name != "index"}
-        if not all_finite([*stored_of(columns["index"], kept), *others.values()]):
-            parts = parts_of(columns["index"], kept, others)
-            text = self._finite_rows(text, not_finite(parts, text.mask))
-            columns = text.columns
-        # Before anything is written: who is told may raise, and nothing is stored then.
-        if self.on_leaving is not None:
-            self.on_leaving(text)
-        captured = Captured(
-            sessions=text.sessions,
-            token_ids=columns["token_ids"],
-            valid=text.valid,
-            index=columns["index"],
-            layers=kept,
-            rope=columns["rope"],
-            reach=columns.get("reach"),
-            relevance=text.relevance(self.scorer, self.ring.block_size),
-            keep=text.keep,
-        )
-        return self.writer.write(captured)
-
-    def _finite_rows(self, text: LeavingText, bad: Mapping[str, torch.Tensor]) -> LeavingText:
-        """The text without the rows of which some tokens are not finite; positions go on."""
-        mask = text.mask
-        self.journal.attributes(self, "not_finite")
-        for name, tokens in bad.items():
-            rows = tokens.any(1)
-            session = self.name_of(text.sessions[int(rows.int().argmax())])
-            self.not_finite += int(mask[rows].sum())
-            mask[rows] = False
-            self.warn(
-                "not finite",
-                f"session {session!r}: NaN or infinite states of {name} left the window; these "
-                "tokens are not stored, and memory.stats()['not_finite_tokens'] counts such ones",
-            )
-        return text.only(mask)
-
-
-def _tokens(layers: LeftLayers) -> int:
-    return next(iter(layers.values()))[0].shape[2]

@@ -39,12 +39,14 @@ def new_selection(like: torch.Tensor, batch: int, k: int, run: int) -> Selection
 
 
 def new_scratch(like: torch.Tensor, batch: int, tokens: int, blocks: int) -> Scratch:
-    """Uninitialised room for `maxsim_select`, on the device of `like`."""
+    """Room for `maxsim_select`, on the device of `like`."""
     # A part for every 256 blocks, and no more parts than one program can put together at once.
     splits = max(1, min(_SPLITS, -(-blocks // _SPLIT)))
+    # Kept as long as a text goes on, and only in part written: what it does not write would go on
+    # holding what was freed where it is made, something that was forgotten since among it.
     return Scratch(
-        like.new_empty(batch, splits, _STATISTICS, tokens, dtype=torch.float32),
-        like.new_empty(batch, _LINES, blocks, dtype=torch.float32),
+        like.new_zeros(batch, splits, _STATISTICS, tokens, dtype=torch.float32),
+        like.new_zeros(batch, _LINES, blocks, dtype=torch.float32),
     )
 
 

@@ -51,3 +51,26 @@ class BlockBatch:
     layers: Mapping[int, LayerSource]
     relevance: torch.Tensor | None = None
     pick: torch.Tensor | None = None
+
+
+def check_layers(
+    layers: Mapping[int, LayerSource],
+    all_keys: Mapping[int, torch.Tensor],
+    all_values: Mapping[int, torch.Tensor],
+) -> None:
+    """Raises ValueError unless layers give what a store keeps of them, by its own tensors."""
+    if set(layers) != set(all_keys):
+        raise ValueError(f"layers {sorted(all_keys)} expected, got {sorted(layers)}")
+    for number, source in layers.items():
+        stored = {"keys": all_keys[number], "values": all_values.get(number)}
+        for name, store in stored.items():
+            given = getattr(source, name)
+            if store is None or given is None:
+                if store is not given:
+                    has = "no values, got some" if store is None else "values, got none"
+                    raise ValueError(f"layer {number} stores {has}")
+            elif given.ndim != 4 or given.shape[1::2] != store.shape[1::2]:
+                wanted = f"[batch, {store.shape[1]}, tokens, {store.shape[3]}]"
+                raise ValueError(
+                    f"layer {number}: {name} of shape {wanted} expected, got {list(given.shape)}"
+                )

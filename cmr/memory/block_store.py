@@ -10,7 +10,7 @@ import torch
 
 from cmr.kernels.ring_link import Reserved, ring_link
 from cmr.kernels.ring_write import ring_write_heads, ring_write_index
-from cmr.memory.batch import BlockBatch, LayerSource
+from cmr.memory.batch import BlockBatch
 from cmr.memory.journal import all_or_nothing
 from cmr.memory.sessions import NO_SESSION
 from cmr.memory.tier_tensors import NO_SLOT, TierTensors
@@ -182,25 +182,6 @@ class BlockStore(TierTensors):
             self.ledger.clean(soiled)
         return slots
 
-    def check(self, layers: Mapping[int, LayerSource]) -> None:
-        """Raises ValueError unless layers give what is stored of them."""
-        if set(layers) != set(self.keys):
-            raise ValueError(f"layers {sorted(self.keys)} expected, got {sorted(layers)}")
-        for number, source in layers.items():
-            stored = {"keys": self.keys[number], "values": self.values.get(number)}
-            for name, store in stored.items():
-                given = getattr(source, name)
-                if store is None or given is None:
-                    if store is not given:
-                        has = "no values, got some" if store is None else "values, got none"
-                        raise ValueError(f"layer {number} stores {has}")
-                elif given.ndim != 4 or given.shape[1::2] != store.shape[1::2]:
-                    wanted = f"[batch, {store.shape[1]}, tokens, {store.shape[3]}]"
-                    raise ValueError(
-                        f"layer {number}: {name} of shape {wanted} expected, "
-                        f"got {list(given.shape)}"
-                    )
-
     # -- moving ----------------------------------------------------------------------------------
 
     @all_or_nothing
@@ -283,7 +264,7 @@ class BlockStore(TierTensors):
         """Copy blocks into slots that the ledger gave, of one tier, for another session.
 
         The copies are new blocks of the same age, in no chain. They live `lifetime` seconds from
-        their originals' birth on.
+        their originals' birth on, and no longer than these.
         """
         n, ledger = len(source), self.ledger
         for tier in ledger.tiers:
@@ -297,6 +278,8 @@ class BlockStore(TierTensors):
         self.created[new] = numbers.to(self.device)
         self.successor[new] = self.predecessor[new] = NO_SLOT
         ledger.fill(target, [session] * n, numbers, ledger.born[source], [lifetime] * n)
+        # Text that was to be forgotten at some time is not kept longer by a copy of it.
+        ledger.let_expire(target, torch.minimum(ledger.deadline[target], ledger.deadline[source]))
 
     @all_or_nothing
     def hand_over(self, slots: torch.Tensor, session: int, shift: int) -> None:

@@ -53,11 +53,11 @@ def _fork(keeper: Keeper, table: SessionTable, source: SessionInfo, to: str) -> 
     ledger.pinned[slots] = was_pinned
     table.advance(number, source.position)
     table.note_adapters(number, source.adapters)
-    _chain(blocks, slots, number)
+    _chain(blocks, slots, source.number, number)
     return len(slots)
 
 
-def _chain(blocks: BlockStore, slots: torch.Tensor, session: int) -> None:
+def _chain(blocks: BlockStore, slots: torch.Tensor, original: int, session: int) -> None:
     """Chain a session's blocks, which are copies, as their originals are."""
     # Original and copy end at the same position of the text: by that they find each other.
     last = blocks.positions.amax(dim=1).tolist()
@@ -72,7 +72,9 @@ def _chain(blocks: BlockStore, slots: torch.Tensor, session: int) -> None:
         blocks.journal.whole(links)
     ahead, behind = torch.tensor(pairs, dtype=torch.int64, device=blocks.device).view(-1, 2).t()
     blocks.successor[ahead], blocks.predecessor[behind] = behind, ahead
-    blocks.ledger.follow(session, copies[max(copies)] if copies else -1)
+    # Where the newest block is gone, what comes next follows none: its text stands further behind.
+    newest = blocks.ledger.newest(original)
+    blocks.ledger.follow(session, copies.get(last[newest], -1) if newest >= 0 else -1)
 
 
 def merge(blocks: BlockStore, table: SessionTable, name: str, into: str) -> int:
@@ -86,6 +88,8 @@ def merge(blocks: BlockStore, table: SessionTable, name: str, into: str) -> int:
     slots = blocks.ledger.slots_of(source.number)
     with blocks.journal.change():
         blocks.hand_over(slots, target.number, target.position)
+        if source.position and not len(slots):  # nothing is left of what now stands in between
+            blocks.ledger.follow(target.number, -1)
         table.advance(target.number, source.position)
         table.remove(name, into=target.number)
     return len(slots)

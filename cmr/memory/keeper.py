@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cmr.errors import ConfigError
-from cmr.memory.batch import BlockBatch
+from cmr.memory.batch import BlockBatch, check_layers
 from cmr.memory.block_store import BlockStore
 from cmr.memory.eviction import Candidates, choose_victims
 from cmr.memory.journal import all_or_nothing
@@ -76,7 +76,7 @@ class Keeper:
         if n > blocks.slots:
             raise ValueError(f"at most {blocks.slots} blocks fit into the buffer, got {n} at once")
         # Before room is made: a batch that is refused must not have cost anything.
-        blocks.check(batch.layers)
+        check_layers(batch.layers, blocks.keys, blocks.values)
         # What is over anyway must not cost another block its place.
         self.expire()
         return self._write(batch)

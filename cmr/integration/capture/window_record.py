@@ -269,7 +269,8 @@ class WindowRecord:
             behind = self.start - self._first
             columns = {n: x[:, behind : behind + tokens] for n, x in joined.items()}
             count, dropped = [tokens] * len(at), behind + tokens
-        self._chunks = [{n: x[:, dropped:] for n, x in joined.items()}]
+        # Copies: a view would keep what left alive, also where it is forgotten.
+        self._chunks = [{n: x[:, dropped:].clone() for n, x in joined.items()}]
         self._first += dropped
         first = [padding - start for padding, start in zip(self.padding, at, strict=True)]
         return columns, self._valid(at, count), first

@@ -49,6 +49,7 @@ from cmr.integration.core import Core
 from cmr.integration.decoder.adapter import entering_states
 from cmr.integration.decoder.adapter_watch import AdapterWatch
 from cmr.integration.hooks.asker import Asker
+from cmr.integration.hooks.leaving import leave
 from cmr.integration.hooks.step import Step, goes_on, padding_mask, seen_before
 from cmr.integration.hooks.token_ids import TokenIds
 from cmr.integration.hooks.windows import Windows
@@ -235,8 +236,8 @@ class ForwardHooks:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         core = self.core
         kwargs = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        ours = self._owner(kwargs.get("past_key_values")) is not None
-        request = current(core) or new_request(core, named=ours)
+        owner = self._owner(kwargs.get("past_key_values"))
+        request = current(core) or new_request(core, named=owner is not None)
         ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         if self._ids is not None:
             ids = self._ids.take(ids, embeds)
@@ -256,7 +257,7 @@ class ForwardHooks:
         layer = cache.layers[0] if is_windowed(cache) else None  # type: ignore[union-attr]
         seen = seen_before(cache, kwargs.get("cache_position")) if layer is None else layer.seen
         token_ids = ids if ids is not None else inputs.new_zeros((batch, tokens)).long()
-        sessions = request.rows(core.table, batch)[0] if record is None else record.sessions
+        sessions = self._windows.readers(request, record, cache, owner, batch)
         step = Step(record, sessions, token_ids, token_ids, seen=seen)
         mask = step.look(kwargs, mask, core.config.reweave.sink_guard)
         if not core.adapter.has_rotary:  # its table of positions ends, its text does not
@@ -396,4 +397,4 @@ class ForwardHooks:
         # Blocks outlive this forward, and the mode that it runs in.
         if record.left:
             with lasting():
-                self.core.leave(record)
+                leave(self.core, record)

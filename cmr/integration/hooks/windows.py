@@ -75,6 +75,30 @@ class Windows:
         adopt(cache, window)
         return record
 
+    def readers(
+        self,
+        request: Request,
+        record: WindowRecord | None,
+        cache: Any,
+        owner: LocalWindow | None,
+        batch: int,
+    ) -> list[int]:
+        """Whose memory the rows of a forward read.
+
+        `record` is that of its cache, None where that is not followed, or not any more; `owner` is
+        what the cache's layers share where its window is this memory's.
+        """
+        if record is not None:
+            return record.sessions
+        if request.names is not None or not is_windowed(cache):
+            return request.rows(self._core.table, batch)[0]
+        # The text was somebody's: going on without a name it reads its own memory, if there still
+        # is one, and never that of the sessions that rows without a name have.
+        known = None if owner is None else owner.record
+        own = [] if known is None else known.sessions
+        alive = [n if self._core.table.alive([n]) else NO_SESSION for n in own]
+        return alive if len(own) == batch else [NO_SESSION] * batch
+
     def require_own(self, request: Request, record: WindowRecord) -> None:
         """Raises `SessionError` where a request goes on with a cache of other sessions."""
         assert request.names is not None

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -27,6 +27,8 @@ Place = tuple[int, int]
 
 LOST = 1.0
 """Seconds after which who waits looks whether the lock was lost."""
+LOOKS = 20
+"""How often it looks before it believes that."""
 
 
 def here() -> Place:
@@ -82,7 +84,7 @@ class FairLock:
         self._taken = taken
         self._owner: int | None = None
         self._holds: list[Hold] = []
-        self._queue: deque[tuple[int, threading.Lock]] = deque()
+        self._queue: deque[_Waiting] = deque()
         self._forked_inside = False
         in_child(self, FairLock._leave_parent)
 
@@ -99,18 +101,20 @@ class FairLock:
         self._require_unforked()
         if not self._wait(me, hold, timeout):
             return False
-        if len(self._holds) == 1 and self._taken is not None:
-            try:
+        try:
+            # Those that were lost, of this thread or of another one that had the lock.
+            for lost in [h for h in reversed(self._holds) if h is not hold and not runs(h.frame)]:
+                lost.end()
+                self._holds.remove(lost)
+            if len(self._holds) == 1 and self._taken is not None:
                 self._taken()
-            except BaseException:
-                self.release(hold.frame)
-                raise
+        except BaseException:
+            self.release(hold.frame)
+            raise
         return True
 
     def _wait(self, me: int, hold: Hold, timeout: float | None) -> bool:
         with self._inner:
-            if self._owner == me:
-                self._drop_lost(sys._getframe())
             if self._owner in (None, me):
                 self._owner = me
                 self._holds.append(hold)
@@ -118,20 +122,19 @@ class FairLock:
             # Each waits at a gate of its own, so that who lets go says who comes next.
             gate = threading.Lock()
             gate.acquire()
-            waiting = me, gate
+            waiting = _Waiting(me, gate, hold)
             self._queue.append(waiting)
         end = None if timeout is None else time.monotonic() + timeout
         try:
             while not gate.acquire(timeout=LOST if end is None else min(LOST, _left(end))):
-                self._take_from_lost()
+                self._take_from_lost(waiting)
                 if end is not None and not _left(end) and not self._give_up(waiting):
                     return False
-            self._holds.append(hold)
             return True
         except BaseException:
             # The interrupt may have come just as the lock was handed over: then it is handed on.
-            if self._give_up(waiting) and hold not in self._holds:
-                self._hand_on()
+            if self._give_up(waiting):
+                self.release(hold.frame)
             raise
 
     def release(self, frame: FrameType | None = None) -> None:
@@ -142,22 +145,29 @@ class FairLock:
         if not self.mine:
             self._require_unforked()
             raise RuntimeError("this thread does not hold the lock")
-        lost = self._drop_lost(sys._getframe())
+        over = [hold for hold in self._holds if not runs(hold.frame)]
         # Where something was lost it may have been this very hold: it is not let go twice.
-        if self._holds and (not lost or self._holds[-1].frame is (frame or user_frame())):
-            self._holds[-1].end()
-            self._holds.pop()
-        if not self._holds:
-            self._hand_on()
+        left = [hold for hold in self._holds if hold not in over]
+        if left and (not over or left[-1].frame is (frame or user_frame())):
+            over.insert(0, left[-1])
+        for hold in reversed(over):
+            hold.end()
+        with self._inner:
+            if self.mine:  # else others have noticed that it was lost
+                self._holds = [hold for hold in self._holds if hold not in over]
+                self._hand_on()
 
     def _hand_on(self) -> None:
-        with self._inner:
-            if self._queue:
-                # The owner changes hands while nobody is free to take it: no one can cut in.
-                self._owner, gate = self._queue.popleft()
-                gate.release()
-            else:
-                self._owner = None
+        """Give the lock to the first in the queue, where nobody holds it; inside `_inner`."""
+        if self._holds:
+            return
+        # The owner changes hands while nobody is free to take it: no one can cut in.
+        self._owner = None
+        if self._queue:
+            first = self._queue.popleft()
+            self._owner = first.thread
+            self._holds.append(first.hold)
+            first.gate.release()
 
     @property
     def mine(self) -> bool:
@@ -185,7 +195,7 @@ class FairLock:
         """In the child of a fork: nobody holds it, and of those that wait one thread at most."""
         me = threading.get_ident()
         self._inner = threading.Lock()
-        self._queue = deque(waiting for waiting in self._queue if waiting[0] == me)
+        self._queue = deque(waiting for waiting in self._queue if waiting.thread == me)
         self._forked_inside = self.mine and any(runs(hold.frame) for hold in self._holds)
         while self._holds:
             self._holds.pop().end()
@@ -198,7 +208,7 @@ class FairLock:
                 "done with this memory, by the thread that did it: fork between two of them"
             )
 
-    def _give_up(self, waiting: tuple[int, threading.Lock]) -> bool:
+    def _give_up(self, waiting: _Waiting) -> bool:
         """Leave the queue; whether the lock had been handed over by then."""
         with self._inner:
             if waiting in self._queue:
@@ -206,27 +216,34 @@ class FairLock:
                 return False
         return True
 
-    def _drop_lost(self, stack: FrameType | None) -> int:
-        """End the holds whose frames do not run any more on their thread's stack; how many."""
-        count = 0
-        while self._holds and not runs(self._holds[-1].frame, stack):
-            self._holds[-1].end()
-            self._holds.pop()
-            count += 1
-        return count
-
-    def _take_from_lost(self) -> None:
-        """Hand the lock on where its owner has lost it, or is gone itself."""
+    def _take_from_lost(self, waiting: _Waiting) -> None:
+        """Give the lock to one that waits, where its owner has lost it, or is gone itself."""
         with self._inner:
-            holds, owner = self._holds, self._owner
-            # The outermost one: where that is lost, all are.
-            stack = sys._current_frames().get(owner or 0)
-            if owner is None or (stack is not None and holds and runs(holds[0].frame, stack)):
-                return
-            while holds:
-                holds[-1].end()
-                holds.pop()
-        self._hand_on()
+            if waiting in self._queue and self._owner is not None and not self._held_anywhere():
+                self._queue.remove(waiting)
+                self._owner = waiting.thread
+                # Those that were lost stay until the new owner has ended them.
+                self._holds.append(waiting.hold)
+                waiting.gate.release()
+
+    def _held_anywhere(self) -> bool:
+        # A thread that runs on may leave frames while its stack is looked at: one look that finds
+        # the frame tells, one that does not tells little.
+        for _ in range(LOOKS):
+            stack = sys._current_frames().get(self._owner or 0)
+            if stack is None:
+                return False
+            if any(runs(hold.frame, stack) for hold in self._holds):
+                return True
+        return False
+
+
+class _Waiting(NamedTuple):
+    """Who waits, the gate that is opened for it, and what it will hold the lock by."""
+
+    thread: int
+    gate: threading.Lock
+    hold: Hold
 
 
 @dataclass

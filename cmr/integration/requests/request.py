@@ -84,8 +84,11 @@ class Request:
         # they first write; a session that was named and has ended is `NO_SESSION` and stays so.
         inputs = self.inputs if self.inputs and batch % self.inputs == 0 else batch
         group = batch // inputs
-        get = table.create if create and self.names is None else table.find
-        numbers = [get(name) for name in self.row_names(inputs)]
+        names, making = self.row_names(inputs), create and self.names is None
+        if making:  # none is made where there is no room for all of them
+            table.check_room(names)
+        get = table.create if making else table.find
+        numbers = [get(name) for name in names]
         return [n for n in numbers for _ in range(group)], list(range(0, batch, group))
 
 

@@ -1,0 +1,1 @@
+"""Random operations, each held against what the oracle knows."""

@@ -1,0 +1,97 @@
+"""What has left a window becomes blocks, wholly or not at all, also where it is interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from cmr.errors import CMRError
+from cmr.integration.capture.block_writer import Captured
+from cmr.integration.capture.leaving_text import LeavingText
+from cmr.integration.capture.window_record import LeftLayers, WindowRecord
+from cmr.integration.core import Core
+from cmr.integration.decoder.finite import all_finite, not_finite, parts_of, stored_of
+
+
+def leave(core: Core, record: WindowRecord, finished: bool = False) -> int:
+    """Store what has left the window of a record; returns the number of blocks.
+
+    The first row of each group of beams or copies writes. Where an interrupt or a failed
+    allocation comes in between, nothing is stored, and the next call does it.
+    """
+    blocks = 0
+    while record.left:
+        layers, going = record.left[0]
+        try:
+            with core.journal.change():
+                core.journal.attributes(record, *record.POPPED)
+                record.left, record.going = record.left[1:], going
+                blocks += _store(core, record, layers, finished)
+        except (CMRError, TypeError, ValueError):
+            # Refused, and so it would be another time: the text goes on without it.
+            record.left, record.going = record.left[1:], going
+            record.pop(_tokens(layers))
+            raise
+    return blocks
+
+
+def _store(core: Core, record: WindowRecord, layers: LeftLayers, finished: bool) -> int:
+    """Store rotated keys and values `[batch, heads, tokens, dim]` that left, by layer."""
+    tokens = _tokens(layers)
+    core.identity.claim()
+    text = LeavingText.pop(record, tokens, core.table, core.writer.kept, finished)
+    writers, columns = torch.tensor(record.writers), text.columns
+    kept: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {
+        n: (layers[n][0][writers], layers[n][1][writers]) for n in core.layout.kv_layers
+    }
+    for number in core.layout.state_layers:
+        kept[number] = (columns[f"state{number}"][:, None], None)
+    if record.turn != core.identity.turn:
+        core.warn(
+            "two models",
+            "the model's weights were changed in the middle of a text: what leaves the window "
+            "of its cache from now on is not stored; begin a new cache",
+        )
+        return 0
+    others = {name: x for name, x in columns.items() if name != "index"}
+    if not all_finite([*stored_of(columns["index"], kept), *others.values()]):
+        parts = parts_of(columns["index"], kept, others)
+        text = _finite_rows(core, text, not_finite(parts, text.mask))
+        columns = text.columns
+    # Before anything is written: who is told may raise, and nothing is stored then.
+    if core.on_leaving is not None:
+        core.on_leaving(text)
+    captured = Captured(
+        sessions=text.sessions,
+        token_ids=columns["token_ids"],
+        valid=text.valid,
+        index=columns["index"],
+        layers=kept,
+        rope=columns["rope"],
+        reach=columns.get("reach"),
+        relevance=text.relevance(core.scorer, core.ring.block_size),
+        keep=text.keep,
+    )
+    return core.writer.write(captured)
+
+
+def _finite_rows(core: Core, text: LeavingText, bad: Mapping[str, torch.Tensor]) -> LeavingText:
+    """The text without the rows of which some tokens are not finite; positions go on."""
+    mask = text.mask
+    core.journal.attributes(core, "not_finite")
+    for name, tokens in bad.items():
+        rows = tokens.any(1)
+        session = core.name_of(text.sessions[int(rows.int().argmax())])
+        core.not_finite += int(mask[rows].sum())
+        mask[rows] = False
+        core.warn(
+            "not finite",
+            f"session {session!r}: NaN or infinite states of {name} left the window; these "
+            "tokens are not stored, and memory.stats()['not_finite_tokens'] counts such ones",
+        )
+    return text.only(mask)
+
+
+def _tokens(layers: LeftLayers) -> int:
+    return next(iter(layers.values()))[0].shape[2]
