@@ -15,7 +15,7 @@ from cmr.integration.requests.scope import OPEN, opened_last
 from cmr.memory.store import Saved
 
 PROBE = canary("eve", 20, seed=99)[None]
-SECONDS = 3.0
+SECONDS = 30.0
 """How long another thread waits for the memory."""
 
 

@@ -73,6 +73,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--points", type=whole(), default=6000, help="in all (default: 6000)")
     parser.add_argument("--operations", nargs="+", choices=SCENES, default=list(SCENES))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--minutes", type=whole(), help="stop after so many, whatever is left")
     parser.add_argument("--failures", type=Path, metavar="FILE", help="write each of them there")
     parser.add_seed()
     parser.add_threads(1)
@@ -82,7 +83,9 @@ def main(words: list[str] | None = None) -> int:
         counted = world.counted(args.operations, args.kinds)
         points = draw(counted, args.points, args.seed)
         done, failures = Counter[str](), list[Failure]()
-        for number, point in enumerate(sorted(points), start=1):
+        for number, point in enumerate(points, start=1):
+            if args.minutes and time.perf_counter() - began > 60 * args.minutes:
+                break
             found = world.broken_off(point)
             print(*found, sep="\n", end="\n" * bool(found), flush=True)
             failures += found
@@ -101,7 +104,7 @@ def main(words: list[str] | None = None) -> int:
         print(row)
         rows.append("every_line", {**conditions, **row})
     seconds = round(time.perf_counter() - began)
-    print(f"{len(points)} points, {len(failures)} failures, {seconds} s")
+    print(f"{sum(done.values())} points, {len(failures)} failures, {seconds} s")
     return int(bool(failures))
 
 

@@ -143,9 +143,9 @@ class Memory(MemoryUpkeep):
         # The last one in place comes off first, as each wraps what stood there before it.
         for plug in reversed(self._plugs):
             plug.detach()
+        vars(model).pop("__deepcopy__", None)
         for part in (model, self._core.adapter.decoder):
             vars(part).pop(ATTACHED, None)
-        vars(model).pop("__deepcopy__", None)
 
     def _copied(self, memo: dict[int, Any]) -> Any:
         """A copy of the model as it is without a memory; the memory stays with the model.
@@ -157,10 +157,11 @@ class Memory(MemoryUpkeep):
                 raise AttachError("copy.deepcopy: a model between two forwards expected, got one "
                                   "in the middle of a forward")  # fmt: skip
             # Copying follows the hooks to the memory and would copy all that is stored.
-            self._take_hooks_away()
             try:
+                self._take_hooks_away()
                 return copy.deepcopy(self._core.adapter.model, memo)
             finally:
+                self._take_hooks_away()  # where it broke off before
                 self._put_hooks()
 
     @property

@@ -64,7 +64,7 @@ BROKEN = {
     "nothing is zeroed": (BlockStore, "_zero", "forget_session", "of an empty slot"),
     "a session's end is forgotten": (SessionTable, "remove", "forget_session", "again"),
     "nothing expires": (Keeper, "expire", "expire", "not what was to be"),
-    "files are left alone": (Files, "forget", "forget_saved", "in a file"),
+    "files are left alone": (Files, "owe", "forget_saved", "in a file"),
 }
 
 

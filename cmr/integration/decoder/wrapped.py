@@ -32,6 +32,7 @@ class Wrapped:
         """Put back what stood there before, unless something else stands there by now."""
         self._ways.clear()
         if vars(self._owner).get(self._name) is self._wrapper:
-            delattr(self._owner, self._name)
-            if self._users is not None:
+            if self._users is None:
+                delattr(self._owner, self._name)
+            else:
                 setattr(self._owner, self._name, self._users)

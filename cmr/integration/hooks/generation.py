@@ -50,12 +50,12 @@ class GenerationPlug:
 
     def detach(self) -> None:
         """Take the wrappers and the hook away."""
-        if self._handle is None:
-            return
-        self._handle.remove()
-        self._handle = None
+        # Each step can be done again: a detach that broke half-way is called a second time.
+        if self._handle is not None:
+            self._handle.remove()
         for wrapped in self._wrapped:
             wrapped.take_away()
+        self._handle, self._wrapped = None, []
 
     def _generate(
         self, own: Callable[..., Any], inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any
