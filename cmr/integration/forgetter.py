@@ -46,6 +46,7 @@ class _Task:
 
     numbers: Sequence[int]
     sessions: Mapping[str, int]
+    meant: Collection[int] = ()
     gone: list[int] = field(default_factory=list)
     counts: torch.Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.int64))
     ended: list[str] = field(default_factory=list)
@@ -115,15 +116,17 @@ class Forgetter:
         numbers: Sequence[int],
         sessions: Mapping[str, int],
         tell: Callable[[], object] = lambda: None,
+        meant: Collection[int] = (),
     ) -> tuple[ForgetReport, list[int]]:
         """Zero blocks and every copy of them, end sessions; what was done, and the blocks' numbers.
 
         What a session that ends has stored meanwhile goes with it; a block that somebody else has
         forgotten meanwhile is passed over. Raises `CMRError` where a byte was not 0 afterwards.
-        `tell` is called once nothing can keep it from being done, before anything is.
+        `tell` is called once nothing can keep it from being done, before anything is. `meant` are
+        sessions of which copies go in any case: a block may be recalled that was evicted since.
         """
         self.finish()
-        self._task = task = _Task(numbers, sessions)
+        self._task = task = _Task(numbers, sessions, meant)
         tell()
         self.finish()
         tokens, size = task.counts.tolist()
@@ -141,6 +144,8 @@ class Forgetter:
                 held = ledger.slots_of(None)
                 self._zero(held[torch.isin(ledger.number[held], piece)], task)
         with core.lock:
+            if task.meant:
+                self.drop_copies(set(task.meant))
             for name, number in task.sessions.items():
                 if core.table.find(name) != number:
                     continue  # somebody else has ended it, and its name may be of another by now

@@ -140,6 +140,8 @@ class MemoryUpkeep(MemoryView):
                     tokenizer=self.tokenizer,
                     born_by=None if older_than is None else time.time() - older_than,
                 )
+                every = [info.number for info in core.table.infos()]
+                meant = every if asked.number is None else [asked.number]
                 slots = self._forgetter.select(
                     session,
                     asked.ids,
@@ -156,7 +158,7 @@ class MemoryUpkeep(MemoryView):
                 with core.lock:
                     asked = asked.with_blocks(core, numbers)
             if not files:
-                return self._forgetter.forget(sorted(numbers), asked.ended)[0]
+                return self._forgetter.forget(sorted(numbers), asked.ended, meant=meant)[0]
 
             def over() -> None:
                 # Interrupted after it has begun, it is owed to files and finished here.
@@ -169,7 +171,7 @@ class MemoryUpkeep(MemoryView):
                 folders.tell()
 
             hold.after = over
-            report, _ = self._forgetter.forget(sorted(numbers), asked.ended, tell)
+            report, _ = self._forgetter.forget(sorted(numbers), asked.ended, tell, meant)
             return self._with_files(report)
 
     def _with_files(self, report: ForgetReport) -> ForgetReport:

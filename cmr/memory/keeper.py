@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 from collections import Counter
@@ -64,6 +65,8 @@ class Keeper:
         self.policy, self._sessions = policy or Policy(), sessions
         self.evicted = self.sunk = self.expired = 0
         self.on_expired: Callable[[set[int]], None] | None = None
+        # When the time is over of blocks that were evicted, and whose they were.
+        self._copies_due: list[tuple[float, int]] = []
 
     def write(self, batch: BlockBatch) -> torch.Tensor:
         """Store blocks, having made room; returns the slots, `[n]` int64, that they went into.
@@ -159,7 +162,12 @@ class Keeper:
 
     def expire(self) -> int:
         """Zero every block whose time is over; returns how many."""
-        due = self._ledger.due(time.time())
+        now = time.time()
+        due, owners = self._ledger.due(now), set()
+        while self._copies_due and self._copies_due[0][0] <= now:
+            owners.add(heapq.heappop(self._copies_due)[1])
+        if owners and self.on_expired is not None:
+            self.on_expired(owners)
         if len(due):
             self._forget(due)
         return len(due)
@@ -197,8 +205,7 @@ class Keeper:
                     capacity=limit,
                     incoming={session: count},
                 )
-                self.blocks.empty(mine[found])
-                self.evicted += len(found)
+                self._evict(mine[found])
                 over -= len(found)
 
     def _victims(self, tier: int, incoming: Mapping[int, int]) -> torch.Tensor:
@@ -225,18 +232,26 @@ class Keeper:
         )
         return held[found]
 
+    def _evict(self, slots: torch.Tensor) -> None:
+        ledger = self._ledger
+        if ledger.expires:
+            # Forwards may have copies of it still when its time is over.
+            for at in slots[ledger.deadline[slots] < math.inf].tolist():
+                due = float(ledger.deadline[at]), int(ledger.owner[at])
+                heapq.heappush(self._copies_due, due)
+        self.blocks.empty(slots)
+        self.evicted += len(slots)
+
     def _send_down(self, tier: int, slots: torch.Tensor) -> None:
         self.journal.attributes(self, "evicted", "sunk")
         below = tier + 1
         if below == len(self._ledger.tiers):
-            self.blocks.empty(slots)
-            self.evicted += len(slots)
+            self._evict(slots)
             return
         owners = self._ledger.owner[slots].tolist()
         # What is ephemeral never leaves the first tier.
         stays = torch.tensor([self._terms(owner)[0] for owner in owners], dtype=torch.bool)
-        self.blocks.empty(slots[stays])
-        self.evicted += int(stays.sum())
+        self._evict(slots[stays])
         slots = slots[~stays]
         # Piece by piece: more may sink at once than the tier below holds, and each piece makes
         # room for itself further down before it moves.
@@ -246,8 +261,7 @@ class Keeper:
             self._send_down(below, self._victims(below, coming))
             part = part[: self._ledger.free(below)]
             if not len(part):  # nothing there may leave
-                self.blocks.empty(slots)
-                self.evicted += len(slots)
+                self._evict(slots)
                 return
             self.blocks.move(part, self.blocks.take(below, len(part)))
             self.sunk += len(part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -288,3 +289,39 @@ def test_nothing_logs_contents(llama: nn.Module, caplog: pytest.LogCaptureFixtur
         assert "anna" not in repr(memory.inspect()) + repr(memory.forget("anna", ids=[1]))[:40]
         memory.forget("anna")
     assert not any("anna" in record.getMessage() for record in caplog.records)
+
+
+def recalling(memory: cmr.Memory, secret: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The cache of a text that has recalled the secret, which is evicted half a minute later."""
+    model = memory._core.adapter.model
+    memory.read(secret, sessions=["anna"])
+    with memory.session("anna"), torch.no_grad():
+        cache = model(canary("anna", 40, seed=9)[None], use_cache=True).past_key_values
+    assert memory.recalled[0], "it was not recalled"
+    later = time.time() + 30
+    monkeypatch.setattr(time, "time", lambda: later)
+    memory.read(canary("anna", 400, seed=6), sessions=["anna"])
+    assert not any(block.token_ids[4:] == secret[4:32].tolist() for block in memory.inspect())
+    return cache
+
+
+@pytest.mark.parametrize("how", ["text", "older_than", "over"])
+def test_what_was_recalled_and_then_evicted_is_forgotten_in_copies(
+    how: str, llama: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No block of the store is meant any more; a text that goes on still has copies of one."""
+    secret = canary("anna", 64, seed=5)
+    settings = {"ttl": 60.0} if how == "over" else {}
+    with cmr.attach(llama, window=64, budget=160, threshold=0.0, gain=0.0, **settings) as memory:
+        cache = recalling(memory, secret, monkeypatch)
+        record = cache.layers[0].owner.record
+        assert record.search.recall is not None
+        if how == "text":
+            memory.forget("anna", text=secret[4:20].tolist())
+        elif how == "older_than":
+            memory.forget(older_than=3600)
+        else:
+            over = time.time() + 31
+            monkeypatch.setattr(time, "time", lambda: over)
+            assert not memory._core.keeper.expire(), "a block of the store is over"
+        assert record.search.recall is None and memory.recalled == []
