@@ -22,15 +22,18 @@ class Face:
     says otherwise.)
     """
 
-    __slots__ = ("__weakref__", "_own")
+    __slots__ = ("__weakref__", "_held", "_own")
     _own: Any
+    _held: dict[str, Any]
 
     def __init__(self, own: Any) -> None:
         object.__setattr__(self, "_own", own)
+        object.__setattr__(self, "_held", vars(own))
 
     @property
     def _attn_implementation(self) -> str:
-        own = self._own._attn_implementation
+        # Asked twice a layer and step, and a configuration takes long to answer.
+        own = self._held.get("_attn_implementation_internal") or self._own._attn_implementation
         return _NAMES.get(own) or plug(own)
 
     def __getattr__(self, name: str) -> Any:
