@@ -22,7 +22,7 @@ from cmr.integration.files.demand import Demand
 from cmr.integration.files.known import Key, Known, sessions_in, uids_in
 from cmr.integration.files.loader import Loaded, Loader
 from cmr.integration.requests.lock import FairLock, Hold
-from cmr.memory.store import Saved, SaveReport, outstanding, save
+from cmr.memory.store import Saved, SaveReport, manifest, outstanding, save
 from cmr.memory.store.checked import open_memory, require_savable
 from cmr.memory.store.folder import Folder
 
@@ -164,7 +164,8 @@ class Files:
         if self._known.get(where) is saving:
             return
         with contextlib.suppress(StoreError, OSError):
-            if Saved.open(where, key=saving.key).id == saving.id:
+            # By the manifest alone: to open the folder would erase what is noted in it.
+            if manifest.load(Folder(where), saving.key).id == saving.id:
                 self._known[where] = saving
 
     def load(

@@ -61,7 +61,10 @@ def test_a_saved_memory_is_searched_at_the_layer_it_was_indexed_at(
         want = llama(input_ids=ids).logits
         memory.read(text(300, seed=1))
         later = relevance(memory)
-    with cmr.load(tmp_path / "mem", llama) as memory:
+    # Nothing in a folder names a file: whoever loads says where the calibration lies.
+    with pytest.raises(ConfigError, match="calibration=FILE"):
+        cmr.load(tmp_path / "mem", llama)
+    with cmr.load(tmp_path / "mem", llama, calibration=file) as memory:
         assert memory.stats()["index_layer"] == MEASURED and memory.stats()["calibrated"]
         assert torch.equal(llama(input_ids=ids).logits, want)
         memory.read(text(300, seed=1))
