@@ -14,6 +14,7 @@ from torch import nn
 from cmr.errors import UnsupportedModelError
 from cmr.integration.decoder.adapter import ModelAdapter, entering_states
 from cmr.integration.decoder.families import Family
+from cmr.integration.decoder.wrapped import hooked
 
 SPLIT = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("wq", "wk", "wv"))
 FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "qkv")
@@ -104,10 +105,9 @@ def watch(adapter: ModelAdapter, ids: torch.Tensor, cache: Any) -> Watched:
     with ExitStack() as hooks:
         for name, child in adapter.layers[0].named_children():
             if name == adapter.family.attention:
-                handle = child.register_forward_pre_hook(reads, with_kwargs=True)
+                hooked(hooks, child, reads, with_kwargs=True)
             else:
-                handle = child.register_forward_hook(normed(name))
-            hooks.callback(handle.remove)
+                hooked(hooks, child, normed(name), behind=True)
         attended = run(adapter, ids, 0, cache, enters)
     if not read or not len(states) == len(attended) == adapter.depth:
         raise UnsupportedModelError("its blocks do not call their attention once a forward each")
@@ -138,9 +138,8 @@ def run(
 
     with ExitStack() as hooks:
         for layer, block in enumerate(adapter.layers):
-            handle = block.register_forward_pre_hook(entered(layer), with_kwargs=True)
-            hooks.callback(handle.remove)
-            hooks.callback(adapter.attention(layer).register_forward_hook(attends).remove)
+            hooked(hooks, block, entered(layer), with_kwargs=True)
+            hooked(hooks, adapter.attention(layer), attends, behind=True)
         adapter.decoder(
             input_ids=ids[:, start:],
             position_ids=torch.arange(start, ids.shape[1], device=ids.device)[None],

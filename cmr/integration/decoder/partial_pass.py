@@ -11,6 +11,7 @@ from torch import nn
 
 from cmr._fork import passing
 from cmr.integration.decoder.adapter import ModelAdapter, entering_states, with_states
+from cmr.integration.decoder.wrapped import hooked
 
 
 class _EnoughError(Exception):
@@ -39,12 +40,11 @@ def states_entering(
 
     with ExitStack() as hooks, passing(hooks.close):
         for layer in layers:
-            handle = adapter.layers[layer].register_forward_pre_hook(keep(layer), with_kwargs=True)
-            hooks.callback(handle.remove)
+            hooked(hooks, adapter.layers[layer], keep(layer), with_kwargs=True)
         if stop is None or stop >= adapter.depth:
             yield found
             return
-        hooks.callback(adapter.layers[stop].register_forward_pre_hook(end).remove)
+        hooked(hooks, adapter.layers[stop], end)
         # Whoever compiled the decoder itself: an exception cannot leave a compiled graph.
         hooks.enter_context(torch.compiler.set_stance("force_eager"))
         with suppress(_EnoughError):
@@ -66,14 +66,10 @@ def graph_from(adapter: ModelAdapter, layer: int) -> Iterator[None]:
         return with_states(args, kwargs, states.detach().requires_grad_())
 
     # The hook switches gradients on in the middle of a forward, and nothing in it switches back.
-    before = torch.is_grad_enabled()
-    handle = adapter.layers[layer].register_forward_pre_hook(begin, with_kwargs=True)
-    try:
-        with passing(handle.remove):
-            yield
-    finally:
-        handle.remove()
-        torch.set_grad_enabled(before)
+    with ExitStack() as after, passing(after.close):
+        after.callback(torch.set_grad_enabled, torch.is_grad_enabled())
+        hooked(after, adapter.layers[layer], begin, with_kwargs=True)
+        yield
 
 
 @contextmanager
@@ -85,8 +81,8 @@ def at_rest(model: nn.Module) -> Iterator[None]:
         for module in training:
             module.training = True
 
-    model.eval()
     try:
+        model.eval()
         with torch.no_grad(), passing(restore):
             yield
     finally:

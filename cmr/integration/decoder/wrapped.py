@@ -1,10 +1,13 @@
-"""A method of one instance, wrapped for a while, beside whatever others wrap."""
+"""A method wrapped or a hook put for a while, on one instance, beside whatever others put there."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
+
+from torch import nn
 
 
 class Wrapped:
@@ -36,3 +39,26 @@ class Wrapped:
                 delattr(self._owner, self._name)
             else:
                 setattr(self._owner, self._name, self._users)
+
+
+def hooked(
+    until: ExitStack,
+    module: nn.Module,
+    hook: Callable[..., Any],
+    *,
+    behind: bool = False,
+    with_kwargs: bool = False,
+) -> None:
+    """Put a hook in front of a module, or `behind` it, until a stack is left."""
+    put = module.register_forward_hook if behind else module.register_forward_pre_hook
+    held = module._forward_hooks if behind else module._forward_pre_hooks
+    extra = "_forward_hooks_with_kwargs" if behind else "_forward_pre_hooks_with_kwargs"
+
+    def drop() -> None:
+        for number in [n for n, other in held.items() if other is hook]:
+            held.pop(number, None)
+            getattr(module, extra).pop(number, None)
+
+    # First, and by what it is: an interrupt may come when it is there and nobody has its handle.
+    until.callback(drop)
+    put(hook, with_kwargs=with_kwargs)

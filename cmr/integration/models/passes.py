@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from cmr.integration.capture.leaving_text import SCORE
 from cmr.integration.capture.rows import checked
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.decoder.partial_pass import graph_from, states_entering
+from cmr.integration.decoder.wrapped import hooked
 from cmr.integration.memory import Memory
 from cmr.integration.models.feeder import GRADIENT, Feeder
 from cmr.integration.requests.scope import Said, call
@@ -139,12 +140,9 @@ class Passes:
             if threading.get_ident() == me:  # another thread's forward may come by
                 found.append(output[0])
 
-        handle = self._memory._core.adapter.decoder.register_forward_hook(note)
-        try:
-            with passing(handle.remove):
-                yield found
-        finally:
-            handle.remove()
+        with ExitStack() as hooks, passing(hooks.close):
+            hooked(hooks, self._memory._core.adapter.decoder, note, behind=True)
+            yield found
 
     def _whole(self, inputs: dict[str, Any], final: list[torch.Tensor]) -> tuple[Any, int]:
         """A forward over whole texts, and the number of blocks that they became."""
