@@ -20,7 +20,9 @@ def holding(
 ) -> torch.Tensor:
     """Slots `[n]` of the blocks of a session (None: of any) that a span lies in, as it stands."""
     slots = blocks.ledger.slots_of(session)
-    found = standing(blocks.about(slots), blocks.ledger.number[slots], span, tokenizer)
+    ledger = blocks.ledger
+    columns = {**blocks.about(slots), "session": ledger.owner[slots]}
+    found = standing(columns, ledger.number[slots], span, tokenizer)
     return slots[found].sort().values
 
 
@@ -47,7 +49,7 @@ def standing(
         def holds(ids: list[int]) -> bool:
             return any(ids[i : i + longest] == wanted for i in range(len(ids) - longest + 1))
 
-    found = _found(columns, _all_runs(numbers, columns["before"]), holds, longest)
+    found = _found(columns, _all_runs(numbers, _before(columns, numbers)), holds, longest)
     return torch.tensor(found, dtype=torch.int64)
 
 
@@ -61,7 +63,9 @@ def holding_saved(
     longest = len(flat.encode()) + GAP * flat.count(" ")
     chosen = wanted.nonzero()[:, 0]
     columns = {name: column[chosen] for name, column in saved.columns.items()}
-    runs = _all_runs(saved.numbers[chosen], columns["before"])
+    columns["session"] = saved.session[chosen]
+    numbers = saved.numbers[chosen]
+    runs = _all_runs(numbers, _before(columns, numbers))
     at = _found(columns, runs, lambda ids: flat in _flat(decode(ids)), longest)
     found = torch.zeros(len(saved), dtype=torch.bool)
     found[chosen[torch.tensor(at, dtype=torch.int64)]] = True
@@ -70,6 +74,25 @@ def holding_saved(
 
 def _flat(text: str) -> str:
     return " ".join(text.casefold().split())
+
+
+def _before(columns: Mapping[str, torch.Tensor], numbers: torch.Tensor) -> torch.Tensor:
+    """Number of the block in front of each; by place in the text where no link says it."""
+    own, before = numbers.tolist(), columns["before"].tolist()
+    known, sessions = set(own), columns["session"].tolist()
+    positions = columns["positions"]
+    last = positions.amax(1).tolist()
+    first = positions.where(positions >= 0, torch.iinfo(torch.int64).max).amin(1).tolist()
+    ends = {
+        (session, end): number for session, end, number in zip(sessions, last, own, strict=True)
+    }
+    taken = known.intersection(before)
+    for i, number in enumerate(before):
+        near = ends.get((sessions[i], first[i] - 1))
+        if number not in known and near is not None and near not in taken:
+            before[i] = near
+            taken.add(near)
+    return torch.tensor(before, dtype=torch.int64)
 
 
 def _all_runs(numbers: torch.Tensor, before: torch.Tensor) -> list[list[int]]:

@@ -325,3 +325,18 @@ def test_what_was_recalled_and_then_evicted_is_forgotten_in_copies(
             monkeypatch.setattr(time, "time", lambda: over)
             assert not memory._core.keeper.expire(), "a block of the store is over"
         assert record.search.recall is None and memory.recalled == []
+
+
+def test_a_span_across_two_blocks_is_found_where_their_link_was_cut(
+    llama: nn.Module, tmp_path: Path
+) -> None:
+    """As of a text whose blocks came back one by one, here and in a folder."""
+    words = canary("anna", 96, seed=5)
+    with cmr.attach(llama, window=64, threshold=0.0) as memory:
+        memory.read(words, sessions=["anna"])
+        for links in (memory._core.ring.successor, memory._core.ring.predecessor):
+            links.fill_(-1)
+        memory.save(tmp_path / "m")
+        report = memory.forget("anna", text=words[28:36].tolist())
+    assert report.blocks == 2 and report.files == (str(tmp_path / "m"),)
+    assert len(cmr.memory.store.Saved.open(tmp_path / "m")) == 1

@@ -100,6 +100,7 @@ class Demand:
             columns = {
                 name: _column(saved, name)[at] for name in ("token_ids", "positions", "before")
             }
+            columns["session"] = saved.session[at]
             held = torch.zeros_like(gone)
             held[at[standing(columns, saved.numbers[at], self.span, self.tokenizer)]] = True
             gone &= held
