@@ -32,6 +32,7 @@ from benchmarks.halfway.mutations import Files, Input, inputs
 from benchmarks.halfway.watch import Watch, most_held
 from benchmarks.shared import rows
 from benchmarks.shared.command import Parser, run, whole
+from benchmarks.shared.tiny import tiny_llama
 from cmr.integration.calibration import files as calibrations
 
 SETTINGS: dict[str, Any] = {
@@ -55,15 +56,16 @@ SECONDS = 20.0
 
 def tiny() -> Any:
     """A random Llama of three layers, always the same."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    torch.manual_seed(7)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=3,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=256,
-        bos_token_id=1, eos_token_id=None, pad_token_id=0, initializer_range=0.15,
-    )  # fmt: skip
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return tiny_llama(
+        7,
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+    )
 
 
 def text(seed: int, tokens: int) -> torch.Tensor:

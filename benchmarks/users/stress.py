@@ -25,6 +25,7 @@ import torch
 import cmr
 from benchmarks.shared import rows
 from benchmarks.shared.command import Parser, run, whole
+from benchmarks.shared.tiny import tiny_llama
 from benchmarks.users.modes import MODES, alone
 from benchmarks.users.user import VOCABULARY, User
 
@@ -41,15 +42,16 @@ SETTINGS: dict[str, Any] = {
 
 def tiny() -> Any:
     """A random Llama of four layers, always the same."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    torch.manual_seed(7)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=1024,
-        bos_token_id=1, eos_token_id=None, pad_token_id=0, initializer_range=0.15,
-    )  # fmt: skip
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return tiny_llama(
+        7,
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+    )
 
 
 class Watch:

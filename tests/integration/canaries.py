@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import cmr
+from benchmarks.halfway.steps.traces import left_in_tensors
 from tests.integration.tiny import text
 
 NAMES = ("anna", "ben", "carl", "dora")
@@ -55,22 +55,7 @@ class Traces:
 
     def in_process(self) -> list[str]:
         """What is found in any tensor that lives in this process."""
-        gc.collect()
-        seen, found = set(), []
-        for thing in gc.get_objects():
-            if not issubclass(type(thing), torch.Tensor) or thing.device.type != "cpu":
-                continue
-            store = thing.untyped_storage()
-            try:
-                where = store.data_ptr()
-            except RuntimeError:  # of a tensor that only a trace knows: it holds nothing
-                continue
-            if where in seen or not store.nbytes():
-                continue
-            seen.add(where)
-            raw = torch.empty(0, dtype=torch.uint8).set_(store).numpy().tobytes()
-            found += [label for needle, label in self.needles.items() if needle in raw]
-        return found
+        return left_in_tensors(self.needles)
 
     def in_folder(self, folder: Path, name: str = "") -> list[str]:
         """What is found in any file under a folder, the session's name included."""

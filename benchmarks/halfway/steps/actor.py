@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 import cmr
+from benchmarks.shared.tiny import tiny_llama
 from cmr.memory.sessions import NO_SESSION
 from cmr.memory.store import Saved
 
@@ -22,15 +23,16 @@ Rows = Sequence[Sequence[int]]
 
 def tiny(seed: int) -> Any:
     """A random Llama of three layers, the same for the same seed."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=4096,
-        bos_token_id=1, eos_token_id=None, pad_token_id=0, initializer_range=0.15,
-    )  # fmt: skip
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return tiny_llama(
+        seed,
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=4096,
+    )
 
 
 class Row(NamedTuple):
