@@ -53,6 +53,11 @@ class Text:
         """Seconds until what it stores is forgotten."""
         return math.inf if self.ttl is None else self.ttl
 
+    @property
+    def uids(self) -> set[int]:
+        """Its own and those of what became part of it."""
+        return {self.uid, *self.merged}
+
     def copied(self, **other: Any) -> Text:
         """The same, and something else of it."""
         names = ("tokens", "merged", "holes", "forgotten")
@@ -60,7 +65,7 @@ class Text:
 
     def is_of(self, uids: Iterable[int]) -> bool:
         """Whether it is, or has in it, one of these."""
-        return not {self.uid, *self.merged}.isdisjoint(uids)
+        return not self.uids.isdisjoint(uids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +203,7 @@ class Stored:
         into.holes |= {at + shift for at in text.holes}
         into.forgotten |= {at + shift for at in text.forgotten}
         into.tokens += text.tokens
-        into.merged |= {text.uid, *text.merged}
+        into.merged |= text.uids
         self.end(text)
 
     def agree(self, state: State, change: Change, now: float) -> Iterator[tuple[str, str]]:
@@ -277,15 +282,17 @@ class Gone:
 
     Attributes:
         must: of a saved block, whether it must be gone.
-        may: whether it may be.
+        may: whether it may be, as `sure` is.
         ended: the sessions that ended, by uid.
+        may_end: of a session that was saved, whether it may have ended there, as `sure` is.
         sure: False where somebody else has saved over what the memory knew of a folder: then all
             of it may be gone, and nothing must be.
     """
 
     must: Callable[[Kept], bool]
-    may: Callable[[Kept], bool]
-    ended: frozenset[int] = frozenset()
+    may: Callable[[Kept, bool], bool]
+    ended: frozenset[int]
+    may_end: Callable[[Text, bool], bool]
     sure: bool = True
 
 
@@ -325,9 +332,11 @@ class Shelf:
     ) -> Iterator[tuple[str, str]]:
         """The same as for a memory; what may or may not have gone is taken as it is."""
         if gone is not None:
-            stay = set(names) if not gone.sure else set()
             self.texts = {
-                n: t for n, t in self.texts.items() if n in stay or not t.is_of(gone.ended)
+                name: text
+                for name, text in self.texts.items()
+                if (name in names and (not gone.sure or text.uid not in gone.ended))
+                or not (text.uid in gone.ended or gone.may_end(text, gone.sure))
             }
         if sorted(names) != sorted(self.texts):
             yield "lost", f"sessions {sorted(self.texts)} expected in a folder, got {names}"
@@ -344,7 +353,7 @@ class Shelf:
             if row.deadline != kept.deadline or row.pinned != kept.pinned:
                 yield "lost", f"{_shown(row)} in a folder: other terms"
         for kept in waiting.values():
-            if kept.deadline > now and not (gone is not None and gone.may(kept)):
+            if kept.deadline > now and not (gone is not None and gone.may(kept, gone.sure)):
                 yield "lost", f"{kept.text.name} {kept.positions[:2]} is gone from a folder"
 
 

@@ -118,6 +118,11 @@ class SlotLedger:
         """Slot of the session's last block; -1 where that is no longer stored."""
         return self._newest.get(session, -1)
 
+    def last_number(self, session: int) -> int:
+        """Number of the block that the session's next one follows; 0 for none."""
+        slot = self.newest(session)
+        return 0 if slot < 0 else int(self.number[slot])
+
     def due(self, now: float) -> torch.Tensor:
         """Slots `[n]` whose deadline has passed."""
         # Asked before every write: without any deadline it costs nothing.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,9 +27,19 @@ class ForgetSteps(Ground):
         among = place.stored.of(text) if "session" in what else dict(place.blocks)
         alone = not chosen
         fits: list[Callable[[Kept], bool]] = []
-        if "session" in what:
-            uids = {text.uid, *text.merged}
-            fits.append(lambda kept: kept.text.is_of(uids))
+        others = [other for other in place.texts.values() if other is not text]
+
+        def meant(other: Text, sure: bool) -> bool:
+            """Whether a text in a folder may be, or may be part of, the one that is forgotten."""
+            if "session" not in what or other.uid in text.uids:
+                return True
+            if sure and any(other.uid == stays.uid for stays in others):
+                return False
+            # One of that name that ended here and stayed there is meant, too.
+            living = {uid for stays in (text, *others) for uid in stays.uids}
+            before = other.name == text.name and not other.is_of(living)
+            return other.is_of(text.uids) or before
+
         if "ids" in chosen:
             if not among:
                 return
@@ -38,10 +48,19 @@ class ForgetSteps(Ground):
             among = {n: kept for n, kept in among.items() if n in numbers}
             these = {kept.content.origin for kept in among.values()}
             fits.append(lambda kept: kept.content.origin in these)
+        whole: set[Kept] = set()
         if "text" in chosen:
             span = self._span(text)
             what["text"] = span
-            among = {n: k for n, k in among.items() if _touches(k, place, span)}
+            if what["files"]:
+                whole = self._whole_in_folders(place, text if "session" in what else None, span)
+            parts = {(kept.content.origin, kept.text.uid) for kept in whole}
+            among = {
+                n: k
+                for n, k in among.items()
+                if _touches(k, place.stored.of(k.text).values(), span)
+                or any(k.content.origin is of and k.text.is_of([uid]) for of, uid in parts)
+            }
         if "older_than" in chosen:
             what["older_than"] = rng.choice((0.0, 5.0, 60.0))
             before = self.clock.now - what["older_than"]
@@ -56,31 +75,47 @@ class ForgetSteps(Ground):
         ended: set[int] = set()
         if alone:
             place.stored.end(text)
-            ended = {text.uid, *text.merged}
+            ended = text.uids
         gone = set(among)
         of_content: dict[object, set[int]] = {}
         for kept in among.values():
-            uids = of_content.setdefault(kept.content.origin, set())
-            uids |= {kept.text.uid, *kept.text.merged}
+            of_content.setdefault(kept.content.origin, set()).update(kept.text.uids)
         for kept in among.values():
             self.forgotten(kept)
         self.settle(place, Change(gone=gone))
         if not what["files"]:
             return
 
+        # By its own uid alone: a copy of what had another session in it stays as that one does.
         def must(kept: Kept) -> bool:
-            here = of_content.get(kept.content.origin)
-            return kept.text.is_of(ended) or (here is not None and kept.text.is_of(here))
+            here = of_content.get(kept.content.origin, set())
+            old = "older_than" not in what or kept.born <= before
+            return kept.text.uid in ended | here or (kept in whole and "ids" not in what and old)
 
-        def may(kept: Kept) -> bool:
-            return must(kept) or ("ids" not in what and all(fit(kept) for fit in fits))
+        def may(kept: Kept, sure: bool) -> bool:
+            fitting = meant(kept.text, sure) and all(fit(kept) for fit in fits)
+            return must(kept) or ("ids" not in what and fitting)
 
-        self.look_at_folders(place, Gone(must, may, frozenset(ended)))
+        def may_end(other: Text, sure: bool) -> bool:
+            return alone and meant(other, sure)
+
+        self.look_at_folders(place, Gone(must, may, frozenset(ended), may_end))
 
     def forgotten(self, kept: Kept) -> None:
         """Take note of what must not come back."""
         kept.text.forgotten.update(kept.positions)
         kept.content.forgotten = True
+
+    def _whole_in_folders(self, place: Place, text: Text | None, span: Sequence[int]) -> set[Kept]:
+        """Blocks of a text in known folders that an occurrence lies in: half of it may be gone."""
+        shelves = [shelf for shelf in self.shelves.values() if place.name in shelf.known]
+        return {
+            kept
+            for shelf in shelves
+            for kept in shelf.blocks
+            if (text is None or kept.text.uid in text.uids)
+            and _touches(kept, [other for other in shelf.blocks if other.text is kept.text], span)
+        }
 
     def _span(self, text: Text) -> list[int]:
         if not text.tokens or self.rng.random() < 0.1:
@@ -166,11 +201,11 @@ class ForgetSteps(Ground):
                 place.blocks[number] = replace(kept, content=fresh)
 
 
-def _touches(kept: Kept, place: Place, span: list[int]) -> bool:
-    """Whether an occurrence of a span that is stored as a whole has a token in the block."""
+def _touches(kept: Kept, others: Iterable[Kept], span: Sequence[int]) -> bool:
+    """Whether an occurrence of a span has a token in a block; of blocks of one text."""
     stored = {
         at: token
-        for other in place.stored.of(kept.text).values()
+        for other in others
         for at, token in zip(other.positions, other.tokens, strict=True)
     }
     first, last = kept.positions[0] - len(span) + 1, kept.positions[-1]

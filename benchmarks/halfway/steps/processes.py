@@ -41,7 +41,8 @@ class ProcessSteps(Ground):
         """What the child does; tells in one line how it went."""
         said = "well"
         try:
-            self.files = False
+            # What the other process does to folders meanwhile, nobody here knows.
+            self.files, self.shelves = False, {}
             self.rng.seed(self.rng.random())
             self.places = [place for place in self.places if place.here]
             for place in self.places:

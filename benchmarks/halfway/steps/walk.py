@@ -45,7 +45,9 @@ class Walk(TextSteps, SessionSteps, ForgetSteps, FolderSteps, ProcessSteps):
 
     def go_on(self) -> None:
         """See `ProcessSteps`."""
-        self._step({kind: often for kind, often in KINDS.items() if kind not in CHANGE_FOLDERS})
+        # What is over by a clock of its own a child would erase in the folders of both.
+        without = CHANGE_FOLDERS if self.files else (*CHANGE_FOLDERS, "wait")
+        self._step({kind: often for kind, often in KINDS.items() if kind not in without})
 
     def _step(self, kinds: dict[str, float]) -> None:
         weights = [6, 3, 1, 3][: len(self.places)]

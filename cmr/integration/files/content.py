@@ -75,6 +75,8 @@ class MemoryContent:
                     "position": i.position,
                     "ttl": i.ttl,
                     "uids": list(i.uids),
+                    # The block that its next one follows, 0 where that is no longer stored.
+                    "last": ledger.last_number(i.number),
                     "adapters": {name: weights[name] for name in i.adapters or ()},
                 }
                 for i in infos

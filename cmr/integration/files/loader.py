@@ -233,7 +233,6 @@ class Loader:
         linked = ahead >= 0
         blocks.successor[here] = -1
         blocks.successor[ahead[linked].to(blocks.device)] = here[linked.to(blocks.device)]
-        # In the order of the text: the last one filled is what the session's next block follows.
         order = born.argsort()
         blocks.ledger.fill(
             slots[at][order],
@@ -241,6 +240,11 @@ class Loader:
             born[order],
             saved.columns["time"][at][order],
         )
+        for entry in saved.header["sessions"]:
+            # Not said in older versions: there it is the newest block.
+            if entry["number"] in numbers and entry["last"] is not None:
+                follows = of_number.get(entry["last"], -1)
+                blocks.ledger.follow(numbers[entry["number"]], follows)
         blocks.ledger.let_expire(slots[at], saved.columns["deadline"][at])
         blocks.ledger.pinned[slots[at]] = saved.columns["flags"][at] > 0
 

@@ -141,6 +141,7 @@ def _references(saved: Saved) -> dict[str, bool]:
         # A block has a token, and a session's text goes on behind its last one.
         "positions": not owned or bool(((newest >= 0) & (newest < ends[order][at])).all()),
         "before": _chains_fit(saved),
+        "last": _ends_fit(saved),
     }
 
 
@@ -155,6 +156,17 @@ def _chains_fit(saved: Saved) -> bool:
         len(ahead.unique()) == len(ahead)
         and bool((before[there] < saved.numbers[there]).all())
         and torch.equal(saved.session[ahead], saved.session[there])
+    )
+
+
+def _ends_fit(saved: Saved) -> bool:
+    """Whether what a session's text goes on behind is its own, and nothing follows it yet."""
+    owner = dict(zip(saved.numbers.tolist(), saved.session.tolist(), strict=True))
+    followed = set(saved.columns["before"].tolist())
+    return all(
+        last not in owner or (owner[last] == entry["number"] and last not in followed)
+        for entry in saved.header["sessions"]
+        if (last := entry["last"])
     )
 
 

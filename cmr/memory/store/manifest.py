@@ -210,6 +210,7 @@ def _from_2(table: dict[str, Any]) -> None:
         if isinstance(session, dict):
             session.setdefault("adapters", {})
             session.setdefault("uids", [])
+            session.setdefault("last", None)
     schema.forget_paths(header["config"])
 
 

@@ -238,6 +238,7 @@ _HEADER = table(
             position=whole(0, MAX_POSITION),
             ttl=maybe(real(0, MAX_LIFETIME)),
             uids=items(_ID, MAX_SESSIONS),
+            last=maybe(whole(0, MAX_CLOCK)),
             adapters=named(
                 _name, text("a checksum or ''", re.compile(r"(?:[0-9a-f]{64})?")), 1 << 8
             ),

@@ -93,6 +93,43 @@ def test_a_loaded_memory_goes_on_as_the_saved_one_would(llama: nn.Module, tmp_pa
     assert reports[0].bytes_reused > 0 and reports[0].bytes_written > 0
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_comes_next_follows_what_it_followed(
+    whole: bool, llama: nn.Module, tmp_path: Path
+) -> None:
+    """A text whose newest block is gone leaves a gap, and a merged one ends with an older block."""
+
+    def links(memory: cmr.Memory) -> set[tuple[Any, Any]]:
+        ring = memory._core.ring
+        where = {block.id: (block.session, block.start) for block in memory.inspect()}
+        slots = ring.ledger.slots_of(None)
+        ahead = ring.about(slots)["before"].tolist()
+        own = ring.ledger.number[slots].tolist()
+        return {(where[n], where.get(b)) for n, b in zip(own, ahead, strict=True)}
+
+    wanted = None if whole else ["anna", "ben"]
+    with cmr.attach(llama, **SETTINGS) as memory:
+        memory.read(text(96), sessions=["ben"])
+        memory.read(text(96, seed=1), sessions=["anna"])
+        memory.read(text(96, seed=2), sessions=["carl"])
+        memory.forget("anna", ids=[memory.inspect("anna")[-1].id])
+        memory.merge("ben", "carl")
+        memory.rename("carl", "ben")
+        memory.save(tmp_path / "m")
+        memory.read(text(2, 40, seed=3), sessions=["anna", "ben"])
+        expected = links(memory)
+    if whole:
+        loaded = cmr.load(tmp_path / "m", llama)
+    else:
+        loaded = cmr.attach(llama, **SETTINGS)
+        loaded.read(text(40, seed=4), sessions=["dora"])
+        loaded.load(tmp_path / "m", sessions=wanted)
+        loaded.forget("dora")
+    with loaded:
+        loaded.read(text(2, 40, seed=3), sessions=["anna", "ben"])
+        assert links(loaded) == expected
+
+
 def test_what_was_learnt_of_scores_comes_back(llama: nn.Module, tmp_path: Path) -> None:
     outs = []
     for method in ("hybrid", "surprise"):
@@ -263,6 +300,29 @@ def test_columns_that_no_memory_has_are_refused(
         memory.save(tmp_path / "m")
     with cmr.attach(llama, **SETTINGS) as memory:
         with pytest.raises(CorruptMemoryError, match=f"'{column}' holds values out of range"):
+            memory.load(tmp_path / "m")
+        assert (memory.sessions, memory.tokens) == ([], 0)
+
+
+@pytest.mark.parametrize("wrong", ["foreign", "followed"])
+def test_a_text_that_goes_on_where_it_cannot_is_refused(
+    wrong: str, llama: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cmr.integration.files.content import MemoryContent
+
+    real = MemoryContent.__init__
+
+    def hostile(self: MemoryContent, *args: Any) -> None:
+        real(self, *args)
+        mine = self.session == self.header["sessions"][0]["number"]
+        numbers = self.numbers[mine if wrong == "followed" else ~mine].sort().values
+        self.header["sessions"][0]["last"] = int(numbers[-2])
+
+    with filled(llama) as memory, monkeypatch.context() as patch:
+        patch.setattr(MemoryContent, "__init__", hostile)
+        memory.save(tmp_path / "m")
+    with cmr.attach(llama, **SETTINGS) as memory:
+        with pytest.raises(CorruptMemoryError, match="'last' holds values out of range"):
             memory.load(tmp_path / "m")
         assert (memory.sessions, memory.tokens) == ([], 0)
 
