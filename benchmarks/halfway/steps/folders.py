@@ -58,6 +58,8 @@ class FolderSteps(Ground):
             saved = shelf.texts[name]
             text = saved.copied()
             place.texts[name] = text
-            new += [replace(kept, text=text) for kept in shelf.blocks if kept.text is saved]
+            # Whose time is over is left out of a folder that is opened.
+            mine = [k for k in shelf.blocks if k.text is saved and k.deadline > self.clock.now]
+            new += [replace(kept, text=text) for kept in mine]
         shelf.known.add(place.name)
         self.settle(place, Change(new, writes=True))
