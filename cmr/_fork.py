@@ -11,14 +11,17 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
+
+from cmr._frames import runs_in
 
 T = TypeVar("T")
 
 _TOLD: WeakKeyDictionary[Any, list[Callable[[Any], object]]] = WeakKeyDictionary()
 _PASSING: dict[object, tuple[int, Callable[[], object]]] = {}
-_OPEN: set[int] = set()
+_OPEN: dict[int, tuple[int, FrameType | None]] = {}
 
 
 def in_child(owner: T, act: Callable[[T], object]) -> None:
@@ -45,20 +48,27 @@ def passing(undo: Callable[[], object]) -> Iterator[None]:
         del _PASSING[key]
 
 
-def own(fd: int) -> int:
+def own(fd: int, frame: FrameType | None = None) -> int:
     """Keep a descriptor to this process, which closes it with `close`; returns it.
 
     A lock on an open file belongs to all processes that have it open: a child that lives on would
-    keep a folder busy for ever.
+    keep a folder busy for ever. `frame`: of the call that it is kept for; None: until it is closed.
     """
-    _OPEN.add(fd)
+    _OPEN[fd] = threading.get_ident(), frame
     return fd
+
+
+def close_lost() -> None:
+    """Close what was kept for calls that have ended without: an interrupt came in front of it."""
+    for fd, (thread, frame) in list(_OPEN.items()):
+        if frame is not None and not runs_in(frame, thread):
+            close(fd)
 
 
 def close(fd: int) -> None:
     """Close a descriptor of `own`, unless it was closed as that of a parent."""
     if fd in _OPEN:
-        _OPEN.remove(fd)
+        del _OPEN[fd]
         os.close(fd)
 
 
@@ -74,7 +84,7 @@ def _begin() -> None:
             undo()
     while _OPEN:
         with suppress(OSError):
-            os.close(_OPEN.pop())
+            os.close(_OPEN.popitem()[0])
 
 
 if hasattr(os, "register_at_fork"):  # elsewhere nobody forks

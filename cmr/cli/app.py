@@ -193,6 +193,34 @@ def chat(
 
 @app.command()
 @friendly
+def calibrate(
+    model: ModelOption = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Ordinary text of the kind that will be remembered, best of 100,000 characters "
+            "or more; without it documentation of Python.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where to keep it, for attach(..., calibration=FILE); without it where every "
+            "attach of this model finds it.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the text's order.")] = 0,
+) -> None:
+    """Measure once where a model's memory is best searched: more is found from then on."""
+    from cmr.cli.calibrate import run
+
+    run(model, text, out, seed)
+
+
+@app.command()
+@friendly
 def info() -> None:
     """Versions, devices, and which implementation of the kernels runs."""
     from cmr.cli.info import run

@@ -114,6 +114,9 @@ class Core:
 
     def _recover(self) -> None:
         """Whoever takes the lock first finishes what an exception has left half-way."""
+        # Partial passes run while the lock is held: a hook that is there by now was left behind.
+        for drop in list(self.adapter.hooks):
+            drop()
         if self._forked:
             self._begin_again()
         elif self.journal.open or self.ring.ledger.unsettled:

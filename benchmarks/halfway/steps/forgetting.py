@@ -93,8 +93,10 @@ class ForgetSteps(Ground):
             return kept.text.uid in ended | here or (kept in whole and "ids" not in what and old)
 
         def may(kept: Kept, sure: bool) -> bool:
-            fitting = meant(kept.text, sure) and all(fit(kept) for fit in fits)
-            return must(kept) or ("ids" not in what and fitting)
+            if must(kept):
+                return True
+            alike = "ids" not in what and all(fit(kept) for fit in fits)
+            return meant(kept.text, sure) and (alike or kept.content.origin in of_content)
 
         def may_end(other: Text, sure: bool) -> bool:
             return alone and meant(other, sure)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ class ModelAdapter:
         rotary_kinds: of each block, which rotary embedding it shares with others of its kind; None
             where it rotates nothing.
         rotary_varies: whether the embedding changes with the length of a text (LongRoPE).
+        hooks: what takes away the hooks of partial passes that are under way, or were interrupted.
     """
 
     def __init__(self, model: Any, family: Family | None = None) -> None:
@@ -62,6 +63,7 @@ class ModelAdapter:
         self.has_rotary = self.family.rotary is not None
         self.rotary_kinds = tuple(self._kind(layer) for layer in range(self.depth))
         self.rotary_varies = "longrope" in rope_types(self.config)
+        self.hooks: list[Callable[[], None]] = []
         self._embeddings: nn.Module = self.model.get_input_embeddings()
         self._first = self._now()
 

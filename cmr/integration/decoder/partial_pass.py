@@ -40,11 +40,11 @@ def states_entering(
 
     with ExitStack() as hooks, passing(hooks.close):
         for layer in layers:
-            hooked(hooks, adapter.layers[layer], keep(layer), with_kwargs=True)
+            hooked(hooks, adapter.layers[layer], keep(layer), with_kwargs=True, noted=adapter.hooks)
         if stop is None or stop >= adapter.depth:
             yield found
             return
-        hooked(hooks, adapter.layers[stop], end)
+        hooked(hooks, adapter.layers[stop], end, noted=adapter.hooks)
         # Whoever compiled the decoder itself: an exception cannot leave a compiled graph.
         hooks.enter_context(torch.compiler.set_stance("force_eager"))
         with suppress(_EnoughError):
@@ -68,7 +68,7 @@ def graph_from(adapter: ModelAdapter, layer: int) -> Iterator[None]:
     # The hook switches gradients on in the middle of a forward, and nothing in it switches back.
     with ExitStack() as after, passing(after.close):
         after.callback(torch.set_grad_enabled, torch.is_grad_enabled())
-        hooked(after, adapter.layers[layer], begin, with_kwargs=True)
+        hooked(after, adapter.layers[layer], begin, with_kwargs=True, noted=adapter.hooks)
         yield
 
 

@@ -48,8 +48,12 @@ def hooked(
     *,
     behind: bool = False,
     with_kwargs: bool = False,
+    noted: list[Callable[[], None]] | None = None,
 ) -> None:
-    """Put a hook in front of a module, or `behind` it, until a stack is left."""
+    """Put a hook in front of a module, or `behind` it, until a stack is left.
+
+    `noted` holds what takes it away for as long as it is there: leaving may be interrupted, too.
+    """
     put = module.register_forward_hook if behind else module.register_forward_pre_hook
     held = module._forward_hooks if behind else module._forward_pre_hooks
     extra = "_forward_hooks_with_kwargs" if behind else "_forward_pre_hooks_with_kwargs"
@@ -58,7 +62,11 @@ def hooked(
         for number in [n for n, other in held.items() if other is hook]:
             held.pop(number, None)
             getattr(module, extra).pop(number, None)
+        if noted is not None and drop in noted:
+            noted.remove(drop)
 
     # First, and by what it is: an interrupt may come when it is there and nobody has its handle.
     until.callback(drop)
+    if noted is not None:
+        noted.append(drop)
     put(hook, with_kwargs=with_kwargs)

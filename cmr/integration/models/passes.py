@@ -189,7 +189,8 @@ class Passes:
         # A caller that trains needs the graph once more for its own way back.
         kept = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         # No graph can be made in inference mode, whoever called for it.
-        with torch.inference_mode(False), torch.set_grad_enabled(kept):
+        # Its hooks stand on a model that other threads may run, too.
+        with core.lock, torch.inference_mode(False), torch.set_grad_enabled(kept):
             first = min([*inside, adapter.depth - 1])
             with graph_from(adapter, first), states_entering(adapter, inside) as states:
                 output = self._model(**{**inputs, "labels": labels})

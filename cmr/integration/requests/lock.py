@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
-import inspect
 import sys
 import threading
 import time
@@ -20,6 +18,7 @@ import torch
 from torch import nn
 
 from cmr._fork import in_child
+from cmr._frames import runs, runs_in, user_frame
 from cmr.errors import AttachError
 from cmr.integration.decoder.wrapped import Wrapped
 
@@ -27,8 +26,6 @@ Place = tuple[int, int]
 
 LOST = 1.0
 """Seconds after which who waits looks whether the lock was lost."""
-LOOKS = 20
-"""How often it looks before it believes that."""
 
 
 def here() -> Place:
@@ -93,7 +90,7 @@ class FairLock:
 
         `frame`: what the hold belongs to; None: the caller's.
         """
-        me, hold = threading.get_ident(), Hold(frame or user_frame())
+        me, hold = threading.get_ident(), Hold(frame or user_frame(__file__))
         # Without `_inner`: nobody else takes the lock from a thread whose hold is not lost.
         if self._owner == me and self._holds and runs(self._holds[-1].frame):
             self._holds.append(hold)
@@ -148,7 +145,7 @@ class FairLock:
         over = [hold for hold in self._holds if not runs(hold.frame)]
         # Where something was lost it may have been this very hold: it is not let go twice.
         left = [hold for hold in self._holds if hold not in over]
-        if left and (not over or left[-1].frame is (frame or user_frame())):
+        if left and (not over or left[-1].frame is (frame or user_frame(__file__))):
             over.insert(0, left[-1])
         for hold in reversed(over):
             hold.end()
@@ -185,11 +182,11 @@ class FairLock:
         return len(self._queue)
 
     def __enter__(self) -> Hold:
-        self.acquire(frame=user_frame())
+        self.acquire(frame=user_frame(__file__))
         return self._holds[-1]
 
     def __exit__(self, *_: object) -> None:
-        self.release(user_frame())
+        self.release(user_frame(__file__))
 
     def _leave_parent(self) -> None:
         """In the child of a fork: nobody holds it, and of those that wait one thread at most."""
@@ -227,15 +224,7 @@ class FairLock:
                 waiting.gate.release()
 
     def _held_anywhere(self) -> bool:
-        # A thread that runs on may leave frames while its stack is looked at: one look that finds
-        # the frame tells, one that does not tells little.
-        for _ in range(LOOKS):
-            stack = sys._current_frames().get(self._owner or 0)
-            if stack is None:
-                return False
-            if any(runs(hold.frame, stack) for hold in self._holds):
-                return True
-        return False
+        return any(runs_in(hold.frame, self._owner or 0) for hold in self._holds)
 
 
 class _Waiting(NamedTuple):
@@ -350,34 +339,6 @@ def _call_frame() -> FrameType | None:
     while frame is not None and frame.f_code.co_name != nn.Module._call_impl.__name__:
         frame = frame.f_back
     return frame
-
-
-def runs(frame: FrameType | None, stack: FrameType | None = None) -> bool:
-    """Whether a frame is one of those that run in a thread; None counts as one that does.
-
-    `stack`: the innermost frame of the thread; None: of this one.
-    """
-    at: FrameType | None = stack or sys._getframe(1)
-    while at is not None and frame is not None:
-        if at is frame:
-            return True
-        at = at.f_back
-    return frame is None
-
-
-def user_frame() -> FrameType | None:
-    """The frame of the function that uses a lock: with the `with` statement, or around it."""
-    # A generator's frame rests while whoever waits for its context runs: the one around it counts.
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        if code.co_filename not in _BETWEEN and not code.co_flags & inspect.CO_GENERATOR:
-            return frame
-        frame = frame.f_back
-    return None
-
-
-_BETWEEN = (__file__, contextlib.__file__)
 
 
 def _left(end: float) -> float:

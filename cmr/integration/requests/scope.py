@@ -19,8 +19,9 @@ from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
+from cmr._frames import runs, user_frame
 from cmr.errors import SessionError
-from cmr.integration.requests.lock import Place, here, runs, user_frame
+from cmr.integration.requests.lock import Place, here
 
 _RESTING = (
     inspect.CO_GENERATOR

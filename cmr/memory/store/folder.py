@@ -16,7 +16,8 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cmr._fork import close, own
+from cmr._fork import close, close_lost, own
+from cmr._frames import user_frame
 from cmr.errors import MemoryNotFoundError, StoreBusyError, StoreError
 from cmr.memory.store.form import corrupt
 
@@ -100,6 +101,15 @@ def flock(fd: int, exclusive: bool) -> bool:
     return True
 
 
+def lock(fd: int) -> bool:
+    """Takes a lock on an open file for this one alone, without waiting; False: another has it."""
+    if flock(fd, exclusive=True):
+        return True
+    # A call of this process that was interrupted may hold it still.
+    close_lost()
+    return flock(fd, exclusive=True)
+
+
 def erase(fd: int) -> None:
     """Overwrites an open file with zeros and flushes them to the disk."""
     left = os.fstat(fd).st_size
@@ -168,13 +178,13 @@ class Folder:
             )
         flags = os.O_RDWR | os.O_CREAT | SAFELY
         try:
-            fd = own(os.open(self.path / LOCK, flags, 0o600))
+            fd = own(os.open(self.path / LOCK, flags, 0o600), user_frame())
         except OSError as error:
             raise StoreError(
                 f"{self.path / LOCK} cannot be opened ({os.strerror(error.errno or 0)})"
             ) from error
         try:
-            if not flock(fd, exclusive=True):
+            if not lock(fd):
                 raise StoreBusyError(f"{self.path} cannot be locked: another save to it is running")
             # What a save that was killed left there may be text that is to be forgotten.
             self._unstage()
@@ -232,12 +242,12 @@ class Folder:
         if not os.path.lexists(path):
             return
         if overwrite and stat.S_ISREG(os.lstat(path).st_mode):
-            fd = os.open(path, os.O_WRONLY | SAFELY)
+            fd = own(os.open(path, os.O_WRONLY | SAFELY), user_frame())
             try:
                 # Somebody still reads it: it stays until the next save.
-                if not flock(fd, exclusive=True):
+                if not lock(fd):
                     return
                 erase(fd)
             finally:
-                os.close(fd)
+                close(fd)
         os.unlink(path)

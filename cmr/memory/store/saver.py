@@ -9,17 +9,19 @@ import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from types import FrameType
 from typing import NamedTuple
 
 import torch
 
 import cmr
 from cmr._fork import close, own
+from cmr._frames import user_frame
 from cmr.errors import CorruptMemoryError, MemoryKeyError, StoreBusyError, StoreError
 from cmr.memory.store import outstanding
 from cmr.memory.store.datafile import DataFile
 from cmr.memory.store.datawriter import DataWriter
-from cmr.memory.store.folder import SAFELY, Folder, erase, flock
+from cmr.memory.store.folder import SAFELY, Folder, erase, lock
 from cmr.memory.store.form import Content, Part, check_content
 from cmr.memory.store.manifest import ColumnFile, Manifest, Shard, load
 from cmr.memory.store.vault import Key, Vault, check_key
@@ -172,7 +174,7 @@ class Saver:
         orphans = set(folder.unnamed([*manifest.files, *(old.files if old else [])]))
         with contextlib.ExitStack() as stack:
             # Locked before anything is changed: a reader in the way stops the save as a whole.
-            doomed = self._doomed(replaced | orphans, stack) if self.clean else []
+            doomed = self._doomed(replaced | orphans, stack, user_frame()) if self.clean else []
             folder.commit(fresh, encoded)
             # From here on the save is valid.
             for fd in doomed:
@@ -194,16 +196,18 @@ class Saver:
             blocks=len(self.content.numbers),
         )
 
-    def _doomed(self, names: Iterable[str], stack: contextlib.ExitStack) -> list[int]:
-        """Descriptors of the files to erase, and of the old manifest."""
+    def _doomed(
+        self, names: Iterable[str], stack: contextlib.ExitStack, frame: FrameType | None
+    ) -> list[int]:
+        """Descriptors of the files to erase, and of the old manifest, for the call of a frame."""
         found = []
         for path in [*(self.folder.path / name for name in names), self.folder.manifest]:
             try:
-                fd = own(os.open(path, os.O_RDWR | SAFELY))
+                fd = own(os.open(path, os.O_RDWR | SAFELY), frame)
             except FileNotFoundError:
                 continue
             stack.callback(close, fd)
-            if not flock(fd, exclusive=True):
+            if not lock(fd):
                 raise StoreBusyError(
                     f"{path} is in use, so it cannot be erased: nothing was changed"
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import cmr
+from cmr.integration.decoder.wrapped import hooked
 from cmr.integration.requests import scope
 from tests.integration.tiny import greedy, text
 
@@ -154,6 +156,25 @@ def test_a_model_that_rests_inside_a_forward_that_remembers(
     have = anna.forward(ASKED).logits
     handle.remove()
     assert torch.equal(inner[0], plain) and torch.equal(have, want)
+
+
+def test_hooks_of_a_pass_that_was_torn_away_are_gone_with_the_next_call(
+    memory: cmr.Memory, llama: nn.Module
+) -> None:
+    """An interrupt may come while they are being taken away: nobody does that a second time."""
+    ids = text(1, 20)
+    plain = llama(ids).logits
+    adapter = memory._core.adapter
+    before = [dict(layer._forward_pre_hooks) for layer in adapter.layers]
+    for layer in adapter.layers[1:3]:
+        with ExitStack() as torn:
+            hooked(torn, layer, failing(_StopError), with_kwargs=True, noted=adapter.hooks)
+            torn.pop_all()
+    assert len(adapter.hooks) == 2
+    with memory.paused():
+        assert torch.equal(llama(ids).logits, plain)
+    assert adapter.hooks == []
+    assert [dict(layer._forward_pre_hooks) for layer in adapter.layers] == before
 
 
 def test_detached_inside_a_forward(memory: cmr.Memory, llama: nn.Module) -> None:

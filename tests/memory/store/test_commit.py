@@ -3,12 +3,15 @@
 import errno
 import fcntl
 import os
+import sys
+import threading
 import tracemalloc
 from pathlib import Path
 
 import pytest
 import torch
 
+from cmr._fork import own
 from cmr.errors import StoreBusyError, StoreError
 from cmr.memory.store import Kind, Part, Saved, save
 from tests.memory.store.made import FULL, Made, check_same, made, same_bytes
@@ -71,6 +74,35 @@ def test_two_savers_are_kept_apart(tmp_path: Path) -> None:
     check_same(Saved.open(tmp_path), made(range(5)))
     os.close(fd)
     save(tmp_path, made(range(6)))
+
+
+def test_a_lock_that_an_interrupt_left_behind_is_taken_back(tmp_path: Path) -> None:
+    """Of this process: a call that has ended holds nothing; one under way, in any thread, does."""
+    save(tmp_path, made(range(5)))
+    taken, over = threading.Event(), threading.Event()
+
+    def torn(until: threading.Event | None = None) -> int:
+        fd = own(os.open(tmp_path / ".lock", os.O_RDWR), sys._getframe())
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        taken.set()
+        if until is not None:
+            until.wait()
+        return fd
+
+    fd = torn()
+    save(tmp_path, made(range(6)))
+    with pytest.raises(OSError):
+        os.fstat(fd)
+    taken.clear()
+    thread = threading.Thread(target=torn, args=[over])
+    thread.start()
+    taken.wait()
+    with pytest.raises(StoreBusyError, match="another save"):
+        save(tmp_path, made(range(7)))
+    over.set()
+    thread.join()
+    save(tmp_path, made(range(7)))
+    check_same(Saved.open(tmp_path), made(range(7)))
 
 
 def test_a_save_within_a_save_is_refused(tmp_path: Path) -> None:
