@@ -56,6 +56,12 @@ def opened(
         # Saved inside of the session and before detaching, and only where nothing was raised.
         try:
             memory = stack.enter_context(_attach(out, settings, source, model, tokenizer))
+            if not memory.stats()["calibrated"]:
+                named_model = f" --model {settings.model}" if settings.model else ""
+                out.print(
+                    "[dim]searched as any model: `cmr calibrate"
+                    f"{escape(named_model)}` measures once how this one finds more[/dim]"
+                )
             if name is not None:
                 _enter(stack, memory, name)
                 if source is not None and settings.session is None:

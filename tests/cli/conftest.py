@@ -53,6 +53,7 @@ class Model:
 
     device = torch.device("cpu")
     dtype = torch.bfloat16
+    calibrated = True
     config = SimpleNamespace(max_position_embeddings=8192)
 
     def __init__(self, says="the answer é"):
@@ -85,6 +86,7 @@ class Memory:
         self.log = []
         self.tokens, self.nbytes = 0, 20_000_000
         self.paused = self.detached = False
+        self.calibrated = model.calibrated
         model.memory = self
 
     def __enter__(self):
@@ -115,7 +117,7 @@ class Memory:
         self.paused = False
 
     def stats(self):
-        return {"recalls": 7, "capacity_tokens": 4096}
+        return {"recalls": 7, "capacity_tokens": 4096, "calibrated": self.calibrated}
 
     @property
     def recalled(self):

@@ -42,6 +42,14 @@ def test_options_reach_the_memory_and_the_model(runner, fake, document):
     assert "the answer" not in result.stdout
 
 
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_a_model_that_was_not_calibrated_is_told_of(runner, fake, document, calibrated):
+    fake.model.calibrated = calibrated
+    result = ask(runner, "--document", document, "--question", "Q")
+    assert result.exit_code == 0
+    assert ("cmr calibrate" in result.stdout) is not calibrated
+
+
 def test_without_a_template_the_question_is_plain(runner, fake, document):
     ask(runner, "--document", document, "--question", "Who?")
     assert fake.tokenizer.decode(fake.model.calls[0][0][0]) == "Question: Who?\nAnswer:"
