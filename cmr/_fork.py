@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 _TOLD: WeakKeyDictionary[Any, list[Callable[[Any], object]]] = WeakKeyDictionary()
 _PASSING: dict[object, tuple[int, Callable[[], object]]] = {}
-_OPEN: dict[int, tuple[int, FrameType | None]] = {}
+_OPEN: dict[int, tuple[int, int | None]] = {}
 
 
 def in_child(owner: T, act: Callable[[T], object]) -> None:
@@ -54,7 +54,8 @@ def own(fd: int, frame: FrameType | None = None) -> int:
     A lock on an open file belongs to all processes that have it open: a child that lives on would
     keep a folder busy for ever. `frame`: of the call that it is kept for; None: until it is closed.
     """
-    _OPEN[fd] = threading.get_ident(), frame
+    # Not the frame itself, which would keep all that was at hand in it.
+    _OPEN[fd] = threading.get_ident(), None if frame is None else id(frame)
     return fd
 
 

@@ -28,16 +28,18 @@ def runs(frame: FrameType | None, stack: FrameType | None = None) -> bool:
     return frame is None
 
 
-def runs_in(frame: FrameType | None, thread: int) -> bool:
-    """The same in a thread, by its number, that goes on meanwhile."""
+def runs_in(frame: int | None, thread: int) -> bool:
+    """The same in a thread, by its number, that goes on meanwhile; the frame by its `id`."""
     # It may leave frames while its stack is looked at: one look that finds the frame tells, one
     # that does not tells little.
     for _ in range(LOOKS):
-        stack = sys._current_frames().get(thread)
-        if stack is None:
+        at = sys._current_frames().get(thread)
+        if at is None:
             return False
-        if runs(frame, stack):
-            return True
+        while at is not None:
+            if frame in (id(at), None):
+                return True
+            at = at.f_back
     return False
 
 

@@ -224,7 +224,8 @@ class FairLock:
                 waiting.gate.release()
 
     def _held_anywhere(self) -> bool:
-        return any(runs_in(hold.frame, self._owner or 0) for hold in self._holds)
+        frames = [None if hold.frame is None else id(hold.frame) for hold in self._holds]
+        return any(runs_in(frame, self._owner or 0) for frame in frames)
 
 
 class _Waiting(NamedTuple):

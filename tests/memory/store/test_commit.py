@@ -6,7 +6,9 @@ import os
 import sys
 import threading
 import tracemalloc
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,17 +81,20 @@ def test_two_savers_are_kept_apart(tmp_path: Path) -> None:
 def test_a_lock_that_an_interrupt_left_behind_is_taken_back(tmp_path: Path) -> None:
     """Of this process: a call that has ended holds nothing; one under way, in any thread, does."""
     save(tmp_path, made(range(5)))
-    taken, over = threading.Event(), threading.Event()
+    taken, over, there = threading.Event(), threading.Event(), list[Any]()
 
     def torn(until: threading.Event | None = None) -> int:
         fd = own(os.open(tmp_path / ".lock", os.O_RDWR), sys._getframe())
         fcntl.flock(fd, fcntl.LOCK_EX)
         taken.set()
+        there.append(weakref.ref(content := made(range(2))))  # what the call has at hand
+        assert content is not None
         if until is not None:
             until.wait()
         return fd
 
     fd = torn()
+    assert there[0]() is None
     save(tmp_path, made(range(6)))
     with pytest.raises(OSError):
         os.fstat(fd)
