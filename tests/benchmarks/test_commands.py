@@ -44,6 +44,7 @@ WRONG = {
     "a folder without rows": ("recall.needle_plot", "--results", "docs"),
     "a folder that is no checkout": ("cost.versions", "--other", "docs"),
     "two places for the rows": ("cost.hops", "--record", "--results", "docs"),
+    "a folder without conversations": ("conversations", "--data", "docs"),
     "a weight": ("cost.perplexity", "--weights", "much"),
     "an architecture": ("compiled", "--on", "sm_1"),
 }
