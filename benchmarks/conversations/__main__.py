@@ -143,12 +143,13 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument(
         "--wrapped", action="store_true", help=f"inside everyday talk, too: {', '.join(PLACES)}"
     )
+    parser.add_model()
     parser.add_seed()
     parser.add_threads()
     parser.add_settings()
     args = parser.parse_args(words)
     args.conversations = require(args.data, args.conversations)
-    model, tokenizer = load_model()
+    model, tokenizer = load_model(args.model)
     conditions = rows.conditions(model, args.seed, questions=args.questions, asked=args.settings)
     details = ask_everything(args, model, tokenizer, conditions)
     found = summaries(details)

@@ -40,7 +40,7 @@ from benchmarks.texts.documents import (
 
 def ask_everything(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Asks everything, appending a detail row for each answer; returns the detail rows."""
-    model, tokenizer = load_model()
+    model, tokenizer = load_model(args.model)
     systems = [s for s in SYSTEMS if s in args.systems]
     memory = None
     if "memory" in systems:
@@ -117,6 +117,7 @@ def main(words: list[str] | None = None) -> None:
         help="earlier runs whose answers are compared with in the report",
     )
     parser.add_argument("--verbose", action="store_true")
+    parser.add_model()
     parser.add_seed()
     parser.add_threads()
     parser.add_settings()
