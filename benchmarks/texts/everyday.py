@@ -116,6 +116,8 @@ BOTH = (
         marks=False,
     ),
 )
+WRAPPED = ", wrapped"
+"""Behind the name of a kind of questions, or of who answers them: inside everyday talk."""
 TALK = {"before": BEFORE, "behind": BEHIND, "both": BOTH}
 
 
@@ -131,3 +133,8 @@ def talk(place: str, number: int) -> Talk:
     """
     told = TALK[place]
     return told[number % len(told)]
+
+
+def wrapped(question: str, number: int) -> str:
+    """The question inside everyday talk: places take turns, and the talk of each does."""
+    return talk(PLACES[number % len(PLACES)], number // len(PLACES)).around(question)
