@@ -44,9 +44,9 @@ def share_found(evidence: tuple[tuple[int, int], ...], shown: set[int]) -> float
     )
 
 
-def message(asked: Asked, form: str) -> str:
-    """The question in one of the forms."""
-    return asked.text if form == "bare" else talk(form, asked.number).around(asked.text)
+def message(asked: Asked, form: str, seed: int) -> str:
+    """The question in one of the forms; `seed` of the talk, see `everyday.talk`."""
+    return asked.text if form == "bare" else talk(form, asked.number, seed).around(asked.text)
 
 
 def drawn(conversations: list[Conversation], count: int | None, seed: int) -> set[tuple[str, int]]:
@@ -58,7 +58,11 @@ def drawn(conversations: list[Conversation], count: int | None, seed: int) -> se
 
 
 def measure(
-    conversation: Conversation, asked: list[Asked], finders: dict[str, Any], forms: tuple[str, ...]
+    conversation: Conversation,
+    asked: list[Asked],
+    finders: dict[str, Any],
+    forms: tuple[str, ...],
+    seed: int,
 ) -> list[dict[str, Any]]:
     """A row a question: in each form what each system found, and in how many tokens."""
     out = []
@@ -68,7 +72,7 @@ def measure(
             "category": question.category, "evidence": len(question.evidence),
         }  # fmt: skip
         for form in forms:
-            text, tokens = message(question, form), TOKENS
+            text, tokens = message(question, form, seed), TOKENS
             row[form] = {"marks": "?" in text}
             for name, finder in finders.items():
                 spans: Spans
@@ -116,7 +120,7 @@ def ask_everything(
                     else Retrieving(name, tokenizer, ids)
                 )
             read = time.perf_counter() - begun
-            found = measure(conversation, asked, finders, forms)
+            found = measure(conversation, asked, finders, forms, args.seed)
             took = (time.perf_counter() - begun - read) / len(asked)
             rows.append("conversations_details", *({"run": conditions["run"], **r} for r in found))
             details += found

@@ -95,7 +95,7 @@ def _document(
     if args.wrapped:
         first = len(bare) * int(doc.id.rpartition("d")[2])  # each document has other talk
         inside = {
-            key: replace(question, text=wrapped(question.text, number))
+            key: replace(question, text=wrapped(question.text, number, args.seed))
             for number, (key, question) in enumerate(bare.items(), first)
         }
         forms.append((WRAPPED, inside))

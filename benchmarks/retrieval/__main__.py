@@ -77,7 +77,7 @@ def measure(
     depths: dict[tuple[str, int], list[float]] = defaultdict(list)
     for haystack in make_haystacks(tokenizer, length, args.seed)[: args.haystacks]:
         if args.wrapped:
-            haystack = with_wrapped(haystack)
+            haystack = with_wrapped(haystack, args.seed)
         kept = None
         if set(systems) - set(TEXTUAL):
             kept = Remembered(model, tokenizer, haystack, args.settings)

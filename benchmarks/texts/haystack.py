@@ -82,10 +82,15 @@ class Haystack:
     questions: tuple[Asked, ...]
 
 
-def with_wrapped(haystack: Haystack) -> Haystack:
-    """The haystack with each question once more, inside everyday talk; kinds end in WRAPPED."""
+def with_wrapped(haystack: Haystack, seed: int = 0) -> Haystack:
+    """The haystack with each question once more, inside everyday talk; kinds end in WRAPPED.
+
+    Args:
+        haystack: with bare questions.
+        seed: of the talk, see `everyday.talk`.
+    """
     more = [
-        replace(asked, kind=asked.kind + WRAPPED, text=wrapped(asked.text, number))
+        replace(asked, kind=asked.kind + WRAPPED, text=wrapped(asked.text, number, seed))
         for number, asked in enumerate(haystack.questions)
     ]
     return replace(haystack, questions=(*haystack.questions, *more))

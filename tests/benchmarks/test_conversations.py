@@ -122,12 +122,13 @@ def test_a_sample_is_drawn_from_all_conversations() -> None:
     assert command.drawn(told, 10, 0) == some != command.drawn(told, 10, 1)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("place", PLACES)
-def test_everyday_talk_stands_where_it_is_said_to(place: str, tokenizer: Any) -> None:
+def test_everyday_talk_stands_where_it_is_said_to(place: str, seed: int, tokenizer: Any) -> None:
     asked = "Where did the parrot go?"
     marked = set()
-    for number in range(len(TALK[place])):
-        said = talk(place, number)
+    for number in range(len(TALK[seed][place])):
+        said = talk(place, number, seed)
         assert bool(said.before) == (place != "behind") and bool(said.behind) == (place != "before")
         words = sum(len(encode(tokenizer, part)) for part in (said.before, said.behind))
         assert 30 <= words <= 120
@@ -135,6 +136,7 @@ def test_everyday_talk_stands_where_it_is_said_to(place: str, tokenizer: Any) ->
         assert asked[:-1] in whole and ("?" in whole) is said.marks
         marked.add(said.marks)
     assert marked == {True, False}
+    assert talk(place, 0, seed) == talk(place, 4, seed + 2) != talk(place, 0, seed + 1)
 
 
 class Fixed:
@@ -167,7 +169,7 @@ def test_text_retrievers_show_as_many_tokens_as_memory(
     )
     other = Counting()
     finders = {"memory": Fixed(recalled), "bm25": other}
-    (row,) = command.measure(told, list(told.questions), finders, FORMS)
+    (row,) = command.measure(told, list(told.questions), finders, FORMS, 0)
     assert other.allowed == [allowed] * 4
     assert row["bare"]["memory"] == [
         0.5 if recalled else 0.0,

@@ -88,7 +88,7 @@ def test_every_question_is_asked_once_more_inside_everyday_talk(made: list[Hayst
         for asked, plain in zip(h.questions[len(bare.questions) :], bare.questions, strict=True):
             assert asked.facts == plain.facts and asked.answers == plain.answers
             for place in PLACES:
-                places[place] += asked.text in [t.around(plain.text) for t in TALK[place]]
+                places[place] += asked.text in [t.around(plain.text) for t in TALK[0][place]]
     assert places == dict.fromkeys(PLACES, 144)
 
 

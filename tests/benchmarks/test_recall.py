@@ -53,7 +53,7 @@ class Answering:
 @pytest.fixture
 def details(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], Answering]:
     monkeypatch.setattr(rows, "into", tmp_path)
-    args = SimpleNamespace(systems=["memory", "bm25"], wrapped=True, verbose=False)
+    args = SimpleNamespace(systems=["memory", "bm25"], wrapped=True, verbose=False, seed=0)
     asker, found = Answering(), []
     for index in range(2):
         doc = document(index)
