@@ -10,8 +10,9 @@ turn is found when 60 % of its tokens are among those shown; of several turns th
   bm25     passages of 64 tokens by BM25 of the whole message, the two best widened
   dense    the same by all-MiniLM-L6-v2
 
-The text retrievers show as many tokens as memory recalled for the same message (224 where it
-recalled nothing). Intervals are a bootstrap over questions.
+The text retrievers show `--tokens` for every message; the default of 224 is about what memory
+recalls in the mean with its defaults, and rows say how many each showed. Intervals are a bootstrap
+over questions. `benchmarks.conversations.report` puts one run beside another.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import statistics
 import time
 from typing import Any
 
-from benchmarks.conversations.finders import TOKENS, Remembering, Retrieving, Spans, tokens_of
+from benchmarks.baselines.passages import PASSAGE
+from benchmarks.conversations.finders import TOKENS, Remembering, Retrieving, tokens_of
 from benchmarks.conversations.locomo import Asked, Conversation, load, require
 from benchmarks.conversations.report import FORMS, summaries
 from benchmarks.shared import rows
@@ -33,7 +35,6 @@ from benchmarks.texts.everyday import PLACES, talk
 SYSTEMS = ("memory", "bm25", "dense")
 SHARE = 0.6
 """Of a turn's tokens: so many shown, and the turn is found."""
-PASSAGES = 2
 
 
 def share_found(evidence: tuple[tuple[int, int], ...], shown: set[int]) -> float:
@@ -72,16 +73,10 @@ def measure(
             "category": question.category, "evidence": len(question.evidence),
         }  # fmt: skip
         for form in forms:
-            text, tokens = message(question, form, seed), TOKENS
+            text = message(question, form, seed)
             row[form] = {"marks": "?" in text}
             for name, finder in finders.items():
-                spans: Spans
-                if isinstance(finder, Retrieving):
-                    spans = finder.spans(text, tokens, PASSAGES)
-                else:
-                    spans = finder.spans(text)
-                    tokens = len(tokens_of(spans)) or TOKENS
-                shown = tokens_of(spans)
+                shown = tokens_of(finder.spans(text))
                 found = share_found(question.evidence, shown)
                 row[form][name] = [round(found, 4), len(shown)]
         out.append(row)
@@ -117,7 +112,7 @@ def ask_everything(
                 finders[name] = (
                     Remembering(model, tokenizer, memory, ids)
                     if name == "memory"
-                    else Retrieving(name, tokenizer, ids)
+                    else Retrieving(name, tokenizer, ids, args.tokens)
                 )
             read = time.perf_counter() - begun
             found = measure(conversation, asked, finders, forms, args.seed)
@@ -143,6 +138,9 @@ def main(words: list[str] | None = None) -> None:
     )
     parser.add_argument("--conversations", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--questions", type=whole(), help="only N of all, drawn with the seed")
+    parser.add_argument(
+        "--tokens", type=whole(PASSAGE), default=TOKENS, help="shown by the text retrievers"
+    )
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument(
         "--wrapped", action="store_true", help=f"inside everyday talk, too: {', '.join(PLACES)}"
@@ -154,7 +152,9 @@ def main(words: list[str] | None = None) -> None:
     args = parser.parse_args(words)
     args.conversations = require(args.data, args.conversations)
     model, tokenizer = load_model(args.model)
-    conditions = rows.conditions(model, args.seed, questions=args.questions, asked=args.settings)
+    conditions = rows.conditions(
+        model, args.seed, questions=args.questions, tokens=args.tokens, asked=args.settings
+    )
     details = ask_everything(args, model, tokenizer, conditions)
     found = summaries(details)
     rows.append("conversations", *({**row, **conditions} for row in found))

@@ -1,4 +1,8 @@
-"""Summary rows of conversations, from what was found for each question."""
+"""Summary rows of conversations, from what was found for each question.
+
+Of several runs the systems are put together, question by question: what memory found at one commit
+beside what text retrievers found, or memory found before. `RUN=NAME` calls a run's memory NAME.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,15 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.conversations.locomo import CATEGORIES
+from benchmarks.shared import rows
+from benchmarks.shared.command import Parser, UsageError, run
 from benchmarks.shared.stats import clustered, minus, ratio
 from benchmarks.texts.everyday import PLACES
 
 FORMS = ("bare", *PLACES)
 """How a question is asked: alone, or inside everyday talk that stands in these places."""
+CONDITIONS = ("run", "date", "commit", "command", "model", "calibrated", "settings")
+"""Of the runs that are put together, in the row."""
 Rows = list[dict[str, Any]]
 
 
@@ -23,7 +31,7 @@ def summaries(details: Rows) -> Rows:
 
     Returns:
         Rows with `found` (the mean share of the evidence), its interval, `by_category`, and the
-        `tokens` shown in the mean; for memory how much `more` it found than each other system; for
+        `tokens` shown in the mean; for a memory how much `more` it found than each other; for
         wrapped questions the share of what the bare ones found (`of_bare`), and what was found with
         (`marked`) and without (`unmarked`) a question mark in the message.
     """
@@ -60,7 +68,7 @@ def _summary(system: str, group: str, pairs: list[Any], systems: list[str]) -> d
                 "asked": len(of), "found": round(fmean(values), 4),
                 "interval": _rounded(clustered(values, who)),
             }  # fmt: skip
-    if system == "memory":
+    if system not in ("bm25", "dense"):
         out["against"] = {}
         for other in systems:
             if other != system:
@@ -74,6 +82,39 @@ def _summary(system: str, group: str, pairs: list[Any], systems: list[str]) -> d
             values = [one[system][0] for _, one in pairs if one["marks"] is marks]
             if values:
                 out[name] = {"asked": len(values), "found": round(fmean(values), 4)}
+    return out
+
+
+def together(runs: list[tuple[str, Rows]]) -> Rows:
+    """The questions that all runs asked, with the systems of all; of the same system the last.
+
+    Args:
+        runs: what the run's memory is called from now on, and its detail rows.
+
+    Raises:
+        UsageError: the runs have no question in common, or wrapped it in other talk.
+    """
+    by_question = [
+        (name, {(row["conversation"], row["question"]): row for row in details})
+        for name, details in runs
+    ]
+    out = []
+    for key, first in by_question[0][1].items():
+        told = [(name, found[key]) for name, found in by_question if key in found]
+        if len(told) < len(runs):
+            continue
+        row = {name: value for name, value in first.items() if name not in FORMS}
+        for form in (form for form in FORMS if all(form in other for _, other in told)):
+            if len({other[form]["marks"] for _, other in told}) > 1:
+                raise UsageError("runs with the same everyday talk expected: their seeds differ")
+            row[form] = {
+                called if system == "memory" else system: found
+                for called, other in told
+                for system, found in other[form].items()
+            }
+        out.append(row)
+    if not out:
+        raise UsageError("runs that asked the same questions expected: they have none in common")
     return out
 
 
@@ -94,3 +135,26 @@ def _line(row: dict[str, Any]) -> str:
     if "unmarked" in row:
         said += f", unmarked {100 * row['unmarked']['found']:.0f}"
     return said
+
+
+def main(words: list[str] | None = None) -> None:
+    """Puts runs together and appends the summary rows."""
+    parser = Parser(f"{__doc__}\n\n{main.__doc__}")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="as the rows of a run say it")
+    args = parser.parse_args(words)
+    runs, measured = [], []
+    for word in args.runs:
+        name, _, called = word.partition("=")
+        details = rows.of_runs("conversations_details", [name])
+        if not details:
+            raise UsageError(f"no rows of the run {name} in conversations_details.jsonl")
+        runs.append((called or "memory", details))
+        known = rows.of_runs("conversations", [name])[:1]
+        measured += [{key: row[key] for key in CONDITIONS if key in row} for row in known]
+    found = summaries(together(runs))
+    head = {"run": rows.conditions()["run"], "runs": args.runs, "measured": measured}
+    rows.append("conversations", *({**row, **head} for row in found))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -38,6 +38,7 @@ WRONG = {
     "a name": ("retrieval", "--systems", "crystal_ball"),
     "names that go together": ("recall", "--systems", "memory_text"),
     "a run": ("recall.report", "never-run"),
+    "a run of conversations": ("conversations.report", "never-run"),
     "a missing file": ("ops.kernel_rows", "missing.json"),
     "a file that is something else": ("ops.kernel_rows", "pyproject.toml"),
     "a file for a folder": ("users.stress", "--results", "pyproject.toml"),

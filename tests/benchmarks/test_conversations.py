@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks.baselines.passages import filled
 from benchmarks.conversations import __main__ as command
-from benchmarks.conversations import locomo
+from benchmarks.conversations import finders, locomo
 from benchmarks.conversations.finders import Remembering, Retrieving
-from benchmarks.conversations.report import FORMS, summaries
+from benchmarks.conversations.report import FORMS, summaries, together
 from benchmarks.shared import rows
 from benchmarks.shared.chat import encode
 from benchmarks.shared.command import UsageError
@@ -144,38 +144,44 @@ class Fixed:
 
     def __init__(self, spans: list[tuple[int, int]]) -> None:
         self.always = spans
+        self.heard: list[str] = []
 
     def spans(self, message: str) -> list[tuple[int, int]]:
+        self.heard.append(message)
         return self.always
 
 
-class Counting(Retrieving):
-    """A text retriever that notes how many tokens it may show."""
-
-    def __init__(self) -> None:
-        self.allowed: list[int] = []
-
-    def spans(self, message: str, tokens: int, passages: int) -> list[tuple[int, int]]:
-        self.allowed.append(tokens)
-        return filled([(0, 64)], tokens, passages, 500)
-
-
-@pytest.mark.parametrize(("recalled", "allowed"), [([(0, 100), (80, 130)], 130), ([], 224)])
-def test_text_retrievers_show_as_many_tokens_as_memory(
-    recalled: list[tuple[int, int]], allowed: int
+@pytest.mark.parametrize("name", ["bm25", "dense"])
+def test_text_retrievers_show_so_many_tokens_for_every_message(
+    name: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = locomo.Conversation(
-        "7", [0] * 500, (locomo.Asked(3, "What?", 4, ((0, 10), (200, 210))),)
-    )
-    other = Counting()
-    finders = {"memory": Fixed(recalled), "bm25": other}
-    (row,) = command.measure(told, list(told.questions), finders, FORMS, 0)
-    assert other.allowed == [allowed] * 4
-    assert row["bare"]["memory"] == [
-        0.5 if recalled else 0.0,
-        len(set(range(130))) * bool(recalled),
-    ]
-    assert row["before"]["marks"] is False and row["bare"]["marks"] is True  # 3 % 4: no mark
+    monkeypatch.setattr(finders, "Dense", Dense)
+    ids = encode(tokenizer, locomo.written(made())[0])
+    other = Retrieving(name, tokenizer, ids, tokens=150)
+    for words in ("What did Ralf name the parrot?", "Hm."):
+        spans = other.spans(words)
+        assert len(finders.tokens_of(spans)) == 150 and len(spans) >= 2
+
+
+class Dense:
+    """Likes the passages in the order in which they stand."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.many = len(texts)
+
+    def scores(self, message: str) -> np.ndarray:
+        return -np.arange(self.many, dtype=np.float32)
+
+
+def test_a_question_is_a_row_with_every_form_of_it() -> None:
+    asked = locomo.Asked(3, "What?", 4, ((0, 10), (200, 210)))
+    told = locomo.Conversation("7", [0] * 500, (asked,))
+    memory, nothing = Fixed([(0, 100), (80, 130)]), Fixed([])
+    found = command.measure(told, [asked], {"memory": memory, "bm25": nothing}, FORMS, 0)
+    (row,) = found
+    assert row["bare"] == {"marks": True, "memory": [0.5, 130], "bm25": [0.0, 0]}
+    assert row["before"]["marks"] is False and row["both"]["memory"] == [0.5, 130]  # 3 % 4: no mark
+    assert memory.heard[0] == "What?" and all("What" in said for said in memory.heard)
 
 
 def details() -> list[dict[str, Any]]:
@@ -207,17 +213,39 @@ def test_summaries_say_what_the_details_hold(capsys: pytest.CaptureFixture[str])
     assert "memory wrapped   50.0 %" in capsys.readouterr().out
 
 
+def test_runs_are_put_together_question_by_question() -> None:
+    def row(number: int, *forms: str, marks: bool = True, **found: float) -> dict[str, Any]:
+        systems = {name: [value, 200] for name, value in found.items()}
+        head = {"run": "x", "conversation": "7", "question": number, "category": 4}
+        return head | {form: {"marks": marks} | systems for form in forms}
+
+    texts = [row(0, "bare", "both", bm25=0.2), row(1, "bare", "both", bm25=0.3)]
+    now = [row(1, "bare", memory=1.0), row(2, "bare", memory=0.0)]
+    before = [row(1, "bare", "both", memory=0.5, bm25=0.4)]
+    (found,) = together([("memory", texts), ("memory", now), ("before", before)])
+    assert (found["question"], found["category"]) == (1, 4) and "both" not in found
+    assert found["bare"] == {
+        "marks": True, "bm25": [0.4, 200], "memory": [1.0, 200], "before": [0.5, 200]
+    }  # fmt: skip
+    assert "before" in summaries([found])[1]["against"]
+    with pytest.raises(UsageError, match="none in common"):
+        together([("memory", texts[:1]), ("memory", now)])
+    with pytest.raises(UsageError, match="seeds differ"):
+        together([("memory", texts), ("memory", [row(1, "bare", marks=False, memory=1.0)])])
+
+
 def test_memory_finds_what_was_said(
     folder: Path, smollm2: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(rows, "into", tmp_path / "rows")
     words = ["--data", str(folder), "--systems", "memory", "bm25", "--results", str(rows.into)]
+    words += ["--tokens", "100"]
     monkeypatch.setattr(command, "load_model", lambda *_: smollm2)
     command.main(words)
     bare, lexical = rows.load("conversations", rows.into)
     assert (bare["system"], bare["questions"], bare["form"]) == ("memory", 3, "bare")
     assert bare["found"] >= 0.8 and 64 <= bare["tokens"] <= 256
-    assert abs(lexical["tokens"] - bare["tokens"]) <= 1
+    assert lexical["system"] == "bm25" and lexical["tokens"] == 100
     written = (rows.into / "conversations_details.jsonl").read_text()
     assert "parrot" not in written and len(written.splitlines()) == 3
 
