@@ -44,6 +44,19 @@ def smollm2():
     return load_smollm2(torch.bfloat16)
 
 
+@pytest.fixture(scope="session")
+def qwen():
+    """Qwen2.5-Coder-0.5B-Instruct in bfloat16 and its tokenizer, for tests marked slow.
+
+    Shared by the whole session: whoever attaches to the model detaches again.
+    """
+    from benchmarks.models import qwen as another
+
+    if not another.is_there():
+        pytest.skip(f"{another.NAME} is not there: python -m benchmarks.models brings it")
+    return another.load(torch.bfloat16)
+
+
 STARTED_FIRST = ("test_interpreter.py",)
 """Files whose few tests take minutes: with `pytest -n` nothing waits for them at the end."""
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cmr.demo import MissingDemoDependencyError, demo_document, load_smollm2
+from cmr.demo import MissingDemoDependencyError, conversion, demo_document, load_smollm2
 from cmr.demo import smollm2 as module
 from cmr.errors import CMRError
 
@@ -78,50 +78,46 @@ class _Saves:
             (Path(folder) / name.replace("__", ".")).write_text(text)
 
 
-def _fake_conversion(_: Path):
+def _fake_conversion():
     return _Saves(config__json="{}", model__safetensors="w"), _Saves(tokenizer__json="{}")
 
 
-def test_conversion_appears_whole_and_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_convert", _fake_conversion)
+def test_conversion_appears_whole_and_leaves_nothing_behind(tmp_path):
     folder = tmp_path / "cache" / "model"
-    module._convert_into(tmp_path / "x.gguf", folder)
-    assert module._complete(folder)
+    conversion.convert_into(folder, _fake_conversion)
+    assert conversion.is_complete(folder)
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
-def test_two_at_once_agree(tmp_path, monkeypatch):
+def test_two_at_once_agree(tmp_path):
     folder = tmp_path / "model"
 
-    def overtaken(path: Path):
+    def overtaken():
         # Another process finishes while this one converts.
         folder.mkdir()
         for name in ("config.json", "tokenizer.json", "model.safetensors"):
             (folder / name).write_text("theirs")
-        return _fake_conversion(path)
+        return _fake_conversion()
 
-    monkeypatch.setattr(module, "_convert", overtaken)
-    module._convert_into(tmp_path / "x.gguf", folder)
+    conversion.convert_into(folder, overtaken)
     assert (folder / "config.json").read_text() == "theirs"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_half_a_model_is_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_convert", _fake_conversion)
+def test_half_a_model_is_replaced(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text("half")
-    module._convert_into(tmp_path / "x.gguf", folder)
-    assert module._complete(folder)
+    conversion.convert_into(folder, _fake_conversion)
+    assert conversion.is_complete(folder)
 
 
-def test_a_failed_conversion_leaves_nothing_behind(tmp_path, monkeypatch):
-    def breaks(_: Path):
+def test_a_failed_conversion_leaves_nothing_behind(tmp_path):
+    def breaks():
         raise OSError("disk full")
 
-    monkeypatch.setattr(module, "_convert", breaks)
     with pytest.raises(OSError, match="disk full"):
-        module._convert_into(tmp_path / "x.gguf", tmp_path / "model")
+        conversion.convert_into(tmp_path / "model", breaks)
     assert list(tmp_path.iterdir()) == []
 
 

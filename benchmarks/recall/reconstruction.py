@@ -93,12 +93,13 @@ def main(words: list[str] | None = None) -> None:
         "--methods", nargs="+", choices=RECONSTRUCTION_METHODS, default=list(RECONSTRUCTION_METHODS)
     )
     parser.add_argument("--limits", nargs="+", choices=LIMITS, default=list(LIMITS))
+    parser.add_model()
     parser.add_seed()
     parser.add_threads()
     args = parser.parse_args(words)
     import cmr
 
-    model, tokenizer = load_model()
+    model, tokenizer = load_model(args.model)
     documents = make_documents(tokenizer, args.tokens, args.seed)
     asked = chosen(documents, args.questions)
     documents = asked_about(documents, asked)

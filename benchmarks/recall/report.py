@@ -7,7 +7,8 @@ from typing import Any
 
 from benchmarks.shared import rows
 from benchmarks.shared.command import Parser, UsageError, run
-from benchmarks.shared.stats import clustered, share, wilson
+from benchmarks.shared.stats import clustered, ratio, share, wilson
+from benchmarks.texts.everyday import WRAPPED
 
 Rows = list[dict[str, Any]]
 
@@ -30,7 +31,7 @@ def summarise(details: Rows, system: str) -> dict[str, Any]:
                      sum(1 for r in mine if r[field] == v)]
             for v in values
         }  # fmt: skip
-    if system == "memory":
+    if "rank" in mine[0]:
         row["found_first"] = mean(r["rank"] == 1 for r in mine)
         row["found_first_two"] = mean(r["rank"] in (1, 2) for r in mine)
         row["found_first_two_wilson"] = wilson(sum(r["rank"] in (1, 2) for r in mine), len(mine))
@@ -40,11 +41,13 @@ def summarise(details: Rows, system: str) -> dict[str, Any]:
         row["right_when_found"] = mean([r["right"] for r in mine if r["rank"]] or [0.0])
         row["against"] = {
             other: difference(mine, [r for r in details if r["system"] == other])
-            for other in sorted({r["system"] for r in details} - {"memory"})
+            for other in sorted({r["system"] for r in details} - {system})
         }
         ceiling = [r for r in details if r["system"] == "ceiling"]
         if ceiling and any(r["right"] for r in ceiling):
             row["of_ceiling"] = row["share"] / mean(float(r["right"]) for r in ceiling)
+    if system.endswith(WRAPPED):
+        row["of_bare"] = of_bare(mine, [r for r in details if r["system"] + WRAPPED == system])
     return row
 
 
@@ -60,6 +63,16 @@ def difference(mine: Rows, theirs: Rows) -> dict[str, Any]:
         "interval": clustered(values, [r["fact"] for r, _ in pairs]),
         "only_memory": sum(v > 0 for v in values), "only_other": sum(v < 0 for v in values),
     }  # fmt: skip
+
+
+def of_bare(mine: Rows, bare: Rows) -> dict[str, Any]:
+    """What share of the right answers is left when the same questions are asked wrapped."""
+    other = {(r["fact"], r["wording"]): float(r["right"]) for r in bare}
+    pairs = [(r, other[key]) for r in mine if (key := (r["fact"], r["wording"])) in other]
+    left, interval = ratio(
+        [float(r["right"]) for r, _ in pairs], [o for _, o in pairs], [r["fact"] for r, _ in pairs]
+    )
+    return {"n": len(pairs), "share": left, "interval": interval}
 
 
 def report(conditions: dict[str, Any], details: Rows, with_runs: list[str]) -> Rows:
@@ -94,13 +107,21 @@ def report(conditions: dict[str, Any], details: Rows, with_runs: list[str]) -> R
                 if d["n"]:
                     low, high = d["interval"]
                     console.print(
-                        f"  memory − {other}: {100 * d['difference']:+.1f} points "
+                        f"  {s['system']} − {other}: {100 * d['difference']:+.1f} points "
                         f"[{100 * low:+.0f}, {100 * high:+.0f}] "
                         f"(+{d['only_memory']}/-{d['only_other']} of {d['n']})",
                         highlight=False, markup=False,
                     )  # fmt: skip
             if "of_ceiling" in s:
-                console.print(f"  memory is {s['of_ceiling']:.2f} of the ceiling", highlight=False)
+                said = f"  {s['system']} is {s['of_ceiling']:.2f} of the ceiling"
+                console.print(said, highlight=False)
+            if "of_bare" in s:
+                low, high = s["of_bare"]["interval"]
+                console.print(
+                    f"  {s['system']} has {s['of_bare']['share']:.2f} [{low:.2f}, {high:.2f}] of "
+                    "the bare answers",
+                    highlight=False, markup=False,
+                )  # fmt: skip
         out += [{**conditions, **s} for s in summaries]
     rows.append("recall", *out)
     return out

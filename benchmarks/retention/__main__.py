@@ -168,8 +168,9 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--stream-seed", type=int, default=0)
     parser.add_argument("--scores", nargs="+", metavar="NAME", help="only these; default: all")
     parser.add_argument("--ranking", action="store_true", help="no policies")
+    parser.add_model()
     args = parser.parse_args(words)
-    model, tokenizer = load_model()
+    model, tokenizer = load_model(args.model)
     stream = make_stream(tokenizer, scores.TOKENS, args.stream_seed)
     forward = scores.load(stream.ids, "forward")
     if not forward:

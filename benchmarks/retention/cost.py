@@ -44,9 +44,10 @@ def main(words: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--tokens", type=whole(), default=1_536)
     parser.add_argument("--rounds", type=whole(), default=5)
+    parser.add_model()
     parser.add_threads()
     args = parser.parse_args(words)
-    model, tokenizer = load_model()
+    model, tokenizer = load_model(args.model)
     ids = torch.tensor(NeedleText(tokenizer, args.tokens).tokens[: args.tokens])
     head = rows.conditions(model, 0, window=512, tokens=args.tokens, rounds=args.rounds,
                            load=os.getloadavg()[0])  # fmt: skip

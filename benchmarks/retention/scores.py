@@ -106,10 +106,11 @@ def main(words: list[str] | None = None) -> None:
     parser = Parser(__doc__, appends=False)
     parser.add_argument("--tokens", type=whole(SEGMENT), default=TOKENS)
     parser.add_argument("--passes", nargs="+", choices=tuple(PASSES), default=list(PASSES))
+    parser.add_model()
     parser.add_seed()
     parser.add_threads()
     args = parser.parse_args(words)
-    model, tokenizer = load_model()
+    model, tokenizer = load_model(args.model)
     ids = make_stream(tokenizer, args.tokens, args.seed).ids
     for which in args.passes:
         read(model, ids, which)

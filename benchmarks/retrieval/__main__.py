@@ -6,6 +6,8 @@ every strategy is given the same questions. Beside them BM25 and a dense retriev
 passages of 64 tokens starting every 32. A fact counts as found when all its tokens stand in the
 passages, as they are (`exact`) or with the block before and behind that memory reads along
 (`read`); that holds for all systems. Of two facts that are needed, the share that is found counts.
+With `--wrapped` each question is asked once more inside everyday talk (`texts.everyday`), each kind
+as one of its own, with a mean of their own.
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ from benchmarks.shared import rows
 from benchmarks.shared.command import Parser, run, whole
 from benchmarks.shared.model import begin
 from benchmarks.shared.stats import clustered
-from benchmarks.texts.haystack import ASKED_KINDS, SHORTEST, Haystack, make_haystacks
+from benchmarks.texts.everyday import WRAPPED
+from benchmarks.texts.haystack import (
+    ASKED_KINDS,
+    SHORTEST,
+    Haystack,
+    make_haystacks,
+    with_wrapped,
+)
 from cmr.config import known_strategies
 
 LENGTHS = (5_000, 30_000, 100_000, 1_000_000)
@@ -67,6 +76,8 @@ def measure(
     clusters: dict[tuple[str, str], list[str]] = defaultdict(list)
     depths: dict[tuple[str, int], list[float]] = defaultdict(list)
     for haystack in make_haystacks(tokenizer, length, args.seed)[: args.haystacks]:
+        if args.wrapped:
+            haystack = with_wrapped(haystack, args.seed)
         kept = None
         if set(systems) - set(TEXTUAL):
             kept = Remembered(model, tokenizer, haystack, args.settings)
@@ -88,29 +99,31 @@ def measure(
                 }
                 hits[key].append(scored)
                 clusters[key].append(asked.fact_ids[0])
-                first = min(haystack.facts[i].start for i in asked.facts)
-                depths[system, DEPTHS * first // length].append(scored["read@2"])
+                if asked.kind in ASKED_KINDS:
+                    first = min(haystack.facts[i].start for i in asked.facts)
+                    depths[system, DEPTHS * first // length].append(scored["read@2"])
             print(f"{haystack.id} {system}: {1e3 * statistics.median(seconds[system]):.1f} ms")
         if kept is not None:
             kept.memory.detach()
     out = []
     for system in systems:
-        every: dict[str, list[float]] = defaultdict(list)
-        for kind in ASKED_KINDS:
-            own = hits[system, kind]
-            row = {"tokens": length, "system": system, "kind": kind, "questions": len(own)}
-            for name in own[0]:
-                values = [one[name] for one in own]
-                low, high = clustered(values, clusters[system, kind])
-                row[name] = round(statistics.fmean(values), 4)
-                row[f"{name} interval"] = (round(low, 4), round(high, 4))
-                every[name].append(row[name])
-            row["median_seconds"] = statistics.median(seconds[system])
-            out.append(row)
-        mean = {name: round(statistics.fmean(values), 4) for name, values in every.items()}
-        out.append({"tokens": length, "system": system, "kind": "mean", **mean,
-                    "median_seconds": statistics.median(seconds[system])})  # fmt: skip
-        print(length, system, mean, flush=True)
+        for behind in ("", WRAPPED) if args.wrapped else ("",):
+            every: dict[str, list[float]] = defaultdict(list)
+            for kind in (kind + behind for kind in ASKED_KINDS):
+                own = hits[system, kind]
+                row = {"tokens": length, "system": system, "kind": kind, "questions": len(own)}
+                for name in own[0]:
+                    values = [one[name] for one in own]
+                    low, high = clustered(values, clusters[system, kind])
+                    row[name] = round(statistics.fmean(values), 4)
+                    row[f"{name} interval"] = (round(low, 4), round(high, 4))
+                    every[name].append(row[name])
+                row["median_seconds"] = statistics.median(seconds[system])
+                out.append(row)
+            mean = {name: round(statistics.fmean(values), 4) for name, values in every.items()}
+            out.append({"tokens": length, "system": system, "kind": "mean" + behind, **mean,
+                        "median_seconds": statistics.median(seconds[system])})  # fmt: skip
+            print(length, system, "mean" + behind, mean, flush=True)
     where = [
         {"tokens": length, "system": system, "depth": (depth + 0.5) / DEPTHS,
          "questions": len(values), "read@2": round(statistics.fmean(values), 4)}
@@ -129,6 +142,7 @@ def main(words: list[str] | None = None) -> None:
         help=", ".join(known),
     )  # fmt: skip
     parser.add_argument("--haystacks", type=whole(), help="only the first N of a length")
+    parser.add_argument("--wrapped", action="store_true", help="inside everyday talk, too")
     args, model, tokenizer, conditions = begin(parser, words, target_layers=[8])
     for length in args.tokens:
         found, where = measure(length, args.systems, model, tokenizer, args)

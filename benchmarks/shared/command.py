@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,6 +58,15 @@ class Parser(argparse.ArgumentParser):
     def add_seed(self, default: int = 0) -> None:
         """Adds `--seed`."""
         self.add_argument("--seed", type=int, default=default)
+
+    def add_model(self) -> None:
+        """Adds `--model`; see `model.load_model`."""
+        self.add_argument(
+            "--model",
+            default=os.environ.get("CMR_MODEL", "smollm2"),
+            help="smollm2, qwen (after python -m benchmarks.models), or a folder with a model "
+            "(default: $CMR_MODEL, else smollm2)",
+        )
 
     def add_settings(self, *default: str) -> None:
         """Adds `--set`; `parse_args` checks them and gives them as `settings`, too."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any
 
 import torch
@@ -15,28 +14,34 @@ WINDOW = 512
 """Tokens of memory's window, and of a forward that it is compared with."""
 
 
-def load_model() -> tuple[Any, Any]:
-    """The small real model in bfloat16 on the CPU and its tokenizer.
+def load_model(name: str = "smollm2") -> tuple[Any, Any]:
+    """A real model in bfloat16 on the CPU, and its tokenizer.
 
-    `CMR_MODEL` names another model (a folder or a name); otherwise the demo's model is loaded.
+    Args:
+        name: "smollm2", the demo's model; "qwen", which `benchmarks.models` brings; else a folder
+            or name of transformers.
 
     Raises:
         UsageError: there is no such model.
+        FileNotFoundError: "qwen" has not been brought, with the command that does.
     """
-    other = os.environ.get("CMR_MODEL")
-    if other:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(other)
-            model = AutoModelForCausalLM.from_pretrained(other, dtype=torch.bfloat16)
-        except OSError as error:
-            why = str(error).strip().splitlines()[0]
-            raise UsageError(f"CMR_MODEL: a model expected, got {other!r}: {why}") from error
-    else:
+    if name == "smollm2":
         from cmr.demo.smollm2 import load_smollm2
 
         model, tokenizer = load_smollm2()
+    elif name == "qwen":
+        from benchmarks.models import qwen
+
+        model, tokenizer = qwen.load()
+    else:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16)
+        except OSError as error:
+            why = str(error).strip().splitlines()[0]
+            raise UsageError(f"--model: a model expected, got {name!r}: {why}") from error
     return model.eval(), tokenizer
 
 
@@ -46,20 +51,21 @@ def begin(
     """Parses the command line and loads the model.
 
     Args:
-        parser: with the arguments that the command has alone; `--seed`, `--threads` and `--set` are
-            added.
+        parser: with the arguments that the command has alone; `--model`, `--seed`, `--threads` and
+            `--set` are added.
         words: of the command line, without the program; None: those of this process.
         defaults: settings for attach that `--set` does not name.
 
     Returns:
         The arguments with `settings` for attach, the model, its tokenizer, and the conditions.
     """
+    parser.add_model()
     parser.add_seed()
     parser.add_threads()
     parser.add_settings()
     args = parser.parse_args(words)
     args.settings = {**defaults, **args.settings}
-    model, tokenizer = load_model()
+    model, tokenizer = load_model(args.model)
     return args, model, tokenizer, rows.conditions(model, seed=args.seed, settings=args.settings)
 
 

@@ -17,10 +17,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.texts.background import background_ids
+from benchmarks.texts.everyday import WRAPPED, wrapped
 from benchmarks.texts.fact_drawer import FactDrawer, MadeFact
 from benchmarks.texts.facts import KINDS, Kind
 from benchmarks.texts.haystack_facts import JOINED, PARAPHRASES, PHRASES, TOLD, Told
@@ -51,7 +52,7 @@ class Asked:
     """A question about a haystack.
 
     Attributes:
-        kind: one of `ASKED_KINDS`.
+        kind: one of `ASKED_KINDS`, with WRAPPED behind it for questions inside everyday talk.
         text: the question.
         answers: the parts of the answer; all are needed (see `right`).
         facts: indices into the haystack's facts that are needed: one, or two for "two facts".
@@ -79,6 +80,20 @@ class Haystack:
     token_ids: list[int]
     facts: tuple[Planted, ...]
     questions: tuple[Asked, ...]
+
+
+def with_wrapped(haystack: Haystack, seed: int = 0) -> Haystack:
+    """The haystack with each question once more, inside everyday talk; kinds end in WRAPPED.
+
+    Args:
+        haystack: with bare questions.
+        seed: of the talk, see `everyday.talk`.
+    """
+    more = [
+        replace(asked, kind=asked.kind + WRAPPED, text=wrapped(asked.text, number, seed))
+        for number, asked in enumerate(haystack.questions)
+    ]
+    return replace(haystack, questions=(*haystack.questions, *more))
 
 
 def right(reply: str, asked: Asked) -> bool:

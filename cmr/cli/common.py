@@ -12,6 +12,7 @@ import torch
 
 from cmr.cli.errors import UsageError
 from cmr.demo import load_smollm2, smollm2
+from cmr.demo.conversion import quiet
 
 
 @dataclass
@@ -43,7 +44,7 @@ def load_model(name: str | None) -> tuple[Any, Any]:
     tokenizer = load_tokenizer(name)
     try:
         # Its bar for the weights would stand on standard error, also in a pipe.
-        with smollm2.quiet():
+        with quiet():
             model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype="auto")
     except (OSError, ValueError) as error:
         raise UsageError(

@@ -1,6 +1,7 @@
 """The small real model and the real text that the demo, the command line and the tests use."""
 
-from cmr.demo.smollm2 import MissingDemoDependencyError, load_smollm2
+from cmr.demo.conversion import MissingDemoDependencyError
+from cmr.demo.smollm2 import load_smollm2
 from cmr.demo.text import Document, Question, demo_document
 
 __all__ = [

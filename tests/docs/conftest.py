@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 import cmr
-from cmr.demo.smollm2 import quiet
+from cmr.demo.conversion import quiet
 from cmr.integration.calibration import calibrate as calibrating
 from cmr.integration.calibration.facts import FACTS
 from tests.docs import tiny

@@ -1,0 +1,1 @@
+"""Public conversations of people: what a search finds of the turns that answer a question."""

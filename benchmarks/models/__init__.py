@@ -1,0 +1,1 @@
+"""Models that are measured beside the small one: brought once, by name."""
