@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from cmr.config import RetrievalConfig
+from cmr.integration.capture.row_text import RowText
 from cmr.integration.reweave.recall import Recall
 from cmr.retrieval import RollingQuery
 
@@ -120,6 +121,7 @@ class WindowRecord:
         search: what the rows recall at present, and when they search again.
         seen: tokens seen, sinks included.
         whole: whether the sinks are in the record, too: the whole text becomes memory.
+        texts: of each row its text, where a `generate` has told it; None: of none.
         turn: see `Identity`; of the weights that it began with.
         left: rotated keys and values by layer that have left the window and are not stored yet, in
             their order; with each, what `go` said.
@@ -145,6 +147,7 @@ class WindowRecord:
         self.search = TextSearch()
         self.seen = 0
         self.whole = whole
+        self.texts: list[RowText] | None = None
         self._sinks = sinks
         self._padded = any(padding)
         self._first = 0
@@ -190,7 +193,11 @@ class WindowRecord:
         # Right padding counts for tokens, as it does for the model.
         start = self.seen - tokens
         if not self._padded:
-            return None if start >= self._sinks else torch.arange(start, self.seen) >= self._sinks
+            if start >= self._sinks:
+                return None
+            # Of a record with the sinks in it, as they become memory, too.
+            behind = torch.arange(start, self.seen) >= self._sinks
+            return behind.expand(len(self.padding), -1)
         held = zip(self.padding, self._gone, strict=True)
         first = torch.tensor([padding + self._sinks + gone for padding, gone in held])
         return torch.arange(start, self.seen) >= first[:, None]
@@ -225,6 +232,22 @@ class WindowRecord:
         there = token_ids[:, other.start : other.start + held.shape[1]].to(held.device)
         if (self.sessions, self.padding) == (other.sessions, other.padding) and held.equal(there):
             self._known = other._stops()
+
+    def tell(self, texts: list[RowText]) -> None:
+        """Take note of the rows' texts; what is known of their beginnings is not stored again."""
+        self.texts = texts
+        sinks = 0 if self.whole else self._sinks
+        rows = zip(self.padding, texts, self._known, strict=True)
+        self._known = [max(padding + text.known(sinks), k) for padding, text, k in rows]
+
+    def stored(self) -> None:
+        """Take note that all that it holds is stored, or is not to be."""
+        ends = [self.seen] * len(self.padding)
+        if self.texts is not None:
+            # What is not sure is stored when it leaves, as it always was.
+            rows = zip(self.padding, self.texts, strict=True)
+            ends = [self.seen if t.sure else padding + len(t.skipped) for padding, t in rows]
+        self._known = [max(end, known) for end, known in zip(ends, self._known, strict=True)]
 
     def note(self, **columns: torch.Tensor) -> None:
         """Add columns `[batch, tokens, ...]` to the tokens of the one forward that there was."""
@@ -311,6 +334,11 @@ class WindowRecord:
         """Forget the last `tokens`, as assisted decoding does with what was not accepted."""
         self.seen -= tokens
         self.search.crop(tokens)
+        # Others come in their place, and none of them is known.
+        self._known = [min(known, self.seen) for known in self._known]
+        if self.texts is not None:
+            rows = zip(self.padding, self.texts, strict=True)
+            self.texts = [text.cropped(max(0, self.seen - padding)) for padding, text in rows]
         while tokens and self._chunks:
             held = next(iter(self._chunks[-1].values())).shape[1]
             chunk = self._chunks.pop()
@@ -350,6 +378,8 @@ class WindowRecord:
         self.padding = [self.padding[row] for row in rows]
         self._gone = [self._gone[row] for row in rows]
         self._known = [self._known[row] for row in rows]
+        if self.texts is not None:
+            self.texts = [self.texts[row] for row in rows]
         self._inputs = [self._inputs[row] for row in rows]
         if self.behind is not None:
             tokens, padding = self.behind
