@@ -76,6 +76,8 @@ def _store(core: Core, record: WindowRecord, layers: LeftLayers, finished: bool)
     tokens = _tokens(layers)
     core.identity.claim()
     text = LeavingText.pop(record, tokens, core.table, core.writer.kept, finished)
+    if all(start >= stop for start, stop in text.valid):  # all of it is stored already
+        return 0
     writers, columns = torch.tensor(record.writers), text.columns
     kept: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {
         n: (layers[n][0][writers, :, text.lead :], layers[n][1][writers, :, text.lead :])
