@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from cmr.config import RetrievalConfig
+from cmr.integration.capture.columns import behind, gather
 from cmr.integration.capture.row_text import RowText
 from cmr.integration.reweave.recall import Recall
 from cmr.retrieval import RollingQuery
@@ -241,13 +242,20 @@ class WindowRecord:
         self._known = [max(padding + text.known(sinks), k) for padding, text, k in rows]
 
     def stored(self) -> None:
-        """Take note that all that it holds is stored, or is not to be."""
+        """Take note that all that it holds is stored; what is not sure is when it leaves."""
         ends = [self.seen] * len(self.padding)
-        if self.texts is not None:
-            # What is not sure is stored when it leaves, as it always was.
-            rows = zip(self.padding, self.texts, strict=True)
-            ends = [self.seen if t.sure else padding + len(t.skipped) for padding, t in rows]
+        for row, text in enumerate(self.texts or ()):
+            if not text.sure:
+                ends[row] = self.padding[row] + len(text.skipped)
         self._known = [max(end, known) for end, known in zip(ends, self._known, strict=True)]
+
+    def skip(self, tokens: int) -> bool:
+        """Let the oldest `tokens` go where all of them are stored already; whether they are."""
+        stop = self.start + tokens
+        if self._padded or min(self._known) < stop:
+            return False
+        self._chunks, self._first = behind(self._chunks, stop - self._first), stop
+        return True
 
     def note(self, **columns: torch.Tensor) -> None:
         """Add columns `[batch, tokens, ...]` to the tokens of the one forward that there was."""
@@ -309,7 +317,7 @@ class WindowRecord:
             sinks = [self._sinks if self.whole and not gone else 0 for gone in self._gone]
             count = [n + extra if n else 0 for n, extra in zip(going, sinks, strict=True)]
         places = torch.tensor(at)[:, None] - self._first + torch.arange(tokens)
-        columns = {n: _gather(x, places.clamp(0, x.shape[1] - 1)) for n, x in joined.items()}
+        columns = {n: gather(x, places.clamp(0, x.shape[1] - 1)) for n, x in joined.items()}
         self._gone = [gone + n for gone, n in zip(self._gone, going, strict=True)]
         # Of rows that nothing has left the sinks stay at hand, for `with_sinks`.
         rows = zip(self.padding, self._gone, strict=True)
@@ -391,9 +399,3 @@ class WindowRecord:
         for row in order:
             first.setdefault(self._inputs[row], row)
         return sorted(first.values())
-
-
-def _gather(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """`[batch, n, ...]` of `[batch, tokens, ...]`, at places `[batch, n]`."""
-    places = places.to(x.device)
-    return x[torch.arange(len(x), device=x.device)[:, None], places]

@@ -74,10 +74,10 @@ def leave_rest(
 def _store(core: Core, record: WindowRecord, layers: LeftLayers, finished: bool) -> int:
     """Store rotated keys and values `[batch, heads, tokens, dim]` that left, by layer."""
     tokens = _tokens(layers)
+    if record.skip(tokens):
+        return 0
     core.identity.claim()
     text = LeavingText.pop(record, tokens, core.table, core.writer.kept, finished)
-    if all(start >= stop for start, stop in text.valid):  # all of it is stored already
-        return 0
     writers, columns = torch.tensor(record.writers), text.columns
     kept: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {
         n: (layers[n][0][writers, :, text.lead :], layers[n][1][writers, :, text.lead :])
