@@ -196,7 +196,6 @@ class WindowRecord:
         if not self._padded:
             if start >= self._sinks:
                 return None
-            # Of a record with the sinks in it, as they become memory, too.
             behind = torch.arange(start, self.seen) >= self._sinks
             return behind.expand(len(self.padding), -1)
         held = zip(self.padding, self._gone, strict=True)
