@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from cmr.integration.attach import load as load
     from cmr.integration.calibration.calibrate import calibrate as calibrate
     from cmr.integration.consolidation import ConsolidationReport as ConsolidationReport
+    from cmr.integration.conversation import RememberReport as RememberReport
     from cmr.integration.forgetter import ForgetReport as ForgetReport
     from cmr.integration.memory import Memory as Memory
     from cmr.integration.models.backbone.backbones import BackboneAdapter as BackboneAdapter
@@ -100,6 +101,7 @@ _HOMES = {
     ),
     "cmr.integration.attach": "attach load",
     "cmr.integration.calibration.calibrate": "calibrate",
+    "cmr.integration.conversation": "RememberReport",
     "cmr.integration.reader": "ReadReport",
     "cmr.integration.consolidation": "ConsolidationReport",
     "cmr.integration.forgetter": "ForgetReport",

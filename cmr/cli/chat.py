@@ -1,8 +1,9 @@
-"""``cmr chat``: one conversation without a limit; what leaves the window becomes memory."""
+"""``cmr chat``: one conversation without a limit; all that was said becomes memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from cmr.cli.common import Answer, Speaker, encoded
 from cmr.cli.display import console, passages, size
 from cmr.cli.opened import opened
 from cmr.cli.settings import Settings
-from cmr.integration.window.window_layer import is_windowed
 
 HELP = "/quit ends, /stats shows the memory, /recalled what the last answer read"
 
@@ -37,14 +37,6 @@ class Conversation:
     def tokens(self) -> int:
         """Tokens fed and generated so far."""
         return int(self._ids.shape[1])
-
-    def unstored(self, sinks: int) -> torch.Tensor:
-        """Token ids `[1, T]` that are still in the window and in no memory.
-
-        The `sinks` first tokens of the window never leave it, and are not among them.
-        """
-        left = self._cache.layers[0].left if is_windowed(self._cache) else 0
-        return self._ids[:, sinks + left :]
 
     def say(self, text: str, on_text: Any) -> Answer:
         """Answer a message, handing each piece of text to ``on_text`` as it comes."""
@@ -109,15 +101,11 @@ class _Pieces:
 def run(settings: Settings, documents: list[Path]) -> None:
     """Load, read the documents if any, answer until the user ends, and save."""
     out = console()
+    # What is still in the window would be missing from what is saved.
+    settings = replace(settings, overrides={"remember": "all", **settings.overrides})
     with opened(out, settings, documents, may_begin=True) as speaker:
         out.print(f"[dim]{HELP}[/dim]")
-        conversation, memory = Conversation(speaker), speaker.memory
-        talk(out, conversation, memory)
-        if settings.save is not None:
-            # What is still in the window would be missing from what is saved.
-            rest = conversation.unstored(memory.config.memory.sinks)
-            if rest.shape[1]:
-                memory.read(rest)
+        talk(out, Conversation(speaker), speaker.memory)
 
 
 def talk(out: Console, conversation: Conversation, memory: Any) -> None:

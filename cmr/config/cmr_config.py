@@ -22,6 +22,7 @@ from cmr.config.topics import (
 from cmr.errors import ConfigError
 
 UNNAMED = ("row", "refuse")
+REMEMBER = ("left", "all")
 TOPICS = {
     "memory": MemoryConfig,
     "retrieval": RetrievalConfig,
@@ -63,6 +64,8 @@ class CMRConfig(check.Checked):
         unnamed: requests without a session: 'row' makes row i session `str(i)`, as scripts want it;
             'refuse' raises `SessionError`, as servers want it, where nobody may share a session by
             mistake.
+        remember: 'left' makes memory of what leaves a window, 'all' also of what is still in it
+            when a `generate` ends, so that the next one knows it.
 
     Raises:
         ConfigError: a value is unknown, of the wrong type or out of its range.
@@ -75,6 +78,7 @@ class CMRConfig(check.Checked):
     next_token: NextTokenConfig = field(default_factory=NextTokenConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     unnamed: str = check.setting("row", check.choice, UNNAMED)
+    remember: str = check.setting("left", check.choice, REMEMBER)
 
     def __post_init__(self) -> None:
         """Checks that each topic has its type, and that something fits between the sinks."""
@@ -165,7 +169,7 @@ def resolve(settings: Mapping[str, Any], topics: Mapping[str, Any]) -> dict[str,
     if not isinstance(settings, Mapping):
         raise ConfigError(f"settings: a dict expected, got {type(settings).__name__}")
     home = {name: topic for topic, kind in topics.items() for name in fields_of(kind)}
-    home["window"] = home["unnamed"] = ""
+    home["window"] = home["unnamed"] = home["remember"] = ""
     found: dict[str, dict[str, Any]] = {}
     origin: dict[str, str] = {}
     for section, key, value in _flat(settings, topics):

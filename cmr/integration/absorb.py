@@ -6,31 +6,16 @@ from transformers.cache_utils import DynamicCache
 
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
-from cmr.integration.hooks.leaving import leave
-from cmr.integration.window.lasting import lasting
-from cmr.integration.window.window_layer import WindowLayer, is_windowed
+from cmr.integration.hooks.leaving import leave_rest
+from cmr.integration.hooks.prompts import own_texts
+from cmr.integration.window.window_layer import is_windowed
 
 
 def absorb(core: Core, cache: DynamicCache) -> int:
     """Store what a cache still holds; see `Memory.absorb`."""
     record = _record_of(core, cache)
-    with lasting():
-        blocks = leave(core, record)
-        record.with_sinks()
-        tokens = record.rest()
-        if not any(tokens):
-            return blocks
-        layers = {}
-        for layer in cache.layers:
-            assert isinstance(layer, WindowLayer)
-            keys, values = layer.newest(tokens)
-            layers[layer.number] = keys.detach(), values.detach()
-        try:
-            record.let_go(layers)
-            blocks += leave(core, record, finished=True)
-        except BaseException:
-            record.left = []  # it is still in the window
-            raise
+    texts = own_texts(core, record) if record.texts is None and record.held else None
+    blocks = leave_rest(core, record, cache, texts)
     # The text is over: what comes later into this cache is not stored, and nothing twice.
     owner = cache.layers[0].owner
     owner.record = owner.on_leave = None

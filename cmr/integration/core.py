@@ -27,6 +27,7 @@ from cmr.integration.requests.chat_template import Template
 from cmr.integration.requests.lock import FairLock
 from cmr.integration.requests.request import LastForward, Request, current
 from cmr.integration.requests.scope import Said, said_here, settings_of
+from cmr.integration.requests.speech import Speech
 from cmr.integration.reweave.recall import LayerStates, Recall, memory_bias
 from cmr.integration.reweave.recomputer import Recomputer
 from cmr.integration.reweave.reducer import Reducer
@@ -53,6 +54,7 @@ class Core:
         lock: held by whoever runs a forward, or looks at the store or changes it.
         records: of the caches in use, which may hold copies of what was recalled.
         lasts: last forwards of threads, tasks and handles, which hold such copies, too.
+        speech: tells what was said in a text from its chat template; None: no template is known.
         active: False while paused.
         home: the thread that attached the memory.
         consolidated: the store's clock when it was last tidied up.
@@ -102,6 +104,7 @@ class Core:
         self._bias = config.reweave.bias
         self.records: WeakSet[WindowRecord] = WeakSet()
         self.lasts: WeakSet[LastForward] = WeakSet()
+        self.speech: Speech | None = None
         self.active = True
         # Requests of the thread that attached may go without a name; see `_require_named`.
         self.home = threading.get_ident()

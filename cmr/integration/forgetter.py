@@ -175,6 +175,11 @@ class Forgetter:
         # Each of these may hold what was forgotten: passages run again, results of searches, and
         # forwards under way; whoever saves looks at the count.
         self._core.forgotten += 1
+        ring, table = self._core.ring, self._core.table
+        for number in filter(table.texts, sessions):
+            # What is not stored any more is not known again, be it that it was evicted: it may be
+            # what was to be forgotten, and nobody could tell.
+            table.keep_texts_at(number, ring.places(ring.ledger.slots_of(number)))
         self._core.recomputed.forget()
         self._core.retriever.forget(self._core.ring)
         self._stepper.forget_recalls(sessions)

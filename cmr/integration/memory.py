@@ -18,6 +18,7 @@ from cmr.integration.absorb import absorb
 from cmr.integration.capture.block_writer import Keep
 from cmr.integration.capture.rows import Rows
 from cmr.integration.change import change
+from cmr.integration.conversation import Messages, RememberReport, remember, token_ids
 from cmr.integration.core import Core
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.outfit import Outfit
@@ -32,6 +33,7 @@ from cmr.integration.requests.chat_template import Template
 from cmr.integration.requests.request import new_request, under_way
 from cmr.integration.requests.scope import Opener, Said
 from cmr.integration.requests.session import Session
+from cmr.integration.requests.speech import Speech
 
 ATTACHED = "_cmr_memory"
 """Attribute of a model that has a memory, and of its decoder, present only while attached."""
@@ -66,6 +68,7 @@ class Memory(MemoryUpkeep):
         self.tokenizer = tokenizer
         template = None if tokenizer is None else Template.of(tokenizer)
         self._core = core = Core(adapter, config, keep, template)
+        core.speech = Speech.of(tokenizer, template)
         self._stepper = Stepper(core, config)
         # The decoder's own hooks first: the others read what they prepare.
         self._plugs: list[Any] = [self._stepper]
@@ -260,12 +263,27 @@ class Memory(MemoryUpkeep):
         with under_way(core, request), told(progress, sum(rows.lengths), "reading") as show:
             return self._reader.read(rows, numbers, show, recall)
 
+    def _remember(self, messages: Messages) -> RememberReport:
+        """See `Session.remember`, by whose call it is said whose conversation it is."""
+        self._require_attached()
+        core = self._core
+        core.adapter.require_unmoved()
+        ids = token_ids(core, messages, self.tokenizer)
+        request = new_request(core)
+        with core.lock:
+            core.identity.require()
+            (session,) = core.sessions_to_write(request, None, 1)
+            self._stepper.adapters.check([session])
+        with under_way(core, request):
+            return remember(core, self._reader, session, ids)
+
     def absorb(self, cache: DynamicCache) -> int:
         """Let what a cache still holds become memory now, as if it had left its window.
 
         With the first tokens, which serve as attention sinks, where nothing has left the cache yet;
-        else these are not stored. The text is over by that: nothing that comes later into this
-        cache is stored.
+        else these are not stored. Neither are what the chat template puts around what was said,
+        its system prompt, where a tokenizer was given, nor what fills rows that ended early. The
+        text is over by that: nothing that comes later into this cache is stored.
 
         Args:
             cache: `past_key_values` of forwards with this memory attached, begun when empty.

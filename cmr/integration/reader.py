@@ -20,6 +20,7 @@ from cmr.errors import AttachError, NonFiniteStateError, UnknownSessionError
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.capture.block_writer import Captured
 from cmr.integration.capture.piece_scores import Piece
+from cmr.integration.capture.row_text import RowText
 from cmr.integration.capture.rows import Rows
 from cmr.integration.core import Core
 from cmr.integration.decoder.finite import Parts, all_finite, not_finite, parts_of, stored_of
@@ -53,6 +54,21 @@ class ReadReport:
         return self.tokens / self.seconds if self.seconds else float("inf")
 
 
+@dataclass(frozen=True)
+class Known:
+    """Of a single text, of which some was stored before.
+
+    Attributes:
+        text: which one it is, for its session to know it again.
+        place: of the first token that is read.
+        context: tokens that are read and not stored, for what comes behind them.
+    """
+
+    text: RowText
+    place: int
+    context: int
+
+
 class _Text:
     """How far the reading of a text has come.
 
@@ -64,11 +80,16 @@ class _Text:
     """
 
     def __init__(
-        self, rows: Rows, cache: DynamicCache, scorer: BlockScorer, device: torch.device
+        self,
+        rows: Rows,
+        cache: DynamicCache,
+        scorer: BlockScorer,
+        device: torch.device,
+        known: Known | None,
     ) -> None:
         # One scorer for all of a text, whatever is set for others meanwhile: which layers run for a
         # window depends on it.
-        self.rows, self.cache, self.scorer = rows, cache, scorer
+        self.rows, self.cache, self.scorer, self.known = rows, cache, scorer, known
         self.final, self.gradient = scorer.needs_final, scorer.needs_gradient
         self.lengths = torch.tensor(rows.lengths, device=device)[:, None]
         self.start = 0
@@ -76,8 +97,13 @@ class _Text:
         self.before: torch.Tensor | None = None
 
     def valid(self, stop: int) -> list[tuple[int, int]]:
-        """Each row's half-open range of tokens in the window that ends in front of `stop`."""
-        return [(0, max(0, min(n, stop) - self.start)) for n in self.rows.lengths]
+        """Each row's half-open range of tokens in the window that ends in front of `stop`.
+
+        What is only read for what comes behind it is not among them.
+        """
+        before = 0 if self.known is None else self.known.context
+        ends = [max(0, min(n, stop) - self.start) for n in self.rows.lengths]
+        return [(min(end, max(0, before - self.start)), end) for end in ends]
 
 
 class Reader:
@@ -104,8 +130,11 @@ class Reader:
         sessions: Sequence[int],
         show: Callable[[int], None],
         recall: bool = False,
+        known: Known | None = None,
     ) -> ReadReport:
         """Read and store, a session number a row; `show` is told how many tokens were done since.
+
+        `known` is of a single row, what of it was stored before.
 
         With `recall` each window recalls, asked for by the end of the window before it, from what
         lies behind its left context. Otherwise the forwards are the model's own. Raises
@@ -119,7 +148,7 @@ class Reader:
             )
         started = time.perf_counter()
         scorer, device = self._core.scorer, self._adapter.input_device
-        text = _Text(rows, self._cache(len(rows.lengths)), scorer, device)
+        text = _Text(rows, self._cache(len(rows.lengths)), scorer, device, known)
         asking = sessions if recall else None
         done, blocks, longest = 0, 0, rows.longest
         while text.start < longest:
@@ -207,7 +236,7 @@ class Reader:
             # The graph has done its work: the next window must not hold on to it.
             for layer in text.cache.layers:
                 layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
-        valid = text.valid(stop)
+        valid, place = text.valid(stop), start
         text.before = None if final is None else final[:, -1].detach()
         text.query, text.start = index[:, -self._query_tokens :], stop
         captured = Captured(
@@ -220,7 +249,24 @@ class Reader:
             relevance=relevance,
             keep=keep,
         )
-        return sum(last for _, last in valid), core.writer.write(captured)
+        return sum(last for _, last in valid), self._write(captured, text.known, place)
+
+    def _write(self, captured: Captured, known: Known | None, start: int) -> int:
+        """Store a window that begins at a column of the text, and note it where it is known."""
+        core = self._core
+        if known is None:
+            return core.writer.write(captured)
+        (session,), ((first, last),) = captured.sessions, captured.valid
+        with core.journal.change():
+            position = core.table.position(session) - first
+            blocks = core.writer.write(captured)
+            ids = captured.token_ids[0].cpu()
+            at = torch.arange(len(ids))
+            stored = (at >= first) & (at < last)
+            if captured.keep is not None:
+                stored &= captured.keep[0].cpu()
+            known.text.note(core.table, session, ids, stored, known.place + start, position)
+        return blocks
 
     def _require_finite(self, parts: Parts, stored: torch.Tensor, sessions: Sequence[int]) -> None:
         """Raises `NonFiniteStateError` where some of the tokens that are stored are not finite."""

@@ -293,6 +293,11 @@ class BlockStore(TierTensors):
             self.positions[at] = torch.where(placed >= 0, placed + shift, placed)
             self.ledger.hand_over(slots, session)
 
+    def places(self, slots: torch.Tensor) -> torch.Tensor:
+        """Positions `[n]` of all tokens in some slots, on the CPU."""
+        held = self.positions[slots.to(self.device)].cpu()
+        return held[held >= 0]
+
     def touch(self, slots: torch.Tensor) -> None:
         """Count a recall of the given slots (any shape; entries below 0 count for nothing)."""
         # Entries below 0 add nothing, at slot 0: to leave them out would ask the device.

@@ -6,6 +6,7 @@ import torch
 
 from cmr.memory.block_store import BlockStore
 from cmr.memory.keeper import Keeper
+from cmr.memory.seen import grown
 from cmr.memory.sessions import SessionInfo, SessionTable
 
 
@@ -53,6 +54,9 @@ def _fork(keeper: Keeper, table: SessionTable, source: SessionInfo, to: str) -> 
     ledger.pinned[slots] = was_pinned
     table.advance(number, source.position)
     table.note_adapters(number, source.adapters)
+    # Whoever forgets or lets expire what was evicted there does not look here.
+    table.note_texts(number, table.texts(source.number))
+    table.keep_texts_at(number, blocks.places(slots))
     _chain(blocks, slots, source.number, number)
     return len(slots)
 
@@ -87,6 +91,11 @@ def merge(blocks: BlockStore, table: SessionTable, name: str, into: str) -> int:
         raise ValueError(f"of {name!r} and {into!r} only {one!r} is ephemeral: they cannot be one")
     slots = blocks.ledger.slots_of(source.number)
     with blocks.journal.change():
+        table.keep_texts_at(source.number, blocks.places(slots))
+        texts = table.texts(target.number)
+        for text in table.texts(source.number).values():
+            texts = grown(texts, next(table.text_keys), text.moved(target.position))
+        table.note_texts(target.number, texts)
         blocks.hand_over(slots, target.number, target.position)
         if source.position and not len(slots):  # nothing is left of what now stands in between
             blocks.ledger.follow(target.number, -1)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import torch
+
 from cmr.errors import ConfigError, SessionNameError, UnknownSessionError
 from cmr.memory.journal import Journal, all_or_nothing
+from cmr.memory.seen import Texts
 
 # The number that owns nothing: empty slots carry it and rows without a memory look for it.
 NO_SESSION = -1
@@ -56,7 +60,8 @@ class SessionTable:
     """Names of sessions and the numbers that the store's session column holds.
 
     `limit`: sessions at once; `ttl`: seconds that what they store lives, where they do not say;
-    `journal`: what changes are noted in, where others change together with the table.
+    `journal`: what changes are noted in, where others change together with the table;
+    `text_keys` gives the keys of texts, none of them twice.
     """
 
     def __init__(
@@ -69,7 +74,9 @@ class SessionTable:
         self._limit, self._ttl = limit, ttl
         self._numbers: dict[str, int] = {}
         self._infos: dict[int, SessionInfo] = {}
+        self._texts: dict[int, Texts] = {}
         self._next = 0
+        self.text_keys = itertools.count()
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -200,6 +207,22 @@ class SessionTable:
         """Position that the session's next token will have."""
         return self._infos[number].position
 
+    def texts(self, number: int) -> Texts:
+        """The texts that a session was sent, see `cmr.memory.seen`."""
+        return self._texts.get(number, {})
+
+    def note_texts(self, number: int, texts: Texts) -> None:
+        """Note what a session was sent, in the place of what was noted before."""
+        self.journal.item(self._texts, number)
+        self._texts[number] = texts
+
+    def keep_texts_at(self, number: int, positions: torch.Tensor) -> None:
+        """Let go of the ids of a session's texts but at some positions `[n]` of its text."""
+        if not self.texts(number):
+            return
+        kept = {key: text.only(positions) for key, text in self.texts(number).items()}
+        self.note_texts(number, {key: text for key, text in kept.items() if len(text)})
+
     def note_adapters(self, number: int, names: tuple[str, ...] | None) -> None:
         """Note the adapters that are in effect when a session's text is read."""
         self.journal.item(self._infos, number)
@@ -219,6 +242,8 @@ class SessionTable:
         # A new table: taken back, the name stands where it stood among the others.
         self.journal.attributes(self, "_numbers")
         self.journal.item(self._infos, number)
+        self.journal.item(self._texts, number)
         self._numbers = {known: its for known, its in self._numbers.items() if known != name}
         del self._infos[number]
+        self._texts.pop(number, None)
         return number

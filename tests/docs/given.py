@@ -177,7 +177,7 @@ IN_FILE["README.md"] = {
 
 IN_BLOCK: dict[str, Makers] = {
     "README.md#1": {"question": lambda _: "Who repaired the village clock?"},
-    "docs/memory.md#4": {"memory": Given.saved},
+    "docs/memory.md#5": {"memory": Given.saved},
     **{
         f"docs/steering.md#{number}": {
             "model": lambda given: cmr.FullCMRModel(given.family("mistral")[0], dict(CONFIG)),

@@ -9,6 +9,7 @@ import torch
 
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.capture.piece_scores import Piece
+from cmr.integration.capture.row_text import RowText
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.memory.sessions import SessionTable
 
@@ -31,6 +32,8 @@ class LeavingText:
         first: column of each row's first token; outside of the columns where it is not among them.
         keep: `[rows, tokens]` bool, False for tokens that must never be stored; None: all may.
         finished: whether the text ends here, so that scores may look at all of it.
+        texts: of each row its text, for its session to know it again; None: of none.
+        lead: how many columns in front of these left with them and become memory in no row.
     """
 
     sessions: list[int]
@@ -40,6 +43,8 @@ class LeavingText:
     first: list[int]
     keep: torch.Tensor | None
     finished: bool
+    texts: list[RowText] | None = None
+    lead: int = 0
 
     @classmethod
     def pop(
@@ -57,6 +62,11 @@ class LeavingText:
         columns = {name: column[rows] for name, column in columns.items()}
         sessions = [record.sessions[row] for row in writers]
         valid, first = [valid[row] for row in writers], [first[row] for row in writers]
+        # Blocks are cut from the first token on that is stored: what is sent together stays so.
+        lead = min((start for start, stop in valid if start < stop), default=0)
+        columns, tokens = {n: x[:, lead:] for n, x in columns.items()}, tokens - lead
+        valid = [(a - lead, b - lead) if a < b else (0, 0) for a, b in valid]
+        first = [at - lead for at in first]
         if any(0 <= at < tokens for at in first):
             # The attention sink's state is no content: it must match nothing.
             index = columns["index"]
@@ -68,8 +78,10 @@ class LeavingText:
         for session, (start, stop) in zip(sessions, valid, strict=True):
             starts.append(table.position(session) + ahead[session])
             ahead[session] += max(0, stop - start)
-        keep = kept(columns["token_ids"], None)
-        return cls(sessions, columns, valid, starts, first, keep, finished)
+        texts = None if record.texts is None else [record.texts[row] for row in writers]
+        wanted = _wanted(texts, columns["token_ids"], first, finished)
+        keep = kept(columns["token_ids"], wanted)
+        return cls(sessions, columns, valid, starts, first, keep, finished, texts, lead)
 
     @property
     def mask(self) -> torch.Tensor:
@@ -77,6 +89,15 @@ class LeavingText:
         at = torch.arange(self.columns["token_ids"].shape[1])
         mask = torch.stack([(at >= start) & (at < stop) for start, stop in self.valid])
         return mask if self.keep is None else mask & self.keep.cpu()
+
+    def note(self, table: SessionTable) -> None:
+        """Note in the sessions what of it was stored."""
+        if self.texts is None:
+            return
+        ids, mask = self.columns["token_ids"].cpu(), self.mask
+        for row, text in enumerate(self.texts):
+            position = self.starts[row] - self.valid[row][0]
+            text.note(table, self.sessions[row], ids[row], mask[row], -self.first[row], position)
 
     def only(self, keep: torch.Tensor) -> LeavingText:
         """The same where only some tokens, `[rows, tokens]` bool on the CPU, may be stored.
@@ -107,3 +128,15 @@ class LeavingText:
         # A row of which nothing is stored says nothing of what scores are usual.
         rows = zip(self.valid, self.mask.any(1).tolist(), strict=True)
         return scorer.of_states(index, block_size, [v if some else (0, 0) for v, some in rows])
+
+
+def _wanted(
+    texts: list[RowText] | None, token_ids: torch.Tensor, first: list[int], finished: bool
+) -> torch.Tensor | None:
+    """Which of ids `[rows, tokens]` are to be stored by what is known of the texts; None: all."""
+    if texts is None:
+        return None
+    rows = zip(texts, token_ids.cpu(), first, strict=True)
+    wanted = torch.stack([text.kept(ids, -at, finished) for text, ids, at in rows])
+    # Where it is all of them, nothing has to be left out of the blocks.
+    return None if bool(wanted.all()) else wanted.to(token_ids.device)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from cmr.config import RetrievalConfig
+from cmr.integration.capture.columns import behind, gather
+from cmr.integration.capture.row_text import RowText
 from cmr.integration.reweave.recall import Recall
 from cmr.retrieval import RollingQuery
 
@@ -120,6 +122,7 @@ class WindowRecord:
         search: what the rows recall at present, and when they search again.
         seen: tokens seen, sinks included.
         whole: whether the sinks are in the record, too: the whole text becomes memory.
+        texts: of each row its text, where a `generate` has told it; None: of none.
         turn: see `Identity`; of the weights that it began with.
         left: rotated keys and values by layer that have left the window and are not stored yet, in
             their order; with each, what `go` said.
@@ -145,6 +148,7 @@ class WindowRecord:
         self.search = TextSearch()
         self.seen = 0
         self.whole = whole
+        self.texts: list[RowText] | None = None
         self._sinks = sinks
         self._padded = any(padding)
         self._first = 0
@@ -190,7 +194,10 @@ class WindowRecord:
         # Right padding counts for tokens, as it does for the model.
         start = self.seen - tokens
         if not self._padded:
-            return None if start >= self._sinks else torch.arange(start, self.seen) >= self._sinks
+            if start >= self._sinks:
+                return None
+            behind = torch.arange(start, self.seen) >= self._sinks
+            return behind.expand(len(self.padding), -1)
         held = zip(self.padding, self._gone, strict=True)
         first = torch.tensor([padding + self._sinks + gone for padding, gone in held])
         return torch.arange(start, self.seen) >= first[:, None]
@@ -225,6 +232,29 @@ class WindowRecord:
         there = token_ids[:, other.start : other.start + held.shape[1]].to(held.device)
         if (self.sessions, self.padding) == (other.sessions, other.padding) and held.equal(there):
             self._known = other._stops()
+
+    def tell(self, texts: list[RowText]) -> None:
+        """Take note of the rows' texts; what is known of their beginnings is not stored again."""
+        self.texts = texts
+        sinks = 0 if self.whole else self._sinks
+        rows = zip(self.padding, texts, self._known, strict=True)
+        self._known = [max(padding + text.known(sinks), k) for padding, text, k in rows]
+
+    def stored(self) -> None:
+        """Take note that all that it holds is stored; what is not sure is when it leaves."""
+        ends = [self.seen] * len(self.padding)
+        for row, text in enumerate(self.texts or ()):
+            if not text.sure:
+                ends[row] = self.padding[row] + len(text.skipped)
+        self._known = [max(end, known) for end, known in zip(ends, self._known, strict=True)]
+
+    def skip(self, tokens: int) -> bool:
+        """Let the oldest `tokens` go where all of them are stored already; whether they are."""
+        stop = self.start + tokens
+        if self._padded or min(self._known) < stop:
+            return False
+        self._chunks, self._first = behind(self._chunks, stop - self._first), stop
+        return True
 
     def note(self, **columns: torch.Tensor) -> None:
         """Add columns `[batch, tokens, ...]` to the tokens of the one forward that there was."""
@@ -286,7 +316,7 @@ class WindowRecord:
             sinks = [self._sinks if self.whole and not gone else 0 for gone in self._gone]
             count = [n + extra if n else 0 for n, extra in zip(going, sinks, strict=True)]
         places = torch.tensor(at)[:, None] - self._first + torch.arange(tokens)
-        columns = {n: _gather(x, places.clamp(0, x.shape[1] - 1)) for n, x in joined.items()}
+        columns = {n: gather(x, places.clamp(0, x.shape[1] - 1)) for n, x in joined.items()}
         self._gone = [gone + n for gone, n in zip(self._gone, going, strict=True)]
         # Of rows that nothing has left the sinks stay at hand, for `with_sinks`.
         rows = zip(self.padding, self._gone, strict=True)
@@ -311,6 +341,11 @@ class WindowRecord:
         """Forget the last `tokens`, as assisted decoding does with what was not accepted."""
         self.seen -= tokens
         self.search.crop(tokens)
+        # Others come in their place, and none of them is known.
+        self._known = [min(known, self.seen) for known in self._known]
+        if self.texts is not None:
+            rows = zip(self.padding, self.texts, strict=True)
+            self.texts = [text.cropped(max(0, self.seen - padding)) for padding, text in rows]
         while tokens and self._chunks:
             held = next(iter(self._chunks[-1].values())).shape[1]
             chunk = self._chunks.pop()
@@ -350,6 +385,8 @@ class WindowRecord:
         self.padding = [self.padding[row] for row in rows]
         self._gone = [self._gone[row] for row in rows]
         self._known = [self._known[row] for row in rows]
+        if self.texts is not None:
+            self.texts = [self.texts[row] for row in rows]
         self._inputs = [self._inputs[row] for row in rows]
         if self.behind is not None:
             tokens, padding = self.behind
@@ -361,9 +398,3 @@ class WindowRecord:
         for row in order:
             first.setdefault(self._inputs[row], row)
         return sorted(first.values())
-
-
-def _gather(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """`[batch, n, ...]` of `[batch, tokens, ...]`, at places `[batch, n]`."""
-    places = places.to(x.device)
-    return x[torch.arange(len(x), device=x.device)[:, None], places]

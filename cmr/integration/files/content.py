@@ -13,6 +13,7 @@ import torch
 from cmr.integration.core import Core
 from cmr.integration.decoder import fingerprint
 from cmr.integration.files.settings import to_header
+from cmr.integration.files.texts import to_header as texts_to_header
 from cmr.memory.store.form import DTYPE_NAMES
 
 
@@ -78,6 +79,7 @@ class MemoryContent:
                     # The block that its next one follows, 0 where that is no longer stored.
                     "last": ledger.last_number(i.number),
                     "adapters": {name: weights[name] for name in i.adapters or ()},
+                    "texts": texts_to_header(core.table.texts(i.number)),
                 }
                 for i in infos
             ],

@@ -17,6 +17,7 @@ from cmr.errors import (
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.core import Core
 from cmr.integration.decoder import fingerprint
+from cmr.integration.files.texts import from_header
 from cmr.memory.sessions import SessionInfo
 from cmr.memory.store import Saved
 from cmr.memory.store.checked import check_rows
@@ -201,17 +202,21 @@ class Loader:
                     parts = {name: part[here] for name, part in batch.parts.items()}
                     blocks.put(at[here], parts)
         self._columns(slots, born, numbers)
+        for entry in saved.header["sessions"]:
+            if (there := entry["number"]) in numbers:
+                texts = {next(core.table.text_keys): text for text in from_header(saved, entry)}
+                core.table.note_texts(numbers[there], texts)
         if self.exact:
             core.journal.attributes(ledger, "limit")
             ledger.limit = max(ledger.limit, saved.header["limit"])
             learnt = core.scorer.state()
             core.journal.note(lambda: core.scorer.load_state(learnt))
             core.scorer.load_state(self._learnt)
-        there = saved.numbers[self._at].tolist()
+        before = saved.numbers[self._at].tolist()
         return Loaded(
             len(self._at),
             {here: number for number, here in numbers.items()},
-            None if self.exact else dict(zip(born.tolist(), there, strict=True)),
+            None if self.exact else dict(zip(born.tolist(), before, strict=True)),
         )
 
     def _columns(self, slots: torch.Tensor, born: torch.Tensor, numbers: dict[int, int]) -> None:

@@ -1,8 +1,9 @@
-"""`generate`: rows of its inputs, prompts longer than the window, and drafts that are verified."""
+"""`generate`: rows of its inputs, long prompts, drafts that are verified, and what it leaves."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,11 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
+from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
 from cmr.integration.decoder.wrapped import Wrapped
+from cmr.integration.hooks.leaving import leave_rest
+from cmr.integration.hooks.prompts import Prompt, follow, setting_of
 from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.requests.request import Request, current, under_way, within
 from cmr.integration.window.window_layer import is_windowed
@@ -31,6 +35,10 @@ class GenerationPlug:
     checked against another context than they are said in, and what was not accepted could not be
     taken back. So drafts are cut off there, and a prompt is run without one: the answer is that of
     greedy decoding.
+
+    What a session was sent before is recognised in its prompts, and not stored again. Where all is
+    to be remembered, what is still in the window becomes memory once the answer is there, before
+    anybody is told that it is.
     """
 
     def __init__(self, core: Core, stepper: Stepper) -> None:
@@ -61,14 +69,50 @@ class GenerationPlug:
         self, own: Callable[..., Any], inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Any:
         core = self._core
-        given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-        first = next((x for x in given if isinstance(x, torch.Tensor)), None)
+        inputs_given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        first = next((x for x in inputs_given if isinstance(x, torch.Tensor)), None)
         # Only here is the number of inputs known: behind this they come as rows of a batch.
         request = within(core, None if first is None else first.shape[0])
-        if request.active and not self._stepper.busy:
-            request.part, args, kwargs = _without_prefill(core.adapter.model, args, kwargs)
+        if not request.active or self._stepper.busy:
+            with under_way(core, request):
+                return own(inputs, *args, **kwargs)
+        request.part, args, kwargs = _without_prefill(core.adapter.model, args, kwargs)
+        request.prompt = Prompt.of(core.adapter.model, args, kwargs, first)
+        cache = kwargs.get("past_key_values")
+        if is_windowed(cache):
+            with core.lock:
+                record = self._followed(cache)
+                if record is not None:
+                    follow(core, request, record)
+        # Whoever takes the caches of requests has them stored in a way of their own.
+        if core.config.remember == "left" or request.caches is not None:
+            with under_way(core, request):
+                return own(inputs, *args, **kwargs)
+        request.kept = []
+        args, kwargs, told = _told_later(own, args, kwargs)
         with under_way(core, request):
-            return own(inputs, *args, **kwargs)
+            output = own(inputs, *args, **kwargs)
+        self._remember((request.kept or [cache])[-1])
+        if told is not None:
+            told.tell()
+        return output
+
+    def _remember(self, cache: Any) -> None:
+        """What is still in the window of a cache becomes memory, where that is followed."""
+        with self._core.lock:
+            record = self._followed(cache)
+            if record is not None and self._stepper.attached:
+                leave_rest(self._core, record, cache)
+
+    def _followed(self, cache: Any) -> WindowRecord | None:
+        """The record of a cache whose text this memory knows to its end; None: there is none."""
+        if not is_windowed(cache):
+            return None
+        record: WindowRecord | None = cache.layers[0].owner.record
+        if record is None or record not in self._core.records:
+            return None
+        same = record.seen == cache.get_seq_length()
+        return record if same and self._core.table.alive(record.sessions) else None
 
     def _drafts(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         maker = own(*args, **kwargs)
@@ -187,13 +231,8 @@ def _without_prefill(
     """`prefill_chunk_size`, and the arguments of a `generate` with a bounded cache without it."""
     # Each of its chunks would ask as if it were a prompt, and nobody the whole one.
     given = args[0] if args else kwargs.get("generation_config")
-    settings = [vars(c) for c in (given, model.generation_config) if c is not None]
-
-    def setting(name: str) -> Any:
-        found = [kwargs.get(name), *(one.get(name) for one in settings)]
-        return next((value for value in found if value is not None), None)
-
-    size, kind = setting("prefill_chunk_size"), setting("cache_implementation")
+    size = setting_of(model, args, kwargs, "prefill_chunk_size")
+    kind = setting_of(model, args, kwargs, "cache_implementation")
     cache = kwargs.get("past_key_values")
     bounded = cache is None or isinstance(cache, DynamicCache)
     bounded = bounded and kwargs.get("use_cache") is not False
@@ -208,6 +247,44 @@ def _without_prefill(
             args = (given, *args[1:])
         else:
             kwargs = {**kwargs, "generation_config": given}
-    if kwargs.get("prefill_chunk_size") is not None or settings[-1].get("prefill_chunk_size"):
+    if kwargs.get("prefill_chunk_size") is not None or getattr(
+        model.generation_config, "prefill_chunk_size", None
+    ):
         kwargs = {**kwargs, "prefill_chunk_size": None}
     return size, args, kwargs
+
+
+class _ToldLater:
+    """A streamer that is told of the end by `tell`, when what was said is remembered."""
+
+    def __init__(self, streamer: Any) -> None:
+        self._streamer, self._ended = streamer, False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Hands tokens on."""
+        self._streamer.put(value)
+
+    def end(self) -> None:
+        """The end, by `generate`."""
+        self._ended = True
+
+    def tell(self) -> None:
+        """Hands the end on, where it has come."""
+        if self._ended:
+            self._streamer.end()
+
+
+def _told_later(
+    own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], _ToldLater | None]:
+    """The arguments of a `generate` with a streamer that is told of the end later, and that one."""
+    # Whoever reads from a streamer may ask the next thing as soon as it has ended.
+    names = list(inspect.signature(own).parameters)
+    at = names.index("streamer") - 1 if "streamer" in names else len(args)
+    streamer = args[at] if len(args) > at else kwargs.get("streamer")
+    if streamer is None:
+        return args, kwargs, None
+    told = _ToldLater(streamer)
+    if len(args) > at:
+        return (*args[:at], told, *args[at + 1 :]), kwargs, told
+    return args, {**kwargs, "streamer": told}, told

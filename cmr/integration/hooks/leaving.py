@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
+from transformers.cache_utils import DynamicCache
 
 from cmr.errors import CMRError
 from cmr.integration.capture.block_writer import Captured
 from cmr.integration.capture.leaving_text import LeavingText
+from cmr.integration.capture.row_text import RowText
 from cmr.integration.capture.window_record import LeftLayers, WindowRecord
 from cmr.integration.core import Core
 from cmr.integration.decoder.finite import all_finite, not_finite, parts_of, stored_of
+from cmr.integration.window.lasting import lasting
+from cmr.integration.window.window_layer import WindowLayer
 
 
 def leave(core: Core, record: WindowRecord, finished: bool = False) -> int:
@@ -36,14 +41,47 @@ def leave(core: Core, record: WindowRecord, finished: bool = False) -> int:
     return blocks
 
 
+def leave_rest(
+    core: Core, record: WindowRecord, cache: DynamicCache, texts: list[RowText] | None = None
+) -> int:
+    """Store what the window of a cache still holds, as if it had left; the number of blocks.
+
+    With the sinks, where nothing has left yet. The text may go on: nothing is stored twice. `texts`
+    of the rows are those that the record does not know.
+    """
+    with lasting():
+        blocks = leave(core, record)
+        rest = copy.deepcopy(record)
+        if texts is not None:
+            rest.tell(texts)
+        rest.with_sinks()
+        tokens = rest.rest()
+        if not any(tokens):
+            return blocks
+        layers = {}
+        for layer in cache.layers:
+            assert isinstance(layer, WindowLayer)
+            keys, values = layer.newest(tokens)
+            layers[layer.number] = keys.detach(), values.detach()
+        rest.let_go(layers)
+        with core.journal.change():
+            core.journal.attributes(record, "_known")
+            blocks += leave(core, rest, finished=True)
+            record.stored()
+    return blocks
+
+
 def _store(core: Core, record: WindowRecord, layers: LeftLayers, finished: bool) -> int:
     """Store rotated keys and values `[batch, heads, tokens, dim]` that left, by layer."""
     tokens = _tokens(layers)
+    if record.skip(tokens):
+        return 0
     core.identity.claim()
     text = LeavingText.pop(record, tokens, core.table, core.writer.kept, finished)
     writers, columns = torch.tensor(record.writers), text.columns
     kept: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {
-        n: (layers[n][0][writers], layers[n][1][writers]) for n in core.layout.kv_layers
+        n: (layers[n][0][writers, :, text.lead :], layers[n][1][writers, :, text.lead :])
+        for n in core.layout.kv_layers
     }
     for number in core.layout.state_layers:
         kept[number] = (columns[f"state{number}"][:, None], None)
@@ -73,7 +111,9 @@ def _store(core: Core, record: WindowRecord, layers: LeftLayers, finished: bool)
         relevance=text.relevance(core.scorer, core.ring.block_size),
         keep=text.keep,
     )
-    return core.writer.write(captured)
+    blocks = core.writer.write(captured)
+    text.note(core.table)
+    return blocks
 
 
 def _finite_rows(core: Core, text: LeavingText, bad: Mapping[str, torch.Tensor]) -> LeavingText:

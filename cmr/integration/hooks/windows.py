@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicCache
 from cmr.errors import ModelMismatchError, SessionError
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
+from cmr.integration.hooks.prompts import follow
 from cmr.integration.requests.request import Request
 from cmr.integration.window.local_window import LocalWindow, Take
 from cmr.integration.window.window_layer import adopt, can_adopt, is_windowed
@@ -53,9 +54,10 @@ class Windows:
         # One that was named has ended since the request began: its text must not begin anew.
         if NO_SESSION in sessions:
             return None
-        whole = request.caches is not None
+        whole = request.caches is not None or request.kept is not None
         record = WindowRecord(sessions, writers, padding, self._sinks, behind, whole)
         record.turn = self._core.identity.turn
+        follow(self._core, request, record)
         self._core.records.add(record)
         request.records.add(record)
         config, adapter = self._core.config, self._core.adapter
@@ -67,8 +69,9 @@ class Windows:
             block=config.memory.block_size,
             padding=padding,
         )
-        if request.caches is not None:
-            request.caches.append(cache)
+        for caches in (request.caches, request.kept):
+            if caches is not None:
+                caches.append(cache)
         window.record = record
         window.on_leave = self._leave
         window.on_copy = self._core.records.add

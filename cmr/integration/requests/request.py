@@ -27,6 +27,7 @@ from cmr.integration.requests.scope import (
 if TYPE_CHECKING:
     from cmr.integration.capture.window_record import WindowRecord
     from cmr.integration.core import Core
+    from cmr.integration.hooks.prompts import Prompt
     from cmr.integration.hooks.step import Step
     from cmr.memory.sessions import SessionTable
     from cmr.retrieval import Retriever
@@ -49,6 +50,8 @@ class Request:
         part: most tokens of a long prompt that one forward runs; None: as the window allows.
         recalls: False while the beginning of a long prompt is fed through the window.
         caches: takes the caches that it begins, whose whole text is to become memory; None: none.
+        kept: likewise of a `generate` that is remembered when it ends.
+        prompt: what that `generate` was given; None: no token ids, or it is none.
         bounded: whether such caches are bounded by the window.
         last: also takes note of its last forward, for a handle; None: nobody asks.
     """
@@ -62,6 +65,8 @@ class Request:
     part: int | None = None
     recalls: bool = True
     caches: list[Any] | None = None
+    kept: list[Any] | None = None
+    prompt: Prompt | None = None
     bounded: bool = True
     last: LastForward | None = None
 
@@ -147,7 +152,7 @@ def within(core: Core, inputs: int | None) -> Request:
     outer = current(core)
     begun = new_request(core) if outer is None else outer
     # A copy, as a `generate` inside of another has inputs and caches of its own.
-    return replace(begun, inputs=inputs, records=WeakSet())
+    return replace(begun, inputs=inputs, records=WeakSet(), kept=None, prompt=None)
 
 
 def _require_named(core: Core) -> None:

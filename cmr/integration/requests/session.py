@@ -14,6 +14,7 @@ from cmr.integration.requests.scope import Opener, Said, call
 from cmr.integration.reweave.recalled_passage import RecalledPassage, recalled_passages
 
 if TYPE_CHECKING:
+    from cmr.integration.conversation import RememberReport
     from cmr.integration.core import Core
     from cmr.integration.forgetter import ForgetReport
     from cmr.integration.memory import Memory
@@ -90,6 +91,32 @@ class Session(Opener):
             return self._memory.read(
                 input_ids, attention_mask, progress=progress, recall=recall, keep=keep
             )
+
+    def remember(
+        self, messages: torch.Tensor | Sequence[int] | Sequence[Mapping[str, str]]
+    ) -> RememberReport:
+        """Store a conversation once, however often it is sent: only what is new of it is read.
+
+        It is compared with what this session was sent before, from its beginning on, by `remember`
+        or as prompts of `generate`. The system prompt and what the chat template writes around what
+        was said are not stored. What was forgotten is nowhere any more, so it is new where it is
+        sent again; what was evicted is not stored again.
+
+        Args:
+            messages: the whole conversation so far: `{"role": ..., "content": ...}` each, by the
+                tokenizer's chat template, or token ids `[tokens]`.
+
+        Raises:
+            AttachError: after `detach`, or the model was brought to another dtype or device.
+            TypeError, ValueError: it is neither, messages where no chat template is known, ids
+                outside the vocabulary, or a handle of several sessions.
+            ModelMismatchError: the model has other weights than what is stored was computed with.
+            NonFiniteStateError: as for `Memory.read`.
+            UnknownSessionError: the session has ended.
+        """
+        self._only("remember")
+        with self._said_by_call():
+            return self._memory._remember(messages)
 
     # -- looking ---------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from cmr.memory.store.form import (
 )
 from cmr.memory.store.vault import Key, Vault, decode
 
-FORMAT, VERSION = "cmr-memory", 3
+FORMAT, VERSION = "cmr-memory", 4
 # About 8 bytes a block: 30 million blocks.
 MAX_MANIFEST = 256 << 20
 # The row of a block that is no longer part of the memory.
@@ -156,6 +156,8 @@ def load(
             corrupt(where, "its text does not have the checksum that it names")
     if version < 3:
         _from_2(table)
+    if version < 4:
+        _from_3(table)
     found = _read(table, folder, header)
     found.vault, found.version = vault, version
     found.checksum = checksum(raw)
@@ -212,6 +214,15 @@ def _from_2(table: dict[str, Any]) -> None:
             session.setdefault("uids", [])
             session.setdefault("last", None)
     schema.forget_paths(header["config"])
+
+
+def _from_3(table: dict[str, Any]) -> None:
+    """Completes the sessions in a header: before texts were known again, none was noted."""
+    header = table.get("header")
+    sessions = header.get("sessions") if isinstance(header, dict) else None
+    for session in sessions if isinstance(sessions, list) else ():
+        if isinstance(session, dict):
+            session.setdefault("texts", [])
 
 
 def checksum(raw: bytes) -> str:

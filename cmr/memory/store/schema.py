@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from cmr.config.topics import MAX_LIFETIME
+from cmr.memory.seen import MAX_TEXTS, MAX_TOKENS
 from cmr.memory.sessions import MAX_NAME, MAX_SESSIONS, fit_name
 from cmr.memory.slot_ledger import TIERS
 from cmr.memory.store.fields import (
@@ -198,6 +199,28 @@ def _tiers(value: Any) -> None:
 _PAIRS = items(items(anything, 2), len(TIERS))
 
 
+def _text(value: Any) -> None:
+    """What is known of a text: where its runs of tokens stand in it and in the session's."""
+    _TEXT(value)
+    runs = [value[name] for name in ("at", "positions", "tokens")]
+    if len({len(column) for column in runs}) != 1:
+        raise Wrong("as many expected of 'at', 'positions' and 'tokens'")
+    stop = 0
+    for at, tokens in zip(value["at"], value["tokens"], strict=True):
+        if not stop <= at <= MAX_TOKENS - tokens:
+            raise wrong(f"runs one behind the other within {MAX_TOKENS} tokens", at).under("at")
+        stop = at + tokens
+
+
+_PLACES = wholes(0, MAX_TOKENS, MAX_TOKENS)
+_TEXT = table(
+    at=_PLACES,
+    positions=wholes(0, MAX_POSITION, MAX_TOKENS),
+    tokens=wholes(1, MAX_TOKENS, MAX_TOKENS),
+    cuts=_PLACES,
+)
+
+
 def _header(value: Any) -> None:
     _HEADER(value)
     for name in ("name", "number"):
@@ -242,6 +265,7 @@ _HEADER = table(
             adapters=named(
                 _name, text("a checksum or ''", re.compile(r"(?:[0-9a-f]{64})?")), 1 << 8
             ),
+            texts=items(_text, MAX_TEXTS),
         ),
         MAX_SESSIONS,
     ),

@@ -41,6 +41,11 @@ def config(*path_and_value: Any) -> Harm:
     return put("header", "config", *path_and_value)
 
 
+def seen(**changed: Any) -> dict[str, Any]:
+    """What a header says of a text that a session was sent."""
+    return {"at": [0], "positions": [0], "tokens": [8], "cuts": [], **changed}
+
+
 REFUSED: dict[str, tuple[Harm, str]] = {
     "clock huge": (header("clock", 2**70), "'header.clock': an integer in 0.*"),
     "clock without room": (header("clock", 2**62), "'header.clock': an integer in"),
@@ -70,6 +75,24 @@ REFUSED: dict[str, tuple[Harm, str]] = {
     "name with escapes": (header("sessions", 0, "name", "\x1b[2Ja"), "printable characters"),
     "name of 10 MB": (header("sessions", 0, "name", "a" * 10**7), "printable characters"),
     "name of half a character": (header("sessions", 0, "name", "\ud800"), "printable"),
+    "texts a number": (header("sessions", 0, "texts", 7), "texts': a list of at most 32"),
+    "too many texts": (header("sessions", 0, "texts", [seen()] * 33), "texts': a list of at most"),
+    "a text of nothing": (header("sessions", 0, "texts", [{}]), "texts.0.at' is missing"),
+    "a text with more": (header("sessions", 0, "texts", [seen(ids=[5])]), "no field that is known"),
+    "a text too long": (header("sessions", 0, "texts", [seen(at=[1 << 17])]), "within 131072"),
+    "a text turned round": (
+        header("sessions", 0, "texts", [seen(at=[8, 0], positions=[8, 0], tokens=[8, 8])]),
+        "texts.0.at': runs one behind the other",
+    ),
+    "a text with a run less": (
+        header("sessions", 0, "texts", [seen(tokens=[])]),
+        "as many expected of 'at'",
+    ),
+    "a text of no tokens": (
+        header("sessions", 0, "texts", [seen(tokens=[0])]),
+        "tokens': integers in 1..131072",
+    ),
+    "a cut beyond all": (header("sessions", 0, "texts", [seen(cuts=[HUGE])]), "integers in 0..131"),
     "adapters a list": (header("sessions", 0, "adapters", []), "adapters': an object of at most"),
     "scorer of nothing": (header("scorer", {"x": ["F32", [10**9], [1.0]]}), "values expected"),
     "scorer of too much": (header("scorer", {"x": ["F32", [], [1e300]]}), "finite numbers of 32"),
@@ -122,7 +145,7 @@ WRONG_SETTINGS: dict[str, tuple[Harm, str]] = {
 
 
 def lying(folder: Path, harm: Harm) -> None:
-    assert json.loads((folder / "manifest.json").read_text())["format_version"] == 3
+    assert json.loads((folder / "manifest.json").read_text())["format_version"] == 4
     harm(folder)
 
 
@@ -184,7 +207,7 @@ def test_an_older_header_is_completed_and_its_paths_forgotten(
         table["format_version"] = 2
         del table["header"]["index"], table["header"]["calibrated"]
         for session in table["header"]["sessions"]:
-            del session["adapters"]
+            del session["adapters"], session["texts"]
         table["header"]["config"]["memory"]["long_term_folder"] = "/nowhere"
 
     lying(folder, manifest(older))
@@ -192,7 +215,7 @@ def test_an_older_header_is_completed_and_its_paths_forgotten(
         assert memory.config.memory.long_term_folder is None
         assert memory.config.retrieval.calibration == "none"
         memory.forget("ben")
-    assert hostile.read(folder)["format_version"] == 3
+    assert hostile.read(folder)["format_version"] == 4
     with cmr.load(folder, llama) as memory:
         assert memory.sessions == ["anna"]
 
@@ -329,3 +352,19 @@ def test_the_trial_sees_files_outside_of_the_folder(tmp_path: Path) -> None:
         secret.read_text()
         shutil.rmtree(tmp_path / "inside", ignore_errors=True)
     assert any(str(secret) in touched for touched in watch.touched)
+
+
+def test_a_text_that_says_it_is_where_nothing_is_stored_is_known_by_nobody(
+    folder: Path, llama: nn.Module
+) -> None:
+    """Runs that lie upon each other in the session, and beyond all that it stores."""
+    texts = [
+        seen(at=[0, 100], positions=[20, 20], tokens=[60, 60], cuts=[5]),
+        seen(at=[50], positions=[1 << 40], tokens=[9]),
+    ]
+    lying(folder, header("sessions", 0, "texts", texts))
+    with cmr.load(folder, llama) as memory:
+        anna = memory._core.table.require("anna")
+        (known,) = memory._core.table.texts(anna).values()
+        ids = [token for block in memory.inspect("anna") for token in block.token_ids]
+        assert [run.ids.tolist() for run in known.runs] == [ids[20:80]] * 2

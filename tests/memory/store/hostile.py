@@ -218,8 +218,8 @@ AT_OPENING: dict[str, tuple[Harm, str]] = {
     # what it says
     "other format": (put("format", "zip"), "'cmr-memory' expected"),
     "no format": (drop("format"), "'format' is missing"),
-    "newer": (put("format_version", 4), "format version 3 or older expected, got 4"),
-    "much newer": (put("format_version", 10**300), "format version 3 or older expected, got 1000"),
+    "newer": (put("format_version", 5), "format version 4 or older expected, got 5"),
+    "much newer": (put("format_version", 10**300), "format version 4 or older expected, got 1000"),
     "version zero": (put("format_version", 0), "from 1 on expected, got 0"),
     "version true": (put("format_version", True), "int expected, got bool"),
     "version text": (put("format_version", "2"), "int expected, got str"),

@@ -306,7 +306,7 @@ def _sealed(text):
         (lambda table: table.pop("encryption"), "not encrypted, but a key was given"),
         (lambda table: table.update(encryption=None), "an object with 'cipher' expected"),
         (lambda table: table.update(sealed=table["sealed"][:-8]), "damaged or out of place"),
-        (lambda table: table.update(format_version=4), "format version 3 or older expected"),
+        (lambda table: table.update(format_version=5), "format version 4 or older expected"),
     ],
 )
 def test_a_changed_envelope_is_refused(tmp_path: Path, harm, message: str) -> None:

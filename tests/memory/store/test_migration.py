@@ -80,7 +80,7 @@ def test_the_next_save_is_of_the_present_version(tmp_path: Path) -> None:
     report = save(folder, content, base=base, shard_bytes=7 * FULL.nbytes)
     assert content.asked == 2 and report.shards_reused == 3
     saved = Saved.open(folder)
-    assert saved.format_version == 3
+    assert saved.format_version == 4
     saved.verify()
     check_same(saved, content)
     assert not (folder / "columns-00000.safetensors").exists()

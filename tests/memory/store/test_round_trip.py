@@ -68,7 +68,7 @@ def test_content_comes_back_to_the_bit(numbers, kinds, header, column, shard_byt
         saved = Saved.open(folder)
         saved.verify()
         check_same(saved, content)
-    assert (saved.id, saved.format_version, len(saved)) == (report.id, 3, len(numbers))
+    assert (saved.id, saved.format_version, len(saved)) == (report.id, 4, len(numbers))
     assert report.blocks == len(numbers)
 
 
