@@ -212,17 +212,17 @@ def _from_2(table: dict[str, Any]) -> None:
         if isinstance(session, dict):
             session.setdefault("adapters", {})
             session.setdefault("uids", [])
-            session.setdefault("last", None)
     schema.forget_paths(header["config"])
 
 
 def _from_3(table: dict[str, Any]) -> None:
-    """Completes the sessions in a header: before texts were known again, none was noted."""
+    """Completes the sessions in a header: of none was said where its texts stand and go on."""
     header = table.get("header")
     sessions = header.get("sessions") if isinstance(header, dict) else None
     for session in sessions if isinstance(sessions, list) else ():
         if isinstance(session, dict):
             session.setdefault("texts", [])
+            session.setdefault("last", None)
 
 
 def checksum(raw: bytes) -> str:
