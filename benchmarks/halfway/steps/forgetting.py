@@ -86,11 +86,15 @@ class ForgetSteps(Ground):
         if not what["files"]:
             return
 
+        # What stands twice in a text, as a merged copy does, was meant in one of the places.
+        left = {(k.content.origin, uid) for k in place.blocks.values() for uid in k.text.uids}
+
         # By its own uid alone: a copy of what had another session in it stays as that one does.
         def must(kept: Kept) -> bool:
-            here = of_content.get(kept.content.origin, set())
+            origin, own = kept.content.origin, kept.text.uid
+            here = set() if (origin, own) in left else of_content.get(origin, set())
             old = "older_than" not in what or kept.born <= before
-            return kept.text.uid in ended | here or (kept in whole and "ids" not in what and old)
+            return own in ended | here or (kept in whole and "ids" not in what and old)
 
         def may(kept: Kept, sure: bool) -> bool:
             if must(kept):
