@@ -54,7 +54,7 @@ class Core:
         lock: held by whoever runs a forward, or looks at the store or changes it.
         records: of the caches in use, which may hold copies of what was recalled.
         lasts: last forwards of threads, tasks and handles, which hold such copies, too.
-        speech: tells what was said in a text from its chat template; None: no template is known.
+        tokenizer: of the model, where it was given.
         active: False while paused.
         home: the thread that attached the memory.
         consolidated: the store's clock when it was last tidied up.
@@ -104,7 +104,7 @@ class Core:
         self._bias = config.reweave.bias
         self.records: WeakSet[WindowRecord] = WeakSet()
         self.lasts: WeakSet[LastForward] = WeakSet()
-        self.speech: Speech | None = None
+        self.tokenizer: Any = None
         self.active = True
         # Requests of the thread that attached may go without a name; see `_require_named`.
         self.home = threading.get_ident()
@@ -153,6 +153,11 @@ class Core:
         )
 
     # Made when first asked for: an attach does without, and few memories need all of them.
+
+    @cached_property
+    def speech(self) -> Speech | None:
+        """Tells what was said in a text from its chat template; None: no template is known."""
+        return Speech.of(self.tokenizer, self.template)
 
     @cached_property
     def writer(self) -> BlockWriter:

@@ -33,7 +33,6 @@ from cmr.integration.requests.chat_template import Template
 from cmr.integration.requests.request import new_request, under_way
 from cmr.integration.requests.scope import Opener, Said
 from cmr.integration.requests.session import Session
-from cmr.integration.requests.speech import Speech
 
 ATTACHED = "_cmr_memory"
 """Attribute of a model that has a memory, and of its decoder, present only while attached."""
@@ -68,7 +67,7 @@ class Memory(MemoryUpkeep):
         self.tokenizer = tokenizer
         template = None if tokenizer is None else Template.of(tokenizer)
         self._core = core = Core(adapter, config, keep, template)
-        core.speech = Speech.of(tokenizer, template)
+        core.tokenizer = tokenizer
         self._stepper = Stepper(core, config)
         # The decoder's own hooks first: the others read what they prepare.
         self._plugs: list[Any] = [self._stepper]
