@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmr.config import RetrievalConfig
 from cmr.memory.sessions import NO_SESSION
@@ -229,3 +230,38 @@ def test_what_further_passages_add_is_measured_on_the_part_that_found_the_first(
     values, shares = found.explained(torch.tensor([[30, 5, -1]]))
     assert values.shape == (1, ids.shape[1], 3)
     assert shares.sum().item() == pytest.approx(1.0) and shares[0, of[0] != 1].abs().sum() == 0
+
+
+class Waits(TorchDispatchMode):
+    """Notes whatever a host would have to wait for, were the tensors on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        if any(
+            part in name for part in ("_local_scalar_dense", "nonzero", "unique", "masked_select")
+        ):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_search_while_decoding_waits_for_nothing() -> None:
+    words, ids = spoken()
+    store, vocabulary = filled(words), words.vocabulary()
+    parts = vocabulary.parts(ids, None)
+    states = torch.randn(1, ids.shape[1], HIDDEN)
+    asked = question([0], states=states, token_ids=ids, located=True, parts=parts)
+    rolling = RollingQuery(1, 4, store, asked.sessions.clone(), True, None, asked)
+    rolling.add(torch.randn(1, 2, HIDDEN), None, ids[:, :2])
+    ask, strategy = rolling.ask(), Asked(vocabulary)
+    with Waits() as waits:
+        found = strategy.score(ask, store)
+        assert found.explained is not None
+        found.explained(torch.tensor([[3, 4]]))
+    assert waits.found == []
+    with Waits() as waits:
+        bool(found.passages.any())
+    assert waits.found
