@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from cmr.kernels.maxsim import passages, standardise
 from cmr.kernels.reference.attention import NEG_INF
@@ -57,7 +56,8 @@ class Asked:
             return Scored(z.new_zeros(seen.shape), z.new_zeros(len(z)))
         z = passages(z, store.successor[: store.high_water])
         words = words_of(ask.token_ids, parts, self.vocabulary, store, seen)
-        own = F.one_hot(parts.of + 1, parts.marked.shape[1] + 1)[..., 1:].mT
+        numbers = torch.arange(parts.marked.shape[1], device=z.device)
+        own = parts.of[:, None] == numbers[:, None]
         peaks = z.amax(-1).clamp(min=0) ** rule.peak_power
         # A single block stands out from nothing: it is chosen, as no other can be meant.
         peaks = torch.where((seen.sum(-1) < 2)[:, None], 1.0, peaks)
