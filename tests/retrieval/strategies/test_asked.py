@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmr.config import RetrievalConfig
+from cmr.integration.capture.window_record import TextSearch
 from cmr.memory.sessions import NO_SESSION
 from cmr.retrieval import Ask, Retriever, RollingQuery
 from cmr.retrieval.ask import QueryParts
@@ -265,3 +266,23 @@ def test_a_search_while_decoding_waits_for_nothing() -> None:
     with Waits() as waits:
         bool(found.passages.any())
     assert waits.found
+
+
+def test_a_kept_question_follows_its_rows() -> None:
+    words, ids = spoken()
+    said = question(
+        [4, 5], states=torch.randn(2, ids.shape[1], HIDDEN), token_ids=ids.expand(2, -1)
+    )
+    parts = words.vocabulary().parts(said.token_ids, None)
+    search = TextSearch()
+    search.question = replace(said, mask=torch.rand(2, ids.shape[1]) > 0.5, parts=parts)
+    mask, rows = search.question.mask, torch.tensor([1, 0])
+    for turn in (search.reorder, search.select):
+        turn(rows)
+    assert torch.equal(search.question.states, said.states)  # there and back
+    search.select(torch.tensor([1, 1, 0]))
+    assert search.question.sessions.tolist() == [5, 5, 4]
+    assert torch.equal(search.question.mask, mask[[1, 1, 0]])
+    assert len(search.question.parts.of) == len(search.question.token_ids) == 3
+    search.forget()
+    assert search.question is None
