@@ -209,7 +209,8 @@ class RetrievalConfig(check.Checked):
             the depth.
         blocks: passages recalled at once at most, 0..64; 0: nothing is ever recalled.
         neighbours: blocks read on each side of a passage, 0..8.
-        query_tokens: newest tokens that make up the query, 1..4096.
+        query_tokens: newest tokens that ask, 1..4096, of an answer and of a text in which no
+            question is known; a question in a known chat template asks as a whole.
         refresh: decode steps between retrievals, 1 or more.
         gain: a further passage is read when it raises what the passages together explain of the
             question by at least this share, 0..1, of what the first one explains.
@@ -238,7 +239,7 @@ class RetrievalConfig(check.Checked):
     query_tokens: int = check.setting(64, check.integer, 1, 4096)
     refresh: int = check.setting(16, check.integer, 1)
     gain: float = check.setting(0.2, check.real, 0.0, 1.0)
-    ratio: float = check.setting(0.85, check.real, 0.0, 1.0)
+    ratio: float = check.setting(0.8, check.real, 0.0, 1.0)
     threshold: float = check.setting(0.8, check.real, 0.0)
     similarity_threshold: float | None = check.setting(None, check.real, -1.0, 1.0)
     context_heads: int | None = check.setting(None, check.integer, 1, 64)

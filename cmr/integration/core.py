@@ -36,7 +36,7 @@ from cmr.memory.block_store import BlockStore
 from cmr.memory.journal import Journal
 from cmr.memory.keeper import Keeper
 from cmr.memory.sessions import NO_SESSION, SessionTable
-from cmr.retrieval import Ask, Choice, Retriever, RollingQuery
+from cmr.retrieval import Ask, Choice, Retriever, RollingQuery, Vocabulary
 
 RECOMPUTED_PASSAGES = 32
 """Passages run through the model again that are kept for the next search."""
@@ -48,6 +48,8 @@ class Core:
     Attributes:
         calibration: what was measured for the model; None: nothing was, or other settings hold.
         index_digest: tells one index from another; None where states are indexed as they are.
+        template: of the tokenizer's chat; None: it has none, or nobody gave one.
+        vocabulary: the tokenizer's tokens; None: nobody gave one.
         standing_retriever: the search as it is set for good, for who says nothing else.
         identity: whether the model is the one that what is stored was computed with.
         journal: notes what a change of the store or the sessions is about to overwrite.
@@ -70,9 +72,10 @@ class Core:
         adapter: ModelAdapter,
         config: CMRConfig,
         keep: Keep | None = None,
-        template: Template | None = None,
+        tokenizer: Any = None,
     ) -> None:
-        self.adapter, self.config, self.template = adapter, config, template
+        self.adapter, self.config = adapter, config
+        self.template = None if tokenizer is None else Template.of(tokenizer)
         self._keep = keep
         self.lock = FairLock(self._recover)
         self._forked = False
@@ -100,11 +103,12 @@ class Core:
         self.identity = Identity(adapter, lambda: self.stores, self.warn)
         self.keeper = Keeper(self.ring, layout.policy, self.table)
         self.scorer = BlockScorer(adapter, config, layout.index_layer)
-        self.standing_retriever = Retriever(config.retrieval, measured)
+        self.vocabulary = None if tokenizer is None else Vocabulary.of(tokenizer, device)
+        self.standing_retriever = Retriever(config.retrieval, measured, vocabulary=self.vocabulary)
         self._bias = config.reweave.bias
         self.records: WeakSet[WindowRecord] = WeakSet()
         self.lasts: WeakSet[LastForward] = WeakSet()
-        self.tokenizer: Any = None
+        self.tokenizer = tokenizer
         self.active = True
         # Requests of the thread that attached may go without a name; see `_require_named`.
         self.home = threading.get_ident()

@@ -29,7 +29,6 @@ from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.memory_upkeep import MemoryUpkeep
 from cmr.integration.progress import told
 from cmr.integration.reader import Reader, ReadReport
-from cmr.integration.requests.chat_template import Template
 from cmr.integration.requests.request import new_request, under_way
 from cmr.integration.requests.scope import Opener, Said
 from cmr.integration.requests.session import Session
@@ -65,9 +64,7 @@ class Memory(MemoryUpkeep):
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
-        template = None if tokenizer is None else Template.of(tokenizer)
-        self._core = core = Core(adapter, config, keep, template)
-        core.tokenizer = tokenizer
+        self._core = core = Core(adapter, config, keep, tokenizer)
         self._stepper = Stepper(core, config)
         # The decoder's own hooks first: the others read what they prepare.
         self._plugs: list[Any] = [self._stepper]

@@ -5,6 +5,7 @@ from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
 from cmr.retrieval.retriever import Retriever
 from cmr.retrieval.rolling_query import RollingQuery
+from cmr.retrieval.vocabulary import Vocabulary
 
 __all__ = [
     "Ask",
@@ -15,4 +16,5 @@ __all__ = [
     "Scored",
     "Searched",
     "Strategy",
+    "Vocabulary",
 ]

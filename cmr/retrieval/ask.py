@@ -4,12 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 
 from cmr.kernels.reference.select import SearchColumns, may_see
+
+
+class QueryParts(NamedTuple):
+    """The parts of what each row asks, each a query of its own, such as sentences.
+
+    Attributes:
+        of: `[batch, tokens]` int64, the part that a token belongs to, if it asks at all; -1: none.
+        marked: `[batch, parts]` bool, whether there is a question mark in it. A number that no
+            token has is no part.
+    """
+
+    of: torch.Tensor
+    marked: torch.Tensor
+
+    @classmethod
+    def one(cls, token_ids: torch.Tensor) -> QueryParts:
+        """All of `token_ids` `[batch, tokens]` as a single part."""
+        marked = torch.zeros(len(token_ids), 1, dtype=torch.bool, device=token_ids.device)
+        return cls(torch.zeros_like(token_ids), marked)
 
 
 @dataclass(frozen=True)
@@ -29,6 +48,7 @@ class Ask:
         heads: by layer, `[batch, heads, tokens, head_dim]`: the tokens' own un-rotated attention
             queries there, where a strategy looks at them.
         known: `[batch, tokens, blocks]` float32 block maxima where they are kept already.
+        parts: of what is asked, where somebody knows them already; None: who needs them finds them.
     """
 
     states: torch.Tensor
@@ -40,6 +60,7 @@ class Ask:
     located: bool = False
     heads: Mapping[int, torch.Tensor] = field(default_factory=dict)
     known: torch.Tensor | None = None
+    parts: QueryParts | None = None
     _found: dict[Hashable, torch.Tensor] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -53,9 +74,25 @@ class Ask:
         }
         return replace(self, **moved)
 
+    def of_rows(self, rows: torch.Tensor) -> Ask:
+        """The same of some rows, in any order and as often as wanted; without `heads` and `known`.
+
+        `rows` are `[n]` int64.
+        """
+        picked: dict[str, Any] = {
+            name: value.index_select(0, rows.to(value.device))
+            for name in ("states", "mask", "sessions", "token_ids", "before")
+            if (value := getattr(self, name)) is not None
+        }
+        if self.parts is not None:
+            picked["parts"] = QueryParts(
+                *(part.index_select(0, rows.to(part.device)) for part in self.parts)
+            )
+        return replace(self, heads={}, known=None, **picked)
+
     def only_asking(self) -> Ask:
         """The same with as many tokens as the row has that asks most. Waits for the device."""
-        if self.mask is None or self.known is not None:
+        if self.mask is None or self.known is not None or self.parts is not None:
             return self
         most = int(self.mask.sum(-1).max()) if len(self.mask) else 0
         # Stable: tokens keep their order. Rows that ask less are filled up with masked ones.

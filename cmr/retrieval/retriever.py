@@ -14,6 +14,8 @@ from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
 from cmr.retrieval.rolling_query import RollingQuery
 from cmr.retrieval.selection import Selector
+from cmr.retrieval.strategies.asked import Asked
+from cmr.retrieval.vocabulary import Vocabulary
 
 PER_REQUEST = (
     "strategy",
@@ -32,6 +34,8 @@ PER_REQUEST = (
 class Retriever:
     """Chooses passages by the strategy of the settings.
 
+    With a vocabulary the default search takes what is asked in parts, see `strategies.asked`.
+
     Attributes:
         config: the settings.
         strategy: scores passages; None where the kernels do it all.
@@ -44,8 +48,9 @@ class Retriever:
         calibration: Calibration | None = None,
         cache: RetrievalCache | None = None,
         made: dict[Hashable, Strategy] | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
-        self.config, self._calibration = config, calibration
+        self.config, self._calibration, self._vocabulary = config, calibration, vocabulary
         self.cache = RetrievalCache(config.cache_size or 0) if cache is None else cache
         self._selector = Selector(config, calibration)
         # By their settings. All retrievers of one memory share them, as some strategies keep what
@@ -56,13 +61,15 @@ class Retriever:
     def _strategy(self) -> Strategy | None:
         config = self.config
         if config.strategy == "maxsim":
-            return None
+            known = self._vocabulary
+            return None if known is None else Asked(known, self._calibration)
         # Here, so that the default search does not load the other strategies.
         from cmr.retrieval.strategies.registry import Parts, make_strategy
 
         key = config.strategy, config.criteria_weights, config.context_heads
         if key not in self._made:
-            self._made[key] = make_strategy(config.strategy, Parts(config, self._calibration))
+            parts = Parts(config, self._calibration, vocabulary=self._vocabulary)
+            self._made[key] = make_strategy(config.strategy, parts)
         return self._made[key]
 
     def forget(self, store: Searched) -> None:
@@ -90,7 +97,7 @@ class Retriever:
         for name in settings:
             check.choice("a setting of a request", name, PER_REQUEST)
         config = replace(self.config, **settings)
-        return Retriever(config, self._calibration, self.cache, self._made)
+        return Retriever(config, self._calibration, self.cache, self._made, self._vocabulary)
 
     def search(self, ask: Ask, store: Searched) -> Choice:
         """Choose passages for each row from its own session's blocks.

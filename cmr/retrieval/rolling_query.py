@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
 
 from cmr.kernels.reference.select import Selection
 from cmr.kernels.ring_write import ring_write_index
 from cmr.kernels.select import Scratch, new_scratch, new_selection
 from cmr.memory.block_store import BlockStore
-from cmr.retrieval.ask import Ask
+from cmr.retrieval.ask import Ask, QueryParts
 from cmr.retrieval.choice import Choice
 
 
@@ -21,9 +22,12 @@ class RollingQuery:
     blocks, and all tokens with the blocks that were written since; nothing else. All tensors are
     allocated once. Sessions, `located` and `task` are those of an `Ask`.
 
+    With a `question`, an `Ask` whose parts are known, its tokens stay and go on asking in front of
+    the last ones, which are one more part: what was asked, and the answer so far.
+
     Attributes:
-        maxima: `[rows, tokens, slots]` float32, see `block_maxima`; tokens in no particular order,
-            as new ones take the places of the oldest.
+        maxima: `[rows, tokens, slots]` float32, see `block_maxima`; those of the question first,
+            the last ones in no particular order, as new ones take the places of the oldest.
         mask: `[rows, tokens]` bool, True where there is a token that asks.
     """
 
@@ -35,10 +39,14 @@ class RollingQuery:
         sessions: torch.Tensor,
         located: bool = False,
         task: str | None = None,
+        question: Ask | None = None,
     ) -> None:
         self._ring, self.sessions = ring, sessions
         self._located, self._task = located, task
         like = ring.index
+        # The places of the last tokens lie behind those of the question.
+        self._first = 0 if question is None else question.states.shape[1]
+        tokens += self._first
         # Tokens first: those of one step lie together, and one launch writes them for all rows.
         self._query = like.new_zeros(tokens, rows, like.shape[-1])
         self.maxima = torch.zeros(rows, tokens, ring.slots, device=ring.device)
@@ -46,10 +54,13 @@ class RollingQuery:
         self._ids = torch.full((rows, tokens), -1, device=ring.device)
         self._room: dict[tuple[int, int, int], tuple[Selection, Scratch]] = {}
         self._choice: Choice | None = None
-        self._next = 0
+        self._next = self._first
         self._seen = ring.ledger.changes
         self._places = torch.arange(tokens * rows, device=ring.device)
         self._picks: dict[int, torch.Tensor] = {}
+        self._parts = QueryParts.one(self._ids)
+        if question is not None:
+            self._keep(question)
 
     def add(
         self,
@@ -61,7 +72,8 @@ class RollingQuery:
 
         Of more than `tokens` the last ones count.
         """
-        tokens = self.mask.shape[1]
+        end = self.mask.shape[1]
+        tokens = end - self._first
         states = states[:, -tokens:]
         new, done = states.shape[1], 0
         # Older tokens meet the blocks that were written since; new ones meet all blocks below.
@@ -69,14 +81,16 @@ class RollingQuery:
             self._compare(slice(None), first, last)
         self._seen = self._ring.ledger.changes
         while done < new:  # twice where the end of the tensors lies between
-            count = min(new - done, tokens - self._next)
+            count = min(new - done, end - self._next)
             where, part = slice(self._next, self._next + count), slice(done, done + count)
             self._write(where, states, done)
             self.mask[:, where] = True if mask is None else mask[:, -new:][:, part]
             self._ids[:, where] = -1 if token_ids is None else token_ids[:, -new:][:, part]
             self._compare(where, 0, self._ring.high_water)
             done += count
-            self._next = (self._next + count) % tokens
+            self._next += count
+            if self._next == end:
+                self._next = self._first
 
     def for_kernels(self, candidates: int, run: int) -> tuple[Ask, Selection, Scratch]:
         """What `maxsim_select` is given: the question, and tensors that are kept for it.
@@ -107,6 +121,7 @@ class RollingQuery:
             task=self._task,
             located=self._located,
             known=self.maxima[:, :, :slots],
+            parts=self._parts,
         )
 
     def settle(self, choice: Choice) -> Choice:
@@ -125,7 +140,7 @@ class RollingQuery:
         # Sessions go with their rows: each row searches its own text wherever it stands.
         rows = rows.to(self.mask.device)
         self._query.copy_(self._query.index_select(1, rows))
-        for tensor in (self.maxima, self.mask, self._ids, self.sessions):
+        for tensor in (self.maxima, self.mask, self._ids, self.sessions, *self._parts):
             tensor.copy_(tensor.index_select(0, rows))
 
     def select(self, rows: torch.Tensor) -> RollingQuery:
@@ -136,9 +151,22 @@ class RollingQuery:
         other._query = self._query.index_select(1, rows)
         for name in ("maxima", "mask", "_ids", "sessions"):
             setattr(other, name, getattr(self, name).index_select(0, rows))
+        other._parts = QueryParts(*(tensor.index_select(0, rows) for tensor in self._parts))
         other._places = torch.arange(other.mask.numel(), device=rows.device)
         other._room, other._picks, other._choice = {}, {}, None
         return other
+
+    def _keep(self, question: Ask) -> None:
+        """The question's tokens, to the places in front."""
+        parts, where = question.parts, slice(0, self._first)
+        assert parts is not None and question.token_ids is not None
+        self._write(where, question.states, 0)
+        self._ids[:, where] = question.token_ids
+        self.mask[:, where] = parts.of >= 0
+        of = torch.full_like(self._ids, parts.marked.shape[1])
+        of[:, where] = parts.of
+        self._parts = QueryParts(of, F.pad(parts.marked, (0, 1)))
+        self._compare(where, 0, self._ring.high_water)
 
     def _write(self, where: slice, states: torch.Tensor, done: int) -> None:
         """Unit states of the tokens from `done` on, to the given places."""

@@ -19,7 +19,7 @@ from cmr.config import RetrievalConfig
 from cmr.integration.capture.columns import behind, gather
 from cmr.integration.capture.row_text import RowText
 from cmr.integration.reweave.recall import Recall
-from cmr.retrieval import RollingQuery
+from cmr.retrieval import Ask, RollingQuery
 
 LeftLayers = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
@@ -37,6 +37,8 @@ class TextSearch:
         query: the newest tokens as the last search of a decoding step left them.
         unasked: tokens that came since then.
         located: whether the last prompt was a question in a known chat template.
+        question: that question with its parts, where the tokens are known; None: neither is.
+        asked_at: tokens that the cache has seen with it.
         held: the state of the store, `(changes, forgotten)`, in which the sessions were last found
             to have something to recall.
     """
@@ -49,6 +51,8 @@ class TextSearch:
         self.steps = self.period = self.unasked = 0
         self.query: RollingQuery | None = None
         self.located = False
+        self.question: Ask | None = None
+        self.asked_at = 0
         self.held: tuple[int, int] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TextSearch:
@@ -64,7 +68,7 @@ class TextSearch:
     def forget(self) -> None:
         """Let go of what was recalled, and search anew at the next step."""
         # One step back, so that the next one begins another period: it searches.
-        self.recall = self.query = None
+        self.recall = self.query = self.question = None
         self.steps = self.period = -1
 
     def use(self, settings: RetrievalConfig) -> None:
@@ -93,6 +97,8 @@ class TextSearch:
     def select(self, rows: torch.Tensor) -> None:
         """Become the search of these rows of the batch, in any order and as often as wanted."""
         self.held = None
+        if self.question is not None:
+            self.question = self.question.of_rows(rows)
         if self.recall is not None:
             self.recall = self.recall.select(rows)
         if self.query is not None:
@@ -101,6 +107,8 @@ class TextSearch:
     def reorder(self, rows: torch.Tensor) -> None:
         """Rows follow their beams; the query keeps its tensors, which a search reads in place."""
         self.held = None
+        if self.question is not None:
+            self.question = self.question.of_rows(rows)
         if self.recall is not None:
             self.recall = self.recall.select(rows)
         if self.query is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -113,8 +114,10 @@ class Asker:
         self, step: Step, request: Request, decoder: nn.Module, kwargs: dict[str, Any]
     ) -> tuple[Choice, Ask]:
         """A search with all new tokens, whose states come from a pass over the first layers."""
-        core, last = self._core, slice(-self._query_tokens, None)
+        core, search = self._core, step.search
         mask, located = self._asking(step)
+        # A question asks as a whole, however long; of a text nobody knows where one begins.
+        last = slice(None) if located else slice(-self._query_tokens, None)
         states, heads = self._look_ahead(step.new, decoder, kwargs, request.retriever)
         asked = core.asked(
             Ask(
@@ -127,36 +130,57 @@ class Asker:
                 heads={n: x[:, :, last] for n, x in heads.items()},
             )
         )
-        step.search.located = located
         wanted = asked.only_asking() if located else asked
+        search.located, search.query, search.question = located, None, None
+        if located and core.vocabulary is not None and step.record is not None:
+            assert wanted.token_ids is not None
+            parts = core.vocabulary.parts(wanted.token_ids, wanted.mask)
+            search.question = replace(wanted, heads={}, parts=parts)
+            search.asked_at = step.record.seen + step.token_ids.shape[1]
         return core.search(wanted, request.retriever), asked
 
     def _ask_again(
         self, record: WindowRecord, search: TextSearch, request: Request
     ) -> tuple[Choice, Ask]:
-        """A search with the newest tokens of a text that goes on; only new ones are compared."""
+        """A search with the newest tokens of a text that goes on; only new ones are compared.
+
+        The question that began it goes on asking beside them, where its parts are known.
+        """
         core = self._core
         if search.query is None:
             numbers, rows = core.numbers(record.sessions), len(record.sessions)
             search.query = RollingQuery(
-                rows, self._query_tokens, core.ring, numbers, search.located, request.task
+                rows, self._query_tokens, core.ring, numbers, search.located, request.task,
+                search.question,
+            )  # fmt: skip
+            # It is made of the record's last tokens, whichever of them came since the last search:
+            # of those behind the question, where that asks itself.
+            behind = (
+                self._query_tokens if search.question is None else record.seen - search.asked_at
             )
-            # It is made of the record's last tokens, whichever of them came since the last search.
-            search.unasked = self._query_tokens
+            search.unasked = max(0, behind)
         tokens = min(search.unasked, self._query_tokens)
+        if tokens:
+            self._add(record, search, search.query, tokens)
+        search.unasked = 0
+        return core.search_again(search.query, request.retriever), search.query.ask()
+
+    def _add(
+        self, record: WindowRecord, search: TextSearch, query: RollingQuery, tokens: int
+    ) -> None:
+        """Have the last tokens of a record ask, too."""
+        core = self._core
         states, ids = record.tail("index", tokens), record.tail("token_ids", tokens)
         mask = record.behind_sinks(states.shape[1])
         if core.template is not None and search.located:
             said = core.template.content(ids)
             mask = said if mask is None else said & mask.to(said.device)
         device = core.ring.device
-        search.query.add(
+        query.add(
             core.indexed(states.to(device)),
             None if mask is None else mask.to(device),
             ids.to(device),
         )
-        search.unasked = 0
-        return core.search_again(search.query, request.retriever), search.query.ask()
 
     def _asking(self, step: Step) -> tuple[torch.Tensor, bool]:
         """`[batch, tokens]` bool: the new tokens that a search asks with.

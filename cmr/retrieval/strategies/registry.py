@@ -15,6 +15,7 @@ from cmr.config import (
 from cmr.config import checks as check
 from cmr.retrieval.ask import Strategy
 from cmr.retrieval.calibration import Calibration
+from cmr.retrieval.strategies.asked import Asked
 from cmr.retrieval.strategies.contextual import HEADS, Contextual, ContextualRelevanceScorer
 from cmr.retrieval.strategies.criteria import MultiCriteria, MultiCriteriaRanker
 from cmr.retrieval.strategies.ensemble import RANK_CONSTANT, ensemble_of
@@ -22,6 +23,7 @@ from cmr.retrieval.strategies.hierarchical import Hierarchical
 from cmr.retrieval.strategies.lexical import LexicalOverlap
 from cmr.retrieval.strategies.semantic import Semantic, SemanticMemoryMatcher
 from cmr.retrieval.strategies.tasks import TaskSettings, TaskSpecific, Weights
+from cmr.retrieval.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Parts:
         ensemble_weights: of 'hybrid_ensemble'; None: those that suit most.
         matcher: compares single entries; None: passages of blocks are searched.
         own: makers of one retriever's strategies, which go before those of all.
+        vocabulary: the model's tokens; None: nobody knows them, and what is asked is one part.
     """
 
     config: RetrievalConfig
@@ -41,6 +44,7 @@ class Parts:
     ensemble_weights: Weights | None = None
     matcher: SemanticMemoryMatcher | None = None
     own: Mapping[str, Callable[[Parts], Strategy]] = field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
 
 
 StrategyMaker = Callable[[Parts], Strategy]
@@ -76,6 +80,12 @@ def make_strategy(name: str, parts: Parts) -> Strategy:
 
 def _semantic(parts: Parts) -> Strategy:
     return Semantic(parts.calibration) if parts.matcher is None else parts.matcher
+
+
+def _default(parts: Parts) -> Strategy:
+    if parts.vocabulary is None or parts.matcher is not None:
+        return _semantic(parts)
+    return Asked(parts.vocabulary, parts.calibration)
 
 
 def _contextual(parts: Parts) -> Strategy:
@@ -121,7 +131,7 @@ def _by_task(parts: Parts) -> Strategy:
 # `LOOK_AT_HEADS` below where it reads `ask.heads`.
 # `score` is all it needs: floors, neighbours and how much is read are the search's own business.
 _MAKERS: dict[str, StrategyMaker] = {
-    "maxsim": _semantic,
+    "maxsim": _default,
     "contextual_relevance": _contextual,
     "multi_criteria": _criteria,
     "hierarchical": lambda parts: Hierarchical(parts.config.max_clusters, parts.calibration),
