@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from cmr.config import RetrievalConfig
-from cmr.integration.capture.window_record import TextSearch, WindowRecord
+from cmr.integration.capture.text_search import TextSearch
+from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
 from cmr.integration.decoder.partial_pass import states_entering
 from cmr.integration.hooks.step import Step

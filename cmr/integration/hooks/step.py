@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from cmr.integration.capture.window_record import TextSearch, WindowRecord
+from cmr.integration.capture.text_search import TextSearch
+from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.requests.request import LastForward, Request
 from cmr.integration.reweave.attention import LayerMemory
 from cmr.integration.reweave.recall import Recall

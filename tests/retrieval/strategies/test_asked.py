@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmr.config import RetrievalConfig
-from cmr.integration.capture.window_record import TextSearch
+from cmr.integration.capture.text_search import TextSearch
 from cmr.memory.sessions import NO_SESSION
 from cmr.retrieval import Ask, Retriever, RollingQuery
 from cmr.retrieval.ask import QueryParts
