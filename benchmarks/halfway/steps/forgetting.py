@@ -224,11 +224,11 @@ def _touches(kept: Kept, others: Iterable[Kept], span: Sequence[int]) -> bool:
 
 def _stands_again(kept: Kept, others: Iterable[Kept]) -> bool:
     """Whether all tokens of a block stand in their order somewhere else in the session's text."""
+    mine = [o for o in others if o.text is kept.text and o.positions != kept.positions]
+    if any(other.tokens == kept.tokens for other in mine):  # with the same gaps, or others
+        return True
     text = {
-        at: token
-        for other in others
-        if other.text is kept.text and other.positions != kept.positions
-        for at, token in zip(other.positions, other.tokens, strict=True)
+        at: token for other in mine for at, token in zip(other.positions, other.tokens, strict=True)
     }
     run = [text.get(at, -1) for at in range(min(text, default=0), max(text, default=-1) + 1)]
     wanted = list(kept.tokens)
