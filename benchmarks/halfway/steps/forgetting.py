@@ -75,7 +75,8 @@ class ForgetSteps(Ground):
         ended: set[int] = set()
         if alone:
             place.stored.end(text)
-            ended = text.uids
+            # One that was loaded twice lives on in the other: which it was a folder says alone.
+            ended = text.uids - {other.uid for other in others}
         gone = set(among)
         of_content: dict[object, set[int]] = {}
         for kept in among.values():
