@@ -56,6 +56,7 @@ class SessionSteps(Ground):
             return
         copy = self.made(place, to)
         copy = place.texts[to] = text.copied(name=to, uid=copy.uid)
+        copy.merged = set()  # what became part of the original has not become part of this one
         new = [
             Kept(copy, k.positions, k.tokens, k.content, k.born,
                  min(k.deadline, k.born + copy.lasts))
