@@ -75,8 +75,7 @@ class ForgetSteps(Ground):
         ended: set[int] = set()
         if alone:
             place.stored.end(text)
-            # One that was loaded twice lives on in the other: which it was a folder says alone.
-            ended = text.uids - {other.uid for other in others}
+            ended = text.uids
         gone = set(among)
         of_content: dict[object, set[int]] = {}
         for kept in among.values():
@@ -90,9 +89,14 @@ class ForgetSteps(Ground):
         # What stands twice in a text, as a merged copy does, was meant in one of the places.
         left = {(k.content.origin, uid) for k in place.blocks.values() for uid in k.text.uids}
 
-        # By its own uid alone: a copy of what had another session in it stays as that one does.
+        # Of a session that was loaded twice a folder alone says which of the two is in it.
+        twice = {other.uid for other in others} if "session" in what else set()
+        ended -= twice
+
         def must(kept: Kept) -> bool:
             origin, own = kept.content.origin, kept.text.uid
+            if own in twice:
+                return False
             here = set() if (origin, own) in left else of_content.get(origin, set())
             old = "older_than" not in what or kept.born <= before
             return own in ended | here or (kept in whole and "ids" not in what and old)
