@@ -72,7 +72,7 @@ class TextSteps(Ground):
             place.actor.do("drop", key)
             self.settle(place)
             return
-        if not self.went(place, answer, may_refuse=not self.fits(place, names)):
+        if not self.went(place, answer, may_refuse=not self.fits(place, names) or place.pins):
             return
         texts = [self.made(place, name) for name in names]
         # As `WindowLayer` says it: whole blocks leave, once the window holds more than it may.
