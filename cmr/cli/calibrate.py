@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Column, Table
 
-from cmr.cli.common import load_model, read_document
+from cmr.cli.common import load_model, read_document, require_writable
 from cmr.cli.display import conditions, console, progress_bar, size, working
 from cmr.cli.errors import UsageError
 
@@ -64,6 +63,4 @@ def _check_writable(out: Path) -> None:
     """Before minutes of work: a file can be written there."""
     if out.is_dir():
         raise UsageError(f"--out {out}: is a folder, a file is expected")
-    there = next(one for one in out.absolute().parents if one.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UsageError(f"--out {out}: nothing can be written in {there}")
+    require_writable(f"--out {out}", out.absolute().parent)

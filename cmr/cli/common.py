@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,6 +113,13 @@ def read_document(path: Path) -> str:
     if wrong:
         raise UsageError(f"--document {path}: {wrong}")
     return text
+
+
+def require_writable(option: str, folder: Path) -> None:
+    """Raises UsageError where nothing can be written in a folder, or in the nearest there is."""
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UsageError(f"{option}: nothing can be written in {there}")
 
 
 def encoded(tokenizer: Any, text: str, **options: bool) -> torch.Tensor:

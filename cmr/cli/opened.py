@@ -170,6 +170,4 @@ def _check_target(settings: Settings, source: Stored | None) -> None:
     elif path.exists():
         raise UsageError(f"--save {path}: is a file, a folder is expected")
     # The folder may not exist yet: it is made in the nearest one that does.
-    there = next(one for one in (path, *path.absolute().parents) if one.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UsageError(f"--save {path}: nothing can be written in {there}")
+    shared.require_writable(f"--save {path}", path)

@@ -60,8 +60,8 @@ def words_of(
         counts = counts[:, :tokens]
         counts = counts + counts[follows.clamp(min=0)] * (follows >= 0).float()[:, None]
         total, holding = seen[row].sum(), (counts * seen[row, :, None] > 0).sum(0)
-        rare = torch.log1p((total - holding + 0.5) / (holding + 0.5))
-        says = rare * counts * (SATURATION + 1) / (counts + SATURATION)
+        rare = rarity_of(holding, total)
+        says = rare * saturated(counts)
         own = first[classes]
         words = own < tokens
         rarity[row] = torch.where(words, rare[own.clamp(max=tokens - 1)], 0.5 / (total + 0.5))
@@ -70,3 +70,13 @@ def words_of(
         member.scatter_reduce_(0, at, (of >= 0).float(), "amax")
         scores[row] = member.view(-1, tokens + 1)[:, :tokens] @ says.t()
     return Words(rarity, scores)
+
+
+def rarity_of(holding: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """Inverse document frequency of words by how many of `total` passages hold each; any shape."""
+    return torch.log1p((total - holding + 0.5) / (holding + 0.5))
+
+
+def saturated(counts: torch.Tensor) -> torch.Tensor:
+    """How much it says that a word stands so often in a passage, float32 of any shape."""
+    return counts * (SATURATION + 1) / (counts + SATURATION)

@@ -85,20 +85,20 @@ class TextSearch:
 
     def select(self, rows: torch.Tensor) -> None:
         """Become the search of these rows of the batch, in any order and as often as wanted."""
-        self.held = None
-        if self.question is not None:
-            self.question = self.question.of_rows(rows)
-        if self.recall is not None:
-            self.recall = self.recall.select(rows)
+        self._follow(rows)
         if self.query is not None:
             self.query = self.query.select(rows)
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Rows follow their beams; the query keeps its tensors, which a search reads in place."""
+        self._follow(rows)
+        if self.query is not None:
+            self.query.reorder(rows)
+
+    def _follow(self, rows: torch.Tensor) -> None:
+        """Let what was asked and recalled be that of these rows."""
         self.held = None
         if self.question is not None:
             self.question = self.question.of_rows(rows)
         if self.recall is not None:
             self.recall = self.recall.select(rows)
-        if self.query is not None:
-            self.query.reorder(rows)

@@ -11,6 +11,7 @@ from cmr.integration.capture.piece_scores import attention_received
 from cmr.integration.memory import Memory
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
 from cmr.memory.relevance import RelevanceScorer
+from cmr.memory.seen import stretches
 from cmr.memory.token_scores import token_scores
 
 Scorer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -79,7 +80,7 @@ class Feeder:
                 # Positions count from the first token of the row that is no padding.
                 begin = text.starts[row] - text.valid[row][0]
                 # Run by run: some tokens in between must not be stored.
-                for start, stop in _runs(mask[row].tolist()):
+                for start, stop in stretches(mask[row]):
                     self.buffer.store_state(
                         states[row, start:stop],
                         layer,
@@ -137,10 +138,3 @@ def _checked(found: object, mask: torch.Tensor) -> torch.Tensor:
     if not bool(((found >= 0) & (found <= 1)).all()):
         raise ValueError("scorer: relevance in [0, 1] expected, got other numbers")
     return found
-
-
-def _runs(mask: list[bool]) -> list[tuple[int, int]]:
-    """Half-open ranges of what is True."""
-    bounded = [False, *mask, False]
-    edges = [i for i in range(len(mask) + 1) if bounded[i] != bounded[i + 1]]
-    return list(zip(edges[::2], edges[1::2], strict=True))

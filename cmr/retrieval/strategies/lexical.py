@@ -8,9 +8,7 @@ import torch
 
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.retrieval.ask import Ask, Scored, Searched, visible
-
-SATURATION = 1.2
-"""BM25's k1: a token that stands in a passage twice says little more than once."""
+from cmr.retrieval.words import rarity_of, saturated
 
 
 @dataclass(frozen=True)
@@ -54,5 +52,4 @@ def _row(
     counts = counts + counts[successor.clamp(min=0)] * follows[:, None]
     total = seen.sum()
     holding = ((counts > 0) & seen[:, None]).sum(0)
-    rarity = torch.log1p((total - holding + 0.5) / (holding + 0.5))
-    return (rarity * counts * (SATURATION + 1) / (counts + SATURATION)).sum(-1)
+    return (rarity_of(holding, total) * saturated(counts)).sum(-1)
