@@ -125,7 +125,7 @@ class _Dispatched(TorchDispatchMode):
         if not there and (wanted is None or wanted.type != "cuda"):
             return func(*args, **kwargs)
         name = func._schema.name.partition("::")[2]
-        wait = _wait(name, args, wanted, there)
+        wait = _wait(name, args, kwargs, wanted, there)
         self._device.note(name, not _is_free(func, name), wait)
         out = func(*plain_args, **plain_kwargs)
         if wanted is not None and wanted.type == "cpu":
@@ -160,6 +160,7 @@ class _Called(TorchFunctionMode):
             tensor.__float__: lambda x: float(x.item()),
             tensor.__index__: lambda x: int(x.item()),
             tensor.repeat_interleave: self._repeat,
+            tensor.pin_memory: self._pinned,
             # Chosen by the device: one launch there, many small operations here.
             nn.functional.scaled_dot_product_attention: self._attention,
         }
@@ -172,7 +173,8 @@ class _Called(TorchFunctionMode):
                 self._device.note("tensor", True, "values from the host")
             return Emulated(made)
         own = self._own.get(func)
-        if own is None or not any(isinstance(x, Emulated) for x in args[:2]):
+        here = func is not torch.Tensor.pin_memory
+        if own is None or (here and not any(isinstance(x, Emulated) for x in args[:2])):
             return func(*args, **kwargs)
         return own(*args, **kwargs)
 
@@ -234,6 +236,13 @@ class _Called(TorchFunctionMode):
         self._device.note("repeat_interleave", True, wait)
         with self._device.unseen():
             return Emulated(_held(x).repeat_interleave(_held(repeats), *args, **kwargs))
+
+    def _pinned(self, x: torch.Tensor) -> torch.Tensor:
+        """A copy in memory that is never moved; on a GPU it comes from a pool."""
+        with self._device.unseen():
+            made = x.clone()
+        made.pinned = True  # type: ignore[attr-defined]
+        return made
 
     def _attention(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._device.note("scaled_dot_product_attention", True, None)
@@ -330,6 +339,7 @@ def _across(to: bool, there: bool) -> str | None:
 def _wait(
     name: str,
     args: tuple[Any, ...],
+    kwargs: dict[str, Any],
     wanted: torch.device | None,
     there: list[Emulated],
 ) -> str | None:
@@ -337,7 +347,10 @@ def _wait(
     if name in WAITS:
         return name
     if name == "_to_copy" and wanted is not None and (wanted.type == "cpu") == bool(there):
-        return "a copy to the host" if there else "a copy from the host"
+        if there:
+            return "a copy to the host"
+        pinned = kwargs.get("non_blocking") and getattr(args[0], "pinned", False)
+        return None if pinned else "a copy from the host"
     if name == "repeat_interleave" and len(args) < 2:
         return name
     if name in ("index", "index_put", "index_put_", "_index_put_impl_"):

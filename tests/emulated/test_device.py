@@ -40,6 +40,8 @@ WAITING: dict[str, Callable[[torch.Tensor], object]] = {
     "a write of values of the host": lambda x: x.__setitem__(slice(0, 1), torch.ones(1, 4)),
     "a copy from the host": lambda x: x.copy_(torch.ones(3, 4)),
     "a copy to the host": lambda x: torch.ones(3, 4).copy_(x),
+    "other memory": lambda x: torch.ones(3).to(x.device, non_blocking=True),
+    "pinned memory that is waited for": lambda x: torch.ones(3).pin_memory().to(x.device),
     "to": lambda x: torch.ones(3).to(x.device),
     "tensor": lambda x: torch.tensor([1, 2], device=x.device),
     "equal": lambda x: x.equal(x),
@@ -59,6 +61,10 @@ GOING_ON: dict[str, tuple[int, Callable[[torch.Tensor], object]]] = {
     "an index of the device": (3, lambda x: x[(x[:, 0] > 0).long()]),
     "a write of a number": (1, lambda x: x.__setitem__(slice(0, 1), 2.0)),
     "on the host": (0, lambda x: torch.ones(3).sum().item()),
+    "a copy from pinned memory": (
+        1,
+        lambda x: torch.ones(3).pin_memory().to(x.device, non_blocking=True),
+    ),
     "moved to where it is": (0, lambda x: x.to(x.device)),
 }
 
