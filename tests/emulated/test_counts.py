@@ -24,13 +24,13 @@ from tests.emulated.device import Count, Device
 # By the kind of forward: most operations beyond the model's own, and most waits of the host.
 BARS = {
     "step": (16, 0),
-    "search": (225, 0),
-    "leaving": (110, 1),
-    "prompt": (325, 1),
+    "search": (223, 0),
+    "leaving": (90, 1),
+    "prompt": (322, 1),
 }
 # With a tokenizer what is asked is taken in parts, and words count.
-BARS_OF_WORDS = {**BARS, "search": (440, 0), "prompt": (540, 1)}
-READING = (3200, 13)
+BARS_OF_WORDS = {**BARS, "search": (440, 0), "prompt": (538, 1)}
+READING = (2960, 13)
 """Of 4,000 tokens: most operations in all, the model's own among them, and most waits."""
 
 
@@ -65,7 +65,8 @@ def hold(count: Count, own: Count, bar: tuple[int, int]) -> None:
     operations, waits = count.launched - own.launched, count.waited
     said = f"{operations} operations and {waits} waits, at most {bar} expected:\n"
     assert operations <= bar[0] and waits <= bar[1], said + count.beyond(own)
-    assert operations > 0.8 * bar[0] and waits == bar[1], said + "the bar may be lowered"
+    slack = max(5, bar[0] // 20)
+    assert operations >= bar[0] - slack and waits == bar[1], said + "the bar may be lowered"
 
 
 @pytest.mark.parametrize("kind", sorted(BARS))
