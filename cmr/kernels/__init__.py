@@ -16,7 +16,7 @@ from cmr.kernels.attention_partials import attention_partials
 from cmr.kernels.attention_received import attention_received
 from cmr.kernels.cosine_topk import cosine_topk
 from cmr.kernels.dispatch import REGISTERED, Implementation, implementation, using
-from cmr.kernels.maxsim import block_maxima, passages, standardise
+from cmr.kernels.maxsim import block_maxima
 from cmr.kernels.ranges import shown
 from cmr.kernels.reference.quantise import quantise_rows
 from cmr.kernels.reference.score import calibrate, pool_blocks
@@ -27,6 +27,7 @@ from cmr.kernels.ring_link import ring_link
 from cmr.kernels.ring_write import inverse_norm, ring_write_heads, ring_write_index
 from cmr.kernels.score import hybrid_blocks, state_scores, surprise
 from cmr.kernels.select import maxsim_select
+from cmr.kernels.standardise import passages, standardise
 
 OPERATIONS = tuple(sorted(REGISTERED))
 """Names of all operations, as `torch.ops.cmr` has them."""

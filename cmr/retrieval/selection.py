@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 
 from cmr.config import RetrievalConfig
-from cmr.kernels.maxsim import spread
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.select import (
     Rule,
@@ -21,6 +20,7 @@ from cmr.kernels.reference.select import (
     topk_lowest_slot,
 )
 from cmr.kernels.select import Scratch, maxsim_select
+from cmr.kernels.standardise import spread, standardise
 from cmr.retrieval.ask import Ask, Scored, Searched, columns_of
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
@@ -293,6 +293,10 @@ def values_of(
     batch, tokens, size = maxima.shape
     if not size:
         return maxima.new_zeros(batch, tokens, starts.shape[1]), maxima.new_zeros(batch, tokens)
+    if maxima.device.type != "cpu":  # one launch writes all blocks' values, many compute a few
+        z = standardise(maxima, visible, rule.clamp, successor if rule.passage == 2 else None)
+        values = z.gather(2, starts.clamp(min=0)[:, None].expand(-1, tokens, -1))
+        return values, shares_of(z.amax(-1), visible.sum(-1), query_mask, rule.peak_power)[0]
     usable, mean, deviation = spread(maxima, visible)
 
     def standard(values: torch.Tensor) -> torch.Tensor:

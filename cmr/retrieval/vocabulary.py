@@ -114,8 +114,8 @@ class Vocabulary:
         return QueryParts(of, asks > 0)
 
     def _known(self, token_ids: torch.Tensor) -> torch.Tensor:
-        last = len(self.tables.classes) - 1
-        return torch.where((token_ids >= 0) & (token_ids < last), token_ids, last)
+        # Below 0 stands the last one of a table, as behind its end.
+        return token_ids.clamp(-1, len(self.tables.classes) - 1)
 
 
 def _texts_of(tokenizer: Any) -> list[str]:

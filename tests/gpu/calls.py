@@ -18,6 +18,7 @@ from cmr.kernels.reweave_paged import reweave_paged
 from cmr.kernels.reweave_residual import reweave_residual_paged
 from cmr.kernels.score import hybrid_blocks, state_scores, surprise
 from cmr.kernels.select import maxsim_select, new_scratch, new_selection
+from cmr.kernels.standardise import standardise
 from tests.gpu.inputs import BLOCK, Call, Inputs, Maker, Outputs
 from tests.gpu.writes import WRITES
 
@@ -115,6 +116,22 @@ def _block_maxima_of_codes(dtype: torch.dtype, tokens: int, blocks: int, hidden:
         f"block_maxima/{tokens}x{blocks}x{BLOCK}x{hidden} {str(dtype)[6:]}", "block_maxima",
         "cmr.retrieve", make, lambda given, out: (block_maxima(**given, out=out),),
         lambda given: given["query"].new_empty(1, tokens, blocks, dtype=torch.float32),
+    )  # fmt: skip
+
+
+def _standardise(tokens: int, blocks: int) -> Call:
+    def make(device: str, _: torch.dtype, seed: int) -> Inputs:
+        new = Maker(device, torch.float32, seed)
+        slots = new.range(blocks)
+        return {
+            "maxima": new.floats(2, tokens, blocks).tanh(),
+            "visible": slots % 3 < torch.tensor([[1], [2]]).to(device),
+            "successor": torch.where(slots + 1 < blocks, slots + 1, -1),
+        }
+
+    return Call(
+        f"standardise/{tokens}x{blocks}", "standardise", "cmr.retrieve", make,
+        lambda given, _: (standardise(**given),),
     )  # fmt: skip
 
 
@@ -306,6 +323,8 @@ CALLS = [
     _block_maxima(64, 2048, 576, large=True),
     _block_maxima_of_codes(torch.int8, 17, 33, 96),
     _block_maxima_of_codes(torch.float8_e4m3fn, 17, 33, 96),
+    _standardise(5, 301),
+    _standardise(64, 3000),
     _maxsim_select(5, 301, 2),
     _maxsim_select(64, 300, 7),
     _cosine_topk(1, 1000, 100, 16),

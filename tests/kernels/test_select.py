@@ -8,9 +8,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cmr.config import RetrievalConfig
-from cmr.kernels.maxsim import block_maxima, passages, standardise
+from cmr.kernels.maxsim import block_maxima
 from cmr.kernels.reference.select import Rule, SearchColumns, block_table, topk_lowest_slot
 from cmr.kernels.select import maxsim_select, maxsim_select_, new_scratch, new_selection
+from cmr.kernels.standardise import passages, standardise
 from tests.kernels.helpers.compare import assert_close
 from tests.kernels.helpers.selecting import RULE, columns_of, rows_of
 
