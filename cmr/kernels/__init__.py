@@ -15,6 +15,7 @@ from cmr.kernels.attention import attention_with_lse, attention_with_lse_plain
 from cmr.kernels.attention_partials import attention_partials
 from cmr.kernels.attention_received import attention_received
 from cmr.kernels.cosine_topk import cosine_topk
+from cmr.kernels.cover import cover
 from cmr.kernels.dispatch import REGISTERED, Implementation, implementation, using
 from cmr.kernels.maxsim import block_maxima
 from cmr.kernels.ranges import shown
@@ -42,6 +43,7 @@ __all__ = [
     "block_maxima",
     "calibrate",
     "cosine_topk",
+    "cover",
     "hybrid_blocks",
     "implementation",
     "inverse_norm",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from cmr.config import RetrievalConfig
+from cmr.kernels.cover import Enough, cover
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.select import (
     Rule,
@@ -16,7 +17,6 @@ from cmr.kernels.reference.select import (
     certainty_of,
     may_see,
     shares_of,
-    stamped_table,
     topk_lowest_slot,
 )
 from cmr.kernels.select import Scratch, maxsim_select
@@ -171,45 +171,11 @@ class Selector:
             )
         else:
             values, shares = found.explained(best.starts)
-        # Below 0 a look-alike fits less than usual, however close it comes to the first one.
         own = _similarity(best, None if found is None else found.line)
-        close = (own >= self._config.ratio * own[:, :1]) & (own > 0)
-        where = self._cover(values, shares, best.starts >= 0, close)
-        starts = best.starts.gather(1, where.clamp(min=0)).masked_fill(where < 0, -1)
-        scores = best.scores.gather(1, where.clamp(min=0)).masked_fill(where < 0, NEG_INF)
-        return Choice(*stamped_table(starts, columns, rule), scores, best.certainty)
-
-    def _cover(
-        self, values: torch.Tensor, shares: torch.Tensor, there: torch.Tensor, close: torch.Tensor
-    ) -> torch.Tensor:
-        """Places `[batch, taken]` of the best passage and of those that add enough to it, or -1.
-
-        What passages explain together is the mean of each query token's best value among them,
-        weighted as in the score of one (see `values_of`). A look-alike of the first passage matches
-        the tokens that are matched already and adds little; a second fact that the question needs
-        adds much. Those that are `close` are taken whatever they add: it is not certain enough that
-        the first one, and not one of them, was meant.
-
-        Source: Carbonell and Goldstein (1998) for leaving out what says the same again.
-        """
-        order = torch.arange(there.shape[1], device=there.device)
-        explained = values[..., 0]
-        total = (shares * explained).sum(1)
-        first, free = total, there & (order > 0)
-        taken = [torch.where(there[:, 0], 0, -1)]
-        # How many rounds there are does not depend on what is found: the host never waits.
-        for _ in range(min(self._config.blocks, there.shape[1]) - 1):
-            together = (shares[..., None] * torch.maximum(values, explained[..., None])).sum(1)
-            more = together - total[:, None]
-            enough = free & ((more >= self._config.gain * first[:, None]) | close)
-            best = enough.int().argmax(-1)  # the first of them
-            some = enough.any(-1)
-            taken.append(torch.where(some, best, -1))
-            picked = values.gather(2, best[:, None, None].expand(-1, values.shape[1], 1))[..., 0]
-            explained = torch.where(some[:, None], torch.maximum(explained, picked), explained)
-            total = (shares * explained).sum(1)
-            free = free & (order > best[:, None]) & some[:, None]
-        return torch.stack(taken, 1)
+        enough = Enough(self._config.ratio, self._config.gain, rule.passage, rule.neighbours)
+        most = min(self._config.blocks, self.candidates)
+        taken = cover(values, shares, best.scores, best.starts, own, columns, enough, most)
+        return Choice(taken.table, taken.stamps, taken.scores, best.certainty)
 
 
 def _similarity(best: Best, line: torch.Tensor | None) -> torch.Tensor:

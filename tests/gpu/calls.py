@@ -11,6 +11,7 @@ from cmr.kernels.attention import attention_with_lse
 from cmr.kernels.attention_partials import attention_partials
 from cmr.kernels.attention_received import attention_received
 from cmr.kernels.cosine_topk import cosine_topk
+from cmr.kernels.cover import Enough, cover
 from cmr.kernels.maxsim import block_maxima
 from cmr.kernels.reference.quantise import quantise_rows
 from cmr.kernels.reference.select import Rule, SearchColumns
@@ -132,6 +133,29 @@ def _standardise(tokens: int, blocks: int) -> Call:
     return Call(
         f"standardise/{tokens}x{blocks}", "standardise", "cmr.retrieve", make,
         lambda given, _: (standardise(**given),),
+    )  # fmt: skip
+
+
+def _cover(tokens: int, k: int, most: int) -> Call:
+    def make(device: str, _: torch.dtype, seed: int) -> Inputs:
+        new = Maker(device, torch.float32, seed)
+        slots = new.range(300)
+        after = torch.where(slots + 1 < 300, slots + 1, -1)
+        scores = new.floats(2, k).sort(-1, descending=True).values
+        return {
+            "values": new.floats(2, tokens, k).tanh(),
+            "shares": new.floats(2, tokens).softmax(-1),
+            "scores": scores,
+            "starts": (new.range(k) * 7).expand(2, -1).contiguous(),
+            "fits": scores,
+            "columns": SearchColumns(slots, slots[:, None], after, slots - 1, slots + 1),
+            "enough": Enough(0.75, 0.1, 2, 1),
+            "most": most,
+        }
+
+    return Call(
+        f"cover/{tokens}x{k} {most}", "cover", "cmr.retrieve", make,
+        lambda given, _: tuple(cover(**given)),
     )  # fmt: skip
 
 
@@ -325,6 +349,8 @@ CALLS = [
     _block_maxima_of_codes(torch.float8_e4m3fn, 17, 33, 96),
     _standardise(5, 301),
     _standardise(64, 3000),
+    _cover(5, 8, 3),
+    _cover(100, 33, 9),
     _maxsim_select(5, 301, 2),
     _maxsim_select(64, 300, 7),
     _cosine_topk(1, 1000, 100, 16),

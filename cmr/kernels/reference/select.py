@@ -185,7 +185,12 @@ def stamped_table(
         length=rule.passage,
         neighbours=rule.neighbours,
     )
-    return table, torch.where(table >= 0, _at(columns.created, table), -1)
+    return table, stamped(table, columns.created)
+
+
+def stamped(table: torch.Tensor, created: torch.Tensor) -> torch.Tensor:
+    """The stamps of a table of slots, by the numbers of the blocks [N] that are there now."""
+    return torch.where(table >= 0, _at(created, table), -1)
 
 
 def certainty_of(line: torch.Tensor, stored: torch.Tensor, rule: Rule) -> torch.Tensor:
