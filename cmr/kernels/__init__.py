@@ -29,6 +29,7 @@ from cmr.kernels.ring_write import inverse_norm, ring_write_heads, ring_write_in
 from cmr.kernels.score import hybrid_blocks, state_scores, surprise
 from cmr.kernels.select import maxsim_select
 from cmr.kernels.standardise import passages, standardise
+from cmr.kernels.words import words
 
 OPERATIONS = tuple(sorted(REGISTERED))
 """Names of all operations, as `torch.ops.cmr` has them."""
@@ -62,4 +63,5 @@ __all__ = [
     "state_scores",
     "surprise",
     "using",
+    "words",
 ]

@@ -20,6 +20,7 @@ from cmr.kernels.reweave_residual import reweave_residual_paged
 from cmr.kernels.score import hybrid_blocks, state_scores, surprise
 from cmr.kernels.select import maxsim_select, new_scratch, new_selection
 from cmr.kernels.standardise import standardise
+from cmr.kernels.words import words
 from tests.gpu.inputs import BLOCK, Call, Inputs, Maker, Outputs
 from tests.gpu.writes import WRITES
 
@@ -156,6 +157,28 @@ def _cover(tokens: int, k: int, most: int) -> Call:
     return Call(
         f"cover/{tokens}x{k} {most}", "cover", "cmr.retrieve", make,
         lambda given, _: tuple(cover(**given)),
+    )  # fmt: skip
+
+
+def _words(tokens: int, blocks: int, parts: int) -> Call:
+    def make(device: str, _: torch.dtype, seed: int) -> Inputs:
+        new = Maker(device, torch.float32, seed)
+        slots = new.range(blocks)
+        return {
+            "query": new.integers(45, 2, tokens),
+            "of": new.integers(parts + 1, 2, tokens) - 1,
+            "token_ids": new.integers(45, blocks, BLOCK),
+            "positions": new.integers(9, blocks, BLOCK) - 1,
+            "successor": torch.where(slots + 1 < blocks, slots + 1, -1),
+            "seen": slots % 3 < torch.tensor([[1], [2]]).to(device),
+            "classes": new.range(41) % 9,
+            "kinds": 9,
+            "parts": parts,
+        }
+
+    return Call(
+        f"words/{tokens}x{blocks} in {parts}", "words", "cmr.retrieve", make,
+        lambda given, _: tuple(words(**given)),
     )  # fmt: skip
 
 
@@ -351,6 +374,8 @@ CALLS = [
     _standardise(64, 3000),
     _cover(5, 8, 3),
     _cover(100, 33, 9),
+    _words(7, 70, 3),
+    _words(100, 301, 9),
     _maxsim_select(5, 301, 2),
     _maxsim_select(64, 300, 7),
     _cosine_topk(1, 1000, 100, 16),
