@@ -19,7 +19,7 @@ from cmr.kernels.reference.select import (
     shares_of,
     topk_lowest_slot,
 )
-from cmr.kernels.select import Scratch, maxsim_select
+from cmr.kernels.select import Scratch, best_passages, maxsim_select
 from cmr.kernels.standardise import spread, standardise
 from cmr.retrieval.ask import Ask, Scored, Searched, columns_of
 from cmr.retrieval.calibration import Calibration
@@ -137,12 +137,15 @@ class Selector:
         columns, rule = columns_of(store, store.high_water), self._rules[ask.located]
         seen = may_see(columns, ask.sessions, ask.before)
         passages = found.passages.float().masked_fill(~seen, NEG_INF)
-        line = passages if found.line is None else found.line.masked_fill(~seen, NEG_INF)
+        line = passages if found.line is None else found.line.float().masked_fill(~seen, NEG_INF)
         certainty = found.certainty
         if certainty is None:
             certainty = certainty_of(line, seen.sum(-1), rule)
-        peaks = at_peaks(line, passages, columns)
-        best = Best(*ranked(peaks, self.candidates, found.profiles, found.diversity), certainty)
+        if found.profiles is None:
+            best = Best(*best_passages(line, passages, columns, self.candidates), certainty)
+        else:
+            peaks = at_peaks(line, passages, columns)
+            best = Best(*ranked(peaks, self.candidates, found.profiles, found.diversity), certainty)
         # What fits less than usual is left out, as the kernels do it. Where passages are ranked by
         # something else than their similarity, the first one is wanted however well it fits.
         fits = _similarity(best, found.line) >= 0

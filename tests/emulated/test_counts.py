@@ -29,7 +29,7 @@ BARS = {
     "prompt": (182, 1),
 }
 # With a tokenizer what is asked is taken in parts, and words count.
-BARS_OF_WORDS = {**BARS, "search": (175, 0), "prompt": (274, 1)}
+BARS_OF_WORDS = {**BARS, "search": (137, 0), "prompt": (236, 1)}
 READING = (2960, 13)
 """Of 4,000 tokens: most operations in all, the model's own among them, and most waits."""
 

@@ -18,7 +18,7 @@ from cmr.kernels.reference.select import Rule, SearchColumns
 from cmr.kernels.reweave_paged import reweave_paged
 from cmr.kernels.reweave_residual import reweave_residual_paged
 from cmr.kernels.score import hybrid_blocks, state_scores, surprise
-from cmr.kernels.select import maxsim_select, new_scratch, new_selection
+from cmr.kernels.select import best_passages, maxsim_select, new_scratch, new_selection
 from cmr.kernels.standardise import standardise
 from cmr.kernels.words import words
 from tests.gpu.inputs import BLOCK, Call, Inputs, Maker, Outputs
@@ -157,6 +157,24 @@ def _cover(tokens: int, k: int, most: int) -> Call:
     return Call(
         f"cover/{tokens}x{k} {most}", "cover", "cmr.retrieve", make,
         lambda given, _: tuple(cover(**given)),
+    )  # fmt: skip
+
+
+def _best_passages(blocks: int, k: int) -> Call:
+    def make(device: str, _: torch.dtype, seed: int) -> Inputs:
+        new = Maker(device, torch.float32, seed)
+        slots = new.range(blocks)
+        after = torch.where(slots + 1 < blocks, slots + 1, -1)
+        return {
+            "line": new.floats(2, blocks),
+            "base": new.floats(2, blocks),
+            "columns": SearchColumns(slots, slots[:, None], after, slots - 1, slots + 1),
+            "k": k,
+        }
+
+    return Call(
+        f"best_passages/{blocks} k{k}", "best_passages", "cmr.retrieve", make,
+        lambda given, _: tuple(best_passages(**given)),
     )  # fmt: skip
 
 
@@ -374,6 +392,8 @@ CALLS = [
     _standardise(64, 3000),
     _cover(5, 8, 3),
     _cover(100, 33, 9),
+    _best_passages(301, 2),
+    _best_passages(2000, 33),
     _words(7, 70, 3),
     _words(100, 301, 9),
     _maxsim_select(5, 301, 2),

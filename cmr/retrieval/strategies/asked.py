@@ -62,7 +62,7 @@ class Asked:
         peaks = torch.where((seen.sum(-1) < 2)[:, None], 1.0, peaks)
         weights = own * (peaks * (1.0 + words.rarity))[:, None]
         total = weights.sum(-1, keepdim=True)
-        shares = torch.where(total > 0, weights / total, 0.0)
+        shares = weights / total.clamp(min=torch.finfo(total.dtype).tiny)
         said = standardise(words.scores, seen, rule.clamp)
         both = standardise(torch.bmm(shares, z), seen, torch.inf) + WORD_WEIGHT * said
         asks = (total > 0) & seen[:, None]
