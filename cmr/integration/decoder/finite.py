@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -30,7 +31,7 @@ def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
         wide = torch.promote_types(dtype, torch.float32)
         few = len(some) > 1 and shape.numel() <= SMALL
         sums += [x.sum(dtype=wide) for x in ([torch.stack(some)] if few else some)]
-    return not sums or bool(torch.stack([one.to(sums[0]) for one in sums]).sum().isfinite())
+    return not sums or math.isfinite(torch.stack([one.to(sums[0]) for one in sums]).sum().item())
 
 
 def stored_of(

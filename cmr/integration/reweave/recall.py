@@ -84,9 +84,10 @@ class Recall:
         self._adapter, self._ring, self._load = adapter, ring, load
         self._table = choice.table.flatten(1)
         self._stamps = choice.stamps.flatten(1)
-        stored = ring.positions[self._table.clamp(min=0)]
+        at = self._table.clamp(min=0)
+        stored = ring.positions[at]
         self.mask = ((stored >= 0) & (self._table >= 0)[..., None]).flatten(1)
-        ids = ring.token_ids[self._table.clamp(min=0)].flatten(1)
+        ids = ring.token_ids[at].flatten(1)
         # Where the table names no block, slot 0 was looked up: nothing of it may stay.
         self.read_ids = ids.masked_fill(~self.mask, 0)
         self.read_positions = stored.flatten(1).masked_fill(~self.mask, -1)
@@ -94,7 +95,7 @@ class Recall:
         if plan is not None:
             self.read = plan.mask.to(self.mask.device)
         elif guarded:
-            self._leave_out(ring.blank(self._table.clamp(min=0)))
+            self._leave_out(at, ring.blank(at))
         # Fixed until the next search: rotating anew in every step would cost more than it gives.
         self._base, self._place = base, self._where(positions, base)
         self._in_place = in_place(ring.device)
@@ -104,14 +105,14 @@ class Recall:
         self._angles: dict[str | None, tuple[torch.Tensor, torch.Tensor]] = {}
         self.successors: Successors | None = None
 
-    def _leave_out(self, sinks: torch.Tensor) -> None:
+    def _leave_out(self, at: torch.Tensor, sinks: torch.Tensor) -> None:
         """Neither copies nor those who read in place find tokens, `[batch, blocks, size]` bool."""
         sinks = sinks & self.mask.view(sinks.shape)
         if sinks.device.type == "cpu" and not bool(sinks.any()):
             return  # on a GPU the answer costs more than the copy of the positions
         self.read = self.mask & ~sinks.flatten(1)
         out = torch.zeros_like(self._positions).index_add_(
-            0, self._table.clamp(min=0).flatten(), sinks.flatten(0, 1).to(self._positions)
+            0, at.flatten(), sinks.flatten(0, 1).to(self._positions)
         )
         self._positions = self._positions.masked_fill(out > 0, -1)
 
