@@ -27,7 +27,7 @@ from cmr.kernels.reweave_residual import reweave_residual_paged
 from cmr.kernels.ring_link import ring_link
 from cmr.kernels.ring_write import inverse_norm, ring_write_heads, ring_write_index
 from cmr.kernels.score import hybrid_blocks, state_scores, surprise
-from cmr.kernels.select import maxsim_select
+from cmr.kernels.select import best_passages, maxsim_select
 from cmr.kernels.standardise import passages, standardise
 from cmr.kernels.words import words
 
@@ -41,6 +41,7 @@ __all__ = [
     "attention_received",
     "attention_with_lse",
     "attention_with_lse_plain",
+    "best_passages",
     "block_maxima",
     "calibrate",
     "cosine_topk",
