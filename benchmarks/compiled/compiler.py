@@ -100,13 +100,13 @@ def compile_launches(call: Callable[[], None], name: str) -> list[Launch]:
             call()
         launches = []
         for kernel, grid, named, options in noted:
-            arguments = [_mock(named[key]) for key in kernel.arg_names]
+            arguments = [mock(named[key]) for key in kernel.arg_names]
             compiled = kernel.warmup(*arguments, grid=grid, **options)
             launches.append(Launch(kernel.fn.__name__, grid, options, compiled))
     return launches
 
 
-def _mock(value: Any) -> Any:
+def mock(value: Any) -> Any:
     """A tensor as its dtype: Triton then takes it for one that is aligned to 16 bytes."""
     return value.dtype if isinstance(value, torch.Tensor) else value
 

@@ -32,6 +32,7 @@ from cmr.integration.reweave.recall import LayerStates, Recall, memory_bias
 from cmr.integration.reweave.recomputer import Recomputer
 from cmr.integration.reweave.reducer import Reducer
 from cmr.integration.reweave.tiered_states import Prefetcher, Recomputed, TieredStates
+from cmr.kernels.upload import uploaded
 from cmr.memory.block_store import BlockStore
 from cmr.memory.journal import Journal
 from cmr.memory.keeper import Keeper
@@ -275,7 +276,7 @@ class Core:
 
     def numbers(self, sessions: Sequence[int]) -> torch.Tensor:
         """Session numbers as `[rows]` int64 beside the index."""
-        return torch.tensor(list(sessions), device=self.ring.device)
+        return uploaded(torch.tensor(list(sessions)), self.ring.device)
 
     def indexed(self, states: torch.Tensor) -> torch.Tensor:
         """What is indexed and searched of states `[..., hidden]` at the index layer."""

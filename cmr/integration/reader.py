@@ -31,6 +31,7 @@ from cmr.integration.reweave.recall import Recall
 from cmr.integration.window.lasting import lasting
 from cmr.integration.window.local_window import LocalWindow
 from cmr.integration.window.window_layer import adopt
+from cmr.kernels.upload import uploaded
 from cmr.retrieval import Ask
 
 
@@ -91,7 +92,7 @@ class _Text:
         # window depends on it.
         self.rows, self.cache, self.scorer, self.known = rows, cache, scorer, known
         self.final, self.gradient = scorer.needs_final, scorer.needs_gradient
-        self.lengths = torch.tensor(rows.lengths, device=device)[:, None]
+        self.lengths = uploaded(torch.tensor(rows.lengths), device)[:, None]
         self.start = 0
         self.query: torch.Tensor | None = None
         self.before: torch.Tensor | None = None
@@ -190,7 +191,7 @@ class Reader:
         core, rows, start = self._core, text.rows, text.start
         core.identity.claim()
         device = text.lengths.device
-        ids = rows.token_ids[:, start : start + self._chunk].to(device)
+        ids = uploaded(rows.token_ids[:, start : start + self._chunk], device)
         stop = start + ids.shape[1]
         positions = self._positions(start, stop, device).expand(len(ids), -1)
         found = None

@@ -15,8 +15,9 @@ from cmr.kernels.attention import attention_with_lse, attention_with_lse_plain
 from cmr.kernels.attention_partials import attention_partials
 from cmr.kernels.attention_received import attention_received
 from cmr.kernels.cosine_topk import cosine_topk
+from cmr.kernels.cover import cover
 from cmr.kernels.dispatch import REGISTERED, Implementation, implementation, using
-from cmr.kernels.maxsim import block_maxima, passages, standardise
+from cmr.kernels.maxsim import block_maxima
 from cmr.kernels.ranges import shown
 from cmr.kernels.reference.quantise import quantise_rows
 from cmr.kernels.reference.score import calibrate, pool_blocks
@@ -26,7 +27,9 @@ from cmr.kernels.reweave_residual import reweave_residual_paged
 from cmr.kernels.ring_link import ring_link
 from cmr.kernels.ring_write import inverse_norm, ring_write_heads, ring_write_index
 from cmr.kernels.score import hybrid_blocks, state_scores, surprise
-from cmr.kernels.select import maxsim_select
+from cmr.kernels.select import best_passages, maxsim_select
+from cmr.kernels.standardise import passages, standardise
+from cmr.kernels.words import words
 
 OPERATIONS = tuple(sorted(REGISTERED))
 """Names of all operations, as `torch.ops.cmr` has them."""
@@ -38,9 +41,11 @@ __all__ = [
     "attention_received",
     "attention_with_lse",
     "attention_with_lse_plain",
+    "best_passages",
     "block_maxima",
     "calibrate",
     "cosine_topk",
+    "cover",
     "hybrid_blocks",
     "implementation",
     "inverse_norm",
@@ -59,4 +64,5 @@ __all__ = [
     "state_scores",
     "surprise",
     "using",
+    "words",
 ]

@@ -1,4 +1,4 @@
-"""Late interaction: each query token's best token of every block, and what makes it comparable."""
+"""Late interaction: each query token's best token of every block."""
 
 from __future__ import annotations
 
@@ -149,69 +149,3 @@ block_maxima_ = register(
     "maxsim:block_maxima",
     "cmr.retrieve",
 )
-
-
-# -- made comparable -----------------------------------------------------------------------------
-
-
-def standardise(maxima: torch.Tensor, visible: torch.Tensor, clamp: float = 8.0) -> torch.Tensor:
-    """Each query token's maxima as deviations from their mean over the visible blocks.
-
-    A token that matches everything alike then says little, one that singles out a block says much.
-
-    Args:
-        maxima: [B, Q, N] float32.
-        visible: [B, N] bool: the blocks that a row may see.
-        clamp: above 0; deviations are limited to [-clamp, clamp].
-
-    Returns:
-        z [B, Q, N] float32 in [-clamp, clamp]. Mean and population deviation are over a row's
-        visible blocks with finite maxima; every other block is -clamp. With fewer than two such
-        blocks, or all of them equal, those are 0.
-
-    Raises:
-        TypeError, ValueError: dtypes or shapes do not fit, or clamp is not above 0.
-
-    Equivalent PyTorch: `((m - m.mean(-1)) / m.std(-1, correction=0)).clamp(-clamp, clamp)`.
-    """
-    expect(("maxima", maxima, "B Q N", None), ("visible", visible, "B N", torch.bool))
-    if not clamp > 0:
-        raise ValueError(f"clamp: a number above 0 expected, got {clamp}")
-    usable, mean, deviation = spread(maxima, visible)
-    z = torch.where(deviation > 0, (maxima - mean) / deviation, 0.0).clamp(-clamp, clamp)
-    return torch.where(usable, z, -clamp)
-
-
-def spread(
-    maxima: torch.Tensor, visible: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Which maxima [B, Q, N] count, being visible and finite, and their mean and deviation.
-
-    Both are [B, Q, 1] float32, the deviation is the population's.
-    """
-    usable = visible[:, None] & maxima.isfinite()
-    count = usable.sum(-1, keepdim=True).clamp(min=1)
-    kept = torch.where(usable, maxima, 0.0)
-    mean = kept.sum(-1, keepdim=True) / count
-    centred = torch.where(usable, maxima - mean, 0.0)
-    deviation = (centred.square().sum(-1, keepdim=True) / count).sqrt()
-    # A spread at the level of float32 rounding is no spread: it would make noise into a match.
-    floor = 1e-6 * kept.abs().amax(-1, keepdim=True) if maxima.shape[-1] else deviation
-    return usable, mean, torch.where(deviation > floor, deviation, 0.0)
-
-
-def passages(maxima: torch.Tensor, successor: torch.Tensor) -> torch.Tensor:
-    """Maxima of passages of two consecutive blocks: a fact that an edge cuts is found whole.
-
-    Args:
-        maxima: [B, Q, N] float32.
-        successor: [N] int64: the slot of the next block of the same session, or -1.
-
-    Returns:
-        [B, Q, N] float32: the larger of each block's value and its successor's.
-
-    Equivalent PyTorch: `torch.maximum(maxima, maxima[..., successor])` where there is one.
-    """
-    expect(("maxima", maxima, "B Q N", None), ("successor", successor, "N", torch.int64))
-    following = maxima.index_select(-1, successor.clamp(min=0))
-    return torch.maximum(maxima, torch.where(successor >= 0, following, NEG_INF))

@@ -8,7 +8,14 @@ import torch
 
 from cmr.kernels.arguments import CONTIGUOUS, expect
 from cmr.kernels.dispatch import register, runs_plain
-from cmr.kernels.reference.select import Rule, SearchColumns, Selection, choose
+from cmr.kernels.reference.select import (
+    Rule,
+    SearchColumns,
+    Selection,
+    at_peaks,
+    choose,
+    topk_lowest_slot,
+)
 
 MAX_K = 64
 """Passages that `maxsim_select` chooses at most."""
@@ -165,5 +172,60 @@ maxsim_select_ = register(
     "Tensor(f!) table, Tensor(g!) stamps) -> ()",
     maxsim_select_plain,
     "select:maxsim_select",
+    "cmr.retrieve",
+)
+
+
+# -- by scores that somebody else gave -------------------------------------------------------------
+
+
+def best_passages(
+    line: torch.Tensor, base: torch.Tensor, columns: SearchColumns, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best passages by `base` among the local maxima of a line along the text. One launch.
+
+    Args:
+        line: [B, N] float32, -inf where there is nothing to find.
+        base: [B, N] float32, what passages are ranked by.
+        columns: of the stored blocks.
+        k: passages at most, 1 to 64.
+
+    Returns:
+        scores [B, k] float32 in falling order and starts [B, k] int64; -inf and -1 where there are
+        fewer. Ties: the lowest slot wins.
+
+    Raises:
+        TypeError, ValueError: dtypes or shapes do not fit, or k is out of its range.
+
+    Equivalent PyTorch: `topk_lowest_slot(at_peaks(line, base, columns), k)`.
+    """
+    sizes = expect(
+        ("line", line, "B N", torch.float32),
+        ("base", base, "B N", torch.float32),
+        ("successor", columns.successor, "N", torch.int64),
+        ("predecessor", columns.predecessor, "N", torch.int64),
+    )
+    if not 1 <= k <= MAX_K:
+        raise ValueError(f"k: 1 to {MAX_K} expected, got {k}")
+    if runs_plain(line, base):
+        return topk_lowest_slot(at_peaks(line, base, columns), k)
+    scores = line.new_empty(sizes["B"], k)
+    starts = torch.empty_like(scores, dtype=torch.int64)
+    best_passages_(line, base, *columns, scores, starts)
+    return scores, starts
+
+
+def best_passages_plain(line: torch.Tensor, base: torch.Tensor, *rest: torch.Tensor) -> None:
+    """The specification of `best_passages`, of arguments as the registered operation has them."""
+    peaks, (scores, starts) = at_peaks(line, base, SearchColumns(*rest[:5])), rest[5:]
+    for out, found in zip((scores, starts), topk_lowest_slot(peaks, scores.shape[1]), strict=True):
+        out.copy_(found)
+
+
+best_passages_ = register(
+    "best_passages(Tensor line, Tensor base, Tensor session, Tensor positions, Tensor successor, "
+    "Tensor predecessor, Tensor created, Tensor(a!) scores, Tensor(b!) starts) -> ()",
+    best_passages_plain,
+    "select:best_passages",
     "cmr.retrieve",
 )

@@ -10,6 +10,7 @@ import torch
 
 from cmr.kernels.ring_link import Reserved, ring_link
 from cmr.kernels.ring_write import ring_write_heads, ring_write_index
+from cmr.kernels.upload import numbers_on, uploaded
 from cmr.memory.batch import BlockBatch
 from cmr.memory.journal import all_or_nothing
 from cmr.memory.sessions import NO_SESSION
@@ -127,10 +128,10 @@ class BlockStore(TierTensors):
             before[session] = slot
         self.count_on(n)
         followed = torch.tensor([slot for slot in chain if slot >= 0], dtype=torch.int64)
-        self.journal.rows(self.successor, followed.to(device))
-        # One copy to the device each, however many layers there are.
-        reserved = Reserved(*(x.to(device) for x in (slots, torch.tensor(chain), numbers)))
-        pick = (torch.arange(n) if batch.pick is None else batch.pick).to(device)
+        self.journal.rows(self.successor, uploaded(followed, device))
+        pick = torch.arange(n) if batch.pick is None else batch.pick
+        *there, pick, owners = numbers_on(device, slots, chain, numbers, pick, batch.sessions)
+        reserved = Reserved(*there)
         for number, source in batch.layers.items():
             # Each layer's tensors stay on its own device: a model may be spread over several.
             keys = self.keys[number]
@@ -149,9 +150,9 @@ class BlockStore(TierTensors):
         ring_link(
             self.columns,
             reserved,
-            torch.tensor(list(batch.sessions), device=device),
+            owners,
             batch.token_ids.to(device),
-            batch.positions.to(device),
+            uploaded(batch.positions, device),
             _beside(self.index, batch.relevance),
             pick,
         )

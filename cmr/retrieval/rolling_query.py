@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from cmr.kernels.reference.select import Selection
 from cmr.kernels.ring_write import ring_write_index
 from cmr.kernels.select import Scratch, new_scratch, new_selection
+from cmr.kernels.upload import uploaded
 from cmr.memory.block_store import BlockStore
 from cmr.retrieval.ask import Ask, QueryParts
 from cmr.retrieval.choice import Choice
@@ -178,7 +179,7 @@ class RollingQuery:
         # at every step of as many tokens, and made once.
         if new not in self._picks:
             order = torch.arange(rows * new).view(rows, new).t().flatten()
-            self._picks[new] = order.to(self._places.device)
+            self._picks[new] = uploaded(order, self._places.device)
         count = where.stop - where.start
         ring_write_index(
             self._query.flatten(0, 1)[:, None],

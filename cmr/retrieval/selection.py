@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from cmr.config import RetrievalConfig
-from cmr.kernels.maxsim import spread
+from cmr.kernels.cover import Enough, cover
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.select import (
     Rule,
@@ -17,10 +17,10 @@ from cmr.kernels.reference.select import (
     certainty_of,
     may_see,
     shares_of,
-    stamped_table,
     topk_lowest_slot,
 )
-from cmr.kernels.select import Scratch, maxsim_select
+from cmr.kernels.select import Scratch, best_passages, maxsim_select
+from cmr.kernels.standardise import spread, standardise
 from cmr.retrieval.ask import Ask, Scored, Searched, columns_of
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
@@ -145,12 +145,15 @@ class Selector:
         columns, rule = columns_of(store, store.high_water), self._rules[ask.located]
         seen = may_see(columns, ask.sessions, ask.before)
         passages = found.passages.float().masked_fill(~seen, NEG_INF)
-        line = passages if found.line is None else found.line.masked_fill(~seen, NEG_INF)
+        line = passages if found.line is None else found.line.float().masked_fill(~seen, NEG_INF)
         certainty = found.certainty
         if certainty is None:
             certainty = certainty_of(line, seen.sum(-1), rule)
-        peaks = at_peaks(line, passages, columns)
-        best = Best(*ranked(peaks, self.candidates, found.profiles, found.diversity), certainty)
+        if found.profiles is None:
+            best = Best(*best_passages(line, passages, columns, self.candidates), certainty)
+        else:
+            peaks = at_peaks(line, passages, columns)
+            best = Best(*ranked(peaks, self.candidates, found.profiles, found.diversity), certainty)
         # What fits less than usual is left out, as the kernels do it. Where passages are ranked by
         # something else than their similarity, the first one is wanted however well it fits.
         fits = _similarity(best, found.line) >= 0
@@ -179,14 +182,12 @@ class Selector:
             )
         else:
             values, shares = found.explained(best.starts)
-        # Below 0 a look-alike fits less than usual, however close it comes to the first one.
         own = _similarity(best, None if found is None else found.line)
-        close = (own >= self._config.ratio * own[:, :1]) & (own > 0)
-        where = self._cover(values, shares, best.starts >= 0, close)
-        starts = best.starts.gather(1, where.clamp(min=0)).masked_fill(where < 0, -1)
-        scores = best.scores.gather(1, where.clamp(min=0)).masked_fill(where < 0, NEG_INF)
-        choice = Choice(*stamped_table(starts, columns, rule), scores, best.certainty)
-        return self._in_lines(choice, starts, store, columns, rule)
+        enough = Enough(self._config.ratio, self._config.gain, rule.passage, rule.neighbours)
+        most = min(self._config.blocks, self.candidates)
+        taken = cover(values, shares, best.scores, best.starts, own, columns, enough, most)
+        choice = Choice(taken.table, taken.stamps, taken.scores, best.certainty)
+        return self._in_lines(choice, taken.starts, store, columns, rule)
 
     def _in_lines(
         self,
@@ -201,38 +202,6 @@ class Selector:
         if self._vocabulary is None or not rule.neighbours or not len(ids):
             return choice
         return choice._replace(within=within_lines(starts, columns, ids, self._vocabulary, rule))
-
-    def _cover(
-        self, values: torch.Tensor, shares: torch.Tensor, there: torch.Tensor, close: torch.Tensor
-    ) -> torch.Tensor:
-        """Places `[batch, taken]` of the best passage and of those that add enough to it, or -1.
-
-        What passages explain together is the mean of each query token's best value among them,
-        weighted as in the score of one (see `values_of`). A look-alike of the first passage matches
-        the tokens that are matched already and adds little; a second fact that the question needs
-        adds much. Those that are `close` are taken whatever they add: it is not certain enough that
-        the first one, and not one of them, was meant.
-
-        Source: Carbonell and Goldstein (1998) for leaving out what says the same again.
-        """
-        order = torch.arange(there.shape[1], device=there.device)
-        explained = values[..., 0]
-        total = (shares * explained).sum(1)
-        first, free = total, there & (order > 0)
-        taken = [torch.where(there[:, 0], 0, -1)]
-        # How many rounds there are does not depend on what is found: the host never waits.
-        for _ in range(min(self._config.blocks, there.shape[1]) - 1):
-            together = (shares[..., None] * torch.maximum(values, explained[..., None])).sum(1)
-            more = together - total[:, None]
-            enough = free & ((more >= self._config.gain * first[:, None]) | close)
-            best = enough.int().argmax(-1)  # the first of them
-            some = enough.any(-1)
-            taken.append(torch.where(some, best, -1))
-            picked = values.gather(2, best[:, None, None].expand(-1, values.shape[1], 1))[..., 0]
-            explained = torch.where(some[:, None], torch.maximum(explained, picked), explained)
-            total = (shares * explained).sum(1)
-            free = free & (order > best[:, None]) & some[:, None]
-        return torch.stack(taken, 1)
 
 
 def _similarity(best: Best, line: torch.Tensor | None) -> torch.Tensor:
@@ -316,6 +285,10 @@ def values_of(
     batch, tokens, size = maxima.shape
     if not size:
         return maxima.new_zeros(batch, tokens, starts.shape[1]), maxima.new_zeros(batch, tokens)
+    if maxima.device.type != "cpu":  # one launch writes all blocks' values, many compute a few
+        z = standardise(maxima, visible, rule.clamp, successor if rule.passage == 2 else None)
+        values = z.gather(2, starts.clamp(min=0)[:, None].expand(-1, tokens, -1))
+        return values, shares_of(z.amax(-1), visible.sum(-1), query_mask, rule.peak_power)[0]
     usable, mean, deviation = spread(maxima, visible)
 
     def standard(values: torch.Tensor) -> torch.Tensor:

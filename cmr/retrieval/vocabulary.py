@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from cmr.kernels.words import NO_WORD, classes_of
 from cmr.retrieval.ask import QueryParts
 
-NO_WORD = 0
-"""Class of what is no word: punctuation, spaces, special tokens, numbers beyond the vocabulary."""
 QUESTION_MARKS = frozenset("?\u037e\u055e\u061f\u1367\u2e2e\u2cfa\ua60f\ua6f7\ufe56\uff1f")
 ALWAYS = frozenset("\n\u0964\u0965\u061f\u06d4\u1362\u1367\u2026\u3002\uff01\uff1f\uff0e\uff61")
 """Ends of sentences that need no space behind them."""
@@ -88,7 +87,7 @@ class Vocabulary:
 
     def classes_of(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Class of each token, any shape int64; of numbers that are no token's `NO_WORD`."""
-        return self.tables.classes[self._known(token_ids)]
+        return classes_of(token_ids, self.tables.classes)
 
     def breaks(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Which tokens end a line, bool of any shape."""
@@ -122,8 +121,8 @@ class Vocabulary:
         return QueryParts(of, asks > 0)
 
     def _known(self, token_ids: torch.Tensor) -> torch.Tensor:
-        last = len(self.tables.classes) - 1
-        return torch.where((token_ids >= 0) & (token_ids < last), token_ids, last)
+        # Below 0 stands the last one of a table, as behind its end.
+        return token_ids.clamp(-1, len(self.tables.classes) - 1)
 
 
 def _texts_of(tokenizer: Any) -> list[str]:

@@ -11,13 +11,16 @@ from cmr.kernels.attention import attention_with_lse
 from cmr.kernels.attention_partials import attention_partials
 from cmr.kernels.attention_received import attention_received
 from cmr.kernels.cosine_topk import cosine_topk
+from cmr.kernels.cover import Enough, cover
 from cmr.kernels.maxsim import block_maxima
 from cmr.kernels.reference.quantise import quantise_rows
 from cmr.kernels.reference.select import Rule, SearchColumns
 from cmr.kernels.reweave_paged import reweave_paged
 from cmr.kernels.reweave_residual import reweave_residual_paged
 from cmr.kernels.score import hybrid_blocks, state_scores, surprise
-from cmr.kernels.select import maxsim_select, new_scratch, new_selection
+from cmr.kernels.select import best_passages, maxsim_select, new_scratch, new_selection
+from cmr.kernels.standardise import standardise
+from cmr.kernels.words import words
 from tests.gpu.inputs import BLOCK, Call, Inputs, Maker, Outputs
 from tests.gpu.writes import WRITES
 
@@ -115,6 +118,85 @@ def _block_maxima_of_codes(dtype: torch.dtype, tokens: int, blocks: int, hidden:
         f"block_maxima/{tokens}x{blocks}x{BLOCK}x{hidden} {str(dtype)[6:]}", "block_maxima",
         "cmr.retrieve", make, lambda given, out: (block_maxima(**given, out=out),),
         lambda given: given["query"].new_empty(1, tokens, blocks, dtype=torch.float32),
+    )  # fmt: skip
+
+
+def _standardise(tokens: int, blocks: int) -> Call:
+    def make(device: str, _: torch.dtype, seed: int) -> Inputs:
+        new = Maker(device, torch.float32, seed)
+        slots = new.range(blocks)
+        return {
+            "maxima": new.floats(2, tokens, blocks).tanh(),
+            "visible": slots % 3 < torch.tensor([[1], [2]]).to(device),
+            "successor": torch.where(slots + 1 < blocks, slots + 1, -1),
+        }
+
+    return Call(
+        f"standardise/{tokens}x{blocks}", "standardise", "cmr.retrieve", make,
+        lambda given, _: (standardise(**given),),
+    )  # fmt: skip
+
+
+def _cover(tokens: int, k: int, most: int) -> Call:
+    def make(device: str, _: torch.dtype, seed: int) -> Inputs:
+        new = Maker(device, torch.float32, seed)
+        slots = new.range(300)
+        after = torch.where(slots + 1 < 300, slots + 1, -1)
+        scores = new.floats(2, k).sort(-1, descending=True).values
+        return {
+            "values": new.floats(2, tokens, k).tanh(),
+            "shares": new.floats(2, tokens).softmax(-1),
+            "scores": scores,
+            "starts": (new.range(k) * 7).expand(2, -1).contiguous(),
+            "fits": scores,
+            "columns": SearchColumns(slots, slots[:, None], after, slots - 1, slots + 1),
+            "enough": Enough(0.75, 0.1, 2, 1),
+            "most": most,
+        }
+
+    return Call(
+        f"cover/{tokens}x{k} {most}", "cover", "cmr.retrieve", make,
+        lambda given, _: tuple(cover(**given)),
+    )  # fmt: skip
+
+
+def _best_passages(blocks: int, k: int) -> Call:
+    def make(device: str, _: torch.dtype, seed: int) -> Inputs:
+        new = Maker(device, torch.float32, seed)
+        slots = new.range(blocks)
+        after = torch.where(slots + 1 < blocks, slots + 1, -1)
+        return {
+            "line": new.floats(2, blocks),
+            "base": new.floats(2, blocks),
+            "columns": SearchColumns(slots, slots[:, None], after, slots - 1, slots + 1),
+            "k": k,
+        }
+
+    return Call(
+        f"best_passages/{blocks} k{k}", "best_passages", "cmr.retrieve", make,
+        lambda given, _: tuple(best_passages(**given)),
+    )  # fmt: skip
+
+
+def _words(tokens: int, blocks: int, parts: int) -> Call:
+    def make(device: str, _: torch.dtype, seed: int) -> Inputs:
+        new = Maker(device, torch.float32, seed)
+        slots = new.range(blocks)
+        return {
+            "query": new.integers(45, 2, tokens),
+            "of": new.integers(parts + 1, 2, tokens) - 1,
+            "token_ids": new.integers(45, blocks, BLOCK),
+            "positions": new.integers(9, blocks, BLOCK) - 1,
+            "successor": torch.where(slots + 1 < blocks, slots + 1, -1),
+            "seen": slots % 3 < torch.tensor([[1], [2]]).to(device),
+            "classes": new.range(41) % 9,
+            "kinds": 9,
+            "parts": parts,
+        }
+
+    return Call(
+        f"words/{tokens}x{blocks} in {parts}", "words", "cmr.retrieve", make,
+        lambda given, _: tuple(words(**given)),
     )  # fmt: skip
 
 
@@ -306,6 +388,14 @@ CALLS = [
     _block_maxima(64, 2048, 576, large=True),
     _block_maxima_of_codes(torch.int8, 17, 33, 96),
     _block_maxima_of_codes(torch.float8_e4m3fn, 17, 33, 96),
+    _standardise(5, 301),
+    _standardise(64, 3000),
+    _cover(5, 8, 3),
+    _cover(100, 33, 9),
+    _best_passages(301, 2),
+    _best_passages(2000, 33),
+    _words(7, 70, 3),
+    _words(100, 301, 9),
     _maxsim_select(5, 301, 2),
     _maxsim_select(64, 300, 7),
     _cosine_topk(1, 1000, 100, 16),

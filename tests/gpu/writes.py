@@ -7,7 +7,7 @@ import torch
 from cmr.kernels.ring_link import Columns, ring_link
 from cmr.kernels.ring_write import ring_write_heads, ring_write_index
 from tests.gpu.inputs import BLOCK, Call, Inputs, Maker, Outputs
-from tests.kernels.ring import reserve
+from tests.kernels.helpers.ring import reserve
 
 SLOTS, WRITTEN = 12, 17
 """More blocks were written than there are slots: the ring has wrapped around."""

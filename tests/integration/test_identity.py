@@ -274,3 +274,12 @@ def test_a_glance_takes_little() -> None:
                 best.append((time.perf_counter() - began) / 20)
             found.append(min(best))
         assert found[0] < 1e-3 and found[1] < 5e-3, found
+
+
+def test_samples_are_read_as_they_lie_in_memory() -> None:
+    """Together by data type, and the same bytes as one by one."""
+    whole = torch.arange(40.0)
+    samples = [whole[::3], whole[:0], whole.to(torch.bfloat16), whole[5:6], whole.long()[::7]]
+    samples.append(whole.to(torch.float8_e4m3fn)[::2])
+    wanted = [x.contiguous().view(torch.uint8).numpy().tobytes() for x in samples]
+    assert fingerprint.bytes_of(samples) == wanted

@@ -10,6 +10,7 @@ triton = pytest.importorskip("triton")
 
 from benchmarks.compiled.cases import all_cases  # noqa: E402 - needs triton
 from benchmarks.compiled.compiler import compile_launches, recording  # noqa: E402
+from benchmarks.compiled.integers import compiles, launches, together  # noqa: E402
 from benchmarks.compiled.table import compile_all, read  # noqa: E402
 from cmr.kernels.dispatch import REGISTERED  # noqa: E402
 from cmr.kernels.gpu._launch import TARGETS  # noqa: E402
@@ -93,3 +94,21 @@ def test_an_empty_grid_launches_nothing() -> None:
     with recording() as noted:
         at(0, 576, torch.bfloat16).call()
     assert noted == []
+
+
+def _of_each_kernel() -> list[tuple[str, int]]:
+    """The first case of each kernel, with the number of its launch."""
+    found: dict[str, tuple[str, int]] = {}
+    for name in sorted(CASES):
+        for number, (kernel, *_) in enumerate(launches(name, "sm_90")):
+            found.setdefault(kernel.fn.__name__, (name, number))
+    return sorted(found.values())
+
+
+@pytest.mark.parametrize(("name", "number"), _of_each_kernel())
+def test_integers_of_one_compile(name: str, number: int) -> None:
+    """Triton makes a constant of an argument that is 1: of one token, one block, one row."""
+    launched = launches(name, "sm_90")[number]
+    ones = next(together(launched))
+    assert ones and set(ones.values()) == {1}
+    assert compiles(launched, ones, "sm_90") is None

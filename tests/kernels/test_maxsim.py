@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmr.kernels import maxsim as module
-from cmr.kernels.maxsim import block_maxima, block_maxima_, passages, standardise
+from cmr.kernels.maxsim import block_maxima, block_maxima_
 from cmr.kernels.reference.quantise import quantise_rows
 from cmr.kernels.reference.select import topk_lowest_slot
+from cmr.kernels.standardise import passages, standardise
 from tests.kernels.helpers.compare import assert_close, assert_error_at_most_twice
 
 
@@ -81,67 +82,6 @@ def test_a_stored_nan_shows_and_a_masked_one_does_not() -> None:
     assert block_maxima(unit(1, 2, 16), index, mask).isfinite().all()
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    batch=st.integers(1, 3),
-    tokens=st.sampled_from([1, 4]),
-    blocks=st.sampled_from([0, 1, 2, 63, 300]),
-    clamp=st.sampled_from([1.0, 8.0]),
-    seed=st.integers(0, 99),
-)
-def test_standardise(batch, tokens, blocks, clamp, seed) -> None:
-    rng = torch.Generator().manual_seed(seed)
-    maxima = torch.randn(batch, tokens, blocks, generator=rng) * 0.1 + 0.5
-    visible = torch.rand(batch, blocks, generator=rng) > 0.5
-    visible[0] = False
-    if blocks > 2:
-        maxima[..., 2] = [math.nan, math.inf, -math.inf][seed % 3]
-    have = standardise(maxima, visible, clamp)
-    for b in range(batch):
-        for q in range(tokens):
-            row = maxima[b, q].double()
-            usable = visible[b] & row.isfinite()
-            want = torch.full((blocks,), -clamp, dtype=torch.float64)
-            kept = row[usable].numpy()
-            if len(kept) > 1:
-                spread = torch.from_numpy((kept - kept.mean()) / kept.std())
-                want[usable] = spread.clamp(-clamp, clamp)
-            else:
-                want[usable] = 0.0
-            assert_close("z", have[b, q], want, 1e-3, 1e-3)
-
-
-def test_equal_maxima_say_nothing() -> None:
-    visible = torch.ones(1, 1000, dtype=torch.bool)
-    for value in (0.1, 0.3, 0.7371, -0.9, 1e-6, 0.0):
-        assert (standardise(torch.full((1, 2, 1000), value), visible) == 0).all()
-
-
-def test_another_rows_blocks_do_not_change_a_rows_z() -> None:
-    maxima = torch.rand(2, 3, 10)
-    visible = torch.arange(10)[None] < torch.tensor([[6], [0]])
-    changed = maxima.clone()
-    changed[:, :, 6:] = 99.0
-    z = standardise(changed, visible)
-    assert torch.equal(z, standardise(maxima, visible))
-    assert (z[:, :, 6:] == -8.0).all() and (z[1] == -8.0).all()
-
-
-@given(values=st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=12), data=st.data())
-def test_passages(values, data) -> None:
-    count = len(values)
-    following = data.draw(st.lists(st.integers(-1, count - 1), min_size=count, max_size=count))
-    maxima = torch.tensor(values)[None, None].repeat(2, 3, 1)
-    have = passages(maxima, torch.tensor(following))
-    want = [max(v, values[n]) if n >= 0 else v for v, n in zip(values, following, strict=True)]
-    assert torch.equal(have, torch.tensor(want)[None, None].repeat(2, 3, 1))
-
-
-def test_passages_of_nothing() -> None:
-    empty = passages(torch.zeros(1, 2, 0), torch.zeros(0, dtype=torch.int64))
-    assert empty.shape == (1, 2, 0)
-
-
 def test_signed_zeros_tie_and_nan_never_wins() -> None:
     z = torch.tensor([[-0.0, 0.0, math.nan, -1.0]])
     scores, slots = topk_lowest_slot(z, 4)
@@ -162,7 +102,7 @@ def test_a_planted_passage_across_an_edge_is_found_first() -> None:
 
 
 def test_bad_input_is_named() -> None:
-    query, index, visible = unit(1, 2, 16), unit(3, 4, 16), torch.ones(1, 3, dtype=torch.bool)
+    query, index = unit(1, 2, 16), unit(3, 4, 16)
     z = torch.zeros(1, 2, 3)
     cases = [
         (
@@ -176,10 +116,7 @@ def test_bad_input_is_named() -> None:
             r"token_mask: shape \[N=3, block=4\]",
             lambda: block_maxima(query, index, torch.ones(3, 5, dtype=torch.bool)),
         ),
-        (TypeError, "visible: dtype torch.bool", lambda: standardise(z, torch.ones(1, 3))),
-        (ValueError, "clamp: a number above 0", lambda: standardise(z, visible, 0)),
         (ValueError, "k: an integer of at least 1", lambda: topk_lowest_slot(z[0], 0)),
-        (TypeError, "successor: dtype torch.int64", lambda: passages(z, torch.zeros(3))),
     ]
     for kind, message, call in cases:
         with pytest.raises(kind, match=message):

@@ -10,7 +10,7 @@ from cmr.kernels import ring_write as ops
 from cmr.kernels.reference.quantise import LARGEST
 from cmr.kernels.ring_link import Columns, Reserved, ring_link, ring_link_
 from tests.kernels.helpers.compare import assert_close
-from tests.kernels.ring import columns, reserve
+from tests.kernels.helpers.ring import columns, reserve
 
 
 class Ledger:

@@ -8,9 +8,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cmr.config import RetrievalConfig
-from cmr.kernels.maxsim import block_maxima, passages, standardise
+from cmr.kernels.maxsim import block_maxima
 from cmr.kernels.reference.select import Rule, SearchColumns, block_table, topk_lowest_slot
-from cmr.kernels.select import maxsim_select, maxsim_select_, new_scratch, new_selection
+from cmr.kernels.select import (
+    best_passages,
+    best_passages_,
+    maxsim_select,
+    maxsim_select_,
+    new_scratch,
+    new_selection,
+)
+from cmr.kernels.standardise import passages, standardise
 from tests.kernels.helpers.compare import assert_close
 from tests.kernels.helpers.selecting import RULE, columns_of, rows_of
 
@@ -181,3 +189,36 @@ def test_bad_numbers_are_named(change: dict, k: int, message: str) -> None:
         maxsim_select(
             maxima, mask, columns, torch.zeros(1).long(), None, RULE._replace(**change), k
         )
+
+
+@pytest.mark.parametrize(("blocks", "k"), [(0, 2), (1, 1), (40, 3), (40, 64)])
+def test_best_passages_against_a_loop(blocks: int, k: int) -> None:
+    torch.manual_seed(blocks)
+    columns = columns_of(blocks, 2, 2)
+    line, base = torch.randn(2, blocks).round(decimals=1), torch.randn(2, blocks).round(decimals=1)
+    line[:, ::5] = -math.inf
+    scores, starts = best_passages(line, base, columns, k)
+    for row in range(2):
+        high = [*line[row].tolist(), -math.inf]  # the last one is where the text ends
+        peaks = [
+            n
+            for n in range(blocks)
+            if high[n] > -math.inf
+            and high[n] >= high[columns.successor[n]]
+            and high[n] > high[columns.predecessor[n]]
+        ]
+        best = sorted(peaks, key=lambda n, row=row: (-base[row, n].item(), n))[:k]
+        assert starts[row].tolist() == best + [-1] * (k - len(best))
+        assert scores[row].tolist() == base[row, best].tolist() + [-math.inf] * (k - len(best))
+
+
+def test_best_passages_traces_and_compiles() -> None:
+    columns, line, base = columns_of(40, 2, 3), torch.randn(2, 40), torch.randn(2, 40)
+    out = torch.empty(2, 4), torch.full((2, 4), 0)
+    torch.library.opcheck(best_passages_, (line, base, *columns, *out))
+    torch._dynamo.reset()
+    compiled = torch.compile(best_passages, fullgraph=True, backend="aot_eager")
+    have, want = compiled(line, base, columns, 4), best_passages(line, base, columns, 4)
+    assert all(torch.equal(a, b) for a, b in zip(have, want, strict=True))
+    with pytest.raises(ValueError, match="k: 1 to 64 expected, got 65"):
+        best_passages(line, base, columns, 65)

@@ -29,7 +29,21 @@ def _select(tokens: int, blocks: int, k: int, neighbours: int, before: bool = Tr
     )
 
 
+def _best_passages(blocks: int, k: int) -> Case:
+    line, base, out = floats(1, blocks), floats(1, blocks), (floats(1, k), integers(1, k))
+    columns = [integers(blocks), integers(blocks, BLOCK)] + [integers(blocks) for _ in range(3)]
+    return Case(
+        f"select.best_passages/{blocks} k{k}",
+        lambda: gpu.best_passages(line, base, *columns, *out),
+        launches=1,
+        bytes=size(line, base, *columns[2:4], *out),
+        flops=4 * blocks,
+    )
+
+
 CASES = [
+    _best_passages(2048, 8),
+    _best_passages(1 << 20, 64),
     _select(32, 2048, 4, 2),
     _select(64, 1 << 20, 64, 8, before=False),
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.kernels.upload import uploaded
 from cmr.memory.batch import Angles, BlockBatch, LayerSource
 from cmr.memory.keeper import Keeper
 from cmr.memory.sessions import SessionTable
@@ -101,7 +102,7 @@ class BlockWriter:
         # Positions go on over tokens that are not kept: what is stored says where it stood.
         positions = self._positions(text)
         if text.keep is not None:
-            positions = positions.masked_fill(~text.keep, -1)
+            positions = positions.masked_fill(~text.keep.cpu(), -1)
         chosen = [
             (row, block)
             for row, (start, stop) in enumerate(text.valid)
@@ -117,7 +118,7 @@ class BlockWriter:
         batch = BlockBatch(
             sessions=[text.sessions[row] for row, _ in chosen],
             token_ids=text.token_ids,
-            positions=positions,
+            positions=uploaded(positions, text.token_ids.device),
             index=self._indexed(text.index),
             layers={
                 number: LayerSource(keys, None)
@@ -152,13 +153,13 @@ class BlockWriter:
         return says if keep is None else says & keep.to(token_ids.device)
 
     def _positions(self, text: Captured) -> torch.Tensor:
-        """Positions `[batch, tokens]` in the sessions' texts, -1 for padding."""
+        """Positions `[batch, tokens]` in the sessions' texts on the CPU, -1 for padding."""
         positions = torch.full(text.token_ids.shape, -1, dtype=torch.int64)
         for row, (session, (start, stop)) in enumerate(zip(text.sessions, text.valid, strict=True)):
             count = max(0, stop - start)
             first = self._sessions.advance(session, count)
             positions[row, start : start + count] = torch.arange(first, first + count)
-        return positions.to(text.token_ids.device)
+        return positions
 
     def _source(
         self,

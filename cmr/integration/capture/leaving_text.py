@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cmr.integration.capture.block_scorer import BlockScorer
+from cmr.integration.capture.columns import of_rows
 from cmr.integration.capture.piece_scores import Piece
 from cmr.integration.capture.row_text import RowText
 from cmr.integration.capture.window_record import WindowRecord
@@ -58,8 +59,8 @@ class LeavingText:
         """Take the oldest `tokens` out of a record; `kept` says which ids may be stored."""
         columns, valid, first = record.pop(tokens)
         writers = record.writers
-        rows = torch.tensor(writers)
-        columns = {name: column[rows] for name, column in columns.items()}
+        writing = of_rows(writers, len(record.padding))
+        columns = {name: writing(column) for name, column in columns.items()}
         sessions = [record.sessions[row] for row in writers]
         valid, first = [valid[row] for row in writers], [first[row] for row in writers]
         # Blocks are cut from the first token on that is stored: what is sent together stays so.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,8 +33,7 @@ def of_model(adapter: ModelAdapter) -> dict[str, Any]:
     # it was without them. Plain JSON.
     # Sorted, so that the order in which modules were added does not count.
     digest = hashlib.sha256()
-    for name, weight in sorted(_own_weights(adapter.model), key=lambda named: named[0]):
-        _add(digest, name, weight)
+    _add(digest, sorted(_own_weights(adapter.model), key=lambda named: named[0]))
     return {
         "family": adapter.config.model_type,
         "hidden_size": adapter.hidden,
@@ -70,10 +70,10 @@ def _of_adapter(layers: dict[str, Any], name: str) -> str:
                 # How strong it is, how wide.
                 digest.update(repr(part).encode())
                 continue
-            weights = [("", part)] if isinstance(part, torch.Tensor) else named_weights(part)
-            for inner, weight in weights:
-                found = True
-                _add(digest, inner, weight)
+            one = isinstance(part, torch.Tensor)
+            weights = [("", part)] if one else list(named_weights(part))
+            found = found or bool(weights)
+            _add(digest, weights)
     return digest.hexdigest() if found else ""
 
 
@@ -100,10 +100,26 @@ def _bare(name: str, layers: Collection[str]) -> str | None:
     return ".".join(kept)
 
 
-def _add(digest: Any, name: str, weight: torch.Tensor) -> None:
-    shape, numbers = sample(weight)
-    digest.update(f"{name} {list(shape)} {weight.dtype}".encode())
-    digest.update(numbers.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+def _add(digest: Any, weights: Sequence[tuple[str, torch.Tensor]]) -> None:
+    samples = [sample(weight) for _, weight in weights]
+    numbers = bytes_of([some for _, some in samples])
+    for (name, weight), (shape, _), some in zip(weights, samples, numbers, strict=True):
+        digest.update(f"{name} {list(shape)} {weight.dtype}".encode())
+        digest.update(some)
+
+
+def bytes_of(samples: Sequence[torch.Tensor]) -> list[bytes]:
+    """What samples `[n]` have in memory; a device is asked once for all of a data type."""
+    alike: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
+    for place, some in enumerate(samples):
+        alike[some.device, some.dtype].append(place)
+    found = [b""] * len(samples)
+    for places in alike.values():
+        whole = torch.cat([samples[place] for place in places]).cpu()
+        parts = whole.split([len(samples[place]) for place in places])
+        for place, part in zip(places, parts, strict=True):
+            found[place] = part.contiguous().view(torch.uint8).numpy().tobytes()
+    return found
 
 
 def sample(weight: torch.Tensor) -> tuple[torch.Size, torch.Tensor]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
-SMALL = 1 << 12
-"""Numbers of a tensor up to which copying several together is quicker than a sum of each."""
+SMALL, SMALL_THERE = 1 << 12, 1 << 20
+"""Numbers of a tensor up to which copying several together is quicker than a sum of each: on a CPU,
+and on a GPU, which takes longer to begin than to copy a few megabytes."""
 
 Parts = Mapping[str, torch.Tensor]
 """What was computed of some tokens, by what it is called: `[batch, tokens, ...]` each."""
@@ -26,11 +28,12 @@ def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
             alike[x.shape, x.dtype, x.device].append(x)
     # A sum is finite only if all that it adds up is, and is the quickest of all reductions.
     sums: list[torch.Tensor] = []
-    for (shape, dtype, _), some in alike.items():
+    for (shape, dtype, device), some in alike.items():
         wide = torch.promote_types(dtype, torch.float32)
-        few = len(some) > 1 and shape.numel() <= SMALL
+        small = SMALL if device.type == "cpu" else SMALL_THERE
+        few = len(some) > 1 and shape.numel() <= small
         sums += [x.sum(dtype=wide) for x in ([torch.stack(some)] if few else some)]
-    return not sums or bool(torch.stack([one.to(sums[0]) for one in sums]).sum().isfinite())
+    return not sums or math.isfinite(torch.stack([one.to(sums[0]) for one in sums]).sum().item())
 
 
 def stored_of(

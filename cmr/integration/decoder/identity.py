@@ -124,13 +124,9 @@ class Identity:
 
     def _numbers(self) -> bytes:
         """A few numbers of the weights that are probed."""
-        by_device: dict[torch.device, list[torch.Tensor]] = defaultdict(list)
         with torch.no_grad():
-            for weight in self._probed:
-                sample = fingerprint.sample(weight)[1].contiguous().view(torch.uint8)
-                by_device[sample.device].append(sample)
             return b"".join(
-                torch.cat(samples).cpu().numpy().tobytes() for samples in by_device.values()
+                fingerprint.bytes_of([fingerprint.sample(weight)[1] for weight in self._probed])
             )
 
     def _take_note(self) -> None:

@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicCache
 
 from cmr.errors import CMRError
 from cmr.integration.capture.block_writer import Captured
+from cmr.integration.capture.columns import of_rows
 from cmr.integration.capture.leaving_text import LeavingText
 from cmr.integration.capture.row_text import RowText
 from cmr.integration.capture.window_record import LeftLayers, WindowRecord
@@ -78,9 +79,9 @@ def _store(core: Core, record: WindowRecord, layers: LeftLayers, finished: bool)
         return 0
     core.identity.claim()
     text = LeavingText.pop(record, tokens, core.table, core.writer.kept, finished)
-    writers, columns = torch.tensor(record.writers), text.columns
+    columns, writing = text.columns, of_rows(record.writers, len(record.padding))
     kept: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {
-        n: (layers[n][0][writers, :, text.lead :], layers[n][1][writers, :, text.lead :])
+        n: (writing(layers[n][0])[:, :, text.lead :], writing(layers[n][1])[:, :, text.lead :])
         for n in core.layout.kv_layers
     }
     for number in core.layout.state_layers:

@@ -105,7 +105,7 @@ class Step:
         if mask is not None:
             self.query_mask = mask.long().cumsum(-1)[:, -tokens:] > guard
         else:
-            at = torch.arange(self.seen, self.seen + tokens)
+            at = torch.arange(self.seen, self.seen + tokens, device=self.token_ids.device)
             self.query_mask = (at >= guard).expand(batch, -1)
         return mask
 

@@ -84,11 +84,12 @@ class Recall:
         self._adapter, self._ring, self._load = adapter, ring, load
         self._table = choice.table.flatten(1)
         self._stamps = choice.stamps.flatten(1)
-        stored = ring.positions[self._table.clamp(min=0)]
+        at = self._table.clamp(min=0)
+        stored = ring.positions[at]
         there = (stored >= 0) & (self._table >= 0)[..., None]
         wanted = there if choice.within is None else there & choice.reads(stored)
         self.mask = wanted.flatten(1)
-        ids = ring.token_ids[self._table.clamp(min=0)].flatten(1)
+        ids = ring.token_ids[at].flatten(1)
         # Where the table names no block, slot 0 was looked up: nothing of it may stay.
         self.read_ids = ids.masked_fill(~self.mask, 0)
         self.read_positions = stored.flatten(1).masked_fill(~self.mask, -1)
@@ -97,10 +98,9 @@ class Recall:
         if plan is not None:
             self.read = plan.mask.to(self.mask.device)
         else:
-            blank = ring.blank(self._table.clamp(min=0)) if guarded else None
-            tokens = wanted if blank is None else wanted & ~blank
+            tokens = wanted & ~ring.blank(at) if guarded else wanted
             if tokens is not there:
-                self._read_only(tokens, there)
+                self._read_only(at, tokens, there)
         # Fixed until the next search: rotating anew in every step would cost more than it gives.
         self._base, self._place = base, self._where(positions, base)
         self._columns = None if self._in_place else _dense(self.read)
@@ -109,19 +109,22 @@ class Recall:
         self._angles: dict[str | None, tuple[torch.Tensor, torch.Tensor]] = {}
         self.successors: Successors | None = None
 
-    def _read_only(self, tokens: torch.Tensor, there: torch.Tensor) -> None:
+    def _read_only(self, at: torch.Tensor, tokens: torch.Tensor, there: torch.Tensor) -> None:
         """Of those that are `there`, `[batch, blocks, size]` bool both, only `tokens` are read."""
         self.read = tokens.flatten(1)
         if not self._in_place:
             return
-        # Rows of one session may read a block that both found to different ends. In place it is
-        # read as far as one of them does: positions are the store's, and not a row's.
-        slots = self._table.clamp(min=0).flatten()
-        known, read = (
-            torch.zeros_like(self._positions).index_add_(0, slots, some.flatten(0, 1).long())
-            for some in (there, tokens)
-        )
-        self._positions = self._positions.masked_fill((known > 0) & (read == 0), -1)
+        left = self._held_at(at, there & ~tokens) > 0
+        if self.choice.within is not None and len(tokens) > 1:
+            # Rows of one session may read a block that both found to different ends. In place it
+            # is read as far as one of them does: positions are the store's, and not a row's.
+            left &= self._held_at(at, tokens) == 0
+        self._positions = self._positions.masked_fill(left, -1)
+
+    def _held_at(self, at: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """How many rows have each token of the store, `[slots, size]`, by those of their blocks."""
+        held = torch.zeros_like(self._positions)
+        return held.index_add_(0, at.flatten(), tokens.flatten(0, 1).to(held))
 
     def _where(self, positions: str, base: torch.Tensor) -> torch.Tensor | None:
         """Positions `[batch, tokens]` that the keys are rotated to; None where they stay at 0."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # the record of a window knows what its text recalls, a floor
     from cmr.integration.capture.window_record import WindowRecord
 
 Take = Callable[[int, torch.Tensor, torch.Tensor], None]
+Angles = dict[tuple[str, torch.device], tuple[torch.Tensor, torch.Tensor]]
+Turned = tuple[object, Angles, dict[int, torch.Tensor]]
 
 
 class LocalWindow:
@@ -34,7 +36,9 @@ class LocalWindow:
         on_copy: takes the record of a deep copy of the cache, or None.
         deferred: whether nothing leaves until `settle` is called, as behind a compiled forward.
         patient: whether nothing leaves at all, for a piece that is read in several forwards.
-        angles: that turned the sinks last: for which amount, and by kind of layer and device.
+        first: sinks as they first were, by layer, from the first time on that something left.
+        turned: for which amount sinks were turned last, by which angles, by kind of layer and
+            device, and what came of it, by layer.
     """
 
     def __init__(
@@ -55,19 +59,26 @@ class LocalWindow:
         self.block = min(block, max(1, window // 2))
         self.on_leave = on_leave
         self.on_copy: Callable[[WindowRecord], None] | None = None
-        self.record: WindowRecord | None = None
         self.deferred = self.patient = False
         self.most = sinks + window
         self.rows = len(padding)
-        self.padded = None
+        self.order: list[int] = []
+        self.forget()
+        self.padded: PaddedRows | None = None
         if any(padding):
             self.padded = PaddedRows(padding, sinks, self.most, self.block, whole)
-        self.order: list[int] = []
-        self.angles: tuple[object, dict[Any, tuple[torch.Tensor, torch.Tensor]]] = (None, {})
+
+    def forget(self) -> None:
+        """Another text comes next: of its padding and its sinks nothing is known yet."""
+        self.record: WindowRecord | None = None
+        self.padded = None
+        self.first: dict[int, torch.Tensor] = {}
+        self.turned: Turned = (None, {}, {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LocalWindow:
         # The copy of a cache has a record of its own; everything else is shared.
         other = memo[id(self)] = copy.copy(self)
+        other.first = dict(self.first)
         if self.record is not None:
             other.record = copy.deepcopy(self.record, memo)
             if self.on_copy is not None:

@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from cmr.integration.window.local_window import LocalWindow
 from cmr.integration.window.padded_rows import Leave, columns_from, pick, put
 from cmr.kernels.attention import rotate
+from cmr.kernels.upload import uploaded
 
 
 class WindowLayer(DynamicLayer):
@@ -54,7 +55,6 @@ class WindowLayer(DynamicLayer):
         self.gone = (0,) * owner.rows
         self.new: tuple[torch.Tensor, torch.Tensor] | None = None
         self._wanted = number in owner.wanted
-        self._sinks: torch.Tensor | None = None
         self._begin: torch.Tensor | None = None
 
     def update(
@@ -134,11 +134,11 @@ class WindowLayer(DynamicLayer):
             # before they are turned for the first time.
             going = slice(0 if owner.whole and not self.left else sinks, sinks + leaving)
             owner.on_leave(self.number, keys[..., going, :], values[..., going, :])
-        if self._sinks is None:
+        if self.number not in owner.first:
             # A copy: a view would keep all that leaves alive.
-            self._sinks = keys[..., :sinks, :].clone()
+            owner.first[self.number] = keys[..., :sinks, :].clone()
         self.left += leaving
-        self.keys = torch.cat([self._moved_on(self._sinks), keys[..., behind, :]], dim=-2)
+        self.keys = torch.cat([self._moved_on(), keys[..., behind, :]], dim=-2)
         self.values = torch.cat([values[..., :sinks, :], values[..., behind, :]], dim=-2)
 
     def _let_go_by_row(self, leave: Leave) -> None:
@@ -147,34 +147,47 @@ class WindowLayer(DynamicLayer):
             owner.record.go(leave.going)
         if owner.on_leave is not None:
             owner.on_leave(self.number, pick(keys, leave.columns), pick(values, leave.columns))
-        sinks, known = pick(keys, leave.sinks), self._sinks
-        self._sinks = sinks if known is None else sinks.where(leave.new, known)
+        sinks, known = pick(keys, leave.sinks), owner.first.get(self.number)
+        owner.first[self.number] = sinks if known is None else sinks.where(leave.new, known)
         self._begin = leave.begin
         self.gone = tuple(n + going for n, going in zip(self.gone, leave.going, strict=True))
-        turned, kept = self._moved_on(self._sinks), pick(values, leave.sinks)
+        turned, kept = self._moved_on(), pick(values, leave.sinks)
         self.keys = put(keys[..., leave.dropped :, :], leave.places, turned, leave.moved)
         self.values = put(values[..., leave.dropped :, :], leave.places, kept, leave.moved)
         self.left += leave.dropped
 
-    def _moved_on(self, sinks: torch.Tensor) -> torch.Tensor:
-        """Sinks, as they first were, at the positions right before what is held."""
+    def _moved_on(self) -> torch.Tensor:
+        """The sinks at the positions right before what is held."""
         # Always from where they first were: turning what was turned adds up rounding errors.
-        owner, device = self.owner, sinks.device
-        kind = owner.adapter.rotary_kinds[self.number]
+        owner, sinks = self.owner, self.owner.first[self.number]
+        kinds, device = owner.adapter.rotary_kinds, sinks.device
+        kind = kinds[self.number]
         if kind is None:
             return sinks
         # A tensor that was made in inference mode may not take part in a gradient later.
         asked = self.left, self.gone, self.seen, torch.is_inference_mode_enabled()
-        if owner.angles[0] != asked:
-            owner.angles = asked, {}
-        known = owner.angles[1]
-        if (kind, device) not in known:
+        if owner.turned[0] != asked:
+            owner.turned = asked, {}, {}
+        _, angles, turned = owner.turned
+        if (kind, device) not in angles:
             # Once for all layers of a kind: the embedding is a module, and a call of it is slow.
             amount = torch.full((1,), self.left, device=device)
             if owner.padded is not None:
-                amount = torch.tensor(self.gone, device=device)
-            known[kind, device] = owner.adapter.shift(self.number, amount, self.seen)
-        return rotate(sinks, *known[kind, device])
+                amount = uploaded(torch.tensor(self.gone), device)
+            angles[kind, device] = owner.adapter.shift(self.number, amount, self.seen)
+        if owner.padded is not None:  # the layers behind have not looked at their rows yet
+            return rotate(sinks, *angles[kind, device])
+        if self.number not in turned:
+            like = kind, device, sinks.shape, sinks.dtype
+            alike = {
+                n: x
+                for n, x in owner.first.items()
+                if (kinds[n], x.device, x.shape, x.dtype) == like
+            }
+            # In one go, as heads of one layer: a GPU takes as long to begin as to turn them all.
+            whole = rotate(torch.cat([*alike.values()], dim=1), *angles[kind, device])
+            turned.update(zip(alike, whole.split(sinks.shape[1], dim=1), strict=True))
+        return turned[self.number]
 
     def get_seq_length(self) -> int:
         """Tokens seen so far, those that left included."""
@@ -195,9 +208,8 @@ class WindowLayer(DynamicLayer):
         self.is_initialized = False
         self.seen = self.left = 0
         self.gone = ()
-        self.new = self._sinks = self._begin = None
-        # Nobody knows the next text's padding.
-        self.owner.record = self.owner.padded = None
+        self.new = self._begin = None
+        self.owner.forget()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Rows follow their beams; the record of the window follows once."""
@@ -226,8 +238,8 @@ class WindowLayer(DynamicLayer):
             return
         rows = rows.to(self.keys.device)
         self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
-        if self._sinks is not None:
-            self._sinks = self._sinks.index_select(0, rows)
+        if (first := self.owner.first.get(self.number)) is not None:
+            self.owner.first[self.number] = first.index_select(0, rows)
         if self._begin is not None:
             self._begin = self._begin.index_select(0, rows.to(self._begin.device))
         if self.owner.padded is not None:

@@ -60,6 +60,34 @@ def select_choice_kernel(
 
 
 @triton.jit
+def best_passages_kernel(
+    p_line, p_base, p_successor, p_predecessor, p_scores, p_starts,
+    blocks, k,
+    K: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The best k of a row by `base`, of those where the line has a local maximum."""
+    i_batch = tl.program_id(0).to(tl.int64)
+    p_line = p_line + i_batch * blocks
+    b_run = empty_run(1, K)
+    for start in range(0, blocks, BLOCK_N):
+        o_n = start + tl.arange(0, BLOCK_N).to(tl.int64)
+        m_n = o_n < blocks
+        b_line = tl.load(p_line + o_n, mask=m_n, other=-float("inf"))
+        o_next = tl.load(p_successor + o_n, mask=m_n, other=-1)
+        o_last = tl.load(p_predecessor + o_n, mask=m_n, other=-1)
+        b_after = tl.load(p_line + o_next, mask=o_next >= 0, other=-float("inf"))
+        b_prior = tl.load(p_line + o_last, mask=o_last >= 0, other=-float("inf"))
+        m_peak = m_n & (b_line > -float("inf")) & (b_line >= b_after) & (b_line > b_prior)
+        b_base = tl.load(p_base + i_batch * blocks + o_n, mask=m_peak, other=-float("inf"))
+        b_run = insert(b_run, pack(b_base, o_n)[None, :])
+    b_run = tl.reshape(b_run, [K])
+    o_k = rank(b_run, K).to(tl.int64)
+    m_k = o_k < k
+    tl.store(p_scores + i_batch * k + o_k, unpack_score(b_run), mask=m_k)
+    tl.store(p_starts + i_batch * k + o_k, unpack_slot(b_run), mask=m_k)
+
+
+@triton.jit
 def store_table(
     p_successor, p_predecessor, p_created, p_table, p_stamps, b_start, o_k, m_k, k,
     PASSAGE: tl.constexpr, NEIGHBOURS: tl.constexpr, K: tl.constexpr, RUN: tl.constexpr,

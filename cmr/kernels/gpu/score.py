@@ -230,7 +230,7 @@ def hybrid_blocks_kernel(
         p_row += stride_score
         p_sample += sample
     tl.store(p_hybrid + i_batch * tokens + o_t, b_mean, mask=m_t)
-    length = tokens.to(tl.int64)
+    length = tl.cast(tokens, tl.int64)  # one token is a constant of the program, which has no `to`
     if p_lengths is not None:
         length = tl.minimum(tl.load(p_lengths + i_batch), tokens)
     b_sum = tl.sum(tl.where(m_t & (o_t < length), b_mean, 0.0), 1)

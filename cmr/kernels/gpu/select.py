@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from cmr.kernels.gpu._choice import select_choice_kernel
+from cmr.kernels.gpu._choice import best_passages_kernel, select_choice_kernel
 from cmr.kernels.gpu._launch import cdiv, launch, next_power
 from cmr.kernels.gpu._statistics import is_finite, merged, passage_z
 
@@ -223,4 +223,36 @@ def maxsim_select(
         RUN=next_power(passage + 2 * neighbours),
         BLOCK_N=LOOKED_AT,
         **sizes,
+    )
+
+
+def best_passages(
+    line: torch.Tensor,
+    base: torch.Tensor,
+    session: torch.Tensor,
+    positions: torch.Tensor,
+    successor: torch.Tensor,
+    predecessor: torch.Tensor,
+    created: torch.Tensor,
+    scores: torch.Tensor,
+    starts: torch.Tensor,
+) -> None:
+    """Launches `best_passages_kernel`, one program a row."""
+    batch, blocks = line.shape
+    k = scores.shape[1]
+    launch(
+        best_passages_kernel,
+        (batch,),
+        device=line.device,
+        warps=8 if k > 16 else 4,
+        p_line=line.contiguous(),
+        p_base=base.contiguous(),
+        p_successor=successor,
+        p_predecessor=predecessor,
+        p_scores=scores,
+        p_starts=starts,
+        blocks=blocks,
+        k=k,
+        K=next_power(k),
+        BLOCK_N=LOOKED_AT,
     )

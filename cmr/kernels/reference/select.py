@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from cmr.kernels.maxsim import passages, standardise
 from cmr.kernels.reference.attention import NEG_INF
+from cmr.kernels.standardise import standardised
 
 LOW_BITS = 0xFFFFFFFF
 GROUP = 32
@@ -137,9 +137,7 @@ def similarity_line(
         token's share [B, Q] of it; and the standardised values [B, Q, N] of the passages.
     """
     # What matches everything alike has no deviation and says nothing, whatever its cosines are.
-    z = standardise(maxima, visible, rule.clamp)
-    if rule.passage == 2:
-        z = passages(z, successor)
+    z = standardised(maxima, visible, successor if rule.passage == 2 else None, rule.clamp)
     peaks = z.amax(-1) if z.shape[-1] else z.new_zeros(z.shape[:2])
     shares, asks = shares_of(peaks, visible.sum(-1), query_mask, rule.peak_power)
     line = torch.bmm(shares[:, None], z)[:, 0]
@@ -187,7 +185,12 @@ def stamped_table(
         length=rule.passage,
         neighbours=rule.neighbours,
     )
-    return table, torch.where(table >= 0, _at(columns.created, table), -1)
+    return table, stamped(table, columns.created)
+
+
+def stamped(table: torch.Tensor, created: torch.Tensor) -> torch.Tensor:
+    """The stamps of a table of slots, by the numbers of the blocks [N] that are there now."""
+    return torch.where(table >= 0, _at(created, table), -1)
 
 
 def certainty_of(line: torch.Tensor, stored: torch.Tensor, rule: Rule) -> torch.Tensor:

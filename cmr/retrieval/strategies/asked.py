@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from cmr.kernels.maxsim import passages, standardise
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.select import Rule
+from cmr.kernels.standardise import standardise
 from cmr.retrieval.ask import Ask, QueryParts, Scored, Searched, visible
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.selection import rule_for
@@ -54,10 +54,9 @@ class Asked:
             return Semantic(self.calibration).score(ask, store)
         seen, rule = visible(ask, store), rule_for(ask.located)
         parts = self._parts(ask, ask.token_ids)
-        z = standardise(ask.maxima(store), seen, rule.clamp)
+        z = standardise(ask.maxima(store), seen, rule.clamp, store.successor[: store.high_water])
         if not z.shape[-1]:
             return Scored(z.new_zeros(seen.shape), z.new_zeros(len(z)))
-        z = passages(z, store.successor[: store.high_water])
         words = words_of(ask.token_ids, parts, self.vocabulary, store, seen)
         numbers = torch.arange(parts.marked.shape[1], device=z.device)
         own = parts.of[:, None] == numbers[:, None]
@@ -66,7 +65,7 @@ class Asked:
         peaks = torch.where((seen.sum(-1) < 2)[:, None], 1.0, peaks)
         weights = own * (peaks * (1.0 + words.rarity))[:, None]
         total = weights.sum(-1, keepdim=True)
-        shares = torch.where(total > 0, weights / total, 0.0)
+        shares = weights / total.clamp(min=torch.finfo(total.dtype).tiny)
         said = standardise(words.scores, seen, rule.clamp)
         both = standardise(torch.bmm(shares, z), seen, torch.inf) + WORD_WEIGHT * said
         asks = (total > 0) & seen[:, None]

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 
 from cmr.config import checks as check
 from cmr.errors import ModelMismatchError
-from cmr.kernels.maxsim import block_maxima, standardise
+from cmr.kernels.maxsim import block_maxima
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.select import certainty_of, similarity_line
+from cmr.kernels.standardise import standardise
 from cmr.retrieval.ask import Ask, Scored, Searched, visible
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.selection import rule_for

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from cmr.kernels.reference.attention import NEG_INF
+from cmr.kernels.words import rarity_of, saturated
 from cmr.retrieval.ask import Ask, Scored, Searched, visible
-from cmr.retrieval.words import rarity_of, saturated
 
 
 @dataclass(frozen=True)

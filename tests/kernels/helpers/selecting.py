@@ -43,3 +43,13 @@ def rows_of(batch: int, tokens: int, blocks: int) -> tuple[torch.Tensor, torch.T
     mask = torch.rand(batch, tokens) > 0.3
     mask[:, 0] = True
     return maxima, mask
+
+
+def passages_of(batch: int, tokens: int, k: int, blocks: int) -> tuple[torch.Tensor, ...]:
+    """Values, shares, scores, starts and fits of the best passages, what `cover` is given."""
+    values = torch.randn(batch, tokens, k).clamp(-8, 8)
+    shares = torch.rand(batch, tokens).softmax(-1)
+    scores = torch.rand(batch, k).sort(-1, descending=True).values
+    starts = torch.stack([torch.randperm(blocks)[:k] for _ in range(batch)])
+    starts[:, k // 2 + 1 :: 3] = -1
+    return values, shares, scores, starts, scores * 2.0 - 0.5

@@ -13,7 +13,7 @@ from cmr.kernels.ring_write import (
     ring_write_index_plain,
 )
 from tests.kernels.helpers.compare import assert_close
-from tests.kernels.ring import columns, reserve
+from tests.kernels.helpers.ring import columns, reserve
 
 
 def written(state: Columns, sessions: list[int], slots: list[int] | None = None) -> Columns:

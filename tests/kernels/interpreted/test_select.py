@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cmr.kernels.reference.select import Rule, SearchColumns, Selection
-from cmr.kernels.select import maxsim_select
+from cmr.kernels.select import best_passages, maxsim_select
 from tests.kernels.helpers.compare import assert_close, specified
 from tests.kernels.helpers.selecting import RULE, columns_of, rows_of
 
@@ -80,3 +80,15 @@ def test_a_view_of_kept_maxima_and_no_blocks() -> None:
     )
     none = both(maxima[..., :0], mask, columns_of(0, 1, 2), torch.zeros(1).long(), None, RULE, 2)
     assert (none.table == -1).all()
+
+
+@pytest.mark.parametrize(("blocks", "k"), [(0, 2), (1, 1), (40, 3), (1100, 9), (40, 64)])
+def test_best_passages(blocks: int, k: int) -> None:
+    torch.manual_seed(blocks)
+    columns = columns_of(blocks, 2, 2)
+    # Rounded: there are ties, and the lowest slot wins.
+    line, base = torch.randn(3, blocks).round(decimals=1), torch.randn(3, blocks).round(decimals=1)
+    line[:, ::5], base[:, ::7], line[2] = -math.inf, math.nan, -math.inf
+    have = best_passages(line, base, columns, k)
+    want = specified(best_passages, line, base, columns, k)
+    assert all(torch.equal(a, b) for a, b in zip(have, want, strict=True))
