@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cmr.integration.capture",),
     ("cmr.integration.requests",),
     # Where a calibration lies is asked to attach; to measure one takes an attached memory.
-    ("cmr.integration.calibration.files",),
+    ("cmr.integration.calibration.files", "cmr.integration.calibration.sampled"),
     ("cmr.integration.layout",),
     ("cmr.integration.core",),
     ("cmr.integration.hooks",),
