@@ -47,14 +47,15 @@ class Metric:
     def of(cls, states: torch.Tensor) -> Metric | None:
         """The metric of a sample, states `[tokens, hidden]`; on the CPU.
 
-        None where they are not finite, or all the same.
+        Those that are not finite are left out; None where there are no others, or all are the same.
         """
         unit = F.normalize(states.float().cpu(), dim=-1)
+        unit = unit[unit.isfinite().all(-1)]
         mean = unit.mean(0)
         centred = unit - mean
-        # By the products of the tokens, which are fewer than a large model's directions.
-        if not centred.isfinite().all() or not centred.any():
+        if not centred.square().sum(-1).mean() > torch.finfo(torch.float32).eps:
             return None
+        # By the products of the tokens, which are fewer than a large model's directions.
         values, vectors = torch.linalg.eigh(centred @ centred.t() / len(unit))
         values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
         # At most as many as there are: rounding leaves something of those that are not.
