@@ -206,7 +206,7 @@ class RetrievalConfig(check.Checked):
             'multi_criteria', 'hierarchical', 'task_specific', 'hybrid_ensemble', or one of
             `cmr.retrieval.strategies.registry.register_strategy`.
         index_layer: hidden state that is indexed and searched, 0 or more; None: what was measured,
-            else at a third of the depth.
+            else at a quarter of the depth.
         blocks: passages recalled at once at most, 0..64; 0: nothing is ever recalled.
         neighbours: blocks read on each side of a passage, 0..8.
         query_tokens: newest tokens that ask, 1..4096, of an answer and of a text in which no
