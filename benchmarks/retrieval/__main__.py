@@ -5,9 +5,10 @@ attached memory whose layers end at the index layer, questions are asked in the 
 every strategy is given the same questions. Beside them BM25 and a dense retriever over the same
 passages of 64 tokens starting every 32. A fact counts as found when all its tokens stand in the
 passages, as they are (`exact`) or with the block before and behind that memory reads along
-(`read`); that holds for all systems. Of two facts that are needed, the share that is found counts.
-With `--wrapped` each question is asked once more inside everyday talk (`texts.everyday`), each kind
-as one of its own, with a mean of their own.
+(`read`), by memory no further than the lines go on; BM25 and the dense retriever show both whole.
+Of two facts that are needed, the share that is found counts. With `--wrapped` each question is
+asked once more inside everyday talk (`texts.everyday`), each kind as one of its own, with a mean of
+their own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.retrieval.remembered import Ranked, Remembered, share_found
+from benchmarks.retrieval.remembered import Ranked, Remembered, Shown, around, share_found
 from benchmarks.shared import rows
 from benchmarks.shared.command import Parser, run, whole
 from benchmarks.shared.model import begin
@@ -62,7 +63,8 @@ def textual(name: str, tokenizer: Any, haystack: Haystack) -> Callable[[int], Ra
     def ranked(number: int) -> Ranked:
         begun = time.perf_counter()
         scores = index.scores(haystack.questions[number].text)
-        return list(best_passages(scores, TAKEN[-1])), time.perf_counter() - begun
+        chosen = best_passages(scores, TAKEN[-1])
+        return [Shown(p, around(p, 1)) for p in chosen], time.perf_counter() - begun
 
     return ranked
 
@@ -92,9 +94,13 @@ def measure(
                 passages, took = ranked(number)
                 seconds[system].append(took)
                 key = (system, asked.kind)
+                spans = {
+                    "exact": [around(p.first, 0) for p in passages],
+                    "read": [p.read for p in passages],
+                }
                 scored = {
-                    f"{name}@{k}": share_found(asked, haystack, passages[:k], beside)
-                    for name, beside in (("exact", 0), ("read", 1))
+                    f"{name}@{k}": share_found(asked, haystack, shown[:k])
+                    for name, shown in spans.items()
                     for k in TAKEN
                 }
                 hits[key].append(scored)

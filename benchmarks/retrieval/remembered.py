@@ -5,14 +5,30 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.shared.chat import chat
 from benchmarks.texts.haystack import BLOCK, Asked, Haystack
 
-Ranked = tuple[list[int], float]
+Span = tuple[int, int]
+"""Tokens [start, end) of a haystack."""
+
+
+class Shown(NamedTuple):
+    """A passage that was chosen: its first block, and what is read with its neighbours."""
+
+    first: int
+    read: Span
+
+
+Ranked = tuple[list[Shown], float]
+
+
+def around(first: int, beside: int) -> Span:
+    """The passage that begins with a block, and so many blocks beside it."""
+    return (first - beside) * BLOCK, (first + 2 + beside) * BLOCK
 
 
 class Remembered:
@@ -54,11 +70,15 @@ class Remembered:
         return noted[0]
 
     def ranker(self, strategy: str, taken: int) -> Callable[[int], Ranked]:
-        """Gives, for the number of a question, the passages chosen and the seconds it took."""
+        """Gives, for the number of a question, the passages chosen and the seconds it took.
+
+        They are read with a block beside them, no further than their lines go on.
+        """
         settings: dict[str, Any] = {"blocks": taken, "neighbours": 0, "threshold": 0.0}
         if strategy != "default":
             settings |= {"strategy": strategy, "gain": 0.0}
         finder = self.core.retriever.with_settings(**settings)
+        beside = finder.with_settings(neighbours=1)
         self.core.retriever = finder
         if strategy == "hierarchical":  # searches go on exactly until the clusters are found
             hierarchy = finder.strategy.hierarchy(self.core.ring)
@@ -71,16 +91,21 @@ class Remembered:
             seconds = time.perf_counter() - begun
             starts = choice.table[0, :, 0]
             first = self.core.ring.positions[starts[starts >= 0]].amax(-1) // BLOCK
-            return first.tolist(), seconds
+            within = self.core.search(self.asks[number], beside).within[0]
+            out = []
+            for place, (start, last) in zip(first.tolist(), within.tolist(), strict=False):
+                widest = around(place, 1)
+                out.append(Shown(place, (max(start, widest[0]), min(last + 1, widest[1]))))
+            return out, seconds
 
         return ranked
 
 
-def share_found(asked: Asked, haystack: Haystack, passages: Sequence[int], beside: int) -> float:
-    """The share of the facts needed that stand wholly in passages with `beside` blocks beside."""
-    shown = {b for p in passages for b in range(p - beside, p + 2 + beside)}
+def share_found(asked: Asked, haystack: Haystack, spans: Sequence[Span]) -> float:
+    """The share of the facts needed that stand wholly in these spans."""
+    shown = {token for start, end in spans for token in range(start, end)}
     found = [
-        set(range(fact.start // BLOCK, (fact.end - 1) // BLOCK + 1)) <= shown
+        shown.issuperset(range(fact.start, fact.end))
         for fact in (haystack.facts[i] for i in asked.facts)
     ]
     return sum(found) / len(found)

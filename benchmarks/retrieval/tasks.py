@@ -13,7 +13,7 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.retrieval.remembered import Remembered, share_found
+from benchmarks.retrieval.remembered import Remembered, around, share_found
 from benchmarks.shared import rows
 from benchmarks.shared.command import Parser, run, whole
 from benchmarks.shared.model import begin
@@ -84,7 +84,7 @@ def needed(asked: Asked, haystack: Haystack, chosen: list[int]) -> float:
     """The share found of what the question needs; of things told several times any telling."""
     ids = [haystack.facts[i].id for i in asked.facts]
     if asked.kind != "all that is said":
-        return share_found(asked, haystack, chosen, 1)
+        return share_found(asked, haystack, [around(p, 1) for p in chosen])
     shown = {b for p in chosen for b in range(p - 1, p + 3)}
     found = 0
     for key in ids:

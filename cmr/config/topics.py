@@ -208,7 +208,8 @@ class RetrievalConfig(check.Checked):
         index_layer: hidden state that is indexed and searched, 0 or more; None: at two fifths of
             the depth.
         blocks: passages recalled at once at most, 0..64; 0: nothing is ever recalled.
-        neighbours: blocks read on each side of a passage, 0..8.
+        neighbours: blocks read on each side of a passage, 0..8; with a tokenizer no further than
+            the lines go on that it begins and ends with.
         query_tokens: newest tokens that ask, 1..4096, of an answer and of a text in which no
             question is known; a question in a known chat template asks as a whole.
         refresh: decode steps between retrievals, 1 or more.
@@ -234,12 +235,12 @@ class RetrievalConfig(check.Checked):
 
     strategy: str = check.setting("maxsim", _strategy)
     index_layer: int | None = check.setting(None, check.integer, 0)
-    blocks: int = check.setting(2, check.integer, 0, 64)
+    blocks: int = check.setting(3, check.integer, 0, 64)
     neighbours: int = check.setting(1, check.integer, 0, 8)
     query_tokens: int = check.setting(64, check.integer, 1, 4096)
     refresh: int = check.setting(16, check.integer, 1)
     gain: float = check.setting(0.2, check.real, 0.0, 1.0)
-    ratio: float = check.setting(0.75, check.real, 0.0, 1.0)
+    ratio: float = check.setting(0.6, check.real, 0.0, 1.0)
     threshold: float = check.setting(0.8, check.real, 0.0)
     similarity_threshold: float | None = check.setting(None, check.real, -1.0, 1.0)
     context_heads: int | None = check.setting(None, check.integer, 1, 64)

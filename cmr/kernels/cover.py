@@ -17,11 +17,13 @@ class Cover(NamedTuple):
 
     Attributes:
         scores: [B, m] float32, -inf where there is none.
+        starts: [B, m] int64, their first slots, -1 where there is none.
         table: [B, m, run] int64, see `Selection`.
         stamps: the same shape, see `Selection`.
     """
 
     scores: torch.Tensor
+    starts: torch.Tensor
     table: torch.Tensor
     stamps: torch.Tensor
 
@@ -94,7 +96,7 @@ def cover(
         raise ValueError(f"most: 1 to k={sizes['k']} expected, got {most}")
     batch, run = sizes["B"], enough.passage + 2 * enough.neighbours
     table, stamps = (starts.new_empty(batch, most, run) for _ in range(2))
-    out = Cover(scores.new_empty(batch, most), table, stamps)
+    out = Cover(scores.new_empty(batch, most), starts.new_empty(batch, most), table, stamps)
     given = (values, shares, scores, starts, fits)
     links = (columns.successor, columns.predecessor, columns.created)
     called: Any = cover_plain if runs_plain(values, shares, scores) else cover_
@@ -116,6 +118,7 @@ def cover_plain(
     passage: int,
     neighbours: int,
     taken_scores: torch.Tensor,
+    taken_starts: torch.Tensor,
     table: torch.Tensor,
     stamps: torch.Tensor,
 ) -> None:
@@ -141,15 +144,18 @@ def cover_plain(
     where = torch.stack(taken, 1)
     at, none = where.clamp(min=0), where < 0
     taken_scores.copy_(scores.gather(1, at).masked_fill(none, NEG_INF))
-    begin = starts.gather(1, at).masked_fill(none, -1)
-    table.copy_(block_table(begin, successor, predecessor, length=passage, neighbours=neighbours))
+    taken_starts.copy_(starts.gather(1, at).masked_fill(none, -1))
+    table.copy_(
+        block_table(taken_starts, successor, predecessor, length=passage, neighbours=neighbours)
+    )
     stamps.copy_(stamped(table, created))
 
 
 cover_ = register(
     "cover(Tensor values, Tensor shares, Tensor scores, Tensor starts, Tensor fits, "
     "Tensor successor, Tensor predecessor, Tensor created, float ratio, float gain, int passage, "
-    "int neighbours, Tensor(a!) taken_scores, Tensor(b!) table, Tensor(c!) stamps) -> ()",
+    "int neighbours, Tensor(a!) taken_scores, Tensor(b!) taken_starts, Tensor(c!) table, "
+    "Tensor(d!) stamps) -> ()",
     cover_plain,
     "cover:cover",
     "cmr.retrieve",

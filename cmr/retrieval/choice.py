@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 import torch
 
+LAST = torch.iinfo(torch.int64).max
+"""Behind all positions of a text."""
+
 
 class Choice(NamedTuple):
     """The passages chosen for each row of a batch. One choice serves all layers.
@@ -16,13 +19,17 @@ class Choice(NamedTuple):
         stamps: the same shape, int64, the blocks' numbers: a slot that was given to another block
             since then has another number and must not be read; -1 where there is none.
         scores: `[batch, passages]` float32, the passages' scores, `-inf` where there is none.
-        certainty: `[batch]` float32, how far the best passage stands out (see `MaxSimRetriever`).
+        certainty: `[batch]` float32, how far the best passage stands out (see `Retriever.search`).
+        within: `[batch, passages, 2]` int64, the first and the last position of its text that each
+            passage is read in. A token of the table is read where it lies in one of a row's. None:
+            all of them are.
     """
 
     table: torch.Tensor
     stamps: torch.Tensor
     scores: torch.Tensor
     certainty: torch.Tensor
+    within: torch.Tensor | None = None
 
     @classmethod
     def nothing(cls, batch: int, device: torch.device) -> Choice:
@@ -30,6 +37,21 @@ class Choice(NamedTuple):
         none = torch.zeros(batch, 0, 1, dtype=torch.int64, device=device)
         return cls(none, none, none[..., 0].float(), torch.zeros(batch, device=device))
 
+    def reads(self, positions: torch.Tensor) -> torch.Tensor:
+        """Which tokens of the table are read, by their positions `[batch, blocks, block_size]`."""
+        if self.within is None:
+            return torch.ones_like(positions, dtype=torch.bool)
+        places = positions[..., None]
+        first, last = self.within[:, None, None].unbind(-1)
+        return ((places >= first) & (places <= last)).any(-1)
+
     def select(self, rows: torch.Tensor) -> Choice:
         """The choice of the given rows, in their order."""
-        return Choice(*(part.index_select(0, rows) for part in self))
+        within = None if self.within is None else self.within.index_select(0, rows)
+        return self._replace(
+            table=self.table.index_select(0, rows),
+            stamps=self.stamps.index_select(0, rows),
+            scores=self.scores.index_select(0, rows),
+            certainty=self.certainty.index_select(0, rows),
+            within=within,
+        )

@@ -52,7 +52,7 @@ class Retriever:
     ) -> None:
         self.config, self._calibration, self._vocabulary = config, calibration, vocabulary
         self.cache = RetrievalCache(config.cache_size or 0) if cache is None else cache
-        self._selector = Selector(config, calibration)
+        self._selector = Selector(config, calibration, vocabulary)
         # By their settings. All retrievers of one memory share them, as some strategies keep what
         # they have learnt of the store.
         self._made: dict[Hashable, Strategy] = {} if made is None else made
@@ -117,7 +117,7 @@ class Retriever:
         if known is not None:
             return Choice(*known)
         found = self._search(ask, store)
-        self.cache.put(key, version, found)
+        self.cache.put(key, version, tuple(part for part in found if part is not None))
         return found
 
     def search_again(self, query: RollingQuery, store: Searched) -> Choice:
@@ -133,7 +133,7 @@ class Retriever:
             return selector.fused(ask, store)
         settings = getattr(strategy, "settings", None)
         if settings is not None:
-            selector = Selector(settings(ask, self.config), self._calibration)
+            selector = Selector(settings(ask, self.config), self._calibration, self._vocabulary)
         found = strategy.score(ask, store)
         wanted = [len(ask.sessions), store.high_water]
         if list(found.passages.shape) != wanted:

@@ -129,11 +129,13 @@ class RollingQuery:
         """The choice in the tensors of the one before, where it has the same shape."""
         # A decoding step that was captured looks for it where it was.
         kept = self._choice
-        if kept is None or kept.table.shape != choice.table.shape:
+        alike = kept is not None and (kept.within is None) == (choice.within is None)
+        if kept is None or not alike or kept.table.shape != choice.table.shape:
             self._choice = choice
             return choice
         for old, new in zip(kept, choice, strict=True):
-            old.copy_(new)
+            if old is not None and new is not None:
+                old.copy_(new)
         return kept
 
     def reorder(self, rows: torch.Tensor) -> None:

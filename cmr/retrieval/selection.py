@@ -24,6 +24,8 @@ from cmr.kernels.standardise import spread, standardise
 from cmr.retrieval.ask import Ask, Scored, Searched, columns_of
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
+from cmr.retrieval.lines import within_lines
+from cmr.retrieval.vocabulary import Vocabulary
 
 CANDIDATES = 8
 """Best passages among which those to read are chosen."""
@@ -98,8 +100,13 @@ class Selector:
         run: blocks of a passage with its neighbours.
     """
 
-    def __init__(self, config: RetrievalConfig, calibration: Calibration | None = None) -> None:
-        self._config = config
+    def __init__(
+        self,
+        config: RetrievalConfig,
+        calibration: Calibration | None = None,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        self._config, self._vocabulary = config, vocabulary
         # Decided here and not in every search, which only picks one of the two.
         self._rules = {located: rule_for(located, calibration, config) for located in (False, True)}
         self.run = self._rules[False].passage + 2 * self._rules[False].neighbours
@@ -128,7 +135,8 @@ class Selector:
         who, k = (ask.sessions, ask.before), self.candidates
         found = maxsim_select(maxima, ask.mask, columns, *who, rule, k, out=out, scratch=scratch)
         if self._takes_first:
-            return Choice(found.table, found.stamps, found.scores, found.certainty)
+            choice = Choice(found.table, found.stamps, found.scores, found.certainty)
+            return self._in_lines(choice, found.starts, store, columns, rule)
         best = Best(found.scores, found.starts, found.certainty)
         return self._taken(ask, store, columns, rule, best)
 
@@ -178,7 +186,22 @@ class Selector:
         enough = Enough(self._config.ratio, self._config.gain, rule.passage, rule.neighbours)
         most = min(self._config.blocks, self.candidates)
         taken = cover(values, shares, best.scores, best.starts, own, columns, enough, most)
-        return Choice(taken.table, taken.stamps, taken.scores, best.certainty)
+        choice = Choice(taken.table, taken.stamps, taken.scores, best.certainty)
+        return self._in_lines(choice, taken.starts, store, columns, rule)
+
+    def _in_lines(
+        self,
+        choice: Choice,
+        starts: torch.Tensor,
+        store: Searched,
+        columns: SearchColumns,
+        rule: Rule,
+    ) -> Choice:
+        """The same, read no further than the lines go on, where a vocabulary knows their ends."""
+        ids = store.token_ids[: len(columns.session)]
+        if self._vocabulary is None or not rule.neighbours or not len(ids):
+            return choice
+        return choice._replace(within=within_lines(starts, columns, ids, self._vocabulary, rule))
 
 
 def _similarity(best: Best, line: torch.Tensor | None) -> torch.Tensor:

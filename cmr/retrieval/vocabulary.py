@@ -33,6 +33,7 @@ class Tables(NamedTuple):
         ends: int64: 2 ends a sentence, 1 does where no word goes on behind it, 0 does not.
         opens: bool: no word goes on with it.
         asks: bool: it has a question mark of any script.
+        breaks: bool: a line ends with it.
         size: how many classes there are.
     """
 
@@ -40,6 +41,7 @@ class Tables(NamedTuple):
     ends: torch.Tensor
     opens: torch.Tensor
     asks: torch.Tensor
+    breaks: torch.Tensor
     size: int
 
 
@@ -74,16 +76,22 @@ class Vocabulary:
             end = 2 if not ALWAYS.isdisjoint(text) else int(last in MAYBE)
             opens = not text or not text[0].isalnum()
             asks = not QUESTION_MARKS.isdisjoint(text)
-            rows.append((known.setdefault(word, len(known)), end, opens, asks))
+            number = known.setdefault(word, len(known))
+            rows.append((number, end, opens, asks, "\n" in text))
         # A search may run in inference mode, and the tables serve others, too.
         with torch.inference_mode(False):
             columns = torch.tensor(rows, dtype=torch.int64, device=self._device).unbind(1)
-        words, ending, opening, asking = (column.contiguous() for column in columns)
-        return Tables(words, ending, opening.bool(), asking.bool(), len(known))
+        words, ending, opening, asking, breaking = (column.contiguous() for column in columns)
+        flags = opening.bool(), asking.bool(), breaking.bool()
+        return Tables(words, ending, *flags, len(known))
 
     def classes_of(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Class of each token, any shape int64; of numbers that are no token's `NO_WORD`."""
         return classes_of(token_ids, self.tables.classes)
+
+    def breaks(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Which tokens end a line, bool of any shape."""
+        return self.tables.breaks[self._known(token_ids)]
 
     def parts(self, token_ids: torch.Tensor, mask: torch.Tensor | None) -> QueryParts:
         """The sentences of what is asked, by token ids `[rows, tokens]` and which of them ask.

@@ -29,7 +29,7 @@ BARS = {
     "prompt": (179, 1),
 }
 # With a tokenizer what is asked is taken in parts, and words count.
-BARS_OF_WORDS = {**BARS, "search": (136, 0), "prompt": (235, 1)}
+BARS_OF_WORDS = {**BARS, "search": (186, 0), "prompt": (285, 1)}
 READING = (2850, 13)
 """Of 4,000 tokens: most operations in all, the model's own among them, and most waits."""
 

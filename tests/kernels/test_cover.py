@@ -49,6 +49,8 @@ def test_against_a_loop(batch: int, tokens: int, k: int, most: int, seed: int) -
         count = len(taken)
         assert torch.equal(found.scores[row, :count], scores[row, taken])
         assert (found.scores[row, count:] == -math.inf).all()
+        assert torch.equal(found.starts[row, :count], starts[row, taken])
+        assert (found.starts[row, count:] == -1).all()
         begin = found.table[row, :, ENOUGH.neighbours]
         # A slot that an earlier passage has already is left out.
         wanted = starts[row, taken]
@@ -86,7 +88,8 @@ def arguments() -> tuple:
     given = passages_of(2, 5, 8, blocks=40)
     columns = columns_of(40, 1, 2)
     links = columns.successor, columns.predecessor, columns.created
-    out = torch.empty(2, 3), torch.full((2, 3, 4), 0), torch.full((2, 3, 4), 0)
+    starts, table = torch.full((2, 3), 0), torch.full((2, 3, 4), 0)
+    out = torch.empty(2, 3), starts, table, torch.full((2, 3, 4), 0)
     return *given, *links, *ENOUGH, *out
 
 

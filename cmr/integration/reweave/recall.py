@@ -19,9 +19,9 @@ from cmr.retrieval.successors import Successors, unit, what_follows
 
 LayerStates = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
 
-FULL_BIAS = 2.0
-"""Bias where a passage stands out: memory_weight of about 0.88 (docs/how-it-works.md)."""
-UNSURE, SURE = 0.8, 1.15
+FULL_BIAS = 3.0
+"""Bias where a passage stands out: memory_weight of about 0.95 (docs/how-it-works.md)."""
+UNSURE, SURE = 0.8, 1.325
 """Certainties between which the bias of `auto` rises from 0 to `FULL_BIAS`."""
 
 
@@ -86,35 +86,45 @@ class Recall:
         self._stamps = choice.stamps.flatten(1)
         at = self._table.clamp(min=0)
         stored = ring.positions[at]
-        self.mask = ((stored >= 0) & (self._table >= 0)[..., None]).flatten(1)
+        there = (stored >= 0) & (self._table >= 0)[..., None]
+        wanted = there if choice.within is None else there & choice.reads(stored)
+        self.mask = wanted.flatten(1)
         ids = ring.token_ids[at].flatten(1)
         # Where the table names no block, slot 0 was looked up: nothing of it may stay.
         self.read_ids = ids.masked_fill(~self.mask, 0)
         self.read_positions = stored.flatten(1).masked_fill(~self.mask, -1)
         self._positions, self.read = ring.positions, self.mask
+        self._in_place = in_place(ring.device)
         if plan is not None:
             self.read = plan.mask.to(self.mask.device)
-        elif guarded:
-            self._leave_out(at, ring.blank(at))
+        else:
+            tokens = wanted & ~ring.blank(at) if guarded else wanted
+            if tokens is not there:
+                self._read_only(at, tokens, there)
         # Fixed until the next search: rotating anew in every step would cost more than it gives.
         self._base, self._place = base, self._where(positions, base)
-        self._in_place = in_place(ring.device)
         self._columns = None if self._in_place else _dense(self.read)
         self.layers: dict[int, LayerBlocks | LayerRows] = {}
         self._states: dict[int, StateRows] = {}
         self._angles: dict[str | None, tuple[torch.Tensor, torch.Tensor]] = {}
         self.successors: Successors | None = None
 
-    def _leave_out(self, at: torch.Tensor, sinks: torch.Tensor) -> None:
-        """Neither copies nor those who read in place find tokens, `[batch, blocks, size]` bool."""
-        sinks = sinks & self.mask.view(sinks.shape)
-        if sinks.device.type == "cpu" and not bool(sinks.any()):
-            return  # on a GPU the answer costs more than the copy of the positions
-        self.read = self.mask & ~sinks.flatten(1)
-        out = torch.zeros_like(self._positions).index_add_(
-            0, at.flatten(), sinks.flatten(0, 1).to(self._positions)
-        )
-        self._positions = self._positions.masked_fill(out > 0, -1)
+    def _read_only(self, at: torch.Tensor, tokens: torch.Tensor, there: torch.Tensor) -> None:
+        """Of those that are `there`, `[batch, blocks, size]` bool both, only `tokens` are read."""
+        self.read = tokens.flatten(1)
+        if not self._in_place:
+            return
+        left = self._held_at(at, there & ~tokens) > 0
+        if self.choice.within is not None and len(tokens) > 1:
+            # Rows of one session may read a block that both found to different ends. In place it
+            # is read as far as one of them does: positions are the store's, and not a row's.
+            left &= self._held_at(at, tokens) == 0
+        self._positions = self._positions.masked_fill(left, -1)
+
+    def _held_at(self, at: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """How many rows have each token of the store, `[slots, size]`, by those of their blocks."""
+        held = torch.zeros_like(self._positions)
+        return held.index_add_(0, at.flatten(), tokens.flatten(0, 1).to(held))
 
     def _where(self, positions: str, base: torch.Tensor) -> torch.Tensor | None:
         """Positions `[batch, tokens]` that the keys are rotated to; None where they stay at 0."""

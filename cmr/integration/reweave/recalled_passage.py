@@ -54,11 +54,9 @@ def recalled_passages(
 
     `gates` has `[batch, heads, tokens]` by layer number; for `said` see `Step.said`.
     """
-    shape = recall.choice.table.shape[:2]
-    mask, ids, places = (
-        x.view(*shape, -1).cpu() for x in (recall.mask, recall.read_ids, recall.read_positions)
-    )
-    used, counts = _read_of(recall, mask)
+    mask, ids, places = (x.cpu() for x in (recall.mask, recall.read_ids, recall.read_positions))
+    used, counts = _read_of(recall)
+    of = _passage_of(recall)
     scores = recall.choice.scores.cpu()
     unread = (recall.bias == float("-inf")) & (recall.successors is None)
     off = unread.cpu().tolist()
@@ -68,14 +66,15 @@ def recalled_passages(
     for row, name in enumerate(names):
         found = []
         for passage, score in enumerate(scores[row].tolist()):
-            held = mask[row, passage]
-            if off[row] or not counts[row][passage]:
+            mine = of[row] == passage
+            into = places[row, mine & used[row]].sort().values.tolist()
+            read = len(into) if counts is None else counts[row][passage]
+            if off[row] or not read:
                 continue
-            tokens = tuple(ids[row, passage][held].tolist())
-            where = places[row, passage][held]
+            where, order = places[row, mine & mask[row]].sort()
+            tokens = tuple(ids[row, mine & mask[row]][order].tolist())
             text = None if tokenizer is None else tokenizer.decode(tokens)
-            start, end = int(where.min()), int(where.max()) + 1
-            into = places[row, passage][used[row, passage]].tolist()
+            start, end = int(where[0]), int(where[-1]) + 1
             found.append(
                 RecalledPassage(
                     start,
@@ -85,7 +84,7 @@ def recalled_passages(
                     name,
                     tokens,
                     text,
-                    read=counts[row][passage],
+                    read=read,
                     positions=tuple(into),
                     next_token=spoke[row],
                 )
@@ -94,14 +93,27 @@ def recalled_passages(
     return rows
 
 
-def _read_of(recall: Recall, mask: torch.Tensor) -> tuple[torch.Tensor, list[list[int]]]:
-    """Which of the recalled tokens `[batch, passages, tokens]` are read, and as how many."""
+def _read_of(recall: Recall) -> tuple[torch.Tensor, list[list[int]] | None]:
+    """Which of the recalled tokens `[batch, tokens]` are read, and as how many of each passage.
+
+    None: as many as there are.
+    """
     if recall.plan is None:
-        read = recall.read.view(mask.shape).cpu()
-        return read, read.sum(-1).tolist()
-    plan = recall.plan.to(mask.device)
-    counts = plan.counts(recall.passages[0].to(mask.device), mask.shape[1])
-    return plan.used(mask[0].numel()).view_as(mask), counts.tolist()
+        return recall.read.cpu(), None
+    plan = recall.plan.to(torch.device("cpu"))
+    counts = plan.counts(recall.passages[0].cpu(), recall.choice.table.shape[1])
+    return plan.used(recall.mask.shape[1]), counts.tolist()
+
+
+def _passage_of(recall: Recall) -> torch.Tensor:
+    """The passage of each recalled token, `[batch, tokens]` int64."""
+    within = recall.choice.within
+    if within is None or recall.plan is not None:
+        return recall.passages.cpu().expand(recall.mask.shape)
+    # Not by the table: a block that one passage needs may stand there for another one before it.
+    first, last = within.cpu()[..., None].unbind(2)
+    places = recall.read_positions.cpu()[:, None]
+    return ((places >= first) & (places <= last)).int().argmax(1)
 
 
 def _mean_gate(gates: dict[int, torch.Tensor], batch: int) -> list[float]:

@@ -29,7 +29,8 @@ class Reducer:
         """What to read of the passages that were found for `ask`; None: all of it."""
         ring, table = self._ring, choice.table.flatten(1)
         columns = (table, choice.stamps.flatten(1), ring.created, ring.positions)
-        mask = readable(*columns).cpu()
+        there = choice.reads(ring.positions[table.clamp(min=0)]).flatten(1)
+        mask = (readable(*columns) & there).cpu()
         counts: list[int] = mask.sum(-1).tolist()
         if all(self._limits.of(count) == count for count in counts):
             return None

@@ -16,7 +16,7 @@ QUERIES = 64
 @triton.jit
 def cover_kernel(
     p_values, p_shares, p_scores, p_starts, p_fits, p_successor, p_predecessor, p_created,
-    p_taken, p_table, p_stamps,
+    p_taken, p_begins, p_table, p_stamps,
     tokens, candidates, most, ratio, gain,
     PASSAGE: tl.constexpr, NEIGHBOURS: tl.constexpr,
     K: tl.constexpr, MOST: tl.constexpr, RUN: tl.constexpr, BLOCK_Q: tl.constexpr,
@@ -63,6 +63,7 @@ def cover_kernel(
     b_taken = tl.max(tl.where(m_same, b_score[None, :], -float("inf")), 1)
     m_most = o_m < most
     tl.store(p_taken + i_batch * most + o_m, b_taken, mask=m_most)
+    tl.store(p_begins + i_batch * most + o_m, b_begin, mask=m_most)
     WIDTH: tl.constexpr = PASSAGE + 2 * NEIGHBOURS
     store_table(
         p_successor, p_predecessor, p_created, p_table + i_batch * most * WIDTH,
@@ -85,6 +86,7 @@ def cover(
     passage: int,
     neighbours: int,
     taken_scores: torch.Tensor,
+    taken_starts: torch.Tensor,
     table: torch.Tensor,
     stamps: torch.Tensor,
 ) -> None:
@@ -104,6 +106,7 @@ def cover(
         p_predecessor=predecessor,
         p_created=created,
         p_taken=taken_scores,
+        p_begins=taken_starts,
         p_table=table,
         p_stamps=stamps,
         tokens=tokens,

@@ -218,18 +218,30 @@ def block_table(
     From first slots [B, k], -1 for none, along the links [N]:
     [B, k, neighbours + length + neighbours] int64 in the order of the text, see `Selection`.
     """
+    table = block_runs(starts, successor, predecessor, length=length, neighbours=neighbours)
+    flat = table.flatten(1)
+    # Passages may overlap: a slot that an earlier one has is left out, or it would be read twice.
+    same = (flat[:, :, None] == flat[:, None, :]) & (flat[:, :, None] >= 0)
+    earlier = torch.ones_like(same[0]).tril(-1)
+    return flat.masked_fill((same & earlier).any(-1), -1).view(table.shape)
+
+
+def block_runs(
+    starts: torch.Tensor,
+    successor: torch.Tensor,
+    predecessor: torch.Tensor,
+    *,
+    length: int,
+    neighbours: int,
+) -> torch.Tensor:
+    """The same as `block_table`, each passage whole, whatever the others have."""
     # Neighbours are found by links, not by counting: slots next to each other hold any texts.
     run = [starts]
     for _ in range(neighbours):
         run.insert(0, _follow(predecessor, run[0]))
     for _ in range(length - 1 + neighbours):
         run.append(_follow(successor, run[-1]))
-    table = torch.stack(run, -1)
-    flat = table.flatten(1)
-    # Passages may overlap: a slot that an earlier one has is left out, or it would be read twice.
-    same = (flat[:, :, None] == flat[:, None, :]) & (flat[:, :, None] >= 0)
-    earlier = torch.ones_like(same[0]).tril(-1)
-    return flat.masked_fill((same & earlier).any(-1), -1).view(table.shape)
+    return torch.stack(run, -1)
 
 
 def _follow(links: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,9 @@ MARKED = 1.4
 NULL_BASE, NULL_BLOCKS, NULL_PARTS = -0.75, 0.8, 0.45
 """The best score when nothing fits: base + blocks' slope * ln(blocks) + parts' * ln(parts), fitted
 to questions about another text at 12 to 900 blocks, with and without everyday talk around them."""
+FEW_CERTAINTY = 1.4
+"""Of a question to so few blocks that nothing can stand out: they are read strongly. Requests that
+have nothing to do with them are disturbed less by it than by the same text in the prompt."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ class Asked:
             return values, shares.gather(1, first)[:, 0]
 
         best = scores.gather(1, winner[:, None])[:, 0].gather(1, line.argmax(1, keepdim=True))
-        certainty = _certainty(best[:, 0], seen.sum(-1), (total > 0).sum((1, 2)), rule)
+        few = FEW_CERTAINTY if ask.located else rule.few_certainty
+        certainty = _certainty(best[:, 0], seen.sum(-1), (total > 0).sum((1, 2)), few, rule)
         return Scored(line, certainty, explained=explained)
 
     def _parts(self, ask: Ask, token_ids: torch.Tensor) -> QueryParts:
@@ -94,11 +98,11 @@ class Asked:
 
 
 def _certainty(
-    best: torch.Tensor, blocks: torch.Tensor, parts: torch.Tensor, rule: Rule
+    best: torch.Tensor, blocks: torch.Tensor, parts: torch.Tensor, few: float, rule: Rule
 ) -> torch.Tensor:
     """The best score `[batch]` over what is expected of so many blocks and parts; 0 for nothing."""
     # Among few blocks some block always stands out, which says nothing of how well it fits.
     many = blocks.clamp(min=rule.few_blocks).log()
     null = NULL_BASE + NULL_BLOCKS * many + NULL_PARTS * parts.clamp(min=1).log()
-    sure = torch.where(blocks < rule.few_blocks, rule.few_certainty, best / null)
+    sure = torch.where(blocks < rule.few_blocks, few, best / null)
     return torch.where(best > NEG_INF, sure, 0.0)
