@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -87,11 +88,15 @@ class Remembered:
 
         def ranked(number: int) -> Ranked:
             begun = time.perf_counter()
-            choice = self.core.search(self.asks[number])
+            ask = self.asks[number]
+            if self.core.index_digest is None:  # noted as the model has them
+                with self.memory._stepper.alone():
+                    ask = replace(ask, states=self.core.asking(ask.states, finder))
+            choice = self.core.search(ask)
             seconds = time.perf_counter() - begun
             starts = choice.table[0, :, 0]
             first = self.core.ring.positions[starts[starts >= 0]].amax(-1) // BLOCK
-            within = self.core.search(self.asks[number], beside).within[0]
+            within = self.core.search(ask, beside).within[0]
             out = []
             for place, (start, last) in zip(first.tolist(), within.tolist(), strict=False):
                 widest = around(place, 1)

@@ -59,8 +59,8 @@ def opened(
             if not memory.stats()["calibrated"]:
                 named_model = f" --model {settings.model}" if settings.model else ""
                 out.print(
-                    "[dim]searched as any model: `cmr calibrate"
-                    f"{escape(named_model)}` measures once how this one finds more[/dim]"
+                    "[dim]searched by a sample of the model, taken at the first question: "
+                    f"`cmr calibrate{escape(named_model)}` measures it once with questions[/dim]"
                 )
             if name is not None:
                 _enter(stack, memory, name)

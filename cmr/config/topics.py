@@ -193,7 +193,7 @@ def _strategy(field: str, value: Any) -> str:
 
 def _calibration(field: str, value: Any) -> str:
     if not isinstance(value, str) or not value:  # an empty name would be the present folder
-        raise check.refuse(field, value, "'auto', 'none' or a path")
+        raise check.refuse(field, value, "'auto', 'sampled', 'none' or a path")
     return value
 
 
@@ -205,8 +205,8 @@ class RetrievalConfig(check.Checked):
         strategy: 'maxsim' (synonym 'semantic_similarity'), 'contextual_relevance',
             'multi_criteria', 'hierarchical', 'task_specific', 'hybrid_ensemble', or one of
             `cmr.retrieval.strategies.registry.register_strategy`.
-        index_layer: hidden state that is indexed and searched, 0 or more; None: at two fifths of
-            the depth.
+        index_layer: hidden state that is indexed and searched, 0 or more; None: what was measured,
+            else at a quarter of the depth.
         blocks: passages recalled at once at most, 0..64; 0: nothing is ever recalled.
         neighbours: blocks read on each side of a passage, 0..8; with a tokenizer no further than
             the lines go on that it begins and ends with.
@@ -227,7 +227,9 @@ class RetrievalConfig(check.Checked):
             least 0, scaled to sum 1 where used; a dict, kept as its items. None: those of
             `cmr.retrieval.strategies.criteria.DEFAULT_WEIGHTS` where `multi_criteria` needs them.
         calibration: 'auto' takes what was measured for the model by `cmr.calibrate` or comes with
-            the library, if anything does; 'none' takes nothing; else the path of such a file.
+            the library, and if nothing does, 'sampled': at the first search the model itself says,
+            by random tokens, how its states are weighed; 'none' compares them as they are; else
+            the path of a file of `cmr.calibrate`.
 
     Raises:
         ConfigError: a value is of the wrong type or out of its range.

@@ -16,6 +16,7 @@ from cmr._warning import warn
 from cmr.config import CMRConfig
 from cmr.errors import AttachError
 from cmr.integration.calibration.files import calibration_for
+from cmr.integration.calibration.sampled import Metric, sample
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.capture.block_writer import BlockWriter, Keep
 from cmr.integration.capture.leaving_text import LeavingText
@@ -170,6 +171,12 @@ class Core:
         return BlockWriter(self.adapter, self.keeper, self.table, self.indexed, self._keep)
 
     @cached_property
+    def metric(self) -> Metric | None:
+        """What weighs a search of states that are indexed as they are; None: nothing can."""
+        found = sample(self.adapter, self.layout.index_layer)
+        return found and found.to(self.ring.device)
+
+    @cached_property
     def recomputed(self) -> Recomputed:
         """Passages that are run through the model again, as they keep no states."""
         layout, context = self.layout, self.config.memory.recall_context
@@ -259,6 +266,13 @@ class Core:
             warn(message)
 
     @property
+    def searched_by(self) -> str:
+        """What a search is tuned to the model by: 'measured', 'sampled' or 'none'."""
+        if self.calibration is not None:
+            return "measured"
+        return "none" if self.config.retrieval.calibration == "none" else "sampled"
+
+    @property
     def stores(self) -> bool:
         """Whether anything is stored."""
         ledger = self.ring.ledger
@@ -282,9 +296,23 @@ class Core:
         """What is indexed and searched of states `[..., hidden]` at the index layer."""
         return states if self.calibration is None else self.calibration.index(states)
 
-    def asked(self, ask: Ask) -> Ask:
-        """The same with states as they are indexed, on the index's device."""
-        return replace(ask, states=self.indexed(ask.states)).to(self.ring.device)
+    def asking(self, states: torch.Tensor, retriever: Retriever) -> torch.Tensor:
+        """What a search compares with the index of states `[..., hidden]` at the index layer.
+
+        As they are indexed, and where that is as they are, weighed by the model's own metric. The
+        first time it runs the decoder, whose hooks must rest.
+        """
+        config = retriever.config
+        # What is weighed are no cosines, which a strategy or a least one may ask for.
+        plain = config.strategy != "maxsim" or config.similarity_threshold is not None
+        if plain or self.searched_by == "none" or self.index_digest is not None:
+            return self.indexed(states)
+        return states if self.metric is None else self.metric.weigh(states)
+
+    def asked(self, ask: Ask, retriever: Retriever) -> Ask:
+        """The same with states as `asking` gives them, on the index's device."""
+        ask = ask.to(self.ring.device)
+        return replace(ask, states=self.asking(ask.states, retriever))
 
     def search(self, ask: Ask, retriever: Retriever | None = None) -> Choice:
         """Search with what `asked` gives; see `Retriever`. None: as it is set here and now."""

@@ -171,6 +171,7 @@ class MemoryView:
                 "target_layers": list(core.layout.targets),
                 "index_layer": core.layout.index_layer,
                 "calibrated": core.calibration is not None,
+                "searched_by": core.searched_by,
                 "strategy": core.retriever.config.strategy,
                 "cache": core.retriever.cache.stats(),
                 "next_token": self._next_token.stats(),

@@ -76,7 +76,7 @@ class _Text:
     Attributes:
         lengths: `[batch, 1]` tokens of the rows, on the model's device.
         start: column of the next window.
-        query: `[batch, tokens, hidden]` the end of the window before, as it is indexed.
+        query: `[batch, tokens, hidden]` states of the end of the window before.
         before: `[batch, hidden]` state in front of the head of the last token; None: nobody asks.
     """
 
@@ -289,7 +289,7 @@ class Reader:
         # What the cache still holds is read there: nothing is to be read twice.
         before = torch.tensor(ends, device=query.device) - self._left_context
         ask = core.asked(
-            Ask(states=query, mask=None, sessions=core.numbers(sessions), before=before)
+            Ask(states=query, mask=None, sessions=core.numbers(sessions), before=before), retriever
         )
         return core.recall(core.search(ask, retriever), before, ask)
 

@@ -31,7 +31,7 @@ def calibration_for(adapter: ModelAdapter, config: RetrievalConfig) -> Calibrati
     Nothing holds where `index_layer` names another layer than the one that was measured. Raises
     `ConfigError` where the file that `calibration` names holds none, or one of another model.
     """
-    if config.calibration == "none":
+    if config.calibration in ("sampled", "none"):
         return None
     if config.calibration == "auto":
         found = find(adapter)

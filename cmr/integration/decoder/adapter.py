@@ -22,7 +22,7 @@ from cmr.memory.allocation import LayerShape
 
 FIRST_SHARE, LAST_SHARE = 0.13, 0.83
 """Default range of target layers as shares of the depth; see docs/how-it-works.md."""
-INDEX_SHARE = 0.4
+INDEX_SHARE = 0.25
 """Default index layer as a share of the depth; see docs/how-it-works.md."""
 
 
@@ -143,7 +143,7 @@ class ModelAdapter:
         return blocks
 
     def index_layer(self, wanted: int | None) -> int:
-        """The layer whose states are searched; at two fifths of the depth when not given."""
+        """The layer whose states are searched; at a quarter of the depth when not given."""
         if wanted is None:
             return max(1, round(self.depth * INDEX_SHARE))
         if not 0 <= wanted < self.depth:

@@ -22,9 +22,16 @@ def to_header(config: CMRConfig) -> dict[str, Any]:
 
 def from_header(saved: Saved, overrides: Mapping[str, Any]) -> CMRConfig:
     """The settings that a memory was saved with, and those of the caller in their place."""
-    # Also what was saved before there were calibrations.
-    usual = {} if saved.header["calibrated"] else {"calibration": "none"}
-    return read(saved.header["config"], saved.path, {**usual, **overrides})
+    given, usual = saved.header["config"], {}
+    # Also what was saved before there were calibrations. What a model's own measure says of its
+    # layers came later, or not from here: the states that are indexed are searched.
+    if not saved.header["calibrated"]:
+        chosen = (given.get("retrieval") or {}).get("calibration")
+        usual = {
+            "calibration": chosen if chosen == "none" else "sampled",
+            "index_layer": saved.header["index_layer"],
+        }
+    return read(given, saved.path, {**usual, **overrides})
 
 
 def read(given: Mapping[str, Any], where: object, overrides: Mapping[str, Any]) -> CMRConfig:

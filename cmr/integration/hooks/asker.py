@@ -120,17 +120,17 @@ class Asker:
         # A question asks as a whole, however long; of a text nobody knows where one begins.
         last = slice(None) if located else slice(-self._query_tokens, None)
         states, heads = self._look_ahead(step.new, decoder, kwargs, request.retriever)
-        asked = core.asked(
-            Ask(
-                states=states[:, last],
-                mask=mask[:, last],
-                sessions=core.numbers(step.sessions),
-                token_ids=step.token_ids[:, last],
-                task=request.task,
-                located=located,
-                heads={n: x[:, :, last] for n, x in heads.items()},
-            )
+        ask = Ask(
+            states=states[:, last],
+            mask=mask[:, last],
+            sessions=core.numbers(step.sessions),
+            token_ids=step.token_ids[:, last],
+            task=request.task,
+            located=located,
+            heads={n: x[:, :, last] for n, x in heads.items()},
         )
+        with self._alone():
+            asked = core.asked(ask, request.retriever)
         wanted = asked.only_asking() if located else asked
         search.located, search.query, search.question = located, None, None
         if located and core.vocabulary is not None and step.record is not None:
@@ -162,12 +162,17 @@ class Asker:
             search.unasked = max(0, behind)
         tokens = min(search.unasked, self._query_tokens)
         if tokens:
-            self._add(record, search, search.query, tokens)
+            self._add(record, search, search.query, tokens, request.retriever)
         search.unasked = 0
         return core.search_again(search.query, request.retriever), search.query.ask()
 
     def _add(
-        self, record: WindowRecord, search: TextSearch, query: RollingQuery, tokens: int
+        self,
+        record: WindowRecord,
+        search: TextSearch,
+        query: RollingQuery,
+        tokens: int,
+        retriever: Retriever,
     ) -> None:
         """Have the last tokens of a record ask, too."""
         core = self._core
@@ -177,8 +182,10 @@ class Asker:
             said = core.template.content(ids)
             mask = said if mask is None else said & mask.to(said.device)
         device = core.ring.device
+        with self._alone():
+            asking = core.asking(states.to(device), retriever)
         query.add(
-            core.indexed(states.to(device)),
+            asking,
             None if mask is None else mask.to(device),
             ids.to(device),
         )

@@ -42,7 +42,7 @@ MAX_SLOTS = 1 << 40
 MAX_SHARDS, MAX_KINDS, MAX_PARTS = 1 << 20, 1 << 12, 1 << 14
 MAX_FILLED = 8
 MAX_TEXT = 1 << 10
-CALIBRATIONS = ("auto", "none", "file")
+CALIBRATIONS = ("auto", "sampled", "none", "file")
 """What a header says of a calibration: 'file' is one of the user's own, who gives it again."""
 
 

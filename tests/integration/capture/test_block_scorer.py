@@ -110,7 +110,7 @@ def test_attention_is_that_of_the_index_layer(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = model.get_decoder()
-    layer = 2  # at two fifths of six
+    layer = 2  # at a quarter of six
     block = decoder.h[layer] if hasattr(decoder, "h") else decoder.layers[layer]
     attention = block.attn if hasattr(block, "attn") else block.self_attn
     monkeypatch.setattr(attention, "scaling", attention.scaling * 1.5)

@@ -17,7 +17,7 @@ from cmr.retrieval.calibration import Calibration
 from tests.integration.tiny import text
 
 MEASURED = 4
-"""The layer of the calibration; without one it would be 2, at two fifths of six."""
+"""The layer of the calibration; without one it would be 2, at a quarter of six."""
 SETTINGS: dict[str, Any] = {"window": 64, "threshold": 0.0}
 
 

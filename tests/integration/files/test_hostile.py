@@ -213,7 +213,7 @@ def test_an_older_header_is_completed_and_its_paths_forgotten(
     lying(folder, manifest(older))
     with cmr.load(folder, llama) as memory:
         assert memory.config.memory.long_term_folder is None
-        assert memory.config.retrieval.calibration == "none"
+        assert memory.config.retrieval.calibration == "sampled"
         memory.forget("ben")
     assert hostile.read(folder)["format_version"] == 4
     with cmr.load(folder, llama) as memory:

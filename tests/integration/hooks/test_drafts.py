@@ -32,7 +32,9 @@ def answers(
 
     The first releases of transformers 5 let a draft go on behind the last token that was wanted.
     """
-    with remembering(model, refresh=refresh) as memory, memory.session("anna"):
+    # By states as they are: with what that recalls the answers repeat themselves, as drafts need.
+    settings = {"refresh": refresh, "calibration": "none"}
+    with remembering(model, **settings) as memory, memory.session("anna"):
         passes = [0]
         decoder = model.get_decoder()
 
