@@ -302,6 +302,26 @@ def test_a_cache_that_was_reset_begins_another_text(llama: nn.Module) -> None:
         assert out.isfinite().all()
 
 
+def test_sinks_of_a_text_are_gone_when_its_cache_is_reset(model: nn.Module) -> None:
+    """Also where the next text is as long, and its sinks are turned just as far."""
+    with remembering(model) as memory:
+        caches = [model(text(1, 5), use_cache=True).past_key_values for _ in range(2)]
+        memory.pause()
+        for cache in caches:
+            cache.reset()
+        go_on(model, caches[0], text(1, 60))
+        go_on(model, caches[0], text(1, WINDOW + SINKS - 59, seed=1))  # a block leaves
+        logits = []
+        for cache in caches:
+            cache.reset()
+            assert not cache.layers[0].owner.first
+            go_on(model, cache, text(1, 60, seed=2))
+            go_on(model, cache, text(1, WINDOW + SINKS - 59, seed=3))
+            assert cache.layers[0].left == BLOCK
+            logits.append(go_on(model, cache, text(1, 3, seed=4)))
+        assert torch.equal(*logits)
+
+
 # -- taking back -----------------------------------------------------------------------------------
 
 
