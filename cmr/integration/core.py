@@ -64,6 +64,8 @@ class Core:
         consolidated: the store's clock when it was last tidied up.
         forgotten: counts how often something was forgotten or expired.
         not_finite: tokens that left a window and were not stored, as their row was not finite.
+        metric: weighs a search of states that are indexed as they are; None: nothing does.
+        sampled: whether the model was asked for its metric.
         on_leaving: told each text that is about to go from a window into the store; raises where it
             must not.
         on_forgotten: told the sessions of which something was forgotten, to drop copies of it.
@@ -116,6 +118,8 @@ class Core:
         self.home = threading.get_ident()
         self.names_in_use = False
         self._warned: set[str] = set()
+        self.metric: Metric | None = None
+        self.sampled = False
         self.on_leaving: Callable[[LeavingText], None] | None = None
         self.on_forgotten: Callable[[set[int]], None] | None = None
         self.searches = self.recalls_made = 0
@@ -169,12 +173,6 @@ class Core:
     def writer(self) -> BlockWriter:
         """Stores what leaves a window, or was read."""
         return BlockWriter(self.adapter, self.keeper, self.table, self.indexed, self._keep)
-
-    @cached_property
-    def metric(self) -> Metric | None:
-        """What weighs a search of states that are indexed as they are; None: nothing can."""
-        found = sample(self.adapter, self.layout.index_layer)
-        return found and found.to(self.ring.device)
 
     @cached_property
     def recomputed(self) -> Recomputed:
@@ -307,6 +305,11 @@ class Core:
         plain = config.strategy != "maxsim" or config.similarity_threshold is not None
         if plain or self.searched_by == "none" or self.index_digest is not None:
             return self.indexed(states)
+        if not self.sampled:
+            # No cached property: its lock, which a fork in another thread would leave locked in
+            # the child, is held for as long as the model runs.
+            found = sample(self.adapter, self.layout.index_layer)
+            self.metric, self.sampled = found and found.to(self.ring.device), True
         return states if self.metric is None else self.metric.weigh(states)
 
     def asked(self, ask: Ask, retriever: Retriever) -> Ask:

@@ -34,7 +34,7 @@ def hooks_of(model: nn.Module) -> list[list[int]]:
 
 
 def sampling(memory: cmr.Memory) -> bool:
-    return "metric" in vars(memory._core)
+    return memory._core.sampled
 
 
 # -- the metric ------------------------------------------------------------------------------------
