@@ -10,10 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmr.config import RetrievalConfig
 from cmr.integration.capture.text_search import TextSearch
+from cmr.integration.reweave.recall import FULL_BIAS, memory_bias
 from cmr.memory.sessions import NO_SESSION
 from cmr.retrieval import Ask, Retriever, RollingQuery
 from cmr.retrieval.ask import QueryParts
-from cmr.retrieval.strategies.asked import MARKED, WORD_WEIGHT, Asked
+from cmr.retrieval.selection import rule_for
+from cmr.retrieval.strategies.asked import FEW_CERTAINTY, MARKED, WORD_WEIGHT, Asked
 from cmr.retrieval.strategies.registry import Parts, make_strategy
 from cmr.retrieval.words import words_of
 from tests.kernels.helpers.compare import assert_close
@@ -149,6 +151,21 @@ def test_few_blocks_and_rows_that_see_none(blocks: int) -> None:
     found = searching(words).search(ask, store)
     assert (found.certainty > 0).tolist() == [blocks > 0, False, False]
     assert (found.table >= 0).any(-1).any(-1).tolist() == [blocks > 0, False, False]
+
+
+@pytest.mark.parametrize(("blocks", "sure"), [(2, True), (11, True), (12, False)])
+def test_a_question_to_few_blocks_is_certain(blocks: int, sure: bool) -> None:
+    """Nothing can stand out there; a text that goes on is read with a middling certainty."""
+    torch.manual_seed(0)
+    words, ids = spoken()
+    ask = question([0], states=torch.randn(1, ids.shape[1], HIDDEN), token_ids=ids, located=True)
+    search, store = searching(words), filled(words, blocks)
+    certain = [
+        search.search(replace(ask, located=x), store).certainty.item() for x in (True, False)
+    ]
+    few = [FEW_CERTAINTY, rule_for(False).few_certainty]
+    assert (certain == pytest.approx(few)) == sure
+    assert memory_bias(torch.tensor(few), None).tolist()[0] == FULL_BIAS
 
 
 def test_a_row_that_asks_nothing_finds_nothing() -> None:
