@@ -112,8 +112,8 @@ class Recall:
     def _read_only(self, at: torch.Tensor, tokens: torch.Tensor, there: torch.Tensor) -> None:
         """Of those that are `there`, `[batch, blocks, size]` bool both, only `tokens` are read."""
         self.read = tokens.flatten(1)
-        if not self._in_place:
-            return
+        if tokens.device.type == "cpu" and torch.equal(tokens, there):
+            return  # on a GPU the answer costs more than the copy of the positions
         left = self._held_at(at, there & ~tokens) > 0
         if self.choice.within is not None and len(tokens) > 1:
             # Rows of one session may read a block that both found to different ends. In place it

@@ -279,7 +279,7 @@ def test_it_finds_nearly_what_the_calibrated_model_finds(smollm2: Any) -> None:
         kept = Remembered(model, tokenizer, haystack, settings)
         ranked = kept.ranker("default", 2)
         found[kept.memory.stats()["searched_by"]] = statistics.fmean(
-            share_found(asked, haystack, ranked(number)[0], 1)
+            share_found(asked, haystack, [p.read for p in ranked(number)[0]])
             for number, asked in enumerate(haystack.questions)
         )
         kept.memory.detach()

@@ -18,7 +18,9 @@ from tests.kernels.helpers.compare import assert_close
 
 BLOCKS = 12
 """Blocks of the text; every memory here has room for all of them."""
-SETTINGS: dict[str, Any] = {"window": 64, "threshold": 0.0, "memory_weight": 0.5}
+SETTINGS: dict[str, Any] = {
+    "window": 64, "threshold": 0.0, "memory_weight": 0.5, "calibration": "none",
+}  # fmt: skip
 TIERS: dict[str, dict[str, Any]] = {
     "recent": {"budget": 32 * BLOCKS},
     "working": {"budget": 64, "working_budget": 32 * BLOCKS},
