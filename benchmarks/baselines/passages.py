@@ -28,6 +28,11 @@ def passage_texts(tokenizer: Any, token_ids: list[int]) -> list[str]:
     return list(tokenizer.batch_decode([token_ids[s : s + PASSAGE] for s in starts]))
 
 
+def tokens_of(spans: Iterable[tuple[int, int]]) -> set[int]:
+    """The tokens of spans [start, end), each once."""
+    return {token for start, end in spans for token in range(start, end)}
+
+
 class Span(Protocol):
     """Tokens [start, end)."""
 

@@ -23,8 +23,8 @@ import statistics
 import time
 from typing import Any
 
-from benchmarks.baselines.passages import PASSAGE
-from benchmarks.conversations.finders import TOKENS, Remembering, Retrieving, tokens_of
+from benchmarks.baselines.passages import PASSAGE, tokens_of
+from benchmarks.conversations.finders import TOKENS, Remembering, Retrieving
 from benchmarks.conversations.locomo import Asked, Conversation, load, require
 from benchmarks.conversations.report import FORMS, summaries
 from benchmarks.shared import rows

@@ -47,8 +47,3 @@ class Retrieving:
         order = (-self.index.scores(message)).argsort(kind="stable")
         ranked = ((STRIDE * int(i), STRIDE * int(i) + PASSAGE) for i in order)
         return filled(ranked, self.tokens, PASSAGES, self.total)
-
-
-def tokens_of(spans: Spans) -> set[int]:
-    """The tokens of the spans, each once."""
-    return {t for start, end in spans for t in range(start, end)}

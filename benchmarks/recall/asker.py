@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.baselines.lexical import BM25
-from benchmarks.baselines.passages import shown, widen
+from benchmarks.baselines.passages import shown, tokens_of, widen
 from benchmarks.shared.answer import Passage, Prefilled, answers, ask
 from benchmarks.shared.chat import chat, encode
 from benchmarks.shared.model import WINDOW
@@ -106,4 +106,4 @@ class Asker:
 
 
 def _tokens(passages: list[Passage]) -> set[int]:
-    return {t for p in passages for t in range(p.start, p.end)}
+    return tokens_of((p.start, p.end) for p in passages)

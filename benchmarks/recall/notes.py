@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.recall.report import difference
+from benchmarks.recall.report import difference, summarise
 from benchmarks.shared import rows
 from benchmarks.shared.answer import answer, ask
 from benchmarks.shared.chat import chat, encode
 from benchmarks.shared.command import Parser, run
 from benchmarks.shared.model import begin, described
-from benchmarks.shared.stats import clustered, share, wilson
+from benchmarks.shared.stats import share
 from benchmarks.texts.documents import Question, grade
 from benchmarks.texts.notes import Person, people
 
@@ -56,17 +56,18 @@ def main(words: list[str] | None = None) -> None:
     try:
         for number, person in enumerate(people(args.seed)):
             memory.clear()
-            memory.read(torch.tensor(encode(tokenizer, "\n".join(person.notes))))
-            blocks = int(memory.stats()["blocks"])
+            ids = encode(tokenizer, "\n".join(person.notes))
+            memory.read(torch.tensor(ids))
             memory.pause()
             for at, question in enumerate(person.questions):
                 for system in args.systems:
                     begun = time.perf_counter()
                     got = replied(model, tokenizer, memory, system, person, question)
                     details.append({
-                        "system": system, "fact": f"p{number}n{at}", "wording": 0,
-                        "question": question.text, "expected": question.answers[0],
-                        "right": grade(got["answer"], question), "blocks": blocks,
+                        "tokens": len(ids), "system": system, "fact": f"p{number}n{at}",
+                        "kind": question.text, "wording": 0, "question": question.text,
+                        "group": "number" if question.answers[0].isdigit() else "name",
+                        "expected": question.answers[0], "right": grade(got["answer"], question),
                         "seconds": round(time.perf_counter() - begun, 3), **got,
                     })  # fmt: skip
                     if args.verbose:
@@ -78,18 +79,13 @@ def main(words: list[str] | None = None) -> None:
         memory.detach()
     rows.append("notes_details", *({"run": conditions["run"], **r} for r in details))
     for system in args.systems:
-        mine = [r for r in details if r["system"] == system]
-        right = sum(r["right"] for r in mine)
-        row = {
-            "system": system, "n": len(mine), "right": right, "wilson": wilson(right, len(mine)),
-            "by_fact": clustered([float(r["right"]) for r in mine], [r["fact"] for r in mine]),
-            "against": {
-                other: difference(mine, [r for r in details if r["system"] == other])
-                for other in args.systems
-                if other != system
-            },
-        }  # fmt: skip
-        print(f"{system:10} {right} of {len(mine)}  {share(right, len(mine))}")
+        mine, row = [r for r in details if r["system"] == system], summarise(details, system)
+        row["against"] = {
+            other: difference(mine, [r for r in details if r["system"] == other])
+            for other in args.systems
+            if other != system
+        }
+        print(f"{system:10} {row['right']} of {row['n']}  {share(row['right'], row['n'])}")
         rows.append("notes", {**conditions, **row})
 
 

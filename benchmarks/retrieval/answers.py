@@ -22,6 +22,7 @@ from benchmarks.baselines.passages import (
     best_passages,
     passage_texts,
     shown,
+    tokens_of,
     widen,
 )
 from benchmarks.shared import rows
@@ -43,7 +44,7 @@ def prompts(
     out = []
     ids = haystack.token_ids
     for asked, passages in zip(haystack.questions, recalled, strict=True):
-        tokens = len({t for p in passages for t in range(p.start, p.end)}) or UNRECALLED
+        tokens = len(tokens_of((p.start, p.end) for p in passages)) or UNRECALLED
         count = max(1, len(passages))
         width = max(PASSAGE, tokens // count)
         spans = [
@@ -78,7 +79,7 @@ def measure(length: int, model: Any, tokenizer: Any, args: argparse.Namespace) -
         for name, index in (("bm25", Lexical(texts)), ("dense", Dense(texts))):
             shown_prompts = prompts(index, tokenizer, haystack, recalled)
             replies[name] = answers(model, tokenizer, shown_prompts, args.batch, NEW_TOKENS)
-        tokens += [len({t for p in ps for t in range(p.start, p.end)}) for ps in recalled]
+        tokens += [len(tokens_of((p.start, p.end) for p in ps)) for ps in recalled]
         for name, given in replies.items():
             for asked, reply in zip(haystack.questions, given, strict=True):
                 good[name, asked.kind].append(float(right(reply, asked)))

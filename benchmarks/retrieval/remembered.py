@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.baselines.passages import tokens_of
 from benchmarks.shared.chat import chat
 from benchmarks.texts.haystack import BLOCK, Asked, Haystack
 
@@ -108,7 +109,7 @@ class Remembered:
 
 def share_found(asked: Asked, haystack: Haystack, spans: Sequence[Span]) -> float:
     """The share of the facts needed that stand wholly in these spans."""
-    shown = {token for start, end in spans for token in range(start, end)}
+    shown = tokens_of(spans)
     found = [
         shown.issuperset(range(fact.start, fact.end))
         for fact in (haystack.facts[i] for i in asked.facts)

@@ -13,6 +13,7 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
+from benchmarks.baselines.passages import tokens_of
 from benchmarks.retrieval.remembered import Remembered, around, share_found
 from benchmarks.shared import rows
 from benchmarks.shared.command import Parser, run, whole
@@ -83,15 +84,14 @@ def passages(kept: Remembered, number: int, settings: dict[str, Any], task: str)
 def needed(asked: Asked, haystack: Haystack, chosen: list[int]) -> float:
     """The share found of what the question needs; of things told several times any telling."""
     ids = [haystack.facts[i].id for i in asked.facts]
+    spans = [around(p, 1) for p in chosen]
     if asked.kind != "all that is said":
-        return share_found(asked, haystack, [around(p, 1) for p in chosen])
-    shown = {b for p in chosen for b in range(p - 1, p + 3)}
+        return share_found(asked, haystack, spans)
+    shown = tokens_of(spans)
     found = 0
     for key in ids:
         tellings = [f for f in haystack.facts if f.id.rsplit(" ", 1)[0] == key.rsplit(" ", 1)[0]]
-        found += any(
-            set(range(f.start // BLOCK, (f.end - 1) // BLOCK + 1)) <= shown for f in tellings
-        )
+        found += any(shown.issuperset(range(f.start, f.end)) for f in tellings)
     return found / len(ids)
 
 

@@ -6,9 +6,6 @@ from typing import NamedTuple
 
 import torch
 
-LAST = torch.iinfo(torch.int64).max
-"""Behind all positions of a text."""
-
 
 class Choice(NamedTuple):
     """The passages chosen for each row of a batch. One choice serves all layers.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from cmr.kernels.reference.select import Rule, SearchColumns, block_runs
-from cmr.retrieval.choice import LAST
 from cmr.retrieval.vocabulary import Vocabulary
+
+LAST = torch.iinfo(torch.int64).max
+"""Behind all positions of a text."""
 
 
 def within_lines(

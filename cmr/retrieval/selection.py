@@ -135,8 +135,7 @@ class Selector:
         who, k = (ask.sessions, ask.before), self.candidates
         found = maxsim_select(maxima, ask.mask, columns, *who, rule, k, out=out, scratch=scratch)
         if self._takes_first:
-            choice = Choice(found.table, found.stamps, found.scores, found.certainty)
-            return self._in_lines(choice, found.starts, store, columns, rule)
+            return Choice(found.table, found.stamps, found.scores, found.certainty)
         best = Best(found.scores, found.starts, found.certainty)
         return self._taken(ask, store, columns, rule, best)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.baselines.passages import tokens_of
 from benchmarks.conversations import __main__ as command
 from benchmarks.conversations import finders, locomo
 from benchmarks.conversations.finders import Remembering, Retrieving
@@ -160,7 +161,7 @@ def test_text_retrievers_show_so_many_tokens_for_every_message(
     other = Retrieving(name, tokenizer, ids, tokens=150)
     for words in ("What did Ralf name the parrot?", "Hm."):
         spans = other.spans(words)
-        assert len(finders.tokens_of(spans)) == 150 and len(spans) >= 2
+        assert len(tokens_of(spans)) == 150 and len(spans) >= 2
 
 
 class Dense:

@@ -93,37 +93,37 @@ class Recall:
         # Where the table names no block, slot 0 was looked up: nothing of it may stay.
         self.read_ids = ids.masked_fill(~self.mask, 0)
         self.read_positions = stored.flatten(1).masked_fill(~self.mask, -1)
-        self._positions, self.read = ring.positions, self.mask
-        self._in_place = in_place(ring.device)
-        if plan is not None:
-            self.read = plan.mask.to(self.mask.device)
-        else:
-            tokens = wanted & ~ring.blank(at) if guarded else wanted
-            if tokens is not there:
-                self._read_only(at, tokens, there)
+        tokens = wanted & ~ring.blank(at) if guarded and plan is None else wanted
+        self.read = tokens.flatten(1) if plan is None else plan.mask.to(self.mask.device)
+        # Of the store's tokens that are there, `tokens` are read; None: all are.
+        self._only = None if tokens is there else (at, tokens, there)
+        self._positions: torch.Tensor | None = None
         # Fixed until the next search: rotating anew in every step would cost more than it gives.
         self._base, self._place = base, self._where(positions, base)
+        self._in_place = in_place(ring.device)
         self._columns = None if self._in_place else _dense(self.read)
         self.layers: dict[int, LayerBlocks | LayerRows] = {}
         self._states: dict[int, StateRows] = {}
         self._angles: dict[str | None, tuple[torch.Tensor, torch.Tensor]] = {}
         self.successors: Successors | None = None
 
-    def _read_only(self, at: torch.Tensor, tokens: torch.Tensor, there: torch.Tensor) -> None:
-        """Of those that are `there`, `[batch, blocks, size]` bool both, only `tokens` are read."""
-        self.read = tokens.flatten(1)
-        if tokens.device.type == "cpu" and torch.equal(tokens, there):
-            return  # on a GPU the answer costs more than the copy of the positions
-        left = self._held_at(at, there & ~tokens) > 0
-        if self.choice.within is not None and len(tokens) > 1:
-            # Rows of one session may read a block that both found to different ends. In place it
-            # is read as far as one of them does: positions are the store's, and not a row's.
-            left &= self._held_at(at, tokens) == 0
-        self._positions = self._positions.masked_fill(left, -1)
+    def _places_read(self) -> torch.Tensor:
+        """The store's positions, -1 where no row reads; made once, for who reads in place."""
+        if self._positions is None:
+            self._positions = self._ring.positions
+            if self._only is not None:
+                at, tokens, there = self._only
+                left = self._held_at(at, there & ~tokens) > 0
+                if self.choice.within is not None and len(tokens) > 1:
+                    # Rows of one session may read a block that both found to different ends. In
+                    # place it is read as far as one of them does: positions are not a row's.
+                    left &= self._held_at(at, tokens) == 0
+                self._positions = self._positions.masked_fill(left, -1)
+        return self._positions
 
     def _held_at(self, at: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """How many rows have each token of the store, `[slots, size]`, by those of their blocks."""
-        held = torch.zeros_like(self._positions)
+        held = torch.zeros_like(self._ring.positions)
         return held.index_add_(0, at.flatten(), tokens.flatten(0, 1).to(held))
 
     def _where(self, positions: str, base: torch.Tensor) -> torch.Tensor | None:
@@ -165,7 +165,7 @@ class Recall:
             return None
         # Text that comes later may take these slots. Whoever reads compares the stamps, the blocks'
         # numbers at the time of the search, with the numbers that are there now.
-        columns = (self._table, self._stamps, ring.created, self._positions)
+        columns = (self._table, self._stamps, ring.created, self._places_read())
         return LayerBlocks(keys, ring.values[number], *columns)
 
     def _copied(self, number: int) -> LayerRows:
@@ -222,7 +222,7 @@ class Recall:
         if self._load is not None or self.plan is not None:
             return None
         states = ring.keys[number][:, 0]
-        columns = (self._table, self._stamps, ring.created, self._positions)
+        columns = (self._table, self._stamps, ring.created, self._places_read())
         return LayerBlocks(states, states, *(x.to(states.device) for x in columns))
 
     @property

@@ -41,6 +41,8 @@ class LocalWindow:
             device, and what came of it, by layer.
     """
 
+    padded: PaddedRows | None
+
     def __init__(
         self,
         adapter: ModelAdapter,
@@ -64,7 +66,6 @@ class LocalWindow:
         self.rows = len(padding)
         self.order: list[int] = []
         self.forget()
-        self.padded: PaddedRows | None = None
         if any(padding):
             self.padded = PaddedRows(padding, sinks, self.most, self.block, whole)
 

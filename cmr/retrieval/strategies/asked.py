@@ -81,8 +81,9 @@ class Asked:
             return values, shares.gather(1, first)[:, 0]
 
         best = scores.gather(1, winner[:, None])[:, 0].gather(1, line.argmax(1, keepdim=True))
-        few = FEW_CERTAINTY if ask.located else rule.few_certainty
-        certainty = _certainty(best[:, 0], seen.sum(-1), (total > 0).sum((1, 2)), few, rule)
+        if ask.located:
+            rule = rule._replace(few_certainty=FEW_CERTAINTY)
+        certainty = _certainty(best[:, 0], seen.sum(-1), (total > 0).sum((1, 2)), rule)
         return Scored(line, certainty, explained=explained)
 
     def _parts(self, ask: Ask, token_ids: torch.Tensor) -> QueryParts:
@@ -98,11 +99,11 @@ class Asked:
 
 
 def _certainty(
-    best: torch.Tensor, blocks: torch.Tensor, parts: torch.Tensor, few: float, rule: Rule
+    best: torch.Tensor, blocks: torch.Tensor, parts: torch.Tensor, rule: Rule
 ) -> torch.Tensor:
     """The best score `[batch]` over what is expected of so many blocks and parts; 0 for nothing."""
     # Among few blocks some block always stands out, which says nothing of how well it fits.
     many = blocks.clamp(min=rule.few_blocks).log()
     null = NULL_BASE + NULL_BLOCKS * many + NULL_PARTS * parts.clamp(min=1).log()
-    sure = torch.where(blocks < rule.few_blocks, few, best / null)
+    sure = torch.where(blocks < rule.few_blocks, rule.few_certainty, best / null)
     return torch.where(best > NEG_INF, sure, 0.0)
