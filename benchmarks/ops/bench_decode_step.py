@@ -24,7 +24,7 @@ def loaded(request: pytest.FixtureRequest) -> tuple[str, Any]:
         return request.param, decoding.tiny_model()
     from cmr.demo.smollm2 import load_smollm2
 
-    return request.param, load_smollm2(torch.bfloat16)[0].eval()
+    return request.param, load_smollm2()[0].eval()
 
 
 @pytest.mark.parametrize("device", DEVICES)

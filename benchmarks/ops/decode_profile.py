@@ -69,7 +69,8 @@ def main(words: list[str] | None = None) -> Counter[str]:
     else:
         from cmr.demo.smollm2 import load_smollm2
 
-        model = load_smollm2(torch.bfloat16)[0].eval().to(options.device)
+        dtype = torch.bfloat16 if options.device == "cuda" else None
+        model = load_smollm2(dtype)[0].eval().to(options.device)
     vocabulary = model.config.vocab_size
     stored = decoding.some_text(options.stored, vocabulary)
     with decoding.remembering(model, stored) as memory:

@@ -79,7 +79,7 @@ def wordings(kind: str, count: int, rng: random.Random) -> Iterator[str]:
 
 def questions(count: int, seed: int) -> list[Question]:
     """`count` questions of each kind, each read by itself as a turn of a chat."""
-    model, tokenizer = load_smollm2(torch.bfloat16)
+    model, tokenizer = load_smollm2()
     adapter, rng, asked = ModelAdapter(model), random.Random(seed), []
     for kind in ASKED:
         for text in wordings(kind, count, rng):

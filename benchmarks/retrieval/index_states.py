@@ -91,7 +91,7 @@ def index_states(adapter: ModelAdapter, ids: torch.Tensor) -> torch.Tensor:
 
 def build(tokens: int, batch: int = 8) -> None:
     """Fill the cache folder up to `tokens` tokens; says how far it is."""
-    model, tokenizer = load_smollm2(torch.bfloat16)
+    model, tokenizer = load_smollm2()
     adapter = ModelAdapter(model)
     ids = token_ids(tokenizer, tokens)
     folder().mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import torch
-
 from benchmarks.shared import rows
 from benchmarks.shared.command import Parser, UsageError
 
@@ -15,7 +13,7 @@ WINDOW = 512
 
 
 def load_model(name: str = "smollm2") -> tuple[Any, Any]:
-    """A real model in bfloat16 on the CPU, and its tokenizer.
+    """A real model on the CPU, in what that is quicker in, and its tokenizer.
 
     Args:
         name: "smollm2", the demo's model; "qwen", which `benchmarks.models` brings; else a folder
@@ -36,9 +34,11 @@ def load_model(name: str = "smollm2") -> tuple[Any, Any]:
     else:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from cmr.demo.conversion import quick_dtype
+
         try:
             tokenizer = AutoTokenizer.from_pretrained(name)
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16)
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=quick_dtype())
         except OSError as error:
             why = str(error).strip().splitlines()[0]
             raise UsageError(f"--model: a model expected, got {name!r}: {why}") from error

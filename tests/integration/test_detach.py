@@ -143,7 +143,8 @@ def test_a_generate_of_the_users_own_comes_back(
         calls.append(1)
         return own(*args, **kwargs)
 
-    monkeypatch.setattr(llama, "generate", generate)
+    # Not by `setattr`, which would leave a method on the instance that other tests share.
+    monkeypatch.setitem(vars(llama), "generate", generate)
     with cmr.attach(llama, window=64):
         greedy(llama, text(1, 10))
     assert calls == [1]

@@ -61,15 +61,16 @@ def test_all_in_memory_at_true_positions_is_full_attention(
 ) -> None:
     """As near to the model in float32 as the model itself in bfloat16 is."""
     whole, stored = prose[:, :160], 128
-    naive = real(whole).logits[:, stored:]
+    narrow = copy.deepcopy(real).bfloat16()
+    naive = narrow(whole).logits[:, stored:]
     exact = copy.deepcopy(real).float()(whole).logits[:, stored:].double()
     with cmr.attach(
-        real, window=192, left_context=0, positions="true", store=store, memory_weight=0.5,
+        narrow, window=192, left_context=0, positions="true", store=store, memory_weight=0.5,
         target_layers=range(30), threshold=0.0, gain=0.0, neighbours=8, sink_guard=0,
     ) as memory:  # fmt: skip
         memory.read(whole[:, :stored])
         places = torch.arange(stored, 160)[None]
-        have = real(whole[:, stored:], position_ids=places).logits
+        have = narrow(whole[:, stored:], position_ids=places).logits
         assert len(memory.recalled[0][0].token_ids) == stored
     assert_error_at_most_twice("logits", have, naive, exact, floor=0.0)
 
@@ -77,9 +78,10 @@ def test_all_in_memory_at_true_positions_is_full_attention(
 def test_keys_are_stored_unrotated(real: nn.Module, prose: torch.Tensor) -> None:
     """As near to the float32 model's keys as the bfloat16 model's own are."""
     ids = prose[:, :96]
+    narrow = copy.deepcopy(real).bfloat16()
     states = copy.deepcopy(real).float()(ids, output_hidden_states=True).hidden_states
-    own = real(ids, output_hidden_states=True).hidden_states
-    with cmr.attach(real, window=128, left_context=0, store="kv") as memory:
+    own = narrow(ids, output_hidden_states=True).hidden_states
+    with cmr.attach(narrow, window=128, left_context=0, store="kv") as memory:
         memory.read(ids)
         core = memory._core
         for layer in (4, 14, 24):
@@ -199,7 +201,7 @@ def test_a_new_process_says_the_same_to_the_bit(
         "from cmr.demo import load_smollm2\n"
         "from tests.integration.test_real_model import logits\n"
         "torch.set_num_threads(int(sys.argv[2]))\n"
-        "model, tokenizer = load_smollm2(torch.bfloat16)\n"
+        "model, tokenizer = load_smollm2()\n"
         "want = torch.load(sys.argv[1] + '/logits.pt')\n"
         "question = torch.tensor([eval(sys.argv[3])])\n"
         "with cmr.load(sys.argv[1] + '/memory', model) as memory:\n"

@@ -302,22 +302,25 @@ def test_what_is_remembered_is_recognised_in_prompts_and_the_other_way_round(
     assert anna.remember(said).new == 0
 
 
-def test_remembering_more_reads_no_more_than_it_must(memory: cmr.Memory, monkeypatch) -> None:
+def test_remembering_more_reads_no_more_than_it_must(memory: cmr.Memory) -> None:
     anna, ids = memory.session("anna", create=True), text(2000).tolist()
     anna.remember(ids)
-    fed, forward = [], memory._core.adapter.decoder.forward
+    fed: list[int] = []
 
-    def counting(*args: Any, **kwargs: Any) -> Any:
-        fed.append(kwargs["input_ids"].shape[1])
-        return forward(*args, **kwargs)
+    def count(_: nn.Module, __: tuple[Any, ...], given: dict[str, Any]) -> None:
+        fed.append(given["input_ids"].shape[1])
 
-    monkeypatch.setattr(memory._core.adapter.decoder, "forward", counting)
-    anna.remember([*ids, *text(10, seed=1).tolist()])
-    # What is new, and half a window before it.
-    assert 10 < sum(fed) <= 10 + 32
-    fed.clear()
-    anna.remember(ids)
-    assert not fed
+    decoder = memory._core.adapter.decoder
+    counting = decoder.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        anna.remember([*ids, *text(10, seed=1).tolist()])
+        # What is new, and half a window before it.
+        assert 10 < sum(fed) <= 10 + 32
+        fed.clear()
+        anna.remember(ids)
+        assert not fed
+    finally:
+        counting.remove()
 
 
 def test_remembered_late_is_what_it_would_have_been_at_once(llama: nn.Module) -> None:
