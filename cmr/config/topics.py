@@ -242,7 +242,7 @@ class RetrievalConfig(check.Checked):
     query_tokens: int = check.setting(64, check.integer, 1, 4096)
     refresh: int = check.setting(16, check.integer, 1)
     gain: float = check.setting(0.2, check.real, 0.0, 1.0)
-    ratio: float = check.setting(0.6, check.real, 0.0, 1.0)
+    ratio: float = check.setting(0.65, check.real, 0.0, 1.0)
     threshold: float = check.setting(0.8, check.real, 0.0)
     similarity_threshold: float | None = check.setting(None, check.real, -1.0, 1.0)
     context_heads: int | None = check.setting(None, check.integer, 1, 64)

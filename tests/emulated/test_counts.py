@@ -29,7 +29,7 @@ BARS = {
     "prompt": (153, 1),
 }
 # With a tokenizer what is asked is taken in parts, and words count.
-BARS_OF_WORDS = {**BARS, "search": (200, 0), "prompt": (258, 1)}
+BARS_OF_WORDS = {**BARS, "search": (228, 0), "prompt": (286, 1)}
 READING = (2850, 13)
 """Of 4,000 tokens: most operations in all, the model's own among them, and most waits."""
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 
 import torch
 
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.select import Rule
 from cmr.kernels.standardise import standardise
+from cmr.retrieval import context
 from cmr.retrieval.ask import Ask, QueryParts, Scored, Searched, visible
 from cmr.retrieval.calibration import Calibration
+from cmr.retrieval.context import Around
 from cmr.retrieval.selection import rule_for
 from cmr.retrieval.strategies.semantic import Semantic
 from cmr.retrieval.vocabulary import Vocabulary
@@ -18,6 +21,8 @@ from cmr.retrieval.words import words_of
 
 WORD_WEIGHT = 0.2
 """Of what a passage says in the words of a part, beside 1 for what its states say."""
+CONTEXT = 0.7
+"""Of how well the text around a passage fits, where that is of short lines, beside 1 for its own."""
 MARKED = 1.4
 """How much more it counts what a part finds that has a question mark."""
 NULL_BASE, NULL_BLOCKS, NULL_PARTS = -0.75, 0.8, 0.45
@@ -47,6 +52,9 @@ class Asked:
 
     vocabulary: Vocabulary
     calibration: Calibration | None = None
+    _windows: dict[Hashable, Around] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def score(self, ask: Ask, store: Searched) -> Scored:
         """Scores in standard deviations from what is usual; see `Strategy`."""
@@ -67,9 +75,13 @@ class Asked:
         total = weights.sum(-1, keepdim=True)
         shares = weights / total.clamp(min=torch.finfo(total.dtype).tiny)
         said = standardise(words.scores, seen, rule.clamp)
-        both = standardise(torch.bmm(shares, z), seen, torch.inf) + WORD_WEIGHT * said
+        around = self._around(store)
+        weight = torch.where(around.within, context.WORD_WEIGHT, WORD_WEIGHT)
+        near = standardise(torch.bmm(shares, z), seen, torch.inf) + weight * said
+        wide = around.fits(near, z, shares, words.scores, seen, rule.clamp)
         asks = (total > 0) & seen[:, None]
-        scores = standardise(both, seen, torch.inf).masked_fill(~asks, NEG_INF)
+        both = standardise(near + CONTEXT * wide, seen, torch.inf)
+        scores = both.masked_fill(~asks, NEG_INF)
         favour = torch.where(parts.marked, MARKED, 1.0)[..., None]
         line, winner = (scores * favour).max(1)
 
@@ -80,11 +92,21 @@ class Asked:
             first = winner.gather(1, at[:, :1])[..., None].expand(-1, 1, z.shape[1])
             return values, shares.gather(1, first)[:, 0]
 
-        best = scores.gather(1, winner[:, None])[:, 0].gather(1, line.argmax(1, keepdim=True))
+        # How well the best one fits by itself: what lies around it is not certain to answer.
+        alone = standardise(near, seen, torch.inf).masked_fill(~asks, NEG_INF)
+        best = alone.gather(1, winner[:, None])[:, 0].gather(1, line.argmax(1, keepdim=True))
         if ask.located:
             rule = rule._replace(few_certainty=FEW_CERTAINTY)
         certainty = _certainty(best[:, 0], seen.sum(-1), (total > 0).sum((1, 2)), rule)
         return Scored(line, certainty, explained=explained)
+
+    def _around(self, store: Searched) -> Around:
+        """The windows of a store, made anew where it has changed."""
+        version = (id(store), store.ledger.changes, store.high_water)
+        if version not in self._windows:
+            self._windows.clear()
+            self._windows[version] = Around.of(store, self.vocabulary)
+        return self._windows[version]
 
     def _parts(self, ask: Ask, token_ids: torch.Tensor) -> QueryParts:
         """The parts of what is asked, without tokens that do not ask."""
