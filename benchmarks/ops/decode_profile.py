@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-from benchmarks.ops.bandwidth import synchronise
 from benchmarks.shared import decoding
 from benchmarks.shared.command import Parser, run, whole
+from benchmarks.shared.device import device
 from cmr.kernels import ranges
 from cmr.kernels.dispatch import implementation
 
@@ -78,7 +78,7 @@ def main(words: list[str] | None = None) -> Counter[str]:
         with counted() as seen, captured(options.device):
             begun = time.perf_counter()
             run.steps(options.steps)
-            synchronise(options.device)
+            device(options.device).synchronise()
             seconds = time.perf_counter() - begun
         print(f"{options.device}: {implementation(options.device)}")
         print(f"{1e3 * seconds / options.steps:.2f} ms a step, gate {decoding.gate(memory):.2f}")
