@@ -36,20 +36,6 @@ def counted() -> Iterator[Counter[str]]:
         yield seen
 
 
-@contextmanager
-def captured(device: str) -> Iterator[None]:
-    """What a profiler with a capture range sees."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.profiler.start()
-    try:
-        yield
-    finally:
-        if device == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.profiler.stop()
-
-
 @torch.inference_mode()
 def main(words: list[str] | None = None) -> Counter[str]:
     """Command line; returns how often each range was opened."""
@@ -75,10 +61,11 @@ def main(words: list[str] | None = None) -> Counter[str]:
     with decoding.remembering(model, stored) as memory:
         run = decoding.begin(model, decoding.some_text(256, vocabulary, seed=1))
         run.steps(options.warmup)
-        with counted() as seen, captured(options.device):
+        own = device(options.device)
+        with counted() as seen, own.shown("steps"):
             begun = time.perf_counter()
             run.steps(options.steps)
-            device(options.device).synchronise()
+            own.synchronise()
             seconds = time.perf_counter() - begun
         print(f"{options.device}: {implementation(options.device)}")
         print(f"{1e3 * seconds / options.steps:.2f} ms a step, gate {decoding.gate(memory):.2f}")

@@ -6,14 +6,17 @@ too, by the processor's clock: so a benchmark runs anywhere, and its rows say wh
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from torch import profiler
+from torch.profiler import ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.shared import rows
@@ -69,6 +72,10 @@ class Processor:
     def flush(self) -> None:
         """Puts something else into its cache."""
         torch.zeros(FLUSHED_ON_A_CPU, dtype=torch.uint8)
+
+    def shown(self, name: str) -> AbstractContextManager[object]:
+        """What runs inside stands in a profiler under this name; a CPU's has none."""
+        return nullcontext()
 
     def each(self, call: Call, times: int, before: Call | None = None) -> list[float]:
         """Seconds of each of `times` calls one after the other.
@@ -145,13 +152,26 @@ class Gpu(Processor):
         return True
 
     def free(self) -> int | None:
+        gc.collect()  # a model or a memory that nobody has any more may hold itself
+        torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info()[0])
 
     def flush(self) -> None:
         if self._other is None:
-            size = min(FLUSHED, torch.cuda.mem_get_info()[0] // 8)
+            size = max(1, min(FLUSHED, torch.cuda.mem_get_info()[0] // 8))
             self._other = torch.empty(size, dtype=torch.uint8, device=self.kind)
         self._other.zero_()
+
+    @contextmanager
+    def shown(self, name: str) -> Iterator[None]:
+        torch.cuda.synchronize()
+        torch.cuda.profiler.start()  # where a profiler waits for it
+        try:
+            with torch.cuda.nvtx.range(name):
+                yield
+                torch.cuda.synchronize()
+        finally:
+            torch.cuda.profiler.stop()
 
     def each(self, call: Call, times: int, before: Call | None = None) -> list[float]:
         marks = []
@@ -181,16 +201,14 @@ class Gpu(Processor):
         return {"operations": None, "launches": self.launches(call), "waits": _waits(call)}
 
     def launches(self, call: Call) -> int | None:
-        from torch.profiler import ProfilerActivity, profile
-
-        with suppress(RuntimeError):  # a machine may not let its users profile
-            with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-                call()
-                torch.cuda.synchronize()
-            kinds: Sequence[Any] = [event.device_type for event in profiled.events()]
-            # No event at all: the profiler saw nothing, since no call launches nothing.
-            return sum(kind == torch.autograd.DeviceType.CUDA for kind in kinds) or None
-        return None
+        if ProfilerActivity.CUDA not in profiler.supported_activities():
+            return None
+        with profiler.profile(activities=[ProfilerActivity.CUDA]) as profiled:
+            call()
+            torch.cuda.synchronize()
+        kinds: Sequence[Any] = [event.device_type for event in profiled.events()]
+        # None at all: a machine may not let its users profile, and no call launches nothing.
+        return sum(kind == torch.autograd.DeviceType.CUDA for kind in kinds) or None
 
 
 def device(kind: str) -> Processor:
