@@ -49,6 +49,7 @@ def main(words: list[str] | None = None) -> int | None:
         "--device", choices=("cpu", "cuda"), help="default: cuda where there is one"
     )
     parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--command", help=argparse.SUPPRESS)
     parser.add_argument("--from", dest="start", type=whole(0), default=0, help=argparse.SUPPRESS)
     parser.add_threads()
     args = parser.parse_args(words)
@@ -59,15 +60,19 @@ def main(words: list[str] | None = None) -> int | None:
     if kind == "cpu" and not args.tiny:
         parser.error("a CUDA device expected, there is none: --tiny runs small sizes on the CPU")
     own = device(kind)
-    conditions = head(own, args.tiny, args.run)
+    conditions = head(own, args.tiny, args.run, args.command)
     wanted = [part for part in PARTS if part in args.parts]
     if args.run is not None:
         try:
             _begin(Run(wanted[0], own, args.tiny, 60 * args.minutes, conditions, args.start))
         except Broken:
             return BROKEN
+        finally:
+            rows.written.clear()  # whoever began this process says where they are
         return 0
     measure(wanted, own, args, conditions)
+    if (file := rows.into / f"{NAME}.jsonl").is_file() and file not in rows.written:
+        rows.written.append(file)
     print()
     for line in lines(rows.of_runs(NAME, [conditions["run"]])):
         print(line)
@@ -85,7 +90,7 @@ def measure(
         going = Run(part, own, args.tiny, seconds, conditions)
 
         def command(start: int, left: float, part: str = part) -> list[str]:
-            return _command(part, start, left, conditions["run"], args)
+            return _command(part, start, left, conditions, args)
 
         if own.kind == "cuda" and len(wanted) > 1:
             supervise(going, conditions["run"], command)
@@ -100,8 +105,11 @@ def _begin(part: Run) -> None:
     import_module(f"benchmarks.gpu.parts.{PARTS[part.part][0]}").begin(part)
 
 
-def _command(part: str, start: int, left: float, name: str, args: argparse.Namespace) -> list[str]:
-    words = ["--parts", part, "--run", name, "--from", str(start), "--results", str(rows.into)]
+def _command(
+    part: str, start: int, left: float, conditions: dict[str, Any], args: argparse.Namespace
+) -> list[str]:
+    words = ["--parts", part, "--run", conditions["run"], "--command", conditions["command"]]
+    words += ["--from", str(start), "--results", str(rows.into.resolve())]
     words += ["--minutes", f"{max(left, 1.0) / 60:.3f}", "--device", args.device or "cuda"]
     words += ["--tiny"] if args.tiny else []
     return python(*words, *(["--threads", str(args.threads)] if args.threads else []))

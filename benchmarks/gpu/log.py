@@ -132,19 +132,23 @@ class Run:
         return count
 
 
-def head(device: Processor, tiny: bool, run: str | None) -> dict[str, Any]:
+def head(
+    device: Processor, tiny: bool, run: str | None = None, command: str | None = None
+) -> dict[str, Any]:
     """What every row of a run says: conditions, device, which kernels run there.
 
     Args:
         device: that is measured.
         tiny: small sizes.
         run: the run that this process is a part of; None: a new one.
+        command: the command line of that run; None: this one's.
     """
     found = rows.conditions()
     found.pop("settings")
     return {
         **found,
         "run": run or found["run"],
+        "command": command or found["command"],
         "device": device.kind,
         "device_name": device.name(),
         "backend": str(implementation(device.kind)),

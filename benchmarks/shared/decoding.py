@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -86,10 +86,12 @@ def begin(model: Any, prompt: torch.Tensor) -> Decoding:
 
 
 @contextmanager
-def remembering(model: Any, stored: torch.Tensor, **settings: Any) -> Iterator[cmr.Memory]:
-    """The model with a memory that has read `stored` [tokens]."""
+def remembering(
+    model: Any, stored: torch.Tensor, sessions: Sequence[str] | None = None, **settings: Any
+) -> Iterator[cmr.Memory]:
+    """The model with a memory that has read `stored` [tokens], of a session if one is named."""
     with cmr.attach(model, **{**SETTINGS, **settings}) as memory:
-        memory.read(stored)
+        memory.read(stored, sessions=sessions)
         yield memory
 
 

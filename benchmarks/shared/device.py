@@ -106,10 +106,16 @@ class Processor:
         """
         with _Operations() as seen:
             call()
-        return {"operations": seen.count, "launches": self.launches(call), "waits": None}
+        return {"operations": seen.count, "launches": None, "waits": None}
 
     def launches(self, call: Call) -> int | None:
         """Kernels, copies and fills that a call puts on a GPU; None where nothing can see them."""
+        call()
+        return None
+
+    def waits(self, call: Call) -> int | None:
+        """How often the host waits for a GPU in a call; None of a CPU, which is the host."""
+        call()
         return None
 
 
@@ -198,7 +204,7 @@ class Gpu(Processor):
         return Captured(graph.replay, "graph", results)
 
     def counted(self, call: Call) -> dict[str, int | None]:
-        return {"operations": None, "launches": self.launches(call), "waits": _waits(call)}
+        return {"operations": None, "launches": self.launches(call), "waits": self.waits(call)}
 
     def launches(self, call: Call) -> int | None:
         if ProfilerActivity.CUDA not in profiler.supported_activities():
@@ -209,6 +215,17 @@ class Gpu(Processor):
         kinds: Sequence[Any] = [event.device_type for event in profiled.events()]
         # None at all: a machine may not let its users profile, and no call launches nothing.
         return sum(kind == torch.autograd.DeviceType.CUDA for kind in kinds) or None
+
+    def waits(self, call: Call) -> int | None:
+        before = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                call()
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+        return sum("called a synchronizing" in str(one.message) for one in said)
 
 
 def device(kind: str) -> Processor:
@@ -239,16 +256,3 @@ class _Operations(TorchDispatchMode):
         made = func._schema.name.partition("::")[2]
         self.count += not (func.is_view or made.startswith(("empty", "new_empty", "detach")))
         return func(*args, **(kwargs or {}))
-
-
-def _waits(call: Call) -> int:
-    """How often the host waits for the GPU in a call, as PyTorch notices it."""
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            call()
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-    return sum("called a synchronizing" in str(one.message) for one in said)

@@ -9,6 +9,7 @@ import torch
 
 from tests.gpu import checks
 from tests.gpu.calls import CALLS
+from tests.gpu.forwards import FORWARD_CHECKS
 from tests.gpu.inputs import Call, NotHere, together
 from tests.gpu.steps import STEP_CHECKS
 from tests.gpu.writes import WRITES
@@ -74,5 +75,7 @@ OPERATIONS = [
     *_of_a_step("decode step", [call for call in CALLS if call.decoding and not call.large]),
     *_of_a_step("write", WRITES),
 ]
-FORWARDS = [Check(f"a model: {name}", run) for name, run in STEP_CHECKS.items()]
+FORWARDS = [
+    Check(f"a model: {name}", run) for name, run in {**STEP_CHECKS, **FORWARD_CHECKS}.items()
+]
 EVERY = [*OPERATIONS, *FORWARDS]

@@ -215,7 +215,7 @@ SEARCHES = [
     _best_passages(1 << 20, 64, large=True),
     _words(7, 70, 3),
     _words(100, 301, 9),
-    _words(128, 32768, 6, large=True),
+    _words(128, 2048, 6, large=True),
     _maxsim_select(5, 301, 2),
     _maxsim_select(64, 300, 7),
     _cosine_topk(1, 1000, 100, 16),

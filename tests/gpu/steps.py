@@ -25,32 +25,29 @@ STEPS = 3
 
 
 @contextmanager
-def started(device: str, **settings: Any) -> Iterator[tuple[Any, decoding.Decoding]]:
-    """A memory with text in it and a prompt that was read; searches come after the steps here.
-
-    Blocks are read in place on a CPU too, where layers would read a copy otherwise.
-
-    Args:
-        device: of the model.
-        settings: for attach.
-    """
-    in_place = recall.in_place
+def in_place(device: str) -> Iterator[None]:
+    """Blocks are read where they are stored on a CPU too, where layers would read a copy."""
+    before = recall.in_place
     if device == "cpu":
         recall.in_place = lambda device: True
-    model = decoding.tiny_model(device, torch.bfloat16, layers=4)
-    stored = decoding.some_text(400)
     try:
-        with (
-            torch.inference_mode(),
-            decoding.remembering(
-                model, stored, **{"refresh": 1000, "window": 128, **settings}
-            ) as memory,
-        ):
-            run = decoding.begin(model, decoding.some_text(40, seed=1))
-            run.steps(2)  # kernels are compiled, layers have gathered what they read
-            yield memory, run
+        yield
     finally:
-        recall.in_place = in_place
+        recall.in_place = before
+
+
+@contextmanager
+def started(device: str) -> Iterator[tuple[Any, decoding.Decoding]]:
+    """A memory with text in it and a prompt that was read; searches come after the steps here."""
+    model = decoding.tiny_model(device, torch.bfloat16, layers=4)
+    with (
+        in_place(device),
+        torch.inference_mode(),
+        decoding.remembering(model, decoding.some_text(400), refresh=1000, window=128) as memory,
+    ):
+        run = decoding.begin(model, decoding.some_text(40, seed=1))
+        run.steps(2)  # kernels are compiled, layers have gathered what they read
+        yield memory, run
 
 
 @contextmanager

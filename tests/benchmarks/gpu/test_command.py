@@ -65,8 +65,10 @@ def test_all_of_it_small_on_a_cpu(
 
 def test_a_part_in_a_process_of_its_own_goes_on_where_the_last_one_ended(place: Path) -> None:
     words = ["--tiny", "--device", "cpu", "--parts", "environment", "--run", "abc", "--from", "1"]
-    assert command.main([*words, "--results", str(place)]) == 0
+    assert command.main([*words, "--command", "as typed", "--results", str(place)]) == 0
+    assert rows.written == [], "the process that began it says where they are"
     (row,) = rows.load(NAME, place)
+    assert row["command"] == "as typed"
     assert (row["run"], row["job"], row["number"]) == ("abc", "a launch", 1)
 
 
@@ -82,6 +84,7 @@ def test_on_a_gpu_every_part_has_its_process(
     monkeypatch.setattr(command, "_begin", lambda run: pytest.fail("in this process"))
     command.main(["--minutes", "10", "--results", str(place)])
     assert [part for part, _ in begun] == list(command.PARTS)
+    assert begun[0][1][begun[0][1].index("--command") + 1].startswith("python -m ")
     words = dict(begun)["checks"]
     assert words[1:3] == ["-m", "benchmarks.gpu"] and words[words.index("--parts") + 1] == "checks"
     assert words[words.index("--results") + 1] == str(place)

@@ -44,12 +44,15 @@ def test_the_environment_and_the_bandwidth(fake: Fake, place: Path) -> None:
 
 
 def test_every_operation_is_captured_and_replayed(
-    fake: Fake, place: Path, capsys: pytest.CaptureFixture[str]
+    fake: Fake, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = Graph.replays
+    device, flushed = OnTheHost(), []
+    monkeypatch.setattr(device, "flush", lambda: flushed.append(1))
     with Seen() as seen:
-        operations.begin(going("operations", OnTheHost()))
+        operations.begin(going("operations", device))
     found = written(place)
+    assert len(flushed) == 2 * len(found) * operations.TINY_ROUNDS, "in front of each cold call"
     assert set(seen.calls) == set(REGISTERED), "each has a case"
     assert len(found) == len(operations.CASES)
     for row in found:
