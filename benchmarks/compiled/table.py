@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from concurrent.futures import TimeoutError as OutOfTime
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+Job = tuple[str, str]
+"""A case and an architecture."""
+
+
+class Compiled(NamedTuple):
+    """What a case compiled to: a row a launch, and the seconds that it took."""
+
+    rows: list[dict[str, Any]]
+    seconds: float
+
 
 TABLE = Path(__file__).parents[1] / "results" / "compiled.jsonl"
 
@@ -26,10 +39,57 @@ def compile_all(
 
     names = [name for name in sorted(all_cases()) if only in name]
     jobs = [(name, target) for name in names for target in on or known_targets()]
+    found = []
+    for _, made in as_they_come(jobs, workers):
+        if isinstance(made, Exception):
+            raise made
+        found += made.rows
+    return found
+
+
+def as_they_come(
+    jobs: Sequence[Job], workers: int, left: Callable[[], float] | None = None
+) -> Iterator[tuple[str, Compiled | Exception]]:
+    """Compile jobs, in their order; each with its case's name when it is done.
+
+    Args:
+        jobs: what to compile.
+        workers: processes that compile; 1: this one.
+        left: seconds that are left: when none are, it ends. None: it takes what it takes.
+
+    Yields:
+        What a case compiled to, or what was raised.
+    """
     if workers < 2:
-        return [row for job in jobs for row in _compile(job)]
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        return [row for rows in pool.map(_compile, jobs) for row in rows]
+        for job in jobs:
+            if left is not None and left() <= 0:
+                return
+            yield job[0], _timed(job)
+        return
+    pool = ProcessPoolExecutor(workers, get_context("spawn"))
+    try:
+        futures = [pool.submit(_timed, job) for job in jobs]
+        for job, future in zip(jobs, futures, strict=True):
+            try:
+                made: Compiled | Exception = future.result(
+                    None if left is None else max(0.0, left())
+                )
+            except OutOfTime:
+                return
+            except BrokenExecutor as error:  # a process died: so do all jobs behind
+                made = error
+            yield job[0], made
+    finally:
+        pool.shutdown(wait=left is None, cancel_futures=True)
+
+
+def _timed(job: Job) -> Compiled | Exception:
+    begun = time.perf_counter()
+    try:
+        return Compiled(_compile(job), time.perf_counter() - begun)
+    except Exception as error:  # of one case; what the others compile to is wanted all the same
+        # A compiler's exceptions hold what no other process can be given.
+        return RuntimeError(f"{job[0]} for {job[1]}: {type(error).__name__}: {error}")
 
 
 def known_targets() -> list[str]:
@@ -39,7 +99,7 @@ def known_targets() -> list[str]:
     return list(TARGETS)
 
 
-def _compile(job: tuple[str, str]) -> list[dict[str, Any]]:
+def _compile(job: Job) -> list[dict[str, Any]]:
     from benchmarks.compiled.cases import all_cases
     from benchmarks.compiled.compiler import TRITON, compile_launches
     from benchmarks.compiled.figures import figures

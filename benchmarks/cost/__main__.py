@@ -25,6 +25,7 @@ from benchmarks.shared.answer import recalled
 from benchmarks.shared.chat import chat
 from benchmarks.shared.clock import generate
 from benchmarks.shared.command import Parser, run, whole
+from benchmarks.shared.device import device
 from benchmarks.shared.model import WINDOW, described, load_model
 from benchmarks.shared.stats import quantiles
 from benchmarks.texts.needle import QUESTION, NeedleText
@@ -41,22 +42,26 @@ def plain(model: Any, ids: torch.Tensor, keep: int) -> float:
     begun = time.perf_counter()
     for at in range(0, len(ids), WINDOW):
         model(input_ids=ids[None, at : at + WINDOW], use_cache=False, logits_to_keep=keep)
+    device(ids.device.type).synchronise()
     return time.perf_counter() - begun
 
 
 def reading(model: Any, memory: Any, ids: torch.Tensor, rounds: int) -> dict[str, Any]:
     """Ratio of tokens a second, memory.read over plain, round by round."""
     read, alone, full = [], [], []
+    own = device(model.device.type)
+    there = ids.to(model.device)
     for number in range(rounds + 1):
         memory.pause()
-        alone.append(plain(model, ids, 1))
+        alone.append(plain(model, there, 1))
         memory.resume()
         memory.clear()
         begun = time.perf_counter()
         memory.read(ids)
+        own.synchronise()
         read.append(time.perf_counter() - begun)
         memory.pause()
-        full.append(plain(model, ids, 0))
+        full.append(plain(model, there, 0))
         memory.resume()
         if number == 0:  # the first round warms both sides up
             read, alone, full = [], [], []

@@ -4,34 +4,42 @@ from __future__ import annotations
 
 import functools
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 
 from benchmarks.shared.command import Parser, run
+from benchmarks.shared.device import device as device_of
 
 MIB = 256
+MOST_MIB, ENOUGH_MIB = 8192, 2048
+"""On a GPU: a pass over less than the latter says more of its cache and of launches."""
 ROUNDS = 7
 
 
-def synchronise(device: str) -> None:
-    """Waits until the device has done what was asked of it."""
-    if device == "cuda":
-        torch.cuda.synchronize()
+def most_mib(device: str) -> int:
+    """MiB of a pass that says something of a device: a part of what is free on a GPU."""
+    free = device_of(device).free()
+    return MIB if free is None else min(MOST_MIB, (free >> 20) // 2)
 
 
 @functools.cache
-def peak(device: str = "cpu", mib: int = MIB, rounds: int = ROUNDS) -> dict[str, float]:
+def peak(device: str = "cpu", mib: int | None = None, rounds: int = ROUNDS) -> dict[str, float]:
     """GB/s (10^9 bytes) of the best of three passes over `mib` MiB, median of `rounds` each.
 
-    Measured once a process and device, with the threads that PyTorch has at that time.
+    Measured once a process and device, with the threads that PyTorch has at that time; by events
+    on a GPU.
+
+    Args:
+        device: `cpu` or `cuda`.
+        mib: None: `most_mib` of the device.
+        rounds: of each pass.
 
     Returns:
         read: a sum (read only); product: a dot product of two vectors (read only); copy: bytes
         read and written; peak: the largest of the three.
     """
-    count = (mib << 20) // 8
+    count = ((mib or most_mib(device)) << 20) // 8
     pair = torch.ones(2, count, dtype=torch.float32, device=device)
     first, second = pair
     size = pair.numel() * 4
@@ -45,15 +53,8 @@ def peak(device: str = "cpu", mib: int = MIB, rounds: int = ROUNDS) -> dict[str,
 
 
 def _median(call: Callable[[], object], device: str, rounds: int) -> float:
-    seconds = []
-    for number in range(rounds + 2):
-        synchronise(device)
-        begun = time.perf_counter()
-        call()
-        synchronise(device)
-        if number >= 2:  # the first two touch the pages and warm up
-            seconds.append(time.perf_counter() - begun)
-    return statistics.median(seconds)
+    # The first two touch the pages and warm up.
+    return statistics.median(device_of(device).each(call, rounds + 2)[2:])
 
 
 def main(words: list[str] | None = None) -> None:
@@ -64,8 +65,9 @@ def main(words: list[str] | None = None) -> None:
     device = parser.parse_args(words).device
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("argument device: there is no CUDA device")
-    print(f"{device}, {torch.get_num_threads()} threads, {MIB} MiB:")
-    for name, speed in peak(device).items():
+    mib = most_mib(device)
+    print(f"{device}, {torch.get_num_threads()} threads, {mib} MiB:")
+    for name, speed in peak(device, mib).items():
         print(f"{name:8} {speed:8.1f} GB/s")
 
 

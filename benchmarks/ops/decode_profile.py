@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-from benchmarks.ops.bandwidth import synchronise
 from benchmarks.shared import decoding
 from benchmarks.shared.command import Parser, run, whole
+from benchmarks.shared.device import device
 from cmr.kernels import ranges
 from cmr.kernels.dispatch import implementation
 
@@ -34,20 +34,6 @@ def counted() -> Iterator[Counter[str]]:
 
         ranges.annotate = annotate
         yield seen
-
-
-@contextmanager
-def captured(device: str) -> Iterator[None]:
-    """What a profiler with a capture range sees."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.profiler.start()
-    try:
-        yield
-    finally:
-        if device == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.profiler.stop()
 
 
 @torch.inference_mode()
@@ -76,10 +62,11 @@ def main(words: list[str] | None = None) -> Counter[str]:
     with decoding.remembering(model, stored) as memory:
         run = decoding.begin(model, decoding.some_text(256, vocabulary, seed=1))
         run.steps(options.warmup)
-        with counted() as seen, captured(options.device):
+        own = device(options.device)
+        with counted() as seen, own.shown("steps"):
             begun = time.perf_counter()
             run.steps(options.steps)
-            synchronise(options.device)
+            own.synchronise()
             seconds = time.perf_counter() - begun
         print(f"{options.device}: {implementation(options.device)}")
         print(f"{1e3 * seconds / options.steps:.2f} ms a step, gate {decoding.gate(memory):.2f}")

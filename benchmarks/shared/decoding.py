@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -49,8 +49,8 @@ class Decoding:
     Attributes:
         model: the model.
         cache: its keys and values so far.
-        token: [1, 1], the next input.
-        logits: [1, vocabulary] of the last step.
+        token: [batch, 1], the next input.
+        logits: [batch, vocabulary] of the last step.
     """
 
     model: Any
@@ -73,23 +73,25 @@ class Decoding:
 
 
 def begin(model: Any, prompt: torch.Tensor) -> Decoding:
-    """Runs the prompt [tokens] through the model.
+    """Runs the prompt through the model.
 
     Args:
         model: the model, with or without a memory.
-        prompt: token ids.
+        prompt: token ids, [tokens] or [batch, tokens].
     """
-    ids = prompt[None].to(model.device)
+    ids = torch.atleast_2d(prompt).to(model.device)
     out = model(input_ids=ids, use_cache=True, logits_to_keep=1)
     logits = out.logits[:, -1]
     return Decoding(model, out.past_key_values, logits.argmax(-1, keepdim=True), logits)
 
 
 @contextmanager
-def remembering(model: Any, stored: torch.Tensor, **settings: Any) -> Iterator[cmr.Memory]:
-    """The model with a memory that has read `stored` [tokens]."""
+def remembering(
+    model: Any, stored: torch.Tensor, sessions: Sequence[str] | None = None, **settings: Any
+) -> Iterator[cmr.Memory]:
+    """The model with a memory that has read `stored` [tokens], of a session if one is named."""
     with cmr.attach(model, **{**SETTINGS, **settings}) as memory:
-        memory.read(stored)
+        memory.read(stored, sessions=sessions)
         yield memory
 
 

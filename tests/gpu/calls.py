@@ -60,7 +60,7 @@ def _surprise(tokens: int, vocabulary: int) -> Call:
     )  # fmt: skip
 
 
-def _hybrid_blocks(count: int, tokens: int, sample: int) -> Call:
+def _hybrid_blocks(count: int, tokens: int, sample: int, large: bool = False) -> Call:
     def make(device: str, dtype: torch.dtype, seed: int) -> Inputs:
         new = Maker(device, dtype, seed)
         return {
@@ -72,7 +72,7 @@ def _hybrid_blocks(count: int, tokens: int, sample: int) -> Call:
 
     return Call(
         f"hybrid_blocks/{count}x{tokens}", "hybrid_blocks", "cmr.score", make,
-        lambda given, _: hybrid_blocks(**given),
+        lambda given, _: hybrid_blocks(**given), large=large,
     )  # fmt: skip
 
 
@@ -192,6 +192,7 @@ CALLS = [
     _attention_received(6, 2, 70, 80),
     _surprise(9, 1003),
     _hybrid_blocks(3, 70, 50),
+    _hybrid_blocks(4, 4096, 1024, large=True),
     *SEARCHES,
     _attention(6, 2, 70, 64),
     _attention(4, 4, 33, 100),

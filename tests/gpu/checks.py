@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
+from benchmarks.shared.device import device as device_of
 from cmr.kernels import dispatch
 from tests.gpu.inputs import Call, tensors, widened
 from tests.kernels.helpers.compare import assert_close, assert_error_at_most_twice
@@ -64,29 +62,12 @@ def check_replay(call: Call, device: str, dtype: torch.dtype) -> None:
     before = [t.clone() for t in call.run(inputs, call.outputs(inputs))]
     assert any(not torch.equal(bits(a), bits(b)) for a, b in zip(before, wanted, strict=True))
     out = call.outputs(inputs)
-    replay, results = captured(lambda: call.run(inputs, out), device)
+    captured = device_of(device).captured(lambda: call.run(inputs, out))
     for old, new in zip(tensors(inputs), tensors(other), strict=True):
         old.copy_(new)
-    have = replay() or results
+    have = captured.replay() or captured.results
     for number, (a, b) in enumerate(zip(have, wanted, strict=True)):
         assert torch.equal(bits(a), bits(b)), f"{call.name}: output {number} of the replay differs"
-
-
-def captured(
-    run: Callable[[], tuple[torch.Tensor, ...]], device: str
-) -> tuple[Callable[[], Any], tuple[torch.Tensor, ...]]:
-    """A CUDA graph's replay and the tensors that it writes; on a CPU the function itself."""
-    if device != "cuda":
-        return run, ()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # compiles; a capture may not
-        run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = run()
-    return graph.replay, results
 
 
 def check_allocates_nothing(call: Call, device: str, dtype: torch.dtype) -> None:

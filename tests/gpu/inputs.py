@@ -13,6 +13,10 @@ Inputs = dict[str, Any]
 Outputs = tuple[torch.Tensor, ...]
 
 
+class NotHere(Exception):
+    """A check cannot be made on this device, with why."""
+
+
 @dataclass(frozen=True)
 class Call:
     """A call of an operation's public function.

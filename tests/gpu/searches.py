@@ -52,7 +52,7 @@ def _block_maxima_of_codes(dtype: torch.dtype, tokens: int, blocks: int, hidden:
     )  # fmt: skip
 
 
-def _standardise(tokens: int, blocks: int) -> Call:
+def _standardise(tokens: int, blocks: int, large: bool = False) -> Call:
     def make(device: str, _: torch.dtype, seed: int) -> Inputs:
         new = Maker(device, torch.float32, seed)
         slots = new.range(blocks)
@@ -64,11 +64,11 @@ def _standardise(tokens: int, blocks: int) -> Call:
 
     return Call(
         f"standardise/{tokens}x{blocks}", "standardise", "cmr.retrieve", make,
-        lambda given, _: (standardise(**given),),
+        lambda given, _: (standardise(**given),), large=large,
     )  # fmt: skip
 
 
-def _cover(tokens: int, k: int, most: int) -> Call:
+def _cover(tokens: int, k: int, most: int, large: bool = False) -> Call:
     def make(device: str, _: torch.dtype, seed: int) -> Inputs:
         new = Maker(device, torch.float32, seed)
         slots = new.range(300)
@@ -87,11 +87,11 @@ def _cover(tokens: int, k: int, most: int) -> Call:
 
     return Call(
         f"cover/{tokens}x{k} {most}", "cover", "cmr.retrieve", make,
-        lambda given, _: tuple(cover(**given)),
+        lambda given, _: tuple(cover(**given)), large=large,
     )  # fmt: skip
 
 
-def _best_passages(blocks: int, k: int) -> Call:
+def _best_passages(blocks: int, k: int, large: bool = False) -> Call:
     def make(device: str, _: torch.dtype, seed: int) -> Inputs:
         new = Maker(device, torch.float32, seed)
         slots = new.range(blocks)
@@ -105,11 +105,11 @@ def _best_passages(blocks: int, k: int) -> Call:
 
     return Call(
         f"best_passages/{blocks} k{k}", "best_passages", "cmr.retrieve", make,
-        lambda given, _: tuple(best_passages(**given)),
+        lambda given, _: tuple(best_passages(**given)), large=large,
     )  # fmt: skip
 
 
-def _words(tokens: int, blocks: int, parts: int) -> Call:
+def _words(tokens: int, blocks: int, parts: int, large: bool = False) -> Call:
     def make(device: str, _: torch.dtype, seed: int) -> Inputs:
         new = Maker(device, torch.float32, seed)
         slots = new.range(blocks)
@@ -127,7 +127,7 @@ def _words(tokens: int, blocks: int, parts: int) -> Call:
 
     return Call(
         f"words/{tokens}x{blocks} in {parts}", "words", "cmr.retrieve", make,
-        lambda given, _: tuple(words(**given)),
+        lambda given, _: tuple(words(**given)), large=large,
     )  # fmt: skip
 
 
@@ -206,12 +206,16 @@ SEARCHES = [
     _block_maxima_of_codes(torch.float8_e4m3fn, 17, 33, 96),
     _standardise(5, 301),
     _standardise(64, 3000),
+    _standardise(128, 32768, large=True),
     _cover(5, 8, 3),
     _cover(100, 33, 9),
+    _cover(512, 33, 33, large=True),
     _best_passages(301, 2),
     _best_passages(2000, 33),
+    _best_passages(1 << 20, 64, large=True),
     _words(7, 70, 3),
     _words(100, 301, 9),
+    _words(128, 2048, 6, large=True),
     _maxsim_select(5, 301, 2),
     _maxsim_select(64, 300, 7),
     _cosine_topk(1, 1000, 100, 16),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 
 from cmr.kernels import dispatch
-from tests.gpu import checks
-from tests.gpu.inputs import Call, Inputs, Maker, Outputs, tensors, widened
+from tests.gpu import checks, forwards
+from tests.gpu.forwards import Forward
+from tests.gpu.inputs import Call, Inputs, Maker, NotHere, Outputs, tensors, widened
 
 CPU = "cpu"
 
@@ -104,3 +107,94 @@ def test_inputs_are_widened_and_listed_whole() -> None:
         torch.float32, torch.int64, torch.float32, torch.float32,
     ]  # fmt: skip
     assert wide["k"] == 3 and wide["n"] is None
+
+
+def going(monkeypatch: pytest.MonkeyPatch, *runs: Sequence[Forward]) -> None:
+    """In place of a model's forwards, run by run, these."""
+    turns = iter(runs)
+    memory = type("Memory", (), {"pause": lambda self: None, "resume": lambda self: None})()
+
+    @contextmanager
+    def remembering(*_: Any) -> Iterator[tuple[Any, Any]]:
+        yield None, memory
+
+    monkeypatch.setattr(forwards, "remembering", remembering)
+    monkeypatch.setattr(forwards, "forwards", lambda *_, **__: iter(next(turns)))
+
+
+def made(other: float = 0.0, waits: int | None = None, at: str = "search") -> list[Forward]:
+    """One forward of each kind; that of the kind `at` has other logits or waits."""
+    return [
+        Forward(
+            kind,
+            torch.tensor([[1.0, 0.5 + (other if kind == at else 0.0)]]),
+            waits if kind == at else 0,
+        )
+        for kind in ("prompt", "step", "search", "leaving")
+    ]
+
+
+def test_a_search_that_reads_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    going(monkeypatch, made(), made(1e-4))
+    forwards.as_specified(CPU)
+    going(monkeypatch, made(), made(0.01))
+    with pytest.raises(AssertionError, match=r"forward 2, a search: 0\.01 of the largest"):
+        forwards.as_specified(CPU)
+
+
+def test_steps_that_never_search_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    going(monkeypatch, made()[:2], made()[:2])
+    with pytest.raises(AssertionError):
+        forwards.as_specified(CPU)
+
+
+@pytest.mark.parametrize(("kind", "waits"), [("step", 1), ("search", 1), ("leaving", 2)])
+def test_a_wait_too_many(kind: str, waits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwards, "_waits", lambda model: 0)
+    going(monkeypatch, [], made(waits=waits - 1, at=kind))
+    forwards.waits_of_each_kind("cuda")
+    going(monkeypatch, [], made(waits=waits, at=kind))
+    with pytest.raises(AssertionError, match=f"a {kind}: {waits} waits"):
+        forwards.waits_of_each_kind("cuda")
+
+
+def test_another_stream_that_gives_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    going(monkeypatch, made(), made(1e-6))
+    with pytest.raises(AssertionError):
+        forwards.on_another_stream(CPU)
+
+
+def test_a_second_device_that_gives_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(NotHere, match="one device alone"):
+        forwards.on_a_second_device("cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    going(monkeypatch, made(), made(0.01))
+    with pytest.raises(AssertionError, match=r"forward 2: 0\.01 of the largest logit"):
+        forwards.on_a_second_device("cuda")
+    going(monkeypatch, made(), made(1e-4))
+    forwards.on_a_second_device("cuda")
+
+
+def test_streams_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str = "made") -> None:
+            self.name = name
+
+        def wait_stream(self, other: Any) -> None:
+            order.append(f"{self.name} behind {other.name}")
+
+    @contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        order.append(f"on {stream.name}")
+        yield
+
+    for name, value in {
+        "Stream": Stream, "current_stream": lambda: Stream("current"), "stream": on,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    with forwards._streams("cuda", 2)[1]():
+        order.append("inside")
+    assert order == ["made behind current", "on made", "inside", "current behind made"]

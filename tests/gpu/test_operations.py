@@ -11,44 +11,24 @@ from cmr.kernels import ranges
 from cmr.kernels.dispatch import REGISTERED
 from tests.gpu import checks
 from tests.gpu.calls import CALLS
-from tests.gpu.inputs import Call, tensors, together
-from tests.gpu.writes import WRITES
-
-DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+from tests.gpu.every import EVERY, OPERATIONS, Check
+from tests.gpu.inputs import Call, NotHere, tensors
 
 
-@pytest.fixture(params=CALLS, ids=lambda call: call.name)
-def call(request: pytest.FixtureRequest, device: str) -> Call:
-    if request.param.large and device == "cpu":
-        pytest.skip("large: for a GPU only")
-    return request.param
+@pytest.mark.parametrize("check", OPERATIONS, ids=lambda check: check.name)
+def test_operations(check: Check, device: str) -> None:
+    try:
+        check.run(device)
+    except NotHere as error:
+        pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
-def test_against_the_specification(call: Call, device: str, dtype: torch.dtype) -> None:
-    checks.check_against_the_specification(call, device, dtype)
-
-
-def test_bitwise_the_same_every_time(call: Call, device: str) -> None:
-    checks.check_repeats(call, device, torch.bfloat16, 1000 if device == "cuda" else 3)
-
-
-def test_replays_as_a_graph(call: Call, device: str) -> None:
-    checks.check_replay(call, device, torch.bfloat16)
-
-
-@pytest.mark.parametrize("part", ["decode step", "write"])
-def test_all_of_a_step_replays_as_one_graph(part: str, device: str) -> None:
-    calls = [call for call in CALLS if call.decoding and not call.large]
-    whole = together(part, calls if part == "decode step" else WRITES)
-    checks.check_replay(whole, device, torch.bfloat16)
-    checks.check_allocates_nothing(whole, device, torch.bfloat16)
-
-
-def test_allocates_nothing_when_given_its_outputs(call: Call, device: str) -> None:
-    if call.allocate is None:
-        pytest.skip("makes its results itself")
-    checks.check_allocates_nothing(call, device, torch.bfloat16)
+def test_each_check_has_a_name_of_its_own_and_each_call_its_checks() -> None:
+    names = [check.name for check in EVERY]
+    assert len(names) == len(set(names))
+    for call in CALLS:
+        own = [name for name in names if name.startswith(f"{call.name}: ")]
+        assert len(own) == 5 + (call.allocate is not None)
 
 
 def test_every_operation_is_called() -> None:
@@ -63,7 +43,10 @@ def test_what_a_decode_step_calls_can_be_given_its_outputs() -> None:
     assert all(call.allocate is not None for call in decoding)
 
 
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
 def test_inputs_depend_on_the_seed_only(call: Call, device: str) -> None:
+    if call.large and device == "cpu":
+        pytest.skip("large: for a GPU only")
     first, again, other = (tensors(call.make(device, torch.float16, seed)) for seed in (0, 0, 1))
     assert [t.shape for t in first] == [t.shape for t in other]
     assert all(t.device.type == device for t in first)

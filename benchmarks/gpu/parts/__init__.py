@@ -1,0 +1,1 @@
+"""What is measured, a part a module: `begin(run)` does all of it."""
