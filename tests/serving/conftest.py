@@ -1,18 +1,16 @@
-"""A tiny model with a chat template."""
+"""A tiny model with a chat template, and a server of it that tests share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
 
 from tests.cli.saved import build
-
-TEMPLATE = (
-    "{% for message in messages %}[{{ message.role }}]{{ message.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]{% endif %}"
-)
+from tests.serving.served import TEMPLATE, Served, served
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +20,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = TEMPLATE
     return transformers.AutoModelForCausalLM.from_pretrained(folder).eval(), tokenizer
+
+
+@pytest.fixture(scope="module")
+def server(tiny: tuple[Any, Any]) -> Iterator[Served]:
+    """A server without keys."""
+    with served(*tiny) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def without_sessions(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """No test sees what another one told the shared server."""
+    if "server" in request.fixturenames:
+        found: Served = request.getfixturevalue("server")
+        found.idle()
+        found.memory.clear()
