@@ -26,6 +26,7 @@ from cmr.cli.options import (
     WindowOption,
     WorkingBudgetOption,
 )
+from cmr.cli.serve_app import serve, serve_key
 
 # Nothing heavy is imported here: help and completion answer at once.
 app = typer.Typer(
@@ -160,6 +161,10 @@ def info() -> None:
     from cmr.cli.info import run
 
     run()
+
+
+app.command()(friendly(serve))
+app.command("serve-key")(friendly(serve_key))
 
 
 # -- cmr memory ----------------------------------------------------------------------------------

@@ -65,7 +65,9 @@ def sessions(asked: Admin, limit: Most = 100, after: str | None = None) -> dict[
     # Those that are made for one answer have a slash of their own.
     ids = [name.removeprefix(own) for name in memory.sessions if name.startswith(own)]
     ids = [one for one in ids if not one.startswith("/")]
-    first = ids.index(after) + 1 if after in ids else 0
+    if after is not None and after not in ids:
+        raise Refusal(404, "session_not_found", "after: the id of a session expected")
+    first = 0 if after is None else ids.index(after) + 1
     shown = []
     for one in ids[first : first + limit]:
         try:
@@ -87,7 +89,10 @@ def delete(asked: Admin, id: Id) -> dict[str, Any]:
 def fork(asked: Admin, id: Id, body: ForkBody) -> dict[str, Any]:
     """Copy a session; from then on the two know nothing of each other."""
     with _turn(asked, "fork", id, body.to) as (name, to), asked.service.making.new(to):
-        return {"id": body.to, "blocks": asked.service.memory.fork(name, to)}
+        try:
+            return {"id": body.to, "blocks": asked.service.memory.fork(name, to)}
+        except ValueError:
+            raise Refusal(507, "no_room", "the memory has no room for the copy") from None
 
 
 @router.post("/{id}/merge")

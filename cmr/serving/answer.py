@@ -10,7 +10,7 @@ from cmr.serving.engines.job import Ended, Event, Failed, Job
 from cmr.serving.refusals import Refusal
 
 LOOK = 0.5
-"""Seconds between two looks whether the client is there still, while nothing is told."""
+"""Seconds between two looks whether the client is there still."""
 
 
 class Answer:
@@ -50,18 +50,21 @@ class Answer:
         Nothing more comes where the client has left. Raises `Refusal` where the answer is not
         complete in time.
         """
+        looked = self._loop.time()
         try:
             while True:
-                left = self._deadline - self._loop.time()
-                try:
-                    event = await asyncio.wait_for(self._told.get(), max(0.0, min(LOOK, left)))
-                except asyncio.TimeoutError:
-                    if left <= LOOK:
-                        raise Refusal(
-                            504, "deadline", f"no answer within {self._seconds:g} seconds", 1
-                        ) from None
+                now = self._loop.time()
+                # Also while tokens come: whoever writes to a client that has left is not told.
+                if now - looked >= LOOK:
+                    looked = now
                     if await self._gone():
                         return
+                if now >= self._deadline:
+                    raise Refusal(504, "deadline", f"no answer within {self._seconds:g} seconds", 1)
+                try:
+                    wait = min(LOOK, self._deadline - now)
+                    event = await asyncio.wait_for(self._told.get(), wait)
+                except asyncio.TimeoutError:
                     continue
                 yield event
                 if isinstance(event, (Ended, Failed)):

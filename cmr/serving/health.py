@@ -14,14 +14,14 @@ router = APIRouter()
 
 
 @router.get("/health")
-def health(request: Request) -> JSONResponse:
+async def health(request: Request) -> JSONResponse:
     """Whether the process works on what it is asked; it wants to be started anew where not."""
     alive = service_of(request).engine.alive
     return JSONResponse({"status": "ok" if alive else "broken"}, 200 if alive else 503)
 
 
 @router.get("/ready")
-def ready(request: Request) -> JSONResponse:
+async def ready(request: Request) -> JSONResponse:
     """Whether requests should be sent here: not where what is told now might be lost."""
     service = service_of(request)
     saved, alive = not service.keeping.failed, service.engine.alive

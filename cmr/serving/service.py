@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -56,10 +56,11 @@ def service_of(request: Request) -> Service:
     return service
 
 
-def allowed(scope: str) -> Callable[[Request], Iterator[Asked]]:
+def allowed(scope: str) -> Callable[[Request], AsyncIterator[Asked]]:
     """A dependency: a request by a key for `scope`, counted among its tenant's while it lasts."""
 
-    def asked(request: Request) -> Iterator[Asked]:
+    # No function of the thread pool: those who wait there would keep others from being counted.
+    async def asked(request: Request) -> AsyncIterator[Asked]:
         service = service_of(request)
         caller = service.keys.caller(request.headers.get("authorization"))
         caller.require(scope)

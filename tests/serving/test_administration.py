@@ -33,6 +33,9 @@ def listed(server: Served) -> list[str]:
 
 def test_what_was_read_is_shown_found_and_exported(told: Served) -> None:
     (one,) = told.http.get("/v1/memory/sessions").json()["data"]
+    for after, status in (("anna", 200), ("ben", 404)):
+        page = told.http.get("/v1/memory/sessions", params={"after": after})
+        assert page.status_code == status and not page.json().get("data")
     assert one["id"] == "anna" and 0 < one["tokens"] <= len(TEXT)
     shown = told.http.get("/v1/memory/sessions/anna/blocks", params={"limit": 2}).json()
     assert len(shown["data"]) == 2 < shown["total"]
@@ -65,6 +68,17 @@ def test_sessions_are_copied_joined_named_and_ended(told: Served) -> None:
     assert gone["blocks"] > 0 == gone["outstanding"]
     assert listed(told) == ["anna"]
     assert told.http.delete("/v1/memory/sessions/ben").status_code == 404
+
+
+def test_a_copy_that_does_not_fit_is_not_made(told: Served) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+
+        def full(*_: Any) -> Any:
+            raise ValueError("no room for local/anna")
+
+        patch.setattr(told.memory, "fork", full)
+        reply = post(told, "anna/fork", to="copy")
+    assert reply.status_code == 507 and "local" not in reply.text and listed(told) == ["anna"]
 
 
 def test_blocks_are_pinned_and_forgotten_by_their_own_session_alone(told: Served) -> None:
@@ -148,6 +162,6 @@ def test_figures_say_what_happened_and_name_nobody(told: Served) -> None:
         "cmr_evicted_blocks_total",
     ):
         assert line in page, page
-    assert "anna" not in page and "4712" not in page
+    assert "anna" not in page and "Bruno" not in page and "local" not in page
     assert told.http.get("/health").json() == {"status": "ok"}
     assert told.http.get("/ready").json() == {"engine": True, "saving": True}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 
@@ -188,26 +190,40 @@ def test_requests_of_a_session_are_answered_in_their_order(server: Served) -> No
     assert places == sorted(places)
 
 
-def test_whoever_leaves_is_not_worked_for(tiny: tuple[Any, Any], server: Served) -> None:
-    body = {
-        "messages": [{"role": "user", "content": "Go on"}],
-        "max_tokens": 64,
-        "stream": True,
-        "memory": "off",
-    }
-    steps, slow = 0, threading.Event()
+@pytest.mark.parametrize("stream", [True, False])
+def test_whoever_leaves_is_not_worked_for(
+    tiny: tuple[Any, Any], server: Served, stream: bool
+) -> None:
+    body = {"messages": [{"role": "user", "content": "Go on"}], "max_tokens": 64, "memory": "off",
+            "temperature": 1.0, "seed": 1}  # fmt: skip
+    # An answer that goes on for long, if somebody wants it.
+    whole = server.http.post("/v1/chat/completions", json=body).json()
+    assert whole["usage"]["completion_tokens"] == 64
+    steps, begun = 0, threading.Event()
 
-    def count(*_: Any) -> None:
+    def slow(*_: Any) -> None:
         nonlocal steps
         steps += 1
-        slow.wait(0.1)
+        begun.set()
+        time.sleep(0.05)
 
-    handle = tiny[0].register_forward_hook(count)
+    handle = tiny[0].register_forward_hook(slow)
     try:
-        with server.http.stream("POST", "/v1/chat/completions", json=body) as reply:
-            lines = reply.iter_lines()
-            assert json.loads(next(lines).removeprefix("data: "))["object"]
+        if stream:
+            wanted = {**body, "stream": True}
+            with server.http.stream("POST", "/v1/chat/completions", json=wanted) as reply:
+                pieces = (json.loads(line[6:]) for line in reply.iter_lines() if line)
+                assert any(piece["choices"][0]["delta"].get("content") for piece in pieces)
+        else:
+            with pytest.raises(httpx2.ReadTimeout):
+                server.http.post("/v1/chat/completions", json=body, timeout=0.2)
+        assert begun.wait(20)
         server.idle()
     finally:
         handle.remove()
     assert steps < 40
+
+
+def test_what_it_takes_is_described(server: Served) -> None:
+    paths = server.http.get("/openapi.json").json()["paths"]
+    assert {"/v1/chat/completions", "/v1/memory/sessions/{id}/forget", "/metrics"} <= set(paths)

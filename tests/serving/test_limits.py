@@ -10,14 +10,14 @@ from tests.serving.served import served
 
 
 def test_each_limit_is_told(tiny: tuple[Any, Any]) -> None:
-    limits = ServerSettings(rate=6, sessions=2, max_tokens=8, deadline=0.3)
+    limits = ServerSettings(rate=6, sessions=2, max_tokens=8, deadline=1.5)
     with served(*tiny, settings=limits) as server:
         assert [server.say("Hi", name).status_code for name in ("a", "b", "c", "a")] == [
             200, 200, 429, 200,
         ]  # fmt: skip
         assert server.memory.sessions == ["local/a", "local/b"]
         server.idle()
-        handle = tiny[0].register_forward_hook(lambda *_: time.sleep(0.2))
+        handle = tiny[0].register_forward_hook(lambda *_: time.sleep(0.4))
         try:
             assert server.say("Hi", "a", max_tokens=8).status_code == 504
             server.idle()

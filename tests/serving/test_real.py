@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import importlib.util
 from typing import Any
 
+from tests.docs.blocks import ROOT
 from tests.serving.served import served
 
-FACT = "The meeting with Mr Harlow is on Thursday at the town hall."
-QUESTION, ANSWER = "On which day is the meeting with Mr Harlow?", "Thursday"
 
-
-def test_told_in_one_request_and_answered_in_the_next(smollm2: tuple[Any, Any]) -> None:
+def test_the_example_client_is_answered_from_its_users_own_memories(
+    smollm2: tuple[Any, Any], capsys: Any
+) -> None:
+    spec = importlib.util.spec_from_file_location("client", ROOT / "examples" / "chat_client.py")
+    assert spec is not None and spec.loader is not None
+    client = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(client)
     with served(*smollm2, attached={}) as server:
-
-        def answer(text: str, session: str, tokens: int) -> Any:
-            return server.client.chat.completions.create(
-                model="tiny",
-                messages=[{"role": "user", "content": text}],
-                max_tokens=tokens,
-                user=session,
-            )
-
-        answer(FACT, "anna", 2)
-        with ThreadPoolExecutor(2) as pool:  # in one batch
-            told, other = pool.map(lambda name: answer(QUESTION, name, 12), ("anna", "ben"))
-        assert ANSWER in told.choices[0].message.content
-        assert any(FACT in passage["text"] for passage in told.memory["recalled"])
-        assert ANSWER not in other.choices[0].message.content and not other.memory["recalled"]
+        found = client.main(["--url", str(server.http.base_url), "--tokens", "12"])
+    (told, recalled), (other, nothing) = found["anna"], found["ben"]
+    assert "Thursday" in told and any(client.TOLD in passage["text"] for passage in recalled)
+    assert "Thursday" not in other and nothing == []
+    shown = capsys.readouterr().out
+    assert told in shown and f": {client.TOLD}" in shown

@@ -112,6 +112,10 @@ class BatchEngine:
             began = time.perf_counter()
             try:
                 self._answer([ticket for ticket in tickets if not ticket.cancelled])
+            except Exception as error:
+                # A lane goes on whatever one batch did to it.
+                for ticket in tickets:
+                    _told(ticket, error)
             finally:
                 self._turns.done(tickets, time.perf_counter() - began)
 
