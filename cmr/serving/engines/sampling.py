@@ -41,7 +41,10 @@ class RowSampler(LogitsProcessor):
             own = scores[row : row + 1].float()
             for warper in warpers:
                 own = warper(input_ids[row : row + 1], own)
-            token = torch.multinomial(own.softmax(dim=-1), 1, generator=generator)
+            # By one random number: `multinomial` draws one for each token of the vocabulary.
+            reached = own.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+            at = torch.rand(1, 1, generator=generator, device=own.device, dtype=torch.float64)
+            token = torch.searchsorted(reached, at * reached[:, -1:], right=True)
             scores[row] = float("-inf")
-            scores[row, token[0]] = 0.0
+            scores[row, token.clamp(max=scores.shape[1] - 1)] = 0.0
         return scores
