@@ -37,6 +37,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cmr.integration.models",),
     ("cmr.optimization", "cmr.monitoring"),
     ("cmr.demo",),
+    # The command line starts a server and knows it; the server knows nothing of the command line.
+    ("cmr.serving",),
     ("cmr.cli",),
 )
 """From the ground up: a module imports from its own floor's part and from the floors below."""
@@ -144,7 +146,7 @@ def test_files_are_short() -> None:
     assert not long, "a file with more than 400 lines has a second job: split it"
     middle, total = median(lengths.values()), sum(lengths.values())
     assert middle <= 136, f"the median file has {middle} lines: new code in a file of its own?"
-    assert total <= 40_780, f"{total} lines in cmr/: what has lost its caller since?"
+    assert total <= 43_664, f"{total} lines in cmr/: what has lost its caller since?"
 
 
 def test_the_why_is_told() -> None:

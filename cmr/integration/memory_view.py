@@ -89,9 +89,8 @@ class MemoryView:
         # What has expired goes from files, too, whoever is the first to look.
         self._files.tidy()
         with self._core.lock:
-            if session is not None:
-                self._core.table.require(session)
-            blocks = self._stored_blocks()
+            # No text of another session is looked at where one is asked for.
+            blocks = self._stored_blocks(session)
         if decode is not None:
             # Without the lock, as it takes a while: others may have their turn.
             blocks = [replace(block, text=decode(list(block.token_ids))) for block in blocks]
@@ -178,13 +177,13 @@ class MemoryView:
                 "active": core.active,
             }
 
-    def _stored_blocks(self) -> list[StoredBlock]:
-        """What is stored, for people, in the order of the blocks' numbers."""
+    def _stored_blocks(self, session: str | None) -> list[StoredBlock]:
+        """What a session stores, or all, for people, in the order of the blocks' numbers."""
         core, ring = self._core, self._core.ring
         # What is shown is what a search could find now.
         core.keeper.expire()
         ledger = ring.ledger
-        slots = ledger.slots_of(None)
+        slots = ledger.slots_of(None if session is None else core.table.require(session))
         owners = [core.table.name_of(number) for number in ledger.owner[slots].tolist()]
         tiers = [tier.name for tier in ledger.tiers]
         return blocks_from(ring.about(slots), ledger.number[slots], owners, tiers, None)

@@ -21,7 +21,7 @@ from cmr.cli.app import app
 from tests.docs.blocks import ROOT, blocks
 
 OURS = re.compile(r"(?:^|/)(?:cmr|pytest|python3?|pip|pre-commit)$")
-FOREIGN = {"nsys", "ncu", "git", "ruff", "mypy"}
+FOREIGN = {"nsys", "ncu", "git", "ruff", "mypy", "curl"}
 """Programs of others, of whose command lines only the part that starts ours is looked at."""
 
 

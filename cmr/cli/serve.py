@@ -1,0 +1,181 @@
+"""``cmr serve``: checks, the model, its memory from a folder or a new one, and the server."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+import cmr
+from cmr.cli.common import load_model, require_writable
+from cmr.cli.display import console, working
+from cmr.cli.errors import UsageError, naming
+from cmr.cli.keys import Key
+from cmr.cli.settings import Settings
+from cmr.cli.stored import SMALL, open_stored
+from cmr.memory.store.folder import Folder, is_ours
+from cmr.memory.store.vault import check_key
+
+CONNECTIONS = 1024
+"""Open at once; whoever comes then is told 503."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """The options of ``cmr serve``, checked; `overrides` are settings of the memory."""
+
+    model: str | None
+    host: str
+    port: int
+    keys: Path | None
+    folder: Path | None
+    key: Key
+    overrides: dict[str, Any]
+    limits: Any
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        model: str | None,
+        host: str,
+        port: int,
+        keys: Path | None,
+        folder: Path | None,
+        key_file: Path | None,
+        batch: int,
+        window: int | None,
+        budget: str | None,
+        working_budget: str | None,
+        long_term_budget: str | None,
+        memory_weight: str | None,
+        **limits: Any,
+    ) -> Serving:
+        """Check what the option parser cannot; nothing is loaded yet."""
+        _require_packages()
+        from cmr.serving.keys import Keys
+        from cmr.serving.settings import ServerSettings
+
+        if keys is None and not _this_machine(host):
+            raise UsageError(f"--host {host}: others than this machine need keys: make some with "
+                             "`cmr serve-key` and give --keys FILE")  # fmt: skip
+        if key_file is not None and folder is None:
+            raise UsageError("--key-file: it is for --folder, which is not given")
+        Keys(keys)
+        given = Settings.parse(
+            model=model,
+            session=None,
+            max_new_tokens=1,
+            load=folder,
+            save=None,
+            force=False,
+            key_file=key_file,
+            memory_weight=memory_weight,
+            window=window,
+            budget=budget,
+            working_budget=working_budget,
+            long_term_budget=long_term_budget,
+        )
+        settings = ServerSettings(rows=batch, **limits)
+        overrides = {**given.overrides, "remember": "all", "unnamed": "refuse"}
+        return cls(model, host, port, keys, folder, given.key, overrides, settings)
+
+
+def run(serving: Serving) -> None:
+    """Load the model and its memory, serve until told to end, and save."""
+    import uvicorn
+
+    from cmr.serving.app import create_app
+    from cmr.serving.engines.storing import Storing
+
+    out, folder, key = console(), serving.folder, serving.key.value
+    saved = folder is not None and _check(folder, serving.key)
+    with working(out, f"loading {serving.model or SMALL}"):
+        model, tokenizer = load_model(serving.model)
+    storing = Storing()
+    more = {"tokenizer": tokenizer, "keep": storing, **serving.overrides}
+    if saved:
+        assert folder is not None
+        memory = cmr.load(folder, model, key=key, **more)
+        out.print(f"[dim]{len(memory.sessions):,} sessions, {memory.tokens:,} tokens from "
+                  f"{escape(str(folder))}[/dim]")  # fmt: skip
+    else:
+        memory = cmr.attach(model, **more)
+    with memory:
+        if folder is not None:
+            # A folder that cannot be saved to is found before anybody is served.
+            with naming(f"--folder {folder}"):
+                memory.save(folder, key=key)
+        name = SMALL if serving.model is None else Path(serving.model).name
+        app = create_app(
+            model,
+            memory,
+            storing,
+            tokenizer,
+            name=name,
+            settings=serving.limits,
+            keys=serving.keys,
+            folder=folder,
+            key=key,
+        )
+        # Its own lines of requests would name sessions; what is noted is `cmr.audit`.
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+        logging.getLogger("cmr").setLevel(logging.INFO)
+        config = uvicorn.Config(
+            app,
+            host=serving.host,
+            port=serving.port,
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=max(1, round(serving.limits.drain)),
+        )
+        kept = f", kept in {folder}" if folder is not None else ", kept nowhere: see --folder"
+        out.print(f"{name} on http://{serving.host}:{serving.port}/v1{escape(kept)}")
+        uvicorn.Server(config).run()
+
+
+def new_key(file: Path, tenant: str, scopes: list[str]) -> None:
+    """Make a key and show it, the only time."""
+    _require_packages()
+    from cmr.serving.keys import make_key
+
+    print(make_key(file, tenant, scopes))
+
+
+def _require_packages() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"a server needs the package {error.name}: run "
+                         "`pip install 'cmr[serve]'`") from None  # fmt: skip
+
+
+def _this_machine(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check(folder: Path, key: Key) -> bool:
+    """Whether a memory is saved there; raises `UsageError` where something else is."""
+    check_key(key.value)
+    if Folder(folder).exists():
+        open_stored(folder, key, "--folder", True)
+        return True
+    if folder.is_dir():
+        if not all(is_ours(name) for name in os.listdir(folder)):
+            raise UsageError(f"--folder {folder}: it holds other files; give a new or empty one")
+    elif folder.exists():
+        raise UsageError(f"--folder {folder}: is a file, a folder is expected")
+    require_writable(f"--folder {folder}", folder)
+    return False

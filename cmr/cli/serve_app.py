@@ -1,0 +1,82 @@
+"""``cmr serve`` and ``cmr serve-key``: their options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cmr.cli.options import (
+    BudgetOption,
+    KeyFileOption,
+    LongTermBudgetOption,
+    ModelOption,
+    WeightOption,
+    WindowOption,
+    WorkingBudgetOption,
+)
+
+KeysOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Keys of clients, as `cmr serve-key` makes them. "
+                 "Without it nobody needs one, and only this machine is served."),
+]  # fmt: skip
+
+
+def serve(
+    model: ModelOption = None,
+    host: Annotated[str, typer.Option(help="Address; another than this machine's needs --keys.")]
+    = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    keys: KeysOption = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Where the memory is kept, and taken up again. Without it, it ends with "
+                     "the server."),
+    ] = None,
+    key_file: KeyFileOption = None,
+    save_every: Annotated[float, typer.Option(min=0.1, help="Seconds between saves.")] = 30.0,
+    window: WindowOption = None,
+    budget: BudgetOption = None,
+    working_budget: WorkingBudgetOption = None,
+    long_term_budget: LongTermBudgetOption = None,
+    memory_weight: WeightOption = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, at most.")] = 512,
+    max_prompt: Annotated[int, typer.Option(min=1, help="Tokens of a prompt, at most.")] = 16_384,
+    batch: Annotated[int, typer.Option(min=1, help="Requests answered together.")] = 16,
+    lanes: Annotated[
+        int, typer.Option(min=1, help="Batches under way at once, token by token in turns.")
+    ] = 2,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; then 429.")] = 64,
+    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds of a request.")] = 120.0,
+    max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = 1 << 20,
+    rate: Annotated[
+        int | None, typer.Option(min=1, help="Requests a minute of a tenant.")
+    ] = None,
+    at_once: Annotated[int, typer.Option(min=1, help="Requests of a tenant at once.")] = 32,
+    sessions: Annotated[
+        int | None, typer.Option(min=1, help="Sessions of a tenant at once.")
+    ] = None,
+) -> None:  # fmt: skip
+    """Serve a memory for many people, by the endpoints that OpenAI's clients know."""
+    # Before anything else is a local: all options by name.
+    options = dict(locals())
+    from cmr.cli.serve import Serving, run
+
+    run(Serving.parse(**options))
+
+
+def serve_key(
+    keys: Annotated[Path, typer.Option(metavar="FILE", help="File that the key is added to.")],
+    tenant: Annotated[str, typer.Option(help="Whose key: tenants see nothing of each other.")],
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="use (answers, the default), admin (the tenant's memory), metrics; "
+                     "may be given several times."),
+    ] = None,
+) -> None:  # fmt: skip
+    """Make a key for clients of `cmr serve`. It is shown once; the file knows only its hash."""
+    from cmr.cli.serve import new_key
+
+    new_key(keys, tenant, scope or ["use"])

@@ -1,0 +1,136 @@
+"""The server as an ASGI application, of a model with a memory that is attached already."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+import cmr
+from cmr.errors import CMRError
+from cmr.integration.memory import Memory
+from cmr.serving import administration, completions, health
+from cmr.serving.engines.batch_engine import BatchEngine
+from cmr.serving.engines.making import Making
+from cmr.serving.engines.storing import Storing
+from cmr.serving.guard import Guard, reply_of
+from cmr.serving.keeping import Keeping
+from cmr.serving.keys import Keys
+from cmr.serving.limits import Limits
+from cmr.serving.prompts import Prompts
+from cmr.serving.refusals import Refusal, refusal_of
+from cmr.serving.service import Service
+from cmr.serving.settings import ServerSettings
+from cmr.serving.watching import Watch
+
+
+def create_app(
+    model: Any,
+    memory: Memory,
+    storing: Storing,
+    tokenizer: Any,
+    *,
+    name: str,
+    settings: ServerSettings | None = None,
+    keys: Path | None = None,
+    folder: Path | None = None,
+    key: bytes | str | None = None,
+) -> FastAPI:
+    """The application; what it runs begins and ends with its lifespan, the memory stays attached.
+
+    Args:
+        model: the decoder.
+        memory: attached to it with `remember="all"`, `unnamed="refuse"` and `keep=storing`.
+        storing: see `Storing`.
+        tokenizer: of the model.
+        name: what clients call the model.
+        settings: limits; None: the defaults.
+        keys: file of the keys; None: nobody needs one.
+        folder: where the memory is kept; None: nowhere.
+        key: encrypts the folder.
+
+    Raises:
+        ConfigError: the memory is not attached as it must be, or a file of keys that is none.
+    """
+    settings = settings or ServerSettings()
+    config = memory.config
+    if (config.remember, config.unnamed) != ("all", "refuse"):
+        raise cmr.ConfigError(
+            "memory: attached with remember='all' and unnamed='refuse' expected, got "
+            f"{config.remember!r} and {config.unnamed!r}"
+        )
+    known = Keys(keys)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        keeping = Keeping(memory, folder, key, settings.save_every)
+        keeping.start()
+        making = Making(memory, settings.sessions)
+        engine = BatchEngine(
+            model,
+            memory,
+            storing,
+            making,
+            tokenizer,
+            rows=settings.rows,
+            tokens=settings.batch_tokens,
+            waiting=settings.queue,
+            lanes=settings.lanes,
+            changed=keeping.changed,
+        )
+        positions = getattr(model.config, "max_position_embeddings", None)
+        service = app.state.service = Service(
+            name=name,
+            began=int(time.time()),
+            memory=memory,
+            engine=engine,
+            making=making,
+            prompts=Prompts(tokenizer, settings.max_prompt, positions),
+            keys=known,
+            limits=Limits(settings.rate, settings.at_once),
+            settings=settings,
+            watch=Watch(memory, engine, keeping),
+            keeping=keeping,
+        )
+        try:
+            yield
+        finally:
+            # What was answered is stored first, and saved then.
+            engine.close(settings.drain)
+            service.encoding.shutdown()
+            keeping.close()
+
+    # No pages of documentation: they would load scripts from elsewhere. openapi.json is there.
+    app = FastAPI(title="cmr", version=cmr.__version__, lifespan=lifespan, docs_url=None,
+                  redoc_url=None)  # fmt: skip
+    app.add_middleware(Guard)
+    for router in (completions.router, administration.router, health.router):
+        app.include_router(router)
+    app.add_exception_handler(CMRError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _unknown)
+    return app
+
+
+async def _refused(_: Request, error: Exception) -> JSONResponse:
+    return reply_of(refusal_of(error))
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    """Where a body is wrong and what was expected; what was given is not repeated."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])[:200]
+    return reply_of(Refusal(400, "invalid", f"{where}: {first['msg']}"))
+
+
+async def _unknown(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return reply_of(Refusal(error.status_code, "http", str(error.detail)))

@@ -1,0 +1,193 @@
+"""What clients may send. A field that is not here is refused: none is accepted and ignored."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+SESSION = r"^[A-Za-z0-9_@+-][A-Za-z0-9._@+:-]{0,127}$"
+"""Ids of sessions: 1 to 128 letters, digits and `._@+:-`, no dot or colon first."""
+MOST_BLOCKS = 32
+
+_HALF = re.compile("[\ud800-\udfff]")
+
+SessionId = Annotated[str, Field(pattern=SESSION)]
+Text = Annotated[str, Field(min_length=1)]
+Number = Annotated[int, Field(ge=0, lt=1 << 53)]
+
+
+class Body(BaseModel):
+    """What all bodies have in common."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _whole_characters(self) -> Body:
+        # JSON can write halves of characters, which no tokenizer takes.
+        for value in vars(self).values():
+            texts = value if isinstance(value, list) else [value]
+            if any(isinstance(text, str) and _HALF.search(text) for text in texts):
+                raise ValueError("a text holds half a character (a lone surrogate)")
+        return self
+
+
+class Part(Body):
+    """A piece of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Body):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+    name: None = None
+
+    def to_dict(self) -> dict[str, str]:
+        """As chat templates take it."""
+        role = "system" if self.role == "developer" else self.role
+        if isinstance(self.content, str):
+            return {"role": role, "content": self.content}
+        return {"role": role, "content": "\n".join(part.text for part in self.content)}
+
+
+class StreamOptions(Body):
+    """What a stream brings beside the answer."""
+
+    include_usage: bool = False
+
+
+class Wanted(Body):
+    """What both kinds of completion take; see docs/serving.md."""
+
+    model: str | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Number | None = None
+    stop: str | list[str] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: SessionId | None = None
+    memory: Literal["off", "read", "read_write"] = "read_write"
+    blocks: Annotated[int, Field(ge=0, le=MOST_BLOCKS)] | None = None
+    ephemeral: bool = False
+    # Fields that clients send with the one value that is served.
+    n: Literal[1] = 1
+    presence_penalty: Literal[0] | None = None
+    frequency_penalty: Literal[0] | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _few_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        given = [stop] if isinstance(stop, str) else stop or []
+        if len(given) > 4 or not all(0 < len(text) <= 64 for text in given):
+            raise ValueError("at most 4 texts of 1 to 64 characters expected")
+        return stop
+
+    @model_validator(mode="after")
+    def _fits(self) -> Wanted:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: only where stream is true")
+        if self.memory == "off" and (self.blocks is not None or self.ephemeral):
+            raise ValueError("memory 'off': neither blocks nor ephemeral go with it")
+        if self.memory == "read" and self.ephemeral:
+            raise ValueError("memory 'read': an ephemeral session has nothing to read")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts in front of which the answer ends."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+class ChatBody(Wanted):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    response_format: dict[Literal["type"], Literal["text"]] | None = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> ChatBody:
+        if None not in (self.max_tokens, self.max_completion_tokens):
+            raise ValueError("max_tokens: give it or max_completion_tokens, not both")
+        return self
+
+    @property
+    def length(self) -> int | None:
+        """Tokens of the answer, at most."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+class TextBody(Wanted):
+    """`POST /v1/completions`."""
+
+    prompt: Text
+
+
+# -- the memory's administration -------------------------------------------------------------------
+
+
+class ForkBody(Body):
+    """The copy's session."""
+
+    to: SessionId
+
+
+class RenameBody(ForkBody):
+    """The session's new id."""
+
+
+class MergeBody(Body):
+    """The session that goes on."""
+
+    into: SessionId
+
+
+class SearchBody(Body):
+    """A question."""
+
+    query: Annotated[str, Field(min_length=1, max_length=16_384)]
+    blocks: Annotated[int, Field(ge=1, le=MOST_BLOCKS)] | None = None
+
+
+class ReadBody(Body):
+    """A text, or a conversation of which what is new is read."""
+
+    text: Text | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> ReadBody:
+        if (self.text is None) == (self.messages is None):
+            raise ValueError("text or messages, one of both, expected")
+        return self
+
+
+Blocks = Annotated[list[Number], Field(min_length=1, max_length=4096)]
+
+
+class PinBody(Body):
+    """Blocks by their numbers."""
+
+    blocks: Blocks
+    pinned: bool = True
+
+
+class ForgetBody(Body):
+    """Which blocks: those that fit all that is given."""
+
+    blocks: Blocks | None = None
+    text: Annotated[str, Field(min_length=1, max_length=16_384)] | None = None
+    older_than: Annotated[float, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> ForgetBody:
+        if self.blocks is None and self.text is None and self.older_than is None:
+            raise ValueError("blocks, text or older_than expected; DELETE ends the whole session")
+        return self

@@ -1,0 +1,59 @@
+"""Sessions are made for tenants, each of which may have so many."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cmr.errors import CMRError, UnknownSessionError
+from cmr.integration.memory import Memory
+from cmr.serving.refusals import Refusal
+
+
+class Making:
+    """Makes the sessions of a memory, `most` at once for each tenant; None: any number."""
+
+    def __init__(self, memory: Memory, most: int | None) -> None:
+        self._memory, self._most = memory, most
+        self._lock = threading.Lock()
+
+    def make(self, session: str, ephemeral: bool | None = None) -> None:
+        """A session of this name, its tenant in front, is there.
+
+        `ephemeral` is of one that is made; None: it is not, or as it is. Raises `Refusal` for one
+        too many, or one that is there and is not as `ephemeral` says.
+        """
+        with self._lock:
+            if not self._there(session):
+                self._room(session)
+            try:
+                self._memory.session(session, create=True, ephemeral=ephemeral)
+            except CMRError:
+                raise
+            except ValueError:
+                raise Refusal(
+                    409, "not_ephemeral", "the session is there and not an ephemeral one"
+                ) from None
+
+    @contextmanager
+    def new(self, session: str) -> Iterator[None]:
+        """Inside, a session of this name may be made; raises `Refusal` where there is one."""
+        with self._lock:
+            if self._there(session):
+                raise Refusal(409, "session_exists", "there is a session of that id already")
+            self._room(session)
+            yield
+
+    def _there(self, session: str) -> bool:
+        try:
+            self._memory.session(session)
+        except UnknownSessionError:
+            return False
+        return True
+
+    def _room(self, session: str) -> None:
+        tenant = session.partition("/")[0] + "/"
+        there = sum(name.startswith(tenant) for name in self._memory.sessions)
+        if self._most is not None and there >= self._most:
+            raise Refusal(429, "too_many_sessions", f"at most {self._most} sessions at once")

@@ -1,0 +1,73 @@
+"""The memory is kept in a folder: now and then, and when the server ends."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+from cmr.integration.memory import Memory
+
+log = logging.getLogger(__name__)
+
+
+class Keeping:
+    """Saves a memory by a thread of its own, where something has changed.
+
+    Args:
+        memory: what is kept.
+        folder: where; None: nowhere, and it ends with the process.
+        key: encrypts it.
+        every: seconds between two saves.
+
+    Attributes:
+        saves: how many were done.
+        failures: how many could not be.
+        failed: the kind of the last save's error; '' where there was none.
+    """
+
+    def __init__(
+        self, memory: Memory, folder: Path | None, key: bytes | str | None, every: float
+    ) -> None:
+        self._memory, self._folder, self._key, self._every = memory, folder, key, every
+        self._dirty, self._ends, self._saving = False, threading.Event(), threading.Lock()
+        self._thread = threading.Thread(target=self._work, name="cmr-save", daemon=True)
+        self.saves = self.failures = 0
+        self.failed = ""
+
+    def start(self) -> None:
+        """Save from now on; without a folder there is nothing to do."""
+        if self._folder is not None:
+            self._thread.start()
+
+    def changed(self) -> None:
+        """Something may have been stored or forgotten since the last save."""
+        self._dirty = True
+
+    def close(self) -> None:
+        """Save what has changed, for the last time."""
+        self._ends.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._save()
+
+    def _work(self) -> None:
+        while not self._ends.wait(self._every):
+            self._save()
+
+    def _save(self) -> None:
+        with self._saving:
+            if self._folder is None or not self._dirty:
+                return
+            # Before the save: what comes while it runs belongs to the next one.
+            self._dirty = False
+            try:
+                report = self._memory.save(self._folder, key=self._key)
+            except Exception as error:
+                self._dirty, self.failed = True, type(error).__name__
+                self.failures += 1
+                log.error("the memory could not be saved: %s", self.failed)
+                return
+            self.saves, self.failed = self.saves + 1, ""
+            log.info("saved %d blocks, %d bytes written, in %.2f s",
+                     report.blocks, report.bytes_written, report.seconds)  # fmt: skip

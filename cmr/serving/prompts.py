@@ -1,0 +1,93 @@
+"""What clients send becomes token ids, by the tokenizer's own template."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cmr.serving.refusals import Refusal
+
+
+class Prompts:
+    """Turns messages and texts into token ids.
+
+    Args:
+        tokenizer: of the model.
+        most: tokens of a prompt, at most.
+        positions: that the model itself can tell apart; None: any number. With memory they are no
+            limit, as a prompt goes through the window in pieces.
+    """
+
+    def __init__(self, tokenizer: Any, most: int, positions: int | None) -> None:
+        self._tokenizer, self._most, self._positions = tokenizer, most, positions
+        # Tokenizers change themselves while they are called in some ways.
+        self._lock = threading.Lock()
+
+    def of_messages(
+        self, messages: Sequence[Mapping[str, str]], answer: int, bare: bool
+    ) -> tuple[int, ...]:
+        """Ids of a conversation that the model is to go on with.
+
+        `answer` is how many tokens may come behind it, `bare` whether it is asked without memory.
+
+        Raises:
+            Refusal: the model has no chat template, the template does not take the messages, or
+                they are too long.
+        """
+        # The template has written the special tokens already.
+        text = self._written(messages, begins_answer=True)
+        return self._encoded(text, answer, bare, add_special_tokens=False)
+
+    def of_said(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """Ids of a conversation that is to be remembered; see `of_messages`."""
+        text = self._written(messages, begins_answer=False)
+        with self._lock:
+            ids = self._tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"]
+        return tuple(ids)
+
+    def of_text(self, text: str, answer: int, bare: bool) -> tuple[int, ...]:
+        """Ids of a text that the model is to go on with; see `of_messages`."""
+        return self._encoded(text, answer, bare)
+
+    def of_document(self, text: str) -> tuple[int, ...]:
+        """Ids of a text that is to be read, of any length."""
+        with self._lock:
+            ids = tuple(self._tokenizer(text, verbose=False)["input_ids"])
+        if not ids:
+            raise Refusal(400, "empty", "text: at least one token expected")
+        return ids
+
+    def _written(self, messages: Sequence[Mapping[str, str]], begins_answer: bool) -> str:
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise Refusal(
+                400,
+                "no_chat_template",
+                "this model has no chat template: plain text expected, as /v1/completions takes it",
+            )
+        try:
+            with self._lock:
+                text: str = self._tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=begins_answer
+                )
+        except Exception:
+            # Templates raise whatever they like, and their messages may quote what was said.
+            raise Refusal(
+                400, "template", "the model's chat template does not take these roles in this order"
+            ) from None
+        return text
+
+    def _encoded(self, text: str, answer: int, bare: bool, **options: bool) -> tuple[int, ...]:
+        with self._lock:
+            ids = tuple(self._tokenizer(text, verbose=False, **options)["input_ids"])
+        if not ids:
+            raise Refusal(400, "empty", "a prompt of at least one token expected")
+        most = self._most
+        if bare and self._positions is not None:
+            most = min(most, self._positions - answer)
+        if len(ids) > most:
+            raise Refusal(
+                400, "context_length_exceeded",
+                f"a prompt of at most {max(0, most)} tokens expected, got {len(ids)}",
+            )  # fmt: skip
+        return ids

@@ -1,0 +1,101 @@
+"""`cmr serve`: what is refused before a model is loaded, and a process from start to SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from cmr.memory.store.folder import Folder
+from tests.serving.served import until
+
+START = "from cmr.cli import main; main()"
+
+
+def test_what_cannot_be_served_is_told_before_a_model_is_loaded(cmr, tmp_path: Path) -> None:
+    missing = ("--model", tmp_path / "nothing")
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "letter.txt").write_text("mine")
+    for words, told in (
+        (("--host", "0.0.0.0"), "cmr serve-key"),
+        (("--host", "example.org"), "cmr serve-key"),
+        (("--keys", tmp_path / "none"), "cannot be read"),
+        (("--key-file", others / "letter.txt"), "--folder"),
+        (("--folder", others), "other files"),
+        (("--budget", "many"), "--budget"),
+        ((), "--model"),
+    ):
+        found = cmr("serve", *missing, *words)
+        assert found.code == 2 and told in found.err, (words, found)
+
+
+def test_a_key_is_shown_once_and_its_hash_kept(cmr, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    words = ("serve-key", "--keys", file, "--tenant", "acme", "--model", "None")
+    key = cmr(*words).out.strip()
+    assert key.startswith("cmr-") and key not in file.read_text()
+    assert cmr(*words, "--scope", "admin", "--scope", "use").code == 0
+    found = [json.loads(line)["scopes"] for line in file.read_text().splitlines()]
+    assert found == [["use"], ["admin", "use"]]
+    assert cmr(*words, "--scope", "root").code == 2
+    assert len(file.read_text().splitlines()) == 2
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def test_a_server_ends_when_it_has_answered_and_saved(
+    cmr, tiny_model: Path, tmp_path: Path, port: int
+) -> None:
+    folder, words = tmp_path / "kept", [sys.executable, "-c", START, "serve"]
+    words += ["--model", str(tiny_model), "--folder", str(folder), "--port", str(port)]
+    words += ["--window", "64", "--budget", "4096", "--save-every", "3600"]
+    # Of a passphrase in the environment of whoever runs this, nothing is encrypted here.
+    environment = {k: v for k, v in os.environ.items() if k != "CMR_MEMORY_KEY"}
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+    try:
+        assert process.stdout is not None
+        while "on http://" not in (line := process.stdout.readline()):
+            assert line, "it ended before it served"
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+
+            def ready() -> bool:
+                try:
+                    return http.get("/ready").status_code == 200
+                except httpx2.HTTPError:
+                    return False
+
+            until(ready, 60)
+            assert [m["id"] for m in http.get("/v1/models").json()["data"]] == ["tiny"]
+            body = {"prompt": "The gate code is 4712. " * 3, "user": "anna", "max_tokens": 200}
+            with http.stream("POST", "/v1/completions", json={**body, "stream": True}) as reply:
+                lines = reply.iter_lines()
+                assert next(lines).startswith("data: ")
+                process.send_signal(signal.SIGTERM)
+                # What was begun is answered to its end.
+                assert [line for line in lines if line][-1] == "data: [DONE]"
+        rest = process.stdout.read()
+        assert process.wait(60) in (0, -signal.SIGTERM), rest
+        assert "4712" not in rest and "Traceback" not in rest, rest
+    finally:
+        process.kill()
+        process.wait()
+    assert Folder(folder).exists()
+    stored = cmr("memory", "inspect", folder, "--json", "--limit", 0).out
+    blocks = [json.loads(line) for line in stored.splitlines()]
+    assert {block["session"] for block in blocks} == {"local/anna"}
+    assert "".join(block["text"] for block in blocks).startswith(body["prompt"])

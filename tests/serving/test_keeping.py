@@ -1,0 +1,72 @@
+"""The memory outlives the server that was told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cmr
+from cmr.errors import StoreError
+from cmr.serving.app import create_app
+from cmr.serving.engines.storing import Storing
+from cmr.serving.settings import ServerSettings
+from tests.serving.served import served, until
+
+TEXT = "The gate code is 4712. " * 3
+
+
+def test_a_server_goes_on_where_the_last_one_ended(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    with served(*tiny, folder=folder) as server:
+        server.say(TEXT)
+        server.say("Only for now.", "guest", ephemeral=True)
+        server.idle()
+        stored = server.stored()
+        assert "4712" in stored and not folder.exists()
+    with served(*tiny, folder=folder) as server:
+        assert server.memory.sessions == ["local/anna"] and server.stored() == stored
+        assert "code" in server.say("Which code?").json()["memory"]["recalled"][0]["text"]
+        assert server.http.delete("/v1/memory/sessions/anna").status_code == 200
+        # Erased in the folder at once, not by the next save.
+        with pytest.raises(cmr.UnknownSessionError):
+            server.memory.load(folder, sessions=["local/anna"])
+    with served(*tiny, folder=folder) as server:
+        assert server.memory.sessions == []
+
+
+def test_it_is_saved_while_it_runs_and_only_where_something_changed(
+    tiny: tuple[Any, Any], tmp_path: Path
+) -> None:
+    often = ServerSettings(save_every=0.1, max_tokens=8)
+    with served(*tiny, settings=often, folder=tmp_path / "kept") as server:
+        keeping = server.service.keeping
+        server.say(TEXT)
+        until(lambda: keeping.saves == 1)
+        server.say("Which code?", memory="read")
+        server.say("Which code?", None, memory="off")
+        server.http.get("/v1/memory/sessions/anna/blocks")
+        until(lambda: keeping._ends.wait(0.3) or True)
+        assert keeping.saves == 1
+        with pytest.MonkeyPatch.context() as patch:
+
+            def full(*_: Any, **__: Any) -> Any:
+                raise StoreError("no space left")
+
+            patch.setattr(server.memory, "save", full)
+            server.say("More.")
+            until(lambda: keeping.failures > 0)
+            assert server.http.get("/ready").status_code == 503
+            assert "cmr_save_failing 1.0" in server.http.get("/metrics").text
+        until(lambda: keeping.saves == 2)
+        assert server.http.get("/ready").status_code == 200
+
+
+def test_a_memory_that_forgets_what_is_in_its_window_is_refused(tiny: tuple[Any, Any]) -> None:
+    model, tokenizer = tiny
+    with (
+        cmr.attach(model, tokenizer=tokenizer, unnamed="refuse") as memory,
+        pytest.raises(cmr.ConfigError, match="remember"),
+    ):
+        create_app(model, memory, Storing(), tokenizer, name="tiny")
