@@ -30,6 +30,7 @@ from cmr.integration.hooks.training import checkpoints
 from cmr.integration.reweave.recall import Recall
 from cmr.integration.window.lasting import lasting
 from cmr.integration.window.local_window import LocalWindow
+from cmr.integration.window.settling import settle
 from cmr.integration.window.window_layer import adopt
 from cmr.kernels.upload import uploaded
 from cmr.retrieval import Ask
@@ -182,6 +183,8 @@ class Reader:
             padding=[0] * batch,  # the rows are packed to the left
             wanted=frozenset(self._kv_layers),
         )
+        # All layers let go at once, behind the forward; on a CPU each does as well by itself.
+        window.deferred = self._adapter.input_device.type != "cpu"
         return adopt(DynamicCache(config=self._adapter.config), window)
 
     def _window(
@@ -237,6 +240,8 @@ class Reader:
             # The graph has done its work: the next window must not hold on to it.
             for layer in text.cache.layers:
                 layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
+        if text.cache.layers[0].owner.deferred:
+            settle(text.cache.layers)
         valid, place = text.valid(stop), start
         text.before = None if final is None else final[:, -1].detach()
         text.query, text.start = index[:, -self._query_tokens :], stop

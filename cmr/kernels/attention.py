@@ -148,7 +148,13 @@ def attend(
     """
     if not _fused_fits(query, key, value, softcap):
         return attention_with_lse_plain(query, key, value, mask, is_causal, scale, softcap)
-    steps, length = query.shape[2], key.shape[2]
+    (batch, heads, steps, width), (groups, length) = query.shape, key.shape[1:3]
+    alike = mask is None or mask.dim() < 3 or mask.shape[-3] == 1
+    if steps == 1 and heads != groups and alike:
+        # The heads of a group become steps of one head: their keys are read once, not once a head.
+        folded = query.reshape(batch, groups, heads // groups, width)
+        out, lse = attend(folded, key, value, mask, False, scale, None)
+        return out.reshape(query.shape), lse.reshape(batch, heads, 1)
     causal = is_causal and steps > 1
     # The fused kernel's own flag counts queries from the first key on; ours from the last.
     flag = causal and mask is None and steps == length

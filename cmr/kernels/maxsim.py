@@ -6,6 +6,7 @@ import torch
 
 from cmr.kernels.arguments import FLOAT, expect
 from cmr.kernels.dispatch import register, runs_plain
+from cmr.kernels.reference._own_blocks import blocks_at, own_blocks, put
 from cmr.kernels.reference.attention import NEG_INF
 
 CHUNK_BYTES = 64 << 20
@@ -98,6 +99,15 @@ def block_maxima_plain(
     if not out.numel() or not index.numel():
         return
     if slots is None:
+        if session is not None and sessions is not None and session.device.type == "cpu":
+            groups = own_blocks(session, sessions)
+            looked_at = sum(len(rows) * len(own) for rows, own in groups)
+            if 2 * looked_at <= len(sessions) * len(session):  # most blocks are others'
+                for rows, own in groups:
+                    found = out.new_empty(len(rows), out.shape[1], len(own))
+                    _compare(query[rows], *blocks_at(own, index, token_mask, scale), found)
+                    put(out, rows, own, found)
+                return
         _compare(query, index, token_mask, scale, out)
         if session is not None and sessions is not None:
             out.masked_fill_((session != sessions[:, None])[:, None], NEG_INF)
@@ -106,10 +116,10 @@ def block_maxima_plain(
         slots = slots.masked_fill(session[slots.clamp(min=0)] != sessions[:, None], -1)
     # Row by row, as each has other candidates: a gather for all at once would hold B copies.
     for row, chosen in enumerate(slots):
-        at = chosen.clamp(min=0)
-        marks, scales = (None if x is None else x[at] for x in (token_mask, scale))
         one = slice(row, row + 1)
-        _compare(query[one], index[at], marks, scales, out[one])
+        _compare(
+            query[one], *blocks_at(chosen.clamp(min=0), index, token_mask, scale), out=out[one]
+        )
         out[row].masked_fill_(chosen < 0, NEG_INF)
 
 

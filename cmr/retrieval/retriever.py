@@ -12,6 +12,7 @@ from cmr.retrieval.ask import Ask, Searched, Strategy, tell
 from cmr.retrieval.cache import RetrievalCache, key_of, version_of
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
+from cmr.retrieval.own_slots import own_slots
 from cmr.retrieval.rolling_query import RollingQuery
 from cmr.retrieval.selection import Selector
 from cmr.retrieval.strategies.asked import Asked
@@ -122,12 +123,19 @@ class Retriever:
 
     def search_again(self, query: RollingQuery, store: Searched) -> Choice:
         """Choose passages for a query that goes on; the next search may write over the choice."""
-        if self.strategy is None:
+        if self.strategy is None and own_slots(query.ask(), store) is None:
             ask, out, scratch = query.for_kernels(self._selector.candidates, self._selector.run)
             return query.settle(self._selector.fused(ask, store, out, scratch))
         return query.settle(self._search(query.ask(), store))
 
     def _search(self, ask: Ask, store: Searched) -> Choice:
+        # Strategies beside the default one may keep what they learnt of the store, slot by slot.
+        own = own_slots(ask, store) if self.config.strategy == "maxsim" else None
+        if own is None:
+            return self._found(ask, store)
+        return own.widened(self._found(own.narrowed(ask), own))
+
+    def _found(self, ask: Ask, store: Searched) -> Choice:
         strategy, selector = self.strategy, self._selector
         if strategy is None:
             return selector.fused(ask, store)

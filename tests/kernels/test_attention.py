@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmr.kernels import attention as module
 from cmr.kernels.attention import attention_with_lse, attention_with_lse_plain
@@ -259,3 +260,24 @@ def test_compiles_as_one_graph() -> None:
     split = torch.compile(attention_partials, fullgraph=True, backend="aot_eager")
     split(query, key, value, out=out, lse=lse)
     assert_close("out", merge_partials(out, lse)[0], want[0])
+
+
+@pytest.mark.parametrize("mask", [None, "row", "head"])
+def test_the_heads_of_a_group_read_their_keys_together_where_one_token_asks(mask) -> None:
+    query, key, value = tensors(2, 6, 2, 1, 9, 8, seed=5)
+    hides = {None: None, "row": torch.rand(2, 1, 1, 9) > 0.3, "head": torch.rand(2, 6, 1, 9) > 0.3}
+    seen = []
+
+    class Noted(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "flash_attention_for_cpu" in str(func):
+                seen.append(list(args[0].shape))
+            return func(*args, **(kwargs or {}))
+
+    with Noted():
+        out, lse = module.attend(query, key, value, hides[mask], False, 0.3, None)
+    # A mask that differs between heads keeps them apart.
+    assert seen == [[2, 6, 1, 8] if mask == "head" else [2, 2, 3, 8]]
+    want = exact(query, key, value, hides[mask], scale=0.3)
+    assert_close("out", out, want[0], 1e-5, 1e-5)
+    assert_close("lse", lse, want[1], 1e-5, 1e-5)

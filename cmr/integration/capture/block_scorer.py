@@ -86,10 +86,10 @@ class BlockScorer:
         """
         if block_size != self._block:
             raise ValueError(f"block_size {self._block} expected, got {block_size}")
+        if self.method is None:
+            return self._constant(index[..., 0])
         at = torch.arange(index.shape[1], device=index.device)
         mask = torch.stack([(at >= start) & (at < stop) for start, stop in valid])
-        if self.method is None:
-            return self._constant(mask)
         name = "variance_based"
         raw = {name: token_scores(name, index, mask)}
         return self._relevance(self._leaving, f"{name}, leaving", raw, mask)
@@ -165,9 +165,9 @@ class BlockScorer:
     def _fresh(self, method: str) -> RelevanceScorer:
         return RelevanceScorer(self._adapter.hidden, method, sample_size=SAMPLE_BLOCKS)
 
-    def _constant(self, mask: torch.Tensor) -> torch.Tensor:
-        blocks = -(-mask.shape[1] // self._block)
-        return torch.full((len(mask), blocks), NEUTRAL, device=mask.device)
+    def _constant(self, tokens: torch.Tensor) -> torch.Tensor:
+        blocks = -(-tokens.shape[1] // self._block)
+        return torch.full((len(tokens), blocks), NEUTRAL, device=tokens.device)
 
     def _relevance(
         self,

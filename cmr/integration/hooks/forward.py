@@ -60,6 +60,7 @@ from cmr.integration.reweave.plugs import Plugs
 from cmr.integration.reweave.recall import Recall
 from cmr.integration.reweave.scratch import StepScratch
 from cmr.integration.window.lasting import lasting
+from cmr.integration.window.settling import settle
 from cmr.integration.window.window_layer import LocalWindow, WindowLayer, can_adopt, is_windowed
 
 
@@ -279,9 +280,10 @@ class ForwardHooks:
             if record is not None and request.inputs is not None:
                 record.search.asked_for = weakref.ref(request)
         # In a compiled forward nothing may leave, and nothing be put together, on the way: either
-        # would be another graph for every number of tokens.
-        if compiled and record is not None:
-            kwargs["past_key_values"].layers[0].owner.deferred = True
+        # would be another graph for every number of tokens. On a GPU all layers let go at once.
+        if layer is not None:
+            waits = compiled or core.adapter.input_device.type != "cpu"
+            layer.owner.deferred = waits and record is not None
         if compiled and step.recall is not None:
             read = {n: self._memory(step, step.recall, n) for n in sorted(self._layout.read_layers)}
             step.ready = {n: memory for n, memory in read.items() if memory is not None}
@@ -377,13 +379,11 @@ class ForwardHooks:
         """Take note of what a forward gave, and store what left its window."""
         record = step.record
         # A compiled forward kept what leaves: dropping columns would have been another graph.
-        if record is not None:
-            layers = kwargs["past_key_values"].layers
-            if layers[0].owner.deferred:
-                layers[0].owner.deferred = False
-                with lasting():
-                    for layer in layers:
-                        layer.settle()
+        layers = [] if record is None else kwargs["past_key_values"].layers
+        if layers and layers[0].owner.deferred:
+            layers[0].owner.deferred = False
+            with lasting():
+                settle(layers)
         if step.index is None or output is None:
             return
         note_last(self.core, step)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.reweave.copied import columns_read, of_columns
 from cmr.integration.reweave.held import LayerBlocks, LayerRows, StateRows, in_blocks
 from cmr.integration.window.lasting import lasting
 from cmr.kernels import implementation
@@ -101,7 +102,7 @@ class Recall:
         # Fixed until the next search: rotating anew in every step would cost more than it gives.
         self._base, self._place = base, self._where(positions, base)
         self._in_place = in_place(ring.device)
-        self._columns = None if self._in_place else _dense(self.read)
+        self._columns = None if self._in_place else columns_read(self.read)
         self.layers: dict[int, LayerBlocks | LayerRows] = {}
         self._states: dict[int, StateRows] = {}
         self._angles: dict[str | None, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -175,13 +176,15 @@ class Recall:
             plan = self.plan.to(keys.device)
             keys, values = plan.apply(keys), plan.apply(values)
         place = self._place if self._adapter.rotates(number) else None
-        mask = self.read.to(keys.device) if self._columns is None else None
+        mask = self.read
         if self._columns is not None:
-            keys, values = keys[:, :, self._columns], values[:, :, self._columns]
-            place = None if place is None else place[:, self._columns]
+            mask = mask.gather(1, self._columns)
+            keys, values = of_columns(keys, self._columns), of_columns(values, self._columns)
+            place = None if place is None else place.gather(1, self._columns)
         if place is not None:
             keys = rotate(keys, *self._turns(number, place.to(keys.device)))
-        return LayerRows(keys, values, mask)
+        whole = mask.device.type == "cpu" and bool(mask.all())
+        return LayerRows(keys, values, None if whole else mask.to(keys.device))
 
     def _recalled(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Un-rotated keys and values of all that was recalled, on the layer's device."""
@@ -195,9 +198,8 @@ class Recall:
         """A copy as a store of its own: the kernels read blocks through a table only."""
         rows = self._copied(number)
         batch, device = len(rows.keys), rows.keys.device
-        read = self.read if self._columns is None else self.read[:, self._columns]
         size = self._ring.block_size
-        held = in_blocks(torch.where(read, 0, -1).to(device)[:, None, :, None], size)
+        held = in_blocks(torch.where(self.read, 0, -1).to(device)[:, None, :, None], size)
         entries = torch.arange(len(held), device=device).view(batch, -1)
         created = torch.zeros(len(held), dtype=torch.int64, device=device)
         keys, values = in_blocks(rows.keys, size), in_blocks(rows.values, size)
@@ -309,8 +311,7 @@ class Recall:
         # Of positions row by row, and made of them: other rows have others.
         other._angles = {}
         other._states = {number: held.select(rows) for number, held in self._states.items()}
-        # Without its masked columns a copy fits one row alone.
-        other._columns = self._columns if len(rows) == 1 else None
+        other._columns = None if self._columns is None else self._columns[rows]
         other.layers = {number: held.select(rows) for number, held in self.layers.items()}
         other.successors = None if self.successors is None else self.successors.select(rows)
         return other
@@ -320,12 +321,3 @@ def passages_of(table: torch.Tensor, size: int) -> torch.Tensor:
     """`[passages * run * size]` int64 number of the passage of each column of a table of blocks."""
     passages, run = table.shape[1:]
     return torch.arange(passages, device=table.device).repeat_interleave(run * size)
-
-
-def _dense(mask: torch.Tensor) -> torch.Tensor | None:
-    """The columns to copy where one row reads alone; None where the mask must stay."""
-    # Elsewhere the number of columns would have to come from the device, or differ between rows;
-    # and what is read in blocks keeps them whole.
-    if mask.device.type != "cpu" or mask.shape[0] != 1:
-        return None
-    return mask[0].nonzero()[:, 0] if bool(mask.any()) else None

@@ -10,6 +10,7 @@ import torch
 
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.window.padded_rows import PaddedRows
+from cmr.integration.window.sink_turns import SinkTurns
 
 if TYPE_CHECKING:  # the record of a window knows what its text recalls, a floor above
     from cmr.integration.capture.window_record import WindowRecord
@@ -34,9 +35,10 @@ class LocalWindow:
         order: rows of the batch before that the present ones were, where some are padded.
         record: what is known of the tokens in it; None where nobody follows them.
         on_copy: takes the record of a deep copy of the cache, or None.
-        deferred: whether nothing leaves until `settle` is called, as behind a compiled forward.
+        deferred: whether nothing leaves until `settle` is called, behind the forward.
         patient: whether nothing leaves at all, for a piece that is read in several forwards.
         first: sinks as they first were, by layer, from the first time on that something left.
+        turns: angles for the sinks.
         turned: for which amount sinks were turned last, by which angles, by kind of layer and
             device, and what came of it, by layer.
     """
@@ -59,6 +61,7 @@ class LocalWindow:
         self.sinks, self.whole = sinks, whole
         # Blocks leave, not tokens: memory stores blocks, and the sinks are turned less often.
         self.block = min(block, max(1, window // 2))
+        self.turns = SinkTurns(adapter, self.block)
         self.on_leave = on_leave
         self.on_copy: Callable[[WindowRecord], None] | None = None
         self.deferred = self.patient = False

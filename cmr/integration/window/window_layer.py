@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from cmr.integration.window.local_window import LocalWindow
 from cmr.integration.window.padded_rows import Leave, columns_from, pick, put
+from cmr.integration.window.settling import let_go
 from cmr.kernels.attention import rotate
 from cmr.kernels.upload import uploaded
 
@@ -83,16 +84,20 @@ class WindowLayer(DynamicLayer):
 
     def settle(self) -> None:
         """Let the tokens leave that are more than the window holds, in whole blocks."""
-        owner, held = self.owner, self._held()
-        over = held - owner.most
-        if owner.patient or over <= 0:
-            return
+        owner, leaving = self.owner, self.over()
         if owner.padded is None:
-            self._let_go(-(-over // owner.block) * owner.block)
+            let_go([self], leaving)
             return
-        leave = owner.padded.leave(self.keys.device, held, self.seen, self.gone)
+        if not leaving:
+            return
+        leave = owner.padded.leave(self.keys.device, self._held(), self.seen, self.gone)
         if leave is not None:
             self._let_go_by_row(leave)
+
+    def over(self) -> int:
+        """Tokens that are to leave: whole blocks; of padded rows, of one that holds all columns."""
+        over, block = self._held() - self.owner.most, self.owner.block
+        return 0 if self.owner.patient or over <= 0 else -(-over // block) * block
 
     def visible(self, mask: torch.Tensor | None, new: int) -> torch.Tensor | None:
         """A mask `[batch, seen + new]` in which no row sees columns that hold nothing of it."""
@@ -125,22 +130,6 @@ class WindowLayer(DynamicLayer):
             return 0
         return max(0, self._held() - self.sliding_window + 1)
 
-    def _let_go(self, leaving: int) -> None:
-        owner, sinks = self.owner, self.owner.sinks
-        keys, values = self.keys, self.values
-        behind = slice(sinks + leaving, None)
-        if owner.on_leave is not None:
-            # Where the whole text is wanted, the first ones to go take the sinks along: as they are
-            # before they are turned for the first time.
-            going = slice(0 if owner.whole and not self.left else sinks, sinks + leaving)
-            owner.on_leave(self.number, keys[..., going, :], values[..., going, :])
-        if self.number not in owner.first:
-            # A copy: a view would keep all that leaves alive.
-            owner.first[self.number] = keys[..., :sinks, :].clone()
-        self.left += leaving
-        self.keys = torch.cat([self._moved_on(), keys[..., behind, :]], dim=-2)
-        self.values = torch.cat([values[..., :sinks, :], values[..., behind, :]], dim=-2)
-
     def _let_go_by_row(self, leave: Leave) -> None:
         owner, keys, values = self.owner, self.keys, self.values
         if self.number == 0 and owner.record is not None:
@@ -151,12 +140,12 @@ class WindowLayer(DynamicLayer):
         owner.first[self.number] = sinks if known is None else sinks.where(leave.new, known)
         self._begin = leave.begin
         self.gone = tuple(n + going for n, going in zip(self.gone, leave.going, strict=True))
-        turned, kept = self._moved_on(), pick(values, leave.sinks)
+        turned, kept = self.moved_on(), pick(values, leave.sinks)
         self.keys = put(keys[..., leave.dropped :, :], leave.places, turned, leave.moved)
         self.values = put(values[..., leave.dropped :, :], leave.places, kept, leave.moved)
         self.left += leave.dropped
 
-    def _moved_on(self) -> torch.Tensor:
+    def moved_on(self) -> torch.Tensor:
         """The sinks at the positions right before what is held."""
         # Always from where they first were: turning what was turned adds up rounding errors.
         owner, sinks = self.owner, self.owner.first[self.number]
@@ -171,10 +160,12 @@ class WindowLayer(DynamicLayer):
         _, angles, turned = owner.turned
         if (kind, device) not in angles:
             # Once for all layers of a kind: the embedding is a module, and a call of it is slow.
-            amount = torch.full((1,), self.left, device=device)
-            if owner.padded is not None:
+            if owner.padded is None:
+                found = owner.turns.by(self.number, self.left, self.seen, device)
+            else:
                 amount = uploaded(torch.tensor(self.gone), device)
-            angles[kind, device] = owner.adapter.shift(self.number, amount, self.seen)
+                found = owner.adapter.shift(self.number, amount, self.seen)
+            angles[kind, device] = found
         if owner.padded is not None:  # the layers behind have not looked at their rows yet
             return rotate(sinks, *angles[kind, device])
         if self.number not in turned:

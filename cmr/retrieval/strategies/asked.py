@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import weakref
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -52,8 +53,8 @@ class Asked:
 
     vocabulary: Vocabulary
     calibration: Calibration | None = None
-    _windows: dict[Hashable, Around] = field(
-        default_factory=dict, init=False, repr=False, compare=False
+    _windows: list[tuple[Any, tuple[int, int], Around]] = field(
+        default_factory=list, init=False, repr=False, compare=False
     )
 
     def score(self, ask: Ask, store: Searched) -> Scored:
@@ -102,11 +103,15 @@ class Asked:
 
     def _around(self, store: Searched) -> Around:
         """The windows of a store, made anew where it has changed."""
-        version = (id(store), store.ledger.changes, store.high_water)
-        if version not in self._windows:
-            self._windows.clear()
-            self._windows[version] = Around.of(store, self.vocabulary)
-        return self._windows[version]
+        # By a weak reference, not by its number: a store that is gone may leave its number to one
+        # of somebody else.
+        version = store.ledger.changes, store.high_water
+        for kept, when, windows in self._windows:
+            if kept() is store and when == version:
+                return windows
+        windows = Around.of(store, self.vocabulary)
+        self._windows[:] = [(weakref.ref(store), version, windows)]
+        return windows
 
     def _parts(self, ask: Ask, token_ids: torch.Tensor) -> QueryParts:
         """The parts of what is asked, without tokens that do not ask."""

@@ -1,0 +1,38 @@
+"""Each session's own blocks, where a comparison need not look at all: on a CPU."""
+
+from __future__ import annotations
+
+import torch
+
+
+def own_blocks(
+    session: torch.Tensor, sessions: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The rows `[r]` and the blocks `[n]` of each session that asks, int64.
+
+    Of the `session` [N] of each block and the `sessions` [B] of the rows. Waits for a device.
+    """
+    return [
+        ((sessions == number).nonzero()[:, 0], (session == number).nonzero()[:, 0])
+        for number in sessions.unique().tolist()
+    ]
+
+
+def put(out: torch.Tensor, rows: torch.Tensor, own: torch.Tensor, found: torch.Tensor) -> None:
+    """Write what was found [r, Q, n] to these rows and blocks of `out` [B, Q, N]."""
+    out[rows[:, None, None], torch.arange(out.shape[1])[:, None], own] = found
+
+
+def blocks_at(
+    at: torch.Tensor,
+    index: torch.Tensor,
+    token_mask: torch.Tensor | None,
+    scale: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """What is stored of the blocks `at` [n]: parts of tensors [N, ...], None of None."""
+    where: torch.Tensor | slice = at
+    # What was stored together mostly lies together: on a CPU it need not be copied then.
+    if at.device.type == "cpu" and len(at) and bool((at.diff() == 1).all()):
+        where = slice(int(at[0]), int(at[-1]) + 1)
+    marks, scales = (None if part is None else part[where] for part in (token_mask, scale))
+    return index[where], marks, scales
