@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -30,7 +31,7 @@ def stored(lines: list[int], links: list[list[int]] | None = None) -> SimpleName
     successor = torch.full((len(lines),), -1)
     predecessor = successor.clone()
     for text in links or [list(range(len(lines)))]:
-        for one, other in zip(text, text[1:], strict=False):
+        for one, other in pairwise(text):
             successor[one], predecessor[other] = other, one
     places = torch.arange(len(lines) * BLOCK).view(-1, BLOCK)
     return SimpleNamespace(

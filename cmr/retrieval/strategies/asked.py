@@ -23,7 +23,7 @@ from cmr.retrieval.words import words_of
 WORD_WEIGHT = 0.2
 """Of what a passage says in the words of a part, beside 1 for what its states say."""
 CONTEXT = 0.7
-"""Of how well the text around a passage fits, where that is of short lines, beside 1 for its own."""
+"""Of how well what stands around a passage fits, where lines are short, beside 1 for itself."""
 MARKED = 1.4
 """How much more it counts what a part finds that has a question mark."""
 NULL_BASE, NULL_BLOCKS, NULL_PARTS = -0.75, 0.8, 0.45

@@ -285,6 +285,21 @@ def test_a_search_while_decoding_waits_for_nothing() -> None:
     assert waits.found
 
 
+def test_windows_are_of_the_store_that_is_searched() -> None:
+    """Though another one is as large and has changed as often, as parts of one store have."""
+    words, _ = spoken()
+    vocabulary = words.vocabulary()
+    one, other = filled(words), filled(words)
+    other.successor.fill_(-1)
+    strategy = Asked(vocabulary)
+    first = strategy._around(one)
+    assert strategy._around(one) is first
+    assert (one.ledger.changes, one.high_water) == (other.ledger.changes, other.high_water)
+    second = strategy._around(other)
+    assert second is not first
+    assert not torch.equal(second.inside, first.inside)
+
+
 def test_a_kept_question_follows_its_rows() -> None:
     words, ids = spoken()
     said = question(
