@@ -279,14 +279,14 @@ class ForwardHooks:
             step.recall = self._asker.recalled(step, request, decoder, kwargs)
             if record is not None and request.inputs is not None:
                 record.search.asked_for = weakref.ref(request)
-        # In a compiled forward nothing may leave, and nothing be put together, on the way: either
-        # would be another graph for every number of tokens. On a GPU all layers let go at once.
+        # Compiled, what leaves on the way is another graph each time; on a GPU all leave at once.
         if layer is not None:
             waits = compiled or core.adapter.input_device.type != "cpu"
             layer.owner.deferred = waits and record is not None
         if compiled and step.recall is not None:
-            read = {n: self._memory(step, step.recall, n) for n in sorted(self._layout.read_layers)}
-            step.ready = {n: memory for n, memory in read.items() if memory is not None}
+            held, layers = step.recall.steady(), sorted(self._layout.read_layers)
+            read = ((n, self._memory(step, held, n)) for n in layers)
+            step.ready = {n: memory for n, memory in read if memory is not None}
         self.step = step
         return (), kwargs
 

@@ -103,6 +103,7 @@ class Recall:
         self._base, self._place = base, self._where(positions, base)
         self._in_place = in_place(ring.device)
         self._columns = None if self._in_place else columns_read(self.read)
+        self._steady = False
         self.layers: dict[int, LayerBlocks | LayerRows] = {}
         self._states: dict[int, StateRows] = {}
         self._angles: dict[str | None, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -139,6 +140,12 @@ class Recall:
         # One behind the other, in the order in which they were chosen, the last one before `base`.
         order = self.read.cumsum(-1)
         return base[:, None] + order - order[:, -1:] - 1
+
+    def steady(self) -> Recall:
+        """The same, where copies of several rows keep their shape: a graph is compiled for each."""
+        if len(self.read) > 1 and not self._steady:
+            self._steady, self._columns, self.layers = True, None, {}
+        return self
 
     def layer(self, number: int) -> LayerBlocks | LayerRows:
         """What block `number` of the decoder reads; put together once."""
@@ -183,7 +190,7 @@ class Recall:
             place = None if place is None else place.gather(1, self._columns)
         if place is not None:
             keys = rotate(keys, *self._turns(number, place.to(keys.device)))
-        whole = mask.device.type == "cpu" and bool(mask.all())
+        whole = not self._steady and mask.device.type == "cpu" and bool(mask.all())
         return LayerRows(keys, values, None if whole else mask.to(keys.device))
 
     def _recalled(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
