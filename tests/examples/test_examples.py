@@ -22,7 +22,7 @@ def example(smollm2, monkeypatch: pytest.MonkeyPatch) -> Any:
     names = [path.stem for path in EXAMPLES.glob("*.py")]
 
     def get(name: str) -> ModuleType:
-        monkeypatch.setattr(importlib.import_module("common"), "load_smollm2", lambda _: smollm2)
+        monkeypatch.setattr(importlib.import_module("common"), "load_smollm2", lambda: smollm2)
         return importlib.import_module(name)
 
     yield get
