@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 _TOLD: WeakKeyDictionary[Any, list[Callable[[Any], object]]] = WeakKeyDictionary()
 _PASSING: dict[object, tuple[int, Callable[[], object]]] = {}
-_OPEN: dict[int, tuple[int, int | None]] = {}
+_OPEN: dict[int, tuple[int, int | None, CodeType | None]] = {}
 
 
 def in_child(owner: T, act: Callable[[T], object]) -> None:
@@ -55,14 +55,15 @@ def own(fd: int, frame: FrameType | None = None) -> int:
     keep a folder busy for ever. `frame`: of the call that it is kept for; None: until it is closed.
     """
     # Not the frame itself, which would keep all that was at hand in it.
-    _OPEN[fd] = threading.get_ident(), None if frame is None else id(frame)
+    where = (None, None) if frame is None else (id(frame), frame.f_code)
+    _OPEN[fd] = threading.get_ident(), *where
     return fd
 
 
 def close_lost() -> None:
     """Close what was kept for calls that have ended without: an interrupt came in front of it."""
-    for fd, (thread, frame) in list(_OPEN.items()):
-        if frame is not None and not runs_in(frame, thread):
+    for fd, (thread, frame, code) in list(_OPEN.items()):
+        if frame is not None and not runs_in(frame, thread, code):
             close(fd)
 
 

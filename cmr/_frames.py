@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
-from types import FrameType
+from types import CodeType, FrameType
 
 LOOKS = 20
 """How often another thread's stack is looked at before a frame counts as gone."""
@@ -28,8 +28,11 @@ def runs(frame: FrameType | None, stack: FrameType | None = None) -> bool:
     return frame is None
 
 
-def runs_in(frame: int | None, thread: int) -> bool:
-    """The same in a thread, by its number, that goes on meanwhile; the frame by its `id`."""
+def runs_in(frame: int | None, thread: int, code: CodeType | None = None) -> bool:
+    """The same in a thread, by its number, that goes on meanwhile; the frame by its `id`.
+
+    One that is gone may leave its `id` to another: with `code` it must be one of that, too.
+    """
     # It may leave frames while its stack is looked at: one look that finds the frame tells, one
     # that does not tells little.
     for _ in range(LOOKS):
@@ -37,7 +40,7 @@ def runs_in(frame: int | None, thread: int) -> bool:
         if at is None:
             return False
         while at is not None:
-            if frame in (id(at), None):
+            if frame is None or (frame == id(at) and code in (None, at.f_code)):
                 return True
             at = at.f_back
     return False

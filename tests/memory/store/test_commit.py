@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from cmr._fork import own
+from cmr._frames import runs_in
 from cmr.errors import StoreBusyError, StoreError
 from cmr.memory.store import Kind, Part, Saved, save
 from tests.memory.store.made import FULL, Made, check_same, made, same_bytes
@@ -108,6 +109,12 @@ def test_a_lock_that_an_interrupt_left_behind_is_taken_back(tmp_path: Path) -> N
     thread.join()
     save(tmp_path, made(range(7)))
     check_same(Saved.open(tmp_path), made(range(7)))
+
+
+def test_a_frame_with_the_number_of_one_that_is_gone_is_not_taken_for_it() -> None:
+    frame, thread = sys._getframe(), threading.get_ident()
+    assert runs_in(id(frame), thread, frame.f_code)
+    assert not runs_in(id(frame), thread, made.__code__)
 
 
 def test_a_save_within_a_save_is_refused(tmp_path: Path) -> None:
