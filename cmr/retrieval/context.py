@@ -40,14 +40,14 @@ class Around(NamedTuple):
     def of(cls, store: Searched, vocabulary: Vocabulary) -> Around:
         """Those of all blocks of a store."""
         size = store.high_water
-        inside = _chain(store.successor[:size], 2 * STEPS - 1)
+        blocks = _chain(store.successor[:size], 2 * STEPS)
         holders = _chain(store.predecessor[:size], 2 * STEPS - 1)
         breaks = vocabulary.breaks(store.token_ids[:size]) & (store.positions[:size] >= 0)
         # Of several line ends in a row one line begins.
         begins = (breaks[:, :-1] & ~breaks[:, 1:]).sum(-1, dtype=torch.float32)
-        lined = _at(begins, _chain(store.successor[:size], 2 * STEPS), 0.0).sum(-1) >= LINES
+        lined = _at(begins, blocks, 0.0).sum(-1) >= LINES
         within = _at(lined.float(), holders, 0.0).amax(-1) > 0
-        return cls(inside[:, ::2].contiguous(), holders, lined, within)
+        return cls(blocks[:, ::2].contiguous(), holders, lined, within)
 
     def fits(
         self,
