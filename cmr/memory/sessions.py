@@ -96,11 +96,9 @@ class SessionTable:
     def require(self, name: str) -> int:
         """The session's number; raises `UnknownSessionError` when there is no such session."""
         if name not in self._numbers:
-            shown = [repr(known) for known in list(self._numbers)[:8]]
-            more = len(self._numbers) - len(shown)
-            known = ", ".join(shown) + (f" and {more} more" if more else "") or "none yet"
+            # How many there are, and none of their names: whoever reads this may be one user of many.
             raise UnknownSessionError(
-                f"no session named {name!r}; known sessions: {known}. "
+                f"no session named {name!r} among {len(self._numbers)} (memory.sessions has their names). "
                 "Reading with sessions=[...] creates one, and so does session(name, create=True)."
             )
         return self._numbers[name]

@@ -167,10 +167,12 @@ IN_FILE: dict[str, Makers] = {
         "python-documentation",
     )
 }
-IN_FILE["README.md"] = {
+IN_FILE["docs/use.md"] = {
     "base_config": SPEC["base_config"],
     "input_ids": SPEC["input_ids"],
     "folder": lambda _: "full",
+}
+IN_FILE["docs/kernels.md"] = {
     "queries": lambda _: torch.randn(4, 64),
     "entries": lambda _: torch.randn(32, 64),
 }

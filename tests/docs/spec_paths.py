@@ -1,6 +1,6 @@
 """Where the specification's modules and names live here: the one table of it.
 
-`python -m tests.docs.spec_paths` prints it as it stands in the README.
+`python -m tests.docs.spec_paths` prints it as it stands in docs/names.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The table of the specification's names is complete, true, and the one in the README."""
+"""The table of the specification's names is complete, true, and the one in the documents."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_every_name_imports_from_the_package(module: str) -> None:
         assert callable(getattr(cmr, name))
 
 
-def test_the_readme_shows_the_table() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    start = readme.index(BEGIN)
-    shown = readme[start : readme.index(END, start) + len(END)]
+def test_the_documents_show_the_table() -> None:
+    page = (ROOT / "docs" / "names.md").read_text(encoding="utf-8")
+    start = page.index(BEGIN)
+    shown = page[start : page.index(END, start) + len(END)]
     assert shown == table(), "paste the output of `python -m tests.docs.spec_paths`"

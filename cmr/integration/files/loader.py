@@ -55,8 +55,9 @@ class Loader:
         self._whole = sessions is None
         for name in self._names:
             if name not in self._infos:
-                known = ", ".join(repr(n) for n in list(self._infos)[:8]) or "none"
-                raise UnknownSessionError(f"no session {name!r} in {saved.path}; it has {known}")
+                raise UnknownSessionError(
+                    f"no session {name!r} among the {len(self._infos)} in {saved.path}"
+                )
         self._chosen = [self._infos[name] for name in self._names]
         self._check_names()
         self._check_adapters()
