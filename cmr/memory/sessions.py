@@ -96,10 +96,11 @@ class SessionTable:
     def require(self, name: str) -> int:
         """The session's number; raises `UnknownSessionError` when there is no such session."""
         if name not in self._numbers:
-            # How many there are, and none of their names: whoever reads this may be one user of many.
+            # None of their names: whoever reads this may be one user of many.
             raise UnknownSessionError(
-                f"no session named {name!r} among {len(self._numbers)} (memory.sessions has their names). "
-                "Reading with sessions=[...] creates one, and so does session(name, create=True)."
+                f"no session named {name!r} among {len(self._numbers)}. "
+                "Reading with sessions=[...] creates one, and so does session(name, create=True); "
+                "memory.sessions names them all."
             )
         return self._numbers[name]
 

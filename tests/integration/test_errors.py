@@ -211,7 +211,7 @@ def test_session_names_that_do_not_fit(
 
 
 def test_a_session_that_does_not_exist(memory: cmr.Memory, llama: nn.Module) -> None:
-    message = "no session named 'carl' among 2 .*create=True"
+    message = "no session named 'carl' among 2.*create=True"
     for use in (
         lambda: memory.session("carl").__enter__(),
         lambda: memory.session("anna", "carl").__enter__(),
