@@ -44,7 +44,8 @@ class Block:
 
 def documents() -> list[str]:
     """Every document that is held to its code, from the repository's root."""
-    found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md"]
+    found = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+    found += [ROOT / folder / "README.md" for folder in ("examples", "benchmarks")]
     found += sorted((ROOT / "docs").glob("*.md")) + sorted((ROOT / "docs" / "spec").glob("*.md"))
     return [path.relative_to(ROOT).as_posix() for path in found]
 

@@ -10,6 +10,7 @@ import pytest
 import transformers
 
 import cmr
+import cmr.demo
 from cmr.demo.conversion import quiet
 from cmr.integration.calibration import calibrate as calibrating
 from cmr.integration.calibration.facts import FACTS
@@ -54,7 +55,10 @@ def short_text(tokenizer: Any, tokens: int, seed: int) -> list[list[int]]:
 
 @pytest.fixture(autouse=True)
 def a_place(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folders: dict[str, str]
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    folders: dict[str, str],
+    loaded: Callable[[str], tuple[Any, Any]],
 ) -> Iterator[None]:
     """Names of hub models mean tiny ones, files lie in `tmp_path`, memories end with the test."""
     for auto in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"):
@@ -66,6 +70,7 @@ def a_place(
         monkeypatch.setattr(kind, "from_pretrained", load)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CMR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cmr.demo, "load_smollm2", lambda: loaded("llama"))
     monkeypatch.setattr(calibrating, "FACTS", FACTS[:3])
     monkeypatch.setattr(calibrating, "ordinary_text", short_text)
     made: list[cmr.Memory] = []

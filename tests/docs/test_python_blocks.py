@@ -55,6 +55,15 @@ def test_the_blocks_run(piece: list[Block], given: Given) -> None:
         assert config_of(names["model_config"]).num_hidden_layers == 12
 
 
+def test_the_first_program_answers_from_the_letter(
+    smollm2: Any, given: Given, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmr.demo.load_smollm2", lambda: smollm2)
+    run(of_file("docs/index.md", "python")[0], given)
+    answer, passage = capsys.readouterr().out.strip().splitlines()
+    assert "Marta Lindqvist" in answer and passage.startswith("Dear Anna")
+
+
 def test_the_offline_quick_start_gives_what_it_says(given: Given) -> None:
     stats = run(of_file("docs/spec/project-readme.md", "python")[0], given)["outputs"][
         "memory_stats"
