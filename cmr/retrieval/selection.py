@@ -19,12 +19,12 @@ from cmr.kernels.reference.select import (
     shares_of,
     topk_lowest_slot,
 )
+from cmr.kernels.search.lines import within_lines
 from cmr.kernels.select import Scratch, best_passages, maxsim_select
 from cmr.kernels.standardise import spread, standardise
-from cmr.retrieval.ask import Ask, Scored, Searched, columns_of
+from cmr.retrieval.ask import Ask, Scored, Searched, columns_of, visible
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
-from cmr.retrieval.lines import within_lines
 from cmr.retrieval.vocabulary import Vocabulary
 
 CANDIDATES = 8
@@ -142,7 +142,7 @@ class Selector:
     def by_scores(self, ask: Ask, store: Searched, found: Scored) -> Choice:
         """By a strategy's scores; what a row may not see is left out whatever they are."""
         columns, rule = columns_of(store, store.high_water), self._rules[ask.located]
-        seen = may_see(columns, ask.sessions, ask.before)
+        seen = visible(ask, store)
         passages = found.passages.float().masked_fill(~seen, NEG_INF)
         line = passages if found.line is None else found.line.float().masked_fill(~seen, NEG_INF)
         certainty = found.certainty
@@ -200,7 +200,8 @@ class Selector:
         ids = store.token_ids[: len(columns.session)]
         if self._vocabulary is None or not rule.neighbours or not len(ids):
             return choice
-        return choice._replace(within=within_lines(starts, columns, ids, self._vocabulary, rule))
+        ends, beside = self._vocabulary.tables.breaks, (rule.passage, rule.neighbours)
+        return choice._replace(within=within_lines(starts, columns, ids, ends, *beside))
 
 
 def _similarity(best: Best, line: torch.Tensor | None) -> torch.Tensor:

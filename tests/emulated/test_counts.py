@@ -29,7 +29,7 @@ BARS = {
     "prompt": (153, 1),
 }
 # With a tokenizer what is asked is taken in parts, and words count.
-BARS_OF_WORDS = {**BARS, "search": (228, 0), "prompt": (286, 1)}
+BARS_OF_WORDS = {**BARS, "search": (104, 0), "prompt": (162, 1)}
 READING = (2680, 13)
 """Of 4,000 tokens: most operations in all, the model's own among them, and most waits."""
 
