@@ -142,23 +142,25 @@ class Selector:
     def by_scores(self, ask: Ask, store: Searched, found: Scored) -> Choice:
         """By a strategy's scores; what a row may not see is left out whatever they are."""
         columns, rule = columns_of(store, store.high_water), self._rules[ask.located]
-        seen = visible(ask, store)
-        passages = found.passages.float().masked_fill(~seen, NEG_INF)
-        line = passages if found.line is None else found.line.float().masked_fill(~seen, NEG_INF)
+        seen, k = visible(ask, store), self.candidates
+        passages = found.passages.float()
+        line = passages if found.line is None else found.line.float()
         certainty = found.certainty
         if certainty is None:
-            certainty = certainty_of(line, seen.sum(-1), rule)
+            certainty = certainty_of(line.masked_fill(~seen, NEG_INF), seen.sum(-1), rule)
         if found.profiles is None:
-            best = Best(*best_passages(line, passages, columns, self.candidates), certainty)
+            base = None if found.line is None else passages
+            given = (line, base, seen, certainty, columns, k, rule.threshold)
+            best = Best(*best_passages(*given), certainty)
         else:
+            line, passages = (x.masked_fill(~seen, NEG_INF) for x in (line, passages))
             peaks = at_peaks(line, passages, columns)
-            best = Best(*ranked(peaks, self.candidates, found.profiles, found.diversity), certainty)
-        # What fits less than usual is left out, as the kernels do it. Where passages are ranked by
-        # something else than their similarity, the first one is wanted however well it fits.
-        fits = _similarity(best, found.line) >= 0
-        if found.line is not None:
-            fits[:, 0] = True
-        best = best.only(fits & (certainty >= rule.threshold)[:, None])
+            best = Best(*ranked(peaks, k, found.profiles, found.diversity), certainty)
+            # As `best_passages` does it.
+            fits = _similarity(best, found.line) >= 0
+            if found.line is not None:
+                fits[:, 0] = True
+            best = best.only(fits & (certainty >= rule.threshold)[:, None])
         return self._taken(ask, store, columns, rule, best, found)
 
     def _taken(

@@ -14,6 +14,7 @@ from cmr.kernels.reference.quantise import quantise_rows
 from cmr.kernels.reference.select import Rule, SearchColumns
 from cmr.kernels.search.lines import within_lines
 from cmr.kernels.search.parts import Numbers, Windows, part_scores
+from cmr.kernels.search.recalled import recalled, without_unread
 from cmr.kernels.select import best_passages, maxsim_select, new_scratch, new_selection
 from cmr.kernels.standardise import standardise
 from cmr.kernels.words import Words, words
@@ -101,8 +102,11 @@ def _best_passages(blocks: int, k: int, large: bool = False) -> Call:
         return {
             "line": new.floats(2, blocks),
             "base": new.floats(2, blocks),
+            "seen": new.integers(5, 2, blocks) > 0,
+            "certainty": new.floats(2).abs() + 1.0,
             "columns": SearchColumns(slots, slots[:, None], after, slots - 1, slots + 1),
             "k": k,
+            "threshold": 1.0,
         }
 
     return Call(
@@ -248,6 +252,43 @@ def _within_lines(k: int, neighbours: int) -> Call:
     )  # fmt: skip
 
 
+def _recalled(entries: int, hidden: int) -> Call:
+    def make(device: str, dtype: torch.dtype, seed: int) -> Inputs:
+        new = Maker(device, dtype, seed)
+        table, index = (
+            torch.stack([new.distinct(300, entries) for _ in range(2)]),
+            new.normal(300, BLOCK, hidden),
+        )
+        table[1, -1], index[:, 0] = -1, 0
+        return {
+            "table": table,
+            "within": new.integers(300 * BLOCK, 2, 3, 2).sort(-1).values,
+            "positions": new.range(300 * BLOCK).view(300, BLOCK),
+            "token_ids": new.integers(50, 300, BLOCK),
+            "index": index,
+        }
+
+    return Call(
+        f"recalled/{entries}x{hidden}", "recalled", "cmr.retrieve", make,
+        lambda given, _: tuple(recalled(**given)),
+    )  # fmt: skip
+
+
+def _without_unread(entries: int) -> Call:
+    def make(device: str, _: torch.dtype, seed: int) -> Inputs:
+        new = Maker(device, torch.float32, seed)
+        return {
+            "positions": new.range(300 * BLOCK).view(300, BLOCK),
+            "table": torch.stack([new.distinct(300, entries) for _ in range(2)]),
+            "read": new.integers(3, 2, entries * BLOCK) > 0,
+        }
+
+    return Call(
+        f"without_unread/{entries}", "without_unread", "cmr.retrieve", make,
+        lambda given, _: (without_unread(**given),),
+    )  # fmt: skip
+
+
 SEARCHES = [
     _block_maxima(1, 70, 100),
     _block_maxima(64, 33, 96),
@@ -271,6 +312,10 @@ SEARCHES = [
     _part_scores(128, 32768, 6, large=True),
     _within_lines(3, 1),
     _within_lines(64, 8),
+    _recalled(12, 100),
+    _recalled(200, 576),
+    _without_unread(12),
+    _without_unread(200),
     _maxsim_select(5, 301, 2),
     _maxsim_select(64, 300, 7),
     _cosine_topk(1, 1000, 100, 16),
