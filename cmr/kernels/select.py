@@ -8,6 +8,7 @@ import torch
 
 from cmr.kernels.arguments import CONTIGUOUS, expect
 from cmr.kernels.dispatch import register, runs_plain
+from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.select import (
     Rule,
     SearchColumns,
@@ -180,51 +181,97 @@ maxsim_select_ = register(
 
 
 def best_passages(
-    line: torch.Tensor, base: torch.Tensor, columns: SearchColumns, k: int
+    line: torch.Tensor,
+    base: torch.Tensor | None,
+    seen: torch.Tensor,
+    certainty: torch.Tensor,
+    columns: SearchColumns,
+    k: int,
+    threshold: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best passages by `base` among the local maxima of a line along the text. One launch.
+    """The best passages among the local maxima of a line along the text. One launch.
+
+    What fits less than usual, below 0 by the line, is left out. Where passages are ranked by
+    something else, the first one is wanted however well it fits.
 
     Args:
         line: [B, N] float32, -inf where there is nothing to find.
-        base: [B, N] float32, what passages are ranked by.
+        base: [B, N] float32, what passages are ranked by; None: the line.
+        seen: [B, N] bool, the blocks that a row may see; the others are as -inf.
+        certainty: [B] float32 of the rows.
         columns: of the stored blocks.
         k: passages at most, 1 to 64.
+        threshold: least certainty of a row that finds anything.
 
     Returns:
-        scores [B, k] float32 in falling order and starts [B, k] int64; -inf and -1 where there are
-        fewer. Ties: the lowest slot wins.
+        scores [B, k] float32 in falling order and starts [B, k] int64; -inf and -1 where there is
+        none. Ties: the lowest slot wins.
 
     Raises:
         TypeError, ValueError: dtypes or shapes do not fit, or k is out of its range.
 
-    Equivalent PyTorch: `topk_lowest_slot(at_peaks(line, base, columns), k)`.
+    Equivalent PyTorch: `topk_lowest_slot(at_peaks(line, base, columns), k)`, without what is left
+    out.
     """
     sizes = expect(
         ("line", line, "B N", torch.float32),
         ("base", base, "B N", torch.float32),
+        ("seen", seen, "B N", torch.bool),
+        ("certainty", certainty, "B", torch.float32),
         ("successor", columns.successor, "N", torch.int64),
         ("predecessor", columns.predecessor, "N", torch.int64),
     )
     if not 1 <= k <= MAX_K:
         raise ValueError(f"k: 1 to {MAX_K} expected, got {k}")
     if runs_plain(line, base):
-        return topk_lowest_slot(at_peaks(line, base, columns), k)
+        return fitting(line, base, seen, certainty, columns, k, threshold)
     scores = line.new_empty(sizes["B"], k)
     starts = torch.empty_like(scores, dtype=torch.int64)
-    best_passages_(line, base, *columns, scores, starts)
+    best_passages_(line, base, seen, certainty, *columns, threshold, scores, starts)
     return scores, starts
 
 
-def best_passages_plain(line: torch.Tensor, base: torch.Tensor, *rest: torch.Tensor) -> None:
-    """The specification of `best_passages`, of arguments as the registered operation has them."""
-    peaks, (scores, starts) = at_peaks(line, base, SearchColumns(*rest[:5])), rest[5:]
-    for out, found in zip((scores, starts), topk_lowest_slot(peaks, scores.shape[1]), strict=True):
-        out.copy_(found)
+def fitting(
+    line: torch.Tensor,
+    base: torch.Tensor | None,
+    seen: torch.Tensor,
+    certainty: torch.Tensor,
+    columns: SearchColumns,
+    k: int,
+    threshold: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The specification of `best_passages`, of arguments that were checked already."""
+    line = line.masked_fill(~seen, NEG_INF)
+    ranked = line if base is None else base.masked_fill(~seen, NEG_INF)
+    scores, starts = topk_lowest_slot(at_peaks(line, ranked, columns), k)
+    fits = scores
+    if base is not None and line.shape[1]:
+        fits = line.gather(1, starts.clamp(min=0))
+    keep = fits >= 0
+    if base is not None:
+        keep[:, 0] = True
+    drop = ~(keep & (certainty >= threshold)[:, None] & (starts >= 0))
+    return scores.masked_fill(drop, NEG_INF), starts.masked_fill(drop, -1)
+
+
+def best_passages_plain(
+    line: torch.Tensor,
+    base: torch.Tensor | None,
+    seen: torch.Tensor,
+    certainty: torch.Tensor,
+    *rest: Any,
+) -> None:
+    """`fitting`, of arguments as the registered operation has them."""
+    columns, (threshold, scores, starts) = SearchColumns(*rest[:5]), rest[5:]
+    found = fitting(line, base, seen, certainty, columns, scores.shape[1], threshold)
+    for out, value in zip((scores, starts), found, strict=True):
+        out.copy_(value)
 
 
 best_passages_ = register(
-    "best_passages(Tensor line, Tensor base, Tensor session, Tensor positions, Tensor successor, "
-    "Tensor predecessor, Tensor created, Tensor(a!) scores, Tensor(b!) starts) -> ()",
+    "best_passages(Tensor line, Tensor? base, Tensor seen, Tensor certainty, Tensor session, "
+    "Tensor positions, Tensor successor, Tensor predecessor, Tensor created, float threshold, "
+    "Tensor(a!) scores, Tensor(b!) starts) -> ()",
     best_passages_plain,
     "select:best_passages",
     "cmr.retrieve",

@@ -267,11 +267,10 @@ class TierTensors:
         """Which tokens of some blocks no search ever matches, `[*slots, block_size]` bool.
 
         The first token of a text is indexed as zeros: as an attention sink its state says nothing
-        of the text. The slots are on the index's device, of any shape, none below 0.
+        of the text. The slots are on the index's device, of any shape, none below 0; the host waits
+        for them. Where all that is stored lies in the first tier, `index` itself says it.
         """
-        flat = slots.flatten()
-        # Where all that is stored lies in the first tier nothing waits for the device.
-        states = self.states(flat.cpu()) if self.ledger.below(0) else self.index[flat]
+        states = self.states(slots.flatten().cpu())
         return (states == 0).all(-1).view(*slots.shape, self.block_size)
 
     def far(self, slots: torch.Tensor) -> bool:

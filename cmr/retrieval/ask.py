@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -61,7 +61,7 @@ class Ask:
     heads: Mapping[int, torch.Tensor] = field(default_factory=dict)
     known: torch.Tensor | None = None
     parts: QueryParts | None = None
-    _found: dict[Hashable, torch.Tensor] = field(
+    _found: dict[tuple[str, int, int, int], torch.Tensor] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -121,14 +121,24 @@ class Ask:
         """
         if self.known is not None:
             return self.known
-        # Several strategies may look at them in one search. The key says of which store and when:
-        # an ask may live on, and what was forgotten since must not be found by it.
-        version = (id(store), store.ledger.changes, store.high_water)
-        if version not in self._found:
+
+        def compared() -> torch.Tensor:
             unit = F.normalize(self.states.float(), dim=-1).to(store.index.dtype)
+            return store.maxima(unit, self.sessions, 0, store.high_water)
+
+        return self.kept("maxima", store, compared)
+
+    def kept(self, name: str, store: Searched, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `make` gives, made once for a store as it is now."""
+        # Several steps of one search look at the same. The key says of which store and when: an ask
+        # may live on, and what was forgotten since must not be found by it.
+        version = id(store), store.ledger.changes, store.high_water
+        if any(key[1:] != version for key in self._found):
             self._found.clear()
-            self._found[version] = store.maxima(unit, self.sessions, 0, store.high_water)
-        return self._found[version]
+        key = name, *version
+        if key not in self._found:
+            self._found[key] = make()
+        return self._found[key]
 
 
 class Searched(Protocol):
@@ -246,4 +256,8 @@ def columns_of(store: Searched, size: int) -> SearchColumns:
 
 def visible(ask: Ask, store: Searched) -> torch.Tensor:
     """The blocks `[batch, blocks]` bool that each row may find."""
-    return may_see(columns_of(store, store.high_water), ask.sessions, ask.before)
+
+    def seen() -> torch.Tensor:
+        return may_see(columns_of(store, store.high_water), ask.sessions, ask.before)
+
+    return ask.kept("visible", store, seen)

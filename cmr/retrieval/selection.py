@@ -19,12 +19,12 @@ from cmr.kernels.reference.select import (
     shares_of,
     topk_lowest_slot,
 )
+from cmr.kernels.search.lines import within_lines
 from cmr.kernels.select import Scratch, best_passages, maxsim_select
 from cmr.kernels.standardise import spread, standardise
-from cmr.retrieval.ask import Ask, Scored, Searched, columns_of
+from cmr.retrieval.ask import Ask, Scored, Searched, columns_of, visible
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
-from cmr.retrieval.lines import within_lines
 from cmr.retrieval.vocabulary import Vocabulary
 
 CANDIDATES = 8
@@ -142,23 +142,25 @@ class Selector:
     def by_scores(self, ask: Ask, store: Searched, found: Scored) -> Choice:
         """By a strategy's scores; what a row may not see is left out whatever they are."""
         columns, rule = columns_of(store, store.high_water), self._rules[ask.located]
-        seen = may_see(columns, ask.sessions, ask.before)
-        passages = found.passages.float().masked_fill(~seen, NEG_INF)
-        line = passages if found.line is None else found.line.float().masked_fill(~seen, NEG_INF)
+        seen, k = visible(ask, store), self.candidates
+        passages = found.passages.float()
+        line = passages if found.line is None else found.line.float()
         certainty = found.certainty
         if certainty is None:
-            certainty = certainty_of(line, seen.sum(-1), rule)
+            certainty = certainty_of(line.masked_fill(~seen, NEG_INF), seen.sum(-1), rule)
         if found.profiles is None:
-            best = Best(*best_passages(line, passages, columns, self.candidates), certainty)
+            base = None if found.line is None else passages
+            given = (line, base, seen, certainty, columns, k, rule.threshold)
+            best = Best(*best_passages(*given), certainty)
         else:
+            line, passages = (x.masked_fill(~seen, NEG_INF) for x in (line, passages))
             peaks = at_peaks(line, passages, columns)
-            best = Best(*ranked(peaks, self.candidates, found.profiles, found.diversity), certainty)
-        # What fits less than usual is left out, as the kernels do it. Where passages are ranked by
-        # something else than their similarity, the first one is wanted however well it fits.
-        fits = _similarity(best, found.line) >= 0
-        if found.line is not None:
-            fits[:, 0] = True
-        best = best.only(fits & (certainty >= rule.threshold)[:, None])
+            best = Best(*ranked(peaks, k, found.profiles, found.diversity), certainty)
+            # As `best_passages` does it.
+            fits = _similarity(best, found.line) >= 0
+            if found.line is not None:
+                fits[:, 0] = True
+            best = best.only(fits & (certainty >= rule.threshold)[:, None])
         return self._taken(ask, store, columns, rule, best, found)
 
     def _taken(
@@ -200,7 +202,8 @@ class Selector:
         ids = store.token_ids[: len(columns.session)]
         if self._vocabulary is None or not rule.neighbours or not len(ids):
             return choice
-        return choice._replace(within=within_lines(starts, columns, ids, self._vocabulary, rule))
+        ends, beside = self._vocabulary.tables.breaks, (rule.passage, rule.neighbours)
+        return choice._replace(within=within_lines(starts, columns, ids, ends, *beside))
 
 
 def _similarity(best: Best, line: torch.Tensor | None) -> torch.Tensor:

@@ -12,9 +12,12 @@ from cmr.kernels.cover import Enough, cover
 from cmr.kernels.maxsim import block_maxima
 from cmr.kernels.reference.quantise import quantise_rows
 from cmr.kernels.reference.select import Rule, SearchColumns
+from cmr.kernels.search.lines import within_lines
+from cmr.kernels.search.parts import Numbers, Windows, part_scores
+from cmr.kernels.search.recalled import recalled, without_unread
 from cmr.kernels.select import best_passages, maxsim_select, new_scratch, new_selection
 from cmr.kernels.standardise import standardise
-from cmr.kernels.words import words
+from cmr.kernels.words import Words, words
 from tests.gpu.inputs import BLOCK, Call, Inputs, Maker
 
 
@@ -99,8 +102,11 @@ def _best_passages(blocks: int, k: int, large: bool = False) -> Call:
         return {
             "line": new.floats(2, blocks),
             "base": new.floats(2, blocks),
+            "seen": new.integers(5, 2, blocks) > 0,
+            "certainty": new.floats(2).abs() + 1.0,
             "columns": SearchColumns(slots, slots[:, None], after, slots - 1, slots + 1),
             "k": k,
+            "threshold": 1.0,
         }
 
     return Call(
@@ -198,6 +204,91 @@ def _best(queries: int, k: int) -> Callable[[Inputs], Any]:
     return allocate
 
 
+def _part_scores(tokens: int, blocks: int, parts: int, large: bool = False) -> Call:
+    def make(device: str, _: torch.dtype, seed: int) -> Inputs:
+        new = Maker(device, torch.float32, seed)
+        slots = new.range(blocks)[:, None]
+        ahead, back = slots + 2 * new.range(3), slots - new.range(5)
+        links = torch.where(ahead < blocks, ahead, blocks), torch.where(back >= 0, back, blocks)
+        some = [new.integers(2, blocks) > 0 for _ in range(2)]
+        return {
+            "z": new.floats(2, tokens, blocks),
+            "seen": new.integers(4, 2, blocks) > 0,
+            "of": new.integers(parts + 1, 2, tokens) - 1,
+            "marked": new.integers(2, 2, parts) > 0,
+            "words": Words(new.floats(2, tokens).abs(), new.floats(2, parts, blocks).abs()),
+            "windows": Windows(*links, *some),
+            "numbers": Numbers(1, 8.0, 0.2, 0.4, 0.7, 1.4, -0.75, 0.8, 0.45, 12, 1.4),
+        }
+
+    def call(given: Inputs, _: Any) -> tuple[torch.Tensor, ...]:
+        found = part_scores(**given)  # of parts that are level either may win
+        return found.line, found.shares, found.certainty
+
+    return Call(
+        f"part_scores/{tokens}x{blocks} in {parts}", "part_scores", "cmr.retrieve", make, call,
+        large=large,
+    )  # fmt: skip
+
+
+def _within_lines(k: int, neighbours: int) -> Call:
+    def make(device: str, _: torch.dtype, seed: int) -> Inputs:
+        new = Maker(device, torch.float32, seed)
+        slots = new.range(300)
+        after = torch.where(slots + 1 < 300, slots + 1, -1)
+        places = slots[:, None] * BLOCK + new.range(BLOCK)
+        return {
+            "starts": torch.stack([new.distinct(300, k) for _ in range(2)]),
+            "columns": SearchColumns(slots, places, after, slots - 1, slots + 1),
+            "token_ids": new.integers(50, 300, BLOCK),
+            "breaks": new.range(41) % 20 == 3,
+            "passage": 2,
+            "neighbours": neighbours,
+        }
+
+    return Call(
+        f"within_lines/{k} n{neighbours}", "within_lines", "cmr.retrieve", make,
+        lambda given, _: (within_lines(**given),),
+    )  # fmt: skip
+
+
+def _recalled(entries: int, hidden: int) -> Call:
+    def make(device: str, dtype: torch.dtype, seed: int) -> Inputs:
+        new = Maker(device, dtype, seed)
+        table, index = (
+            torch.stack([new.distinct(300, entries) for _ in range(2)]),
+            new.normal(300, BLOCK, hidden),
+        )
+        table[1, -1], index[:, 0] = -1, 0
+        return {
+            "table": table,
+            "within": new.integers(300 * BLOCK, 2, 3, 2).sort(-1).values,
+            "positions": new.range(300 * BLOCK).view(300, BLOCK),
+            "token_ids": new.integers(50, 300, BLOCK),
+            "index": index,
+        }
+
+    return Call(
+        f"recalled/{entries}x{hidden}", "recalled", "cmr.retrieve", make,
+        lambda given, _: tuple(recalled(**given)),
+    )  # fmt: skip
+
+
+def _without_unread(entries: int) -> Call:
+    def make(device: str, _: torch.dtype, seed: int) -> Inputs:
+        new = Maker(device, torch.float32, seed)
+        return {
+            "positions": new.range(300 * BLOCK).view(300, BLOCK),
+            "table": torch.stack([new.distinct(300, entries) for _ in range(2)]),
+            "read": new.integers(3, 2, entries * BLOCK) > 0,
+        }
+
+    return Call(
+        f"without_unread/{entries}", "without_unread", "cmr.retrieve", make,
+        lambda given, _: (without_unread(**given),),
+    )  # fmt: skip
+
+
 SEARCHES = [
     _block_maxima(1, 70, 100),
     _block_maxima(64, 33, 96),
@@ -216,6 +307,15 @@ SEARCHES = [
     _words(7, 70, 3),
     _words(100, 301, 9),
     _words(128, 2048, 6, large=True),
+    _part_scores(7, 70, 3),
+    _part_scores(100, 1301, 9),
+    _part_scores(128, 32768, 6, large=True),
+    _within_lines(3, 1),
+    _within_lines(64, 8),
+    _recalled(12, 100),
+    _recalled(200, 576),
+    _without_unread(12),
+    _without_unread(200),
     _maxsim_select(5, 301, 2),
     _maxsim_select(64, 300, 7),
     _cosine_topk(1, 1000, 100, 16),

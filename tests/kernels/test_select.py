@@ -191,15 +191,20 @@ def test_bad_numbers_are_named(change: dict, k: int, message: str) -> None:
         )
 
 
+@pytest.mark.parametrize("by_line", [False, True])
 @pytest.mark.parametrize(("blocks", "k"), [(0, 2), (1, 1), (40, 3), (40, 64)])
-def test_best_passages_against_a_loop(blocks: int, k: int) -> None:
+def test_best_passages_against_a_loop(blocks: int, k: int, by_line: bool) -> None:
     torch.manual_seed(blocks)
     columns = columns_of(blocks, 2, 2)
-    line, base = torch.randn(2, blocks).round(decimals=1), torch.randn(2, blocks).round(decimals=1)
+    line, base = torch.randn(3, blocks).round(decimals=1), torch.randn(3, blocks).round(decimals=1)
     line[:, ::5] = -math.inf
-    scores, starts = best_passages(line, base, columns, k)
-    for row in range(2):
-        high = [*line[row].tolist(), -math.inf]  # the last one is where the text ends
+    seen, certainty = torch.rand(3, blocks) > 0.2, torch.tensor([1.0, 2.0, 0.9])
+    given = line, None if by_line else base, seen, certainty, columns, k
+    scores, starts = best_passages(*given, 1.0)
+    base = line if by_line else base
+    for row in range(3):
+        # The last one is where the text ends.
+        high = [*line[row].masked_fill(~seen[row], -math.inf).tolist(), -math.inf]
         peaks = [
             n
             for n in range(blocks)
@@ -208,17 +213,24 @@ def test_best_passages_against_a_loop(blocks: int, k: int) -> None:
             and high[n] > high[columns.predecessor[n]]
         ]
         best = sorted(peaks, key=lambda n, row=row: (-base[row, n].item(), n))[:k]
-        assert starts[row].tolist() == best + [-1] * (k - len(best))
-        assert scores[row].tolist() == base[row, best].tolist() + [-math.inf] * (k - len(best))
+        wanted = [
+            n if certainty[row] >= 1 and (high[n] >= 0 or (place == 0 and not by_line)) else -1
+            for place, n in enumerate(best)
+        ]
+        assert starts[row].tolist() == wanted + [-1] * (k - len(best))
+        fitting = [base[row, n].item() if n >= 0 else -math.inf for n in wanted]
+        assert scores[row].tolist() == fitting + [-math.inf] * (k - len(best))
 
 
 def test_best_passages_traces_and_compiles() -> None:
     columns, line, base = columns_of(40, 2, 3), torch.randn(2, 40), torch.randn(2, 40)
     out = torch.empty(2, 4), torch.full((2, 4), 0)
-    torch.library.opcheck(best_passages_, (line, base, *columns, *out))
+    seen, certainty = torch.rand(2, 40) > 0.2, torch.ones(2)
+    torch.library.opcheck(best_passages_, (line, base, seen, certainty, *columns, 0.5, *out))
     torch._dynamo.reset()
     compiled = torch.compile(best_passages, fullgraph=True, backend="aot_eager")
-    have, want = compiled(line, base, columns, 4), best_passages(line, base, columns, 4)
+    given = line, None, seen, certainty, columns
+    have, want = (call(*given, 4, 0.5) for call in (compiled, best_passages))
     assert all(torch.equal(a, b) for a, b in zip(have, want, strict=True))
     with pytest.raises(ValueError, match="k: 1 to 64 expected, got 65"):
-        best_passages(line, base, columns, 65)
+        best_passages(*given, 65, 0.5)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from cmr.kernels.reference.attention import NEG_INF
+from cmr.kernels.search.parts import fits_around
 from cmr.retrieval import context
-from cmr.retrieval.context import Around
+from cmr.retrieval.context import windows_of
 
 BLOCK = 4
 WORD, BREAK = 1, 2
@@ -42,15 +43,16 @@ def stored(lines: list[int], links: list[list[int]] | None = None) -> SimpleName
 
 def fits(store: SimpleNamespace, values: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
     """Of one query token that asks in one part, without words: `[blocks]`."""
-    around = Around.of(store, Breaks())  # type: ignore[arg-type]
+    around = windows_of(store, Breaks())  # type: ignore[arg-type]
     seen = torch.ones(1, len(values), dtype=torch.bool)
     words = torch.zeros(1, 1, len(values))
     one = torch.ones(1, 1, 1)
-    return around.fits(near[None, None], values[None, None], one, words, seen, 8.0)[0, 0]
+    given = near[None, None], values[None, None], one, words, seen
+    return fits_around(around, *given, 8.0, context.WORD_WEIGHT)[0, 0]
 
 
 def test_windows_are_six_blocks_of_one_text() -> None:
-    around = Around.of(stored([1] * 12), Breaks())  # type: ignore[arg-type]
+    around = windows_of(stored([1] * 12), Breaks())  # type: ignore[arg-type]
     assert around.inside[5].tolist() == [5, 7, 9] and around.inside[10].tolist() == [10, 12, 12]
     assert around.holders[5].tolist() == [5, 4, 3, 2, 1]
     # Six lines from each block on, and fewer where the text ends.
@@ -62,7 +64,7 @@ def test_windows_are_six_blocks_of_one_text() -> None:
 @pytest.mark.parametrize(("count", "many"), [(context.LINES, True), (context.LINES - 1, False)])
 def test_a_window_of_few_lines_is_prose(count: int, many: bool) -> None:
     lines = [1] * count + [0] * (12 - count)
-    around = Around.of(stored(lines), Breaks())  # type: ignore[arg-type]
+    around = windows_of(stored(lines), Breaks())  # type: ignore[arg-type]
     assert bool(around.lined.any()) == many
     near = torch.randn(12)
     have = fits(stored(lines), torch.randn(12), near)
@@ -72,13 +74,13 @@ def test_a_window_of_few_lines_is_prose(count: int, many: bool) -> None:
 def test_several_line_ends_in_a_row_begin_one_line() -> None:
     store = stored([0] * 12)
     store.token_ids[:] = BREAK
-    assert not Around.of(store, Breaks()).within.any()  # type: ignore[arg-type]
+    assert not windows_of(store, Breaks()).within.any()  # type: ignore[arg-type]
 
 
 def test_no_empty_place_is_a_line() -> None:
     store = stored([2] * 12)
     store.positions[:] = -1
-    assert not Around.of(store, Breaks()).within.any()  # type: ignore[arg-type]
+    assert not windows_of(store, Breaks()).within.any()  # type: ignore[arg-type]
 
 
 def test_a_passage_has_the_fit_of_the_best_window_around_it() -> None:
@@ -102,10 +104,11 @@ def test_windows_do_not_go_over_into_another_text() -> None:
 def test_what_a_row_may_not_see_is_no_context() -> None:
     store, values = stored([1] * 30), torch.zeros(30)
     values[14] = 5.0
-    around = Around.of(store, Breaks())  # type: ignore[arg-type]
+    around = windows_of(store, Breaks())  # type: ignore[arg-type]
     seen = torch.arange(30)[None] >= 20
     near, one = torch.full((1, 1, 30), -3.0), torch.ones(1, 1, 1)
     hidden = values.masked_fill(~seen[0], -8.0)
-    have = around.fits(near, hidden[None, None], one, torch.zeros(1, 1, 30), seen, 8.0)[0, 0]
+    given = near, hidden[None, None], one, torch.zeros(1, 1, 30), seen
+    have = fits_around(around, *given, 8.0, context.WORD_WEIGHT)[0, 0]
     assert torch.equal(have[:20], near[0, 0, :20])
     assert (have > NEG_INF).all()

@@ -32,11 +32,12 @@ def _select(tokens: int, blocks: int, k: int, neighbours: int, before: bool = Tr
 def _best_passages(blocks: int, k: int) -> Case:
     line, base, out = floats(1, blocks), floats(1, blocks), (floats(1, k), integers(1, k))
     columns = [integers(blocks), integers(blocks, BLOCK)] + [integers(blocks) for _ in range(3)]
+    seen, certainty = meta(1, blocks, dtype=torch.bool), floats(1)
     return Case(
         f"select.best_passages/{blocks} k{k}",
-        lambda: gpu.best_passages(line, base, *columns, *out),
+        lambda: gpu.best_passages(line, base, seen, certainty, *columns, 1.0, *out),
         launches=1,
-        bytes=size(line, base, *columns[2:4], *out),
+        bytes=size(line, base, seen, *columns[2:4], *out),
         flops=4 * blocks,
     )
 

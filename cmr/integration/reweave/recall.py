@@ -13,6 +13,7 @@ from cmr.integration.reweave.held import LayerBlocks, LayerRows, StateRows, in_b
 from cmr.integration.window.lasting import lasting
 from cmr.kernels import implementation
 from cmr.kernels.attention import rotate
+from cmr.kernels.search.recalled import recalled, without_unread
 from cmr.memory.block_store import BlockStore
 from cmr.reconstruction.read_plan import ReadPlan
 from cmr.retrieval.choice import Choice
@@ -85,19 +86,19 @@ class Recall:
         self._adapter, self._ring, self._load = adapter, ring, load
         self._table = choice.table.flatten(1)
         self._stamps = choice.stamps.flatten(1)
-        at = self._table.clamp(min=0)
-        stored = ring.positions[at]
-        there = (stored >= 0) & (self._table >= 0)[..., None]
-        wanted = there if choice.within is None else there & choice.reads(stored)
-        self.mask = wanted.flatten(1)
-        ids = ring.token_ids[at].flatten(1)
-        # Where the table names no block, slot 0 was looked up: nothing of it may stay.
-        self.read_ids = ids.masked_fill(~self.mask, 0)
-        self.read_positions = stored.flatten(1).masked_fill(~self.mask, -1)
-        tokens = wanted & ~ring.blank(at) if guarded and plan is None else wanted
-        self.read = tokens.flatten(1) if plan is None else plan.mask.to(self.mask.device)
-        # Of the store's tokens that are there, `tokens` are read; None: all are.
-        self._only = None if tokens is there else (at, tokens, there)
+        guarded = guarded and plan is None
+        # Of tokens in lower tiers the host has to ask for what is indexed, tier by tier.
+        lower = guarded and ring.ledger.below(0)
+        index = ring.index if guarded and not lower else None
+        stored = ring.positions, ring.token_ids
+        found = recalled(self._table, choice.within, *stored, index)
+        self.mask, self.read_ids, self.read_positions = found.mask, found.token_ids, found.positions
+        self.read = found.read
+        if lower:
+            self.read = self.read & ~ring.blank(self._table.clamp(min=0)).flatten(1)
+        self._whole = choice.within is None and not guarded
+        if plan is not None:
+            self.read = plan.mask.to(self.mask.device)
         self._positions: torch.Tensor | None = None
         # Fixed until the next search: rotating anew in every step would cost more than it gives.
         self._base, self._place = base, self._where(positions, base)
@@ -111,22 +112,11 @@ class Recall:
 
     def _places_read(self) -> torch.Tensor:
         """The store's positions, -1 where no row reads; made once, for who reads in place."""
+        # In place a block is read as far as one of the rows does: positions are not a row's.
         if self._positions is None:
-            self._positions = self._ring.positions
-            if self._only is not None:
-                at, tokens, there = self._only
-                left = self._held_at(at, there & ~tokens) > 0
-                if self.choice.within is not None and len(tokens) > 1:
-                    # Rows of one session may read a block that both found to different ends. In
-                    # place it is read as far as one of them does: positions are not a row's.
-                    left &= self._held_at(at, tokens) == 0
-                self._positions = self._positions.masked_fill(left, -1)
+            held = self._ring.positions
+            self._positions = held if self._whole else without_unread(held, self._table, self.read)
         return self._positions
-
-    def _held_at(self, at: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """How many rows have each token of the store, `[slots, size]`, by those of their blocks."""
-        held = torch.zeros_like(self._ring.positions)
-        return held.index_add_(0, at.flatten(), tokens.flatten(0, 1).to(held))
 
     def _where(self, positions: str, base: torch.Tensor) -> torch.Tensor | None:
         """Positions `[batch, tokens]` that the keys are rotated to; None where they stay at 0."""

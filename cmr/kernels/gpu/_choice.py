@@ -60,31 +60,50 @@ def select_choice_kernel(
 
 
 @triton.jit
+def line_at(p_line, p_seen, o_n, m_n):
+    """A row's line at blocks `o_n` [N]; -inf where it does not see them, or there is none."""
+    m_seen = tl.load(p_seen + o_n, mask=m_n, other=0) != 0
+    return tl.load(p_line + o_n, mask=m_n & m_seen, other=-float("inf"))
+
+
+@triton.jit
 def best_passages_kernel(
-    p_line, p_base, p_successor, p_predecessor, p_scores, p_starts,
-    blocks, k,
+    p_line, p_base, p_seen, p_certainty, p_successor, p_predecessor, p_scores, p_starts,
+    blocks, k, threshold,
     K: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The best k of a row by `base`, of those where the line has a local maximum."""
+    """The best k of a row by `base`, of those where the line has a local maximum and is high."""
     i_batch = tl.program_id(0).to(tl.int64)
     p_line = p_line + i_batch * blocks
+    p_seen = p_seen + i_batch * blocks
     b_run = empty_run(1, K)
     for start in range(0, blocks, BLOCK_N):
         o_n = start + tl.arange(0, BLOCK_N).to(tl.int64)
         m_n = o_n < blocks
-        b_line = tl.load(p_line + o_n, mask=m_n, other=-float("inf"))
+        b_line = line_at(p_line, p_seen, o_n, m_n)
         o_next = tl.load(p_successor + o_n, mask=m_n, other=-1)
         o_last = tl.load(p_predecessor + o_n, mask=m_n, other=-1)
-        b_after = tl.load(p_line + o_next, mask=o_next >= 0, other=-float("inf"))
-        b_prior = tl.load(p_line + o_last, mask=o_last >= 0, other=-float("inf"))
+        b_after = line_at(p_line, p_seen, o_next, o_next >= 0)
+        b_prior = line_at(p_line, p_seen, o_last, o_last >= 0)
         m_peak = m_n & (b_line > -float("inf")) & (b_line >= b_after) & (b_line > b_prior)
-        b_base = tl.load(p_base + i_batch * blocks + o_n, mask=m_peak, other=-float("inf"))
+        b_base = tl.where(m_peak, b_line, -float("inf"))
+        if p_base is not None:
+            b_base = tl.load(p_base + i_batch * blocks + o_n, mask=m_peak, other=-float("inf"))
         b_run = insert(b_run, pack(b_base, o_n)[None, :])
     b_run = tl.reshape(b_run, [K])
     o_k = rank(b_run, K).to(tl.int64)
+    b_score = unpack_score(b_run)
+    b_start = unpack_slot(b_run)
+    b_fit = b_score
+    if p_base is not None:
+        # Ranked by something else, the first one is wanted however well it fits.
+        b_fit = tl.load(p_line + b_start, mask=b_start >= 0, other=-float("inf"))
+        b_fit = tl.where(o_k == 0, 0.0, b_fit)
+    sure = tl.load(p_certainty + i_batch) >= threshold
+    m_keep = (b_start >= 0) & (b_fit >= tl.where(sure, 0.0, float("inf")))
     m_k = o_k < k
-    tl.store(p_scores + i_batch * k + o_k, unpack_score(b_run), mask=m_k)
-    tl.store(p_starts + i_batch * k + o_k, unpack_slot(b_run), mask=m_k)
+    tl.store(p_scores + i_batch * k + o_k, tl.where(m_keep, b_score, -float("inf")), mask=m_k)
+    tl.store(p_starts + i_batch * k + o_k, tl.where(m_keep, b_start, -1), mask=m_k)
 
 
 @triton.jit

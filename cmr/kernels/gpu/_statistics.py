@@ -1,4 +1,4 @@
-"""Pieces of the selection: statistics of maxima kept part by part, and what z they give."""
+"""Pieces of a search: statistics of maxima, at once or kept part by part, and what z they give."""
 
 from __future__ import annotations
 
@@ -10,6 +10,34 @@ import triton.language as tl
 def is_finite(b_x):
     """Neither NaN nor infinite."""
     return (b_x == b_x) & (tl.abs(b_x) < float("inf"))
+
+
+@triton.jit
+def spread(p_line, p_seen, blocks, stride_block, BLOCK_N: tl.constexpr):
+    """Mean of a line over seen blocks where it is finite, and deviation (0: none to speak of)."""
+    count = tl.full([], 0.0, tl.float32)
+    mean = tl.full([], 0.0, tl.float32)
+    squares = tl.full([], 0.0, tl.float32)
+    largest = tl.full([], 0.0, tl.float32)
+    for start in range(0, blocks, BLOCK_N):
+        o_n = start + tl.arange(0, BLOCK_N).to(tl.int64)
+        m_n = o_n < blocks
+        b_m = tl.load(p_line + o_n * stride_block, mask=m_n, other=float("-inf")).to(tl.float32)
+        m_usable = is_finite(b_m) & (tl.load(p_seen + o_n, mask=m_n, other=0) != 0)
+        # Squares around the mean of each tile: a sum of squares alone loses the spread of maxima
+        # that all lie near one value.
+        new = tl.sum(m_usable.to(tl.float32), 0)
+        centre = tl.sum(tl.where(m_usable, b_m, 0.0), 0) / tl.maximum(new, 1.0)
+        b_off = tl.where(m_usable, b_m - centre, 0.0)
+        both = tl.maximum(count + new, 1.0)
+        apart = centre - mean
+        squares += tl.sum(b_off * b_off, 0) + apart * apart * count * new / both
+        mean += apart * new / both
+        count += new
+        largest = tl.maximum(largest, tl.max(tl.where(m_usable, tl.abs(b_m), 0.0), 0))
+    deviation = tl.sqrt(squares / tl.maximum(count, 1.0))
+    # A spread at the level of float32 rounding is no spread.
+    return mean, tl.where(deviation > 1e-6 * largest, deviation, 0.0)
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from cmr.kernels.gpu._launch import launch, next_power
-from cmr.kernels.gpu._statistics import is_finite, passage_z
+from cmr.kernels.gpu._statistics import passage_z, spread
 
 BLOCKS = 1024
 """Blocks that a program looks at at once."""
@@ -26,29 +26,7 @@ def standardise_kernel(
     p_row = p_maxima + i_batch * stride_batch
     p_seen = p_visible + i_batch * stride_visible
     p_line = p_row + tl.program_id(0).to(tl.int64) * stride_token
-    count = tl.full([], 0.0, tl.float32)
-    mean = tl.full([], 0.0, tl.float32)
-    squares = tl.full([], 0.0, tl.float32)
-    largest = tl.full([], 0.0, tl.float32)
-    for start in range(0, blocks, BLOCK_N):
-        o_n = start + tl.arange(0, BLOCK_N).to(tl.int64)
-        m_n = o_n < blocks
-        b_m = tl.load(p_line + o_n * stride_block, mask=m_n, other=float("-inf")).to(tl.float32)
-        m_usable = is_finite(b_m) & (tl.load(p_seen + o_n, mask=m_n, other=0) != 0)
-        # Squares around the mean of each tile: a sum of squares alone loses the spread of maxima
-        # that all lie near one value.
-        new = tl.sum(m_usable.to(tl.float32), 0)
-        centre = tl.sum(tl.where(m_usable, b_m, 0.0), 0) / tl.maximum(new, 1.0)
-        b_off = tl.where(m_usable, b_m - centre, 0.0)
-        both = tl.maximum(count + new, 1.0)
-        apart = centre - mean
-        squares += tl.sum(b_off * b_off, 0) + apart * apart * count * new / both
-        mean += apart * new / both
-        count += new
-        largest = tl.maximum(largest, tl.max(tl.where(m_usable, tl.abs(b_m), 0.0), 0))
-    deviation = tl.sqrt(squares / tl.maximum(count, 1.0))
-    # A spread at the level of float32 rounding is no spread.
-    deviation = tl.where(deviation > 1e-6 * largest, deviation, 0.0)
+    mean, deviation = spread(p_line, p_seen, blocks, stride_block, BLOCK_N)
     b_mean = mean + tl.zeros([1], tl.float32)
     b_deviation = deviation + tl.zeros([1], tl.float32)
     p_to = p_out + (i_batch * tokens + tl.program_id(0)) * blocks

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.select import Rule
+from cmr.kernels.search.parts import Numbers, Windows, part_scores
 from cmr.kernels.standardise import standardise
 from cmr.retrieval import context
 from cmr.retrieval.ask import Ask, QueryParts, Scored, Searched, visible
 from cmr.retrieval.calibration import Calibration
-from cmr.retrieval.context import Around
+from cmr.retrieval.context import windows_of
 from cmr.retrieval.selection import rule_for
 from cmr.retrieval.strategies.semantic import Semantic
 from cmr.retrieval.vocabulary import Vocabulary
@@ -53,7 +53,7 @@ class Asked:
 
     vocabulary: Vocabulary
     calibration: Calibration | None = None
-    _windows: list[tuple[Any, tuple[int, int], Around]] = field(
+    _windows: list[tuple[Any, tuple[int, int], Windows]] = field(
         default_factory=list, init=False, repr=False, compare=False
     )
 
@@ -67,41 +67,19 @@ class Asked:
         if not z.shape[-1]:
             return Scored(z.new_zeros(seen.shape), z.new_zeros(len(z)))
         words = words_of(ask.token_ids, parts, self.vocabulary, store, seen)
-        numbers = torch.arange(parts.marked.shape[1], device=z.device)
-        own = parts.of[:, None] == numbers[:, None]
-        peaks = z.amax(-1).clamp(min=0) ** rule.peak_power
-        # A single block stands out from nothing: it is chosen, as no other can be meant.
-        peaks = torch.where((seen.sum(-1) < 2)[:, None], 1.0, peaks)
-        weights = own * (peaks * (1.0 + words.rarity))[:, None]
-        total = weights.sum(-1, keepdim=True)
-        shares = weights / total.clamp(min=torch.finfo(total.dtype).tiny)
-        said = standardise(words.scores, seen, rule.clamp)
-        around = self._around(store)
-        weight = torch.where(around.within, context.WORD_WEIGHT, WORD_WEIGHT)
-        near = standardise(torch.bmm(shares, z), seen, torch.inf) + weight * said
-        wide = around.fits(near, z, shares, words.scores, seen, rule.clamp)
-        asks = (total > 0) & seen[:, None]
-        both = standardise(near + CONTEXT * wide, seen, torch.inf)
-        scores = both.masked_fill(~asks, NEG_INF)
-        favour = torch.where(parts.marked, MARKED, 1.0)[..., None]
-        line, winner = (scores * favour).max(1)
+        windows, numbers = self._windows_of(store), _numbers(rule, ask.located)
+        found = part_scores(z, seen, parts.of, parts.marked, words, windows, numbers)
 
         def explained(starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             at = starts.clamp(min=0)
             values = z.gather(2, at[:, None].expand(-1, z.shape[1], -1))
             # What a further passage adds is measured on the part that found the first one.
-            first = winner.gather(1, at[:, :1])[..., None].expand(-1, 1, z.shape[1])
-            return values, shares.gather(1, first)[:, 0]
+            first = found.winner.gather(1, at[:, :1])[..., None].expand(-1, 1, z.shape[1])
+            return values, found.shares.gather(1, first)[:, 0]
 
-        # How well the best one fits by itself: what lies around it is not certain to answer.
-        alone = standardise(near, seen, torch.inf).masked_fill(~asks, NEG_INF)
-        best = alone.gather(1, winner[:, None])[:, 0].gather(1, line.argmax(1, keepdim=True))
-        if ask.located:
-            rule = rule._replace(few_certainty=FEW_CERTAINTY)
-        certainty = _certainty(best[:, 0], seen.sum(-1), (total > 0).sum((1, 2)), rule)
-        return Scored(line, certainty, explained=explained)
+        return Scored(found.line, found.certainty, explained=explained)
 
-    def _around(self, store: Searched) -> Around:
+    def _windows_of(self, store: Searched) -> Windows:
         """The windows of a store, made anew where it has changed."""
         # By a weak reference, not by its number: a store that is gone may leave its number to one
         # of somebody else.
@@ -109,7 +87,7 @@ class Asked:
         for kept, when, windows in self._windows:
             if kept() is store and when == version:
                 return windows
-        windows = Around.of(store, self.vocabulary)
+        windows = windows_of(store, self.vocabulary)
         self._windows[:] = [(weakref.ref(store), version, windows)]
         return windows
 
@@ -125,12 +103,17 @@ class Asked:
         return parts._replace(of=of)
 
 
-def _certainty(
-    best: torch.Tensor, blocks: torch.Tensor, parts: torch.Tensor, rule: Rule
-) -> torch.Tensor:
-    """The best score `[batch]` over what is expected of so many blocks and parts; 0 for nothing."""
-    # Among few blocks some block always stands out, which says nothing of how well it fits.
-    many = blocks.clamp(min=rule.few_blocks).log()
-    null = NULL_BASE + NULL_BLOCKS * many + NULL_PARTS * parts.clamp(min=1).log()
-    sure = torch.where(blocks < rule.few_blocks, rule.few_certainty, best / null)
-    return torch.where(best > NEG_INF, sure, 0.0)
+def _numbers(rule: Rule, located: bool) -> Numbers:
+    return Numbers(
+        peak_power=rule.peak_power,
+        clamp=rule.clamp,
+        words=WORD_WEIGHT,
+        lined_words=context.WORD_WEIGHT,
+        context=CONTEXT,
+        marked=MARKED,
+        null_base=NULL_BASE,
+        null_blocks=NULL_BLOCKS,
+        null_parts=NULL_PARTS,
+        few_blocks=rule.few_blocks,
+        few_certainty=FEW_CERTAINTY if located else rule.few_certainty,
+    )

@@ -89,6 +89,8 @@ def test_best_passages(blocks: int, k: int) -> None:
     # Rounded: there are ties, and the lowest slot wins.
     line, base = torch.randn(3, blocks).round(decimals=1), torch.randn(3, blocks).round(decimals=1)
     line[:, ::5], base[:, ::7], line[2] = -math.inf, math.nan, -math.inf
-    have = best_passages(line, base, columns, k)
-    want = specified(best_passages, line, base, columns, k)
-    assert all(torch.equal(a, b) for a, b in zip(have, want, strict=True))
+    seen, certainty = torch.rand(3, blocks) > 0.2, torch.tensor([1.0, 0.5, 1.5])
+    for ranking, least in ((base, 0.4), (None, 0.7)):
+        given = (line, ranking, seen, certainty, columns, k, least)
+        have, want = best_passages(*given), specified(best_passages, *given)
+        assert all(torch.equal(a, b) for a, b in zip(have, want, strict=True))

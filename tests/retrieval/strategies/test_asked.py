@@ -292,10 +292,10 @@ def test_windows_are_of_the_store_that_is_searched() -> None:
     one, other = filled(words), filled(words)
     other.successor.fill_(-1)
     strategy = Asked(vocabulary)
-    first = strategy._around(one)
-    assert strategy._around(one) is first
+    first = strategy._windows_of(one)
+    assert strategy._windows_of(one) is first
     assert (one.ledger.changes, one.high_water) == (other.ledger.changes, other.high_water)
-    second = strategy._around(other)
+    second = strategy._windows_of(other)
     assert second is not first
     assert not torch.equal(second.inside, first.inside)
 

@@ -1,0 +1,1 @@
+"""Steps of a search by what is asked in parts, and of what it reads."""

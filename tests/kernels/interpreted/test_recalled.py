@@ -1,0 +1,23 @@
+"""Tokens of chosen blocks: Triton's kernels, interpreted, against their specifications."""
+
+import pytest
+import torch
+
+from cmr.kernels.search.recalled import recalled, without_unread
+from tests.kernels.helpers.compare import specified
+from tests.kernels.helpers.recalling import chosen
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (3, 6, 9, 4, 5), (2, 40, 50, 5, 100)])
+def test_recalled(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(shape[0])
+    table, within, *stored, index = chosen(*shape)
+    for given in (
+        (table, within, *stored, index),
+        (table, None, *stored, index.bfloat16()),
+        (table, within, *stored, None),
+    ):
+        have, want = recalled(*given), specified(recalled, *given)
+        assert all(torch.equal(a, b) for a, b in zip(have, want, strict=True))
+        unread = stored[0], table, have.read
+        assert torch.equal(without_unread(*unread), specified(without_unread, *unread))
