@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.texts.essays import essays
 from benchmarks.texts.facts import KINDS, POOLS, Kind, slots, with_numbers
-from benchmarks.texts.words import normalise
+from cmr.evaluation.words import normalise
 
 FACTS_A_DOCUMENT = 4
 DOCUMENTS = 6
