@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cmr.cli.errors import friendly
-from cmr.cli.evaluate_app import Several, evaluate
+from cmr.cli.evaluating.command import Several, evaluate
 from cmr.cli.keys import find_key
 from cmr.cli.options import (
     BudgetOption,

@@ -15,12 +15,18 @@ if TYPE_CHECKING:
     from cmr.evaluation.questions import read_questions as read_questions
     from cmr.evaluation.run import evaluate as evaluate
     from cmr.evaluation.systems import SYSTEMS as SYSTEMS
+    from cmr.evaluation.tester import Dataset as Dataset
+    from cmr.evaluation.tester import DatasetTester as DatasetTester
+    from cmr.evaluation.tester import compare_configurations as compare_configurations
 
 _HOME_OF = {
     "EvaluationError": "cmr.errors",
+    "Dataset": "cmr.evaluation.tester",
+    "DatasetTester": "cmr.evaluation.tester",
     "Evaluation": "cmr.evaluation.evaluation",
     "Question": "cmr.evaluation.questions",
     "SYSTEMS": "cmr.evaluation.systems",
+    "compare_configurations": "cmr.evaluation.tester",
     "evaluate": "cmr.evaluation.run",
     "find_documents": "cmr.evaluation.documents",
     "judge": "cmr.evaluation.judging",

@@ -20,6 +20,7 @@ def answer(
 ) -> str:
     """Greedy reply of stock `generate` to a prompt, special tokens stripped."""
     prompt = torch.tensor([ids], device=model.device)
+    # Many tokenizers have no token for padding; a single row needs none, `generate` asks for it.
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
     out = model.generate(
         input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new_tokens,
@@ -42,6 +43,7 @@ class Prefilled:
         self.cache = DynamicCache(config=model.config)
         with torch.inference_mode():
             ids = torch.tensor([self.start], device=model.device)
+            # The logits of all of a long document take more room than its keys and values.
             model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
 
     def answer(self, question: str, new_tokens: int = NEW_TOKENS, **more: Any) -> str:
@@ -50,6 +52,7 @@ class Prefilled:
         assert ids[: len(self.start)] == self.start
         more["past_key_values"] = self.cache
         text = answer(self.model, self.tokenizer, ids, new_tokens, **more)
+        # A negative length: so many tokens are cut off at the end.
         self.cache.crop(len(self.start) - self.cache.get_seq_length())
         return text
 
@@ -80,6 +83,7 @@ class FirstToken(StoppingCriteria):
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         """Stops no row."""
         if self.at is None:
+            # Before the look, which takes its time, too.
             self.at = time.perf_counter()
             if self.memory is not None:
                 self.passages = recalled(self.memory)

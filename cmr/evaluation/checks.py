@@ -39,12 +39,14 @@ def named(
         raise EvaluationError(
             "systems: bm25 needs the package rank-bm25: run `pip install 'cmr[evaluate]'`"
         )
+    # In the order of `SYSTEMS`, not of the words.
     found: Named = {name: (name, dict(settings)) for name in SYSTEMS if name in systems}
     for name, own in configurations.items():
         if name in MAKERS:
             raise EvaluationError(f"configurations: another name expected, {name!r} is a system")
         found[name] = ("memory", {**settings, **own})
     for _, own in found.values():
+        # Told now and not after other systems have answered for an hour.
         CMRConfig().with_overrides(**own)
     return found
 

@@ -23,6 +23,7 @@ def find_documents(path: Path) -> dict[str, Path]:
         return {path.name: path}
     if not path.is_dir():
         raise EvaluationError(f"{path}: a file or a folder with documents expected")
+    # Hidden files are what editors and version control keep there, nobody's documents.
     files = {file.relative_to(path): file for file in sorted(path.rglob("*")) if file.is_file()}
     found = {
         name.as_posix(): file
@@ -42,6 +43,7 @@ def read_documents(files: dict[str, Path], names: Iterable[str]) -> dict[str, st
     """
     texts = {}
     for name in dict.fromkeys(names):
+        # Strictly UTF-8: another encoding would be read as a text that nobody wrote.
         try:
             texts[name] = files[name].read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -83,10 +85,12 @@ class Document:
         # Counted by what stands before: tokenizers without offsets can say that, too.
         start = len(encode(tokenizer, self.text[: found[0]]))
         end = len(encode(tokenizer, self.text[: found[1]]))
+        # A token may reach over both borders: then it is the piece.
         return min(start, end - 1), end
 
 
 def place(text: str, piece: str) -> tuple[int, int] | None:
     """The letters [start, end) of a piece of a text; None: it is not there."""
+    # Each copy of a text breaks its lines elsewhere.
     found = re.search(r"\s+".join(map(re.escape, piece.split())), text)
     return found.span() if found else None

@@ -29,6 +29,8 @@ class Evaluation:
     """
 
     rows: list[Row]
+    beside: str = "memory"
+    """The system that the others are compared with."""
 
     @classmethod
     def of(
@@ -37,6 +39,7 @@ class Evaluation:
         documents: Mapping[str, Document],
         questions: Sequence[Question],
         replies: Sequence[Row],
+        beside: str,
     ) -> Evaluation:
         """Judges replies by the questions, and what was shown by their evidence."""
         evidence = [
@@ -51,15 +54,15 @@ class Evaluation:
                 told |= judge(row["reply"], question)
                 told["found"] = share_found(spans, row["shown"]) if spans else None
             out.append({**row, **told})
-        return cls(out)
+        return cls(out, beside)
 
-    def summary(self, judged: str = "contains", beside: str = "memory") -> list[Row]:
+    def summary(self, judged: str = "contains") -> list[Row]:
         """What the rows say of each system; see `summarise`."""
-        return summarise(self.rows, judged, beside)
+        return summarise(self.rows, judged, self.beside)
 
     def report(self, judged: str = "contains") -> str:
         """One self-contained page of HTML with tables and plots of the rows."""
-        return page(self.rows, judged)
+        return page(self.rows, judged, self.beside)
 
     def write(self, folder: str | Path, judged: str = "contains") -> Path:
         """Writes `answers.jsonl`, `summary.jsonl` and `report.html` into a folder; gives the last.

@@ -37,6 +37,7 @@ def judge(reply: str, question: Question) -> dict[str, float]:
 
 def f1(said: list[str], wanted: list[str]) -> float:
     """Token F1 of two lists of words, 0 to 1; a word counts as often as it stands in both."""
+    # Without a word in common both shares are 0, and have no harmonic mean.
     both = sum((Counter(said) & Counter(wanted)).values())
     return 2 * both / (len(said) + len(wanted)) if both else 0.0
 
@@ -53,6 +54,7 @@ def share_found(evidence: list[tuple[int, int]], shown: list[tuple[int, int]]) -
         evidence: tokens [start, end) of each piece, at least one.
         shown: tokens [start, end) of what the model could see of the document.
     """
+    # As a set: passages may overlap.
     seen = {token for start, end in shown for token in range(start, end)}
     found = [
         sum(token in seen for token in range(start, end)) >= ENOUGH * (end - start)

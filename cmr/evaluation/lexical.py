@@ -27,6 +27,7 @@ class BM25:
     def ranked(self, question: str) -> list[tuple[int, int]]:
         """All passages as token spans, best first."""
         scores = self.index.get_scores(normalise(question).split())
+        # Stable: of equal scores the passage that stands first, on every machine.
         order = np.argsort(-scores, kind="stable")
         return [(self.starts[i], self.starts[i] + PASSAGE) for i in order]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 def processor() -> str:
     """The CPU's name as the system gives it."""
+    # Where there is no such file, Python knows less: often only the architecture.
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -47,6 +48,7 @@ def machine() -> dict[str, Any]:
 
 def described(model: Any) -> dict[str, Any]:
     """A model's name without folders, its number of parameters, dtype and device."""
+    # Of a folder only its name: where it lies is no condition, and nobody's business.
     parameter = next(model.parameters())
     return {
         "model": Path(model.config.name_or_path).name or type(model).__name__,

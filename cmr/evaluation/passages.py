@@ -62,6 +62,7 @@ def shown(tokenizer: Any, token_ids: list[int], spans: list[tuple[int, int]]) ->
             merged[-1][1] = max(merged[-1][1], end)
         else:
             merged.append([start, end])
+    # An empty line, so that two places of the text do not read as one sentence.
     gap = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
     out: list[int] = []
     for start, end in merged:

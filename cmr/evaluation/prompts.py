@@ -16,6 +16,7 @@ def chat_parts(tokenizer: Any) -> tuple[list[int], list[int]]:
         begin = tokenizer.bos_token_id
         lead = [] if begin is None else [begin]
         return lead + encode(tokenizer, "Question: "), encode(tokenizer, "\nAnswer:")
+    # A sign that neither templates nor questions have.
     mark = "\u241f"
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
@@ -26,6 +27,7 @@ def chat_parts(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 def encode(tokenizer: Any, text: str) -> list[int]:
     """Token ids of `text` without special tokens added, however long it is."""
+    # Not `verbose`: that a document is longer than the model is no mistake here.
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 

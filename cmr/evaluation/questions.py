@@ -85,6 +85,7 @@ def _question(line: str, documents: Collection[str]) -> Question:
         raise EvaluationError(f"not JSON: {error.msg} at column {error.colno}") from None
     if not isinstance(told, dict):
         raise EvaluationError(f"an object like {{'question': …}} expected, got {line.strip()!r}")
+    # A field that is misspelt would be missing without a word.
     for name in told:
         if name not in FIELDS:
             raise EvaluationError(f"unknown field {name!r}: {nearest(name, FIELDS)}")
@@ -92,6 +93,7 @@ def _question(line: str, documents: Collection[str]) -> Question:
         raise EvaluationError("question: missing")
     document = _text(told, "document")
     if not document and len(documents) == 1:
+        # Whoever has one document need not name it in every line.
         document = next(iter(documents))
     if document not in documents:
         said = f"got {document!r}: {nearest(document, documents)}" if document else "missing"

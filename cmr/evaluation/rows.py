@@ -28,6 +28,7 @@ def load(path: Path) -> list[Row]:
         path.write_bytes(whole)
     found = []
     for number, line in enumerate(whole.decode("utf-8", errors="replace").splitlines(), 1):
+        # Not passed over: somebody else may have written it, and would miss it.
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
@@ -40,6 +41,7 @@ def load(path: Path) -> list[Row]:
 
 def append(path: Path, row: Row) -> None:
     """Adds a row, whole and at once."""
+    # One write: who is ended meanwhile leaves a last line without its end, nothing worse.
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -52,6 +54,7 @@ def write(path: Path, rows: list[Row]) -> None:
 
 def key_of(**conditions: Any) -> str:
     """What a row is found again by: the same conditions have the same key."""
+    # Sorted: in which order conditions are named says nothing.
     told = json.dumps(conditions, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 

@@ -64,7 +64,8 @@ def evaluate(
         progress: called with replies done, replies in all, and what is being done.
 
     Returns:
-        The rows, judged, in the order of the questions, system by system.
+        The rows, judged, in the order of the questions, system by system. The others are compared
+        with `memory`, or where that is not asked with the first of them.
 
     Raises:
         EvaluationError: a name is unknown, a question is about no document or its evidence does
@@ -90,7 +91,8 @@ def evaluate(
     found: list[Row] = []
     for name, (system, own) in systems_named.items():
         found += run.replies(name, system, own)
-    return Evaluation.of(tokenizer, run.documents, questions, found)
+    beside = "memory" if "memory" in systems_named else next(iter(systems_named))
+    return Evaluation.of(tokenizer, run.documents, questions, found, beside)
 
 
 def _prepare(folder: Path) -> Path:
@@ -128,12 +130,14 @@ class _Run:
     def replies(self, name: str, system: str, settings: dict[str, Any]) -> list[Row]:
         """The rows of one system in the questions' order; what is known is not asked again."""
         keys = [self._key(number, system, settings) for number in range(len(self.questions))]
+        # By document: to read one takes longer than to answer about it.
         waiting: dict[str, list[int]] = {}
         for number, key in enumerate(keys):
             if key not in self.known:
                 waiting.setdefault(self.questions[number].document, []).append(number)
         self._tell(sum(key in self.known for key in keys), name)
         if waiting:
+            # Only where something is left to ask: to attach a memory takes seconds.
             speaker = MAKERS[system](replace(self.asked, settings=settings))
             try:
                 for document, numbers in waiting.items():
@@ -141,17 +145,20 @@ class _Run:
                         self._keep({"key": keys[number], "system": system, **row}, settings)
                         self._tell(1, f"{name}: {document}")
             finally:
+                # Also after Ctrl-C: the model is as it was.
                 speaker.close()
         found = [
             {**self.known[key], "system": name, "question": number}
             for number, key in enumerate(keys)
         ]
+        # A configuration beside it is called otherwise: nobody shows as much as that one read.
         if name == "memory":
             self.recalled = {row["question"]: row["shown"] for row in found}
         return found
 
     def _key(self, number: int, system: str, settings: dict[str, Any]) -> str:
         """What a reply depends on; those of other systems not on settings of memory's search."""
+        # Right answers are no conditions: they are looked at when rows are judged.
         question = self.questions[number]
         own: dict[str, Any] = {"memory": settings, "window": self.asked.window}
         own |= dict.fromkeys(("bm25", "passages-as-text"), self.recalled.get(number))
@@ -174,6 +181,7 @@ class _Run:
             row: Row = {**about, "asked": self.questions[number].text}
             why = speaker.refuses()
             if why:
+                # A row, too: who is not asked is not wrong.
                 yield number, {**row, "reply": None, "why": why, "shown": []}
                 continue
             reply = speaker.ask(self.questions[number].text, self.recalled.get(number))
@@ -201,6 +209,7 @@ def weights_digest(model: Any) -> str:
     """What tells a model from others of its name: a digest of some numbers of every weight."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
+        # Spread over the weight, and in float32, as numpy knows no bfloat16.
         flat = weight.detach().reshape(-1)
         step = max(1, flat.numel() // _SAMPLE)
         digest.update(name.encode())

@@ -37,6 +37,7 @@ def clustered(
     where = np.array([names[c] for c in clusters])
     sums = np.bincount(where, weights=np.asarray(values, dtype=float))
     counts = np.bincount(where)
+    # By the sums of clusters: to draw a cluster is to draw all that is in it.
     rng = np.random.default_rng(seed)
     picked = rng.integers(0, len(names), size=(draws, len(names)))
     means = sums[picked].sum(1) / counts[picked].sum(1)

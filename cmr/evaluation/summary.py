@@ -57,6 +57,7 @@ def _of(mine: Sequence[Row], others: Sequence[Row], judged: str) -> dict[str, An
         return {**out, "why": mine[0]["why"]}
     drawn, groups = _drawn(told)
     scores = [row[judged] for row in told]
+    # Whoever asks first waits for the reading, too; the last of the reversed rows stays.
     first = {row["document"]: row for row in reversed(told)}.values()
     found = [row["found"] for row in told if row["found"] is not None]
     kinds = dict.fromkeys(row["kind"] for row in told)
@@ -108,6 +109,7 @@ def _difference(mine: Sequence[Row], others: Sequence[Row], judged: str) -> dict
 
 def _drawn(rows: Sequence[Row]) -> tuple[str, list[Hashable]]:
     """What intervals draw, and which one each row belongs to."""
+    # Questions about one document go wrong together: many of them are not many observations.
     documents: list[Hashable] = [row["document"] for row in rows]
     if len(set(documents)) >= ENOUGH:
         return "documents", documents

@@ -15,6 +15,7 @@ from cmr.evaluation.documents import Document
 from cmr.evaluation.lexical import BM25
 from cmr.evaluation.passages import shown, tokens_of
 from cmr.evaluation.prompts import chat
+from cmr.integration.attach import attach
 
 SYSTEMS = ("memory", "window", "full-context", "bm25", "passages-as-text")
 """Names of the systems, in the order in which they are shown.
@@ -98,13 +99,12 @@ class Memory(System):
 
     def __init__(self, asked: Asked) -> None:
         super().__init__(asked)
-        from cmr.integration.attach import attach
-
         self.memory = attach(asked.model, tokenizer=asked.tokenizer, **asked.settings)
 
     def open(self, document: Document) -> None:
         """Reads it, in place of what was read before."""
         super().open(document)
+        # What another document says is not to be recalled.
         self.memory.clear()
         self.memory.read(torch.tensor(document.token_ids))
 
@@ -123,6 +123,7 @@ class FullContext(System):
 
     def refuses(self) -> str:
         """Where the document is longer than the model can take."""
+        # Beyond it most models say anything: that would be no comparison.
         limit = getattr(self.asked.model.config, "max_position_embeddings", None)
         needed = len(self.document.token_ids) + ROOM + self.asked.new_tokens
         if limit is None or needed <= limit:
@@ -177,6 +178,7 @@ class Bm25(Excerpt):
 
     def spans(self, question: str, recalled: Spans | None) -> Spans:
         """The best passages."""
+        # As many tokens for both, or the one that shows more would win by that.
         tokens = len(tokens_of(recalled or [])) or UNTOLD
         return self.index.spans(question, tokens, len(recalled or []) or 2)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cmr.cli import evaluate
+from cmr.cli.evaluating import run as evaluating
 from cmr.evaluation.systems import SYSTEMS
 from tests.cli.saved import CITY, OTHER
 
@@ -86,7 +86,7 @@ def test_mistakes_are_told_before_the_model_is_loaded(
     def load(name):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(evaluate, "load_model", load)
+    monkeypatch.setattr(evaluating, "load_model", load)
     monkeypatch.chdir(tmp_path)
     words = [part for word in words for part in (given if word == "given" else (word,))]
     result = cmr("evaluate", *words)

@@ -49,6 +49,7 @@ def conversation(tokenizer: Any, tokens: int, rng: random.Random) -> tuple[str, 
     ]
     turns: list[tuple[str, str]] = []
     length = 0
+    # Some 40 tokens for each turn that tells something.
     while length < tokens - 40 * len(facts):
         (subject, story), reply = rng.choice(SUBJECTS), rng.choice(REPLIES)
         turns.append((f"About {subject} of day {len(turns) + 1}: {story}", reply))

@@ -35,6 +35,7 @@ def haystack(
     """
     pieces = list(_paragraphs())
     rng.shuffle(pieces)
+    # Two more for the empty line behind each paragraph.
     room = tokens - sum(len(encode(tokenizer, piece)) + 2 for piece in planted)
     taken: list[str] = []
     while room > 0 and pieces:

@@ -35,6 +35,7 @@ def quick(
     texts, asked = {}, []
     for kind, make in KINDS.items():
         for number in range(documents):
+            # A source of chance for each: with more documents the others stay what they are.
             name = f"{kind} {number + 1}"
             text, questions = make(tokenizer, tokens, random.Random(f"{seed}/{kind}/{number}"))
             texts[name] = text
@@ -82,6 +83,7 @@ def multi_value(tokenizer: Any, tokens: int, rng: random.Random) -> Made:
     """Three numbers of one name, in three places; all of them are asked for."""
     (place, first), (other, number) = _codes(rng, 2)
     values = [first, _number(rng), _number(rng)]
+    # Another place has a code, too: not every number is an answer.
     told = [f"One of the access codes of the {place} is {value}." for value in values]
     text = haystack(tokenizer, tokens, [*told, _code(other, number)], rng)
     wanted = f"What are the three access codes of the {place}?"
@@ -108,6 +110,7 @@ def variables(tokenizer: Any, tokens: int, rng: random.Random) -> Made:
         + [f"Set the variable {b} to the value of {a}." for a, b in pairwise(mine)]
         for mine, value in zip(chains, values, strict=True)
     ]  # fmt: skip
+    # In turns, so that no passage holds a whole chain.
     mixed = [step for pair in zip(*steps, strict=True) for step in pair]
     text = haystack(tokenizer, tokens, mixed, rng, ordered=True)
     wanted = f"Which {CHAIN} variables have the value {values[0]}?"
@@ -118,6 +121,7 @@ def common_words(tokenizer: Any, tokens: int, rng: random.Random) -> Made:
     """A list of words, three of which stand there ten times as often as the others."""
     words = rng.sample(WORDS, len(WORDS))
     common, rare = words[:COMMON], words[COMMON:]
+    # As often as the text has room for: what is to be counted stays the same share.
     once = common * 10 + rare
     turns = max(2, tokens // len(encode(tokenizer, _list(once))))
     listed = once * turns

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from cmr.evaluation.report.plots import bars, differences, points, waiting
-from cmr.evaluation.report.style import STYLE
 from cmr.evaluation.rows import Row
 from cmr.evaluation.summary import summarise
 
-MINE = "memory"
 JUDGED = {
     "contains": "an accepted answer stands in the reply (of several parts: the share that does)",
     "exact": "the reply is an accepted answer and nothing else",
@@ -23,37 +22,39 @@ CONDITIONS = (
 )  # fmt: skip
 
 
-def page(rows: Sequence[Row], judged: str) -> str:
+def page(rows: Sequence[Row], judged: str, mine: str) -> str:
     """One file of HTML: it loads nothing from elsewhere, and follows the reader's light or dark."""
-    summary = summarise(rows, judged, MINE)
+    # In the page itself: a report is one file that can be sent around.
+    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+    summary = summarise(rows, judged, mine)
     told = [row for row in summary if row["asked"]]
-    parts = [_head(rows, judged), _systems(summary)]
+    parts = [_head(rows, judged), _systems(summary, mine)]
     if told:
         parts.append(_section("Score", JUDGED[judged] + "; lines are 95 % intervals.",
-                              bars(told, MINE)))  # fmt: skip
-    difference = differences(told, MINE)
+                              bars(told, mine)))  # fmt: skip
+    difference = differences(told, mine)
     if difference:
         about = (
-            f"Points more or less than {MINE} on the same questions, with 95 % intervals of the "
+            f"Points more or less than {mine} on the same questions, with 95 % intervals of the "
             "pairs, where these do not all differ by the same. An interval that leaves out zero is "
             "a difference that more questions of this kind would likely show, too."
         )
-        parts.append(_section(f"Difference to {MINE}", about, difference))
+        parts.append(_section(f"Difference to {mine}", about, difference))
     if told:
         about = (
             "Large dots: until the first token of the first reply, reading the document included. "
             "Small dots: until the first token of each later reply. Medians."
         )
-        parts.append(_section("Waiting", about, waiting(told, MINE)))
+        parts.append(_section("Waiting", about, waiting(told, mine)))
     kinds = dict.fromkeys(row["kind"] for row in rows)
     if len(kinds) > 1:
         parts.append(_section("By kind of question", "Score in %, and number of questions.",
                               _kinds(told, list(kinds))))  # fmt: skip
-    parts += [_questions(rows, judged), _conditions(rows)]
+    parts += [_questions(rows, judged, mine), _conditions(rows)]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>cmr evaluate</title><style>{STYLE}</style></head><body><main>"
+        f"<title>cmr evaluate</title><style>{style}</style></head><body><main>"
         f"{''.join(parts)}</main></body></html>\n"
     )
 
@@ -88,16 +89,16 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]], kind: str = "") 
     return f'<table class="{kind}"><tr>{top}</tr>{body}</table>'
 
 
-def _name(system: str) -> str:
-    return f'<span class="mine">{escape(system)}</span>' if system == MINE else escape(system)
+def _name(system: str, mine: str) -> str:
+    return f'<span class="mine">{escape(system)}</span>' if system == mine else escape(system)
 
 
-def _systems(summary: Sequence[dict[str, Any]]) -> str:
-    head = ["system", "score, %", "95 % interval", "questions", f"to {MINE}", "evidence shown, %",
+def _systems(summary: Sequence[dict[str, Any]], mine: str) -> str:
+    head = ["system", "score, %", "95 % interval", "questions", f"to {mine}", "evidence shown, %",
             "tokens shown", "first answer, s", "next token, s"]  # fmt: skip
     lines = []
     for row in summary:
-        name = _name(row["system"])
+        name = _name(row["system"], mine)
         if not row["asked"]:
             lines.append([name, "–", f'<td colspan="7">{escape(row["why"])}</td>'])
             continue
@@ -137,7 +138,8 @@ def _kinds(summary: Sequence[dict[str, Any]], kinds: list[str]) -> str:
     return _table(["", *(row["system"] for row in summary)], lines, "heat")
 
 
-def _questions(rows: Sequence[Row], judged: str) -> str:
+def _questions(rows: Sequence[Row], judged: str, mine: str) -> str:
+    # Folded, so that thousands of replies are no wall of text.
     by_question: dict[int, list[Row]] = {}
     for row in rows:
         by_question.setdefault(row["question"], []).append(row)
@@ -145,7 +147,9 @@ def _questions(rows: Sequence[Row], judged: str) -> str:
     for of in by_question.values():
         marks = "".join(_mark(row, judged) for row in of)
         expected = escape(" · ".join(of[0]["expected"]))
-        lines = [[_name(row["system"]), _mark(row, judged), _reply(row), _seen(row)] for row in of]
+        lines = [
+            [_name(row["system"], mine), _mark(row, judged), _reply(row), _seen(row)] for row in of
+        ]
         blocks.append(
             f'<details><summary><span class="text">{escape(of[0]["asked"])}</span>'
             f'<span class="marks">{marks}</span></summary><p class="soft">expected: {expected}; '
@@ -184,6 +188,7 @@ def _conditions(rows: Sequence[Row]) -> str:
         f"<dt>{escape(name)}</dt><dd>{escape(str(rows[0][name]))}</dd>" for name in CONDITIONS
     )
     for name in dict.fromkeys(row["system"] for row in rows):
+        # All rows of a system were made with the same settings: they are part of the key.
         settings = next(row["settings"] for row in rows if row["system"] == name)
         if settings and name not in ("window", "full-context"):
             said = ", ".join(f"{key} = {value}" for key, value in settings.items())

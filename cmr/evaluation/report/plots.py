@@ -33,6 +33,7 @@ def differences(summary: Sequence[dict[str, Any]], mine: str) -> str:
     if not rows:
         return ""
     ends = [abs(end) for row in rows for end in _ends(row["difference"])]
+    # At least 25 points wide: a small difference is to look small.
     most = max(0.25, math.ceil(max(ends) * 4) / 4)
 
     def at(value: float) -> float:
@@ -56,6 +57,7 @@ def waiting(summary: Sequence[dict[str, Any]], mine: str) -> str:
     """Seconds to the first answer and to each next one of each system, on a logarithmic scale."""
     kinds = ("first_answer_seconds", "first_token_seconds")
     values = [max(row[kind], 1e-3) for row in summary for kind in kinds]
+    # A whole power of ten at both ends; a reply that took no time has no logarithm.
     low = math.floor(math.log10(min(values)))
     high = max(low + 1, math.ceil(math.log10(max(values))))
 
@@ -99,6 +101,7 @@ def _own(row: dict[str, Any], mine: str) -> str:
 
 def _name(system: str, y: int, mine: str) -> str:
     own = " mine" if system == mine else ""
+    # Longer names would run out of the picture on the left.
     shown = system if len(system) <= 22 else system[:21] + "…"
     return (
         f'<text class="name{own}" text-anchor="end" x="{LEFT - 12}" y="{y + 4}">'

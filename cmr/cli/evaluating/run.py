@@ -56,6 +56,7 @@ def run(options: Options) -> None:
         raise UsageError(f"--set: {error}") from None
     if options.out.exists() and not options.out.is_dir():
         raise UsageError(f"--out {options.out}: is a file, a folder is expected")
+    # The folder is made when there is something to write: a mistake below leaves none behind.
     require_writable(f"--out {options.out}", options.out)
     given = None if options.quick else _given(options)
     from cmr.evaluation.checks import check_questions, named
@@ -99,6 +100,7 @@ def _generated(tokenizer: Any, options: Options) -> tuple[dict[str, str], list[Q
 def _bar(screen: Console) -> Iterator[Callable[[int, int, str], None] | None]:
     """A bar of replies on a terminal; in a pipe a line for each system."""
     if not screen.is_terminal:
+        # A bar would be a line for every reply there.
         told: set[str] = set()
 
         def line(done: int, total: int, doing: str) -> None:
@@ -146,5 +148,6 @@ def difference(row: dict[str, Any] | None) -> str:
     """A difference in points with its interval, if there is one."""
     if row is None:
         return ""
+    # Rich takes what stands in brackets for a style, hence the backslash.
     mean, interval = points(row["mean"]), row["interval"]
     return f"{mean} \\[{', '.join(map(points, interval))}]" if interval else mean

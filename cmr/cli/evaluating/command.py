@@ -18,6 +18,7 @@ class Several(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Says the option again in front of each further word, which is how click takes several."""
+        # People write `--systems memory bm25`, as `--set` of many programs is written.
         spread: list[str] = []
         of = ""
         for word in args:
@@ -80,7 +81,7 @@ def evaluate(
 
     Shows how many answers are right, how sure that is, and how long one waits.
     """
-    from cmr.cli.evaluate import Options, run
+    from cmr.cli.evaluating.run import Options, run
     from cmr.evaluation.systems import SYSTEMS
 
     everything = [name for name in SYSTEMS if not (quick and name == "passages-as-text")]
