@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cmr.errors import CMRWarning as CMRWarning
     from cmr.errors import ConfigError as ConfigError
     from cmr.errors import CorruptMemoryError as CorruptMemoryError
+    from cmr.errors import EvaluationError as EvaluationError
     from cmr.errors import MemoryKeyError as MemoryKeyError
     from cmr.errors import MemoryNotFoundError as MemoryNotFoundError
     from cmr.errors import MissingPackageError as MissingPackageError
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
     from cmr.errors import StoreError as StoreError
     from cmr.errors import UnknownSessionError as UnknownSessionError
     from cmr.errors import UnsupportedModelError as UnsupportedModelError
+    from cmr.evaluation.evaluation import Evaluation as Evaluation
+    from cmr.evaluation.tester import Dataset as Dataset
+    from cmr.evaluation.tester import DatasetTester as DatasetTester
+    from cmr.evaluation.tester import compare_configurations as compare_configurations
     from cmr.integration.attach import attach as attach
     from cmr.integration.attach import load as load
     from cmr.integration.calibration.calibrate import calibrate as calibrate
@@ -94,11 +99,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "cmr.config": "CMRConfig MemoryConfig OptimizationConfig RetrievalConfig ReweaveConfig",
     "cmr.errors": (
-        "AttachError CMRError CMRWarning ConfigError CorruptMemoryError MemoryKeyError "
-        "MemoryNotFoundError MissingPackageError ModelMismatchError ModelNotFoundError "
-        "NewerFormatError NonFiniteStateError SessionError SessionNameError StoreBusyError "
-        "StoreError UnknownSessionError UnsupportedModelError"
+        "AttachError CMRError CMRWarning ConfigError CorruptMemoryError EvaluationError "
+        "MemoryKeyError MemoryNotFoundError MissingPackageError ModelMismatchError "
+        "ModelNotFoundError NewerFormatError NonFiniteStateError SessionError SessionNameError "
+        "StoreBusyError StoreError UnknownSessionError UnsupportedModelError"
     ),
+    "cmr.evaluation.evaluation": "Evaluation",
+    "cmr.evaluation.tester": "Dataset DatasetTester compare_configurations",
     "cmr.integration.attach": "attach load",
     "cmr.integration.calibration.calibrate": "calibrate",
     "cmr.integration.conversation": "RememberReport",

@@ -55,6 +55,10 @@ class KernelError(CMRError, RuntimeError):
     """An implementation of the kernels was asked for that cannot run here."""
 
 
+class EvaluationError(CMRError, ValueError):
+    """Documents, questions or systems of an evaluation are not what is expected."""
+
+
 class StoreError(CMRError):
     """A memory could not be saved, opened or changed on disk."""
 

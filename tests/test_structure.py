@@ -37,6 +37,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cmr.integration.models",),
     ("cmr.optimization", "cmr.monitoring"),
     ("cmr.demo",),
+    ("cmr.evaluation",),
+    ("cmr.experiments",),
     # The command line starts a server and knows it; the server knows nothing of the command line.
     ("cmr.serving",),
     ("cmr.cli",),

@@ -23,7 +23,6 @@ import statistics
 import time
 from typing import Any
 
-from benchmarks.baselines.passages import PASSAGE, tokens_of
 from benchmarks.conversations.finders import TOKENS, Remembering, Retrieving
 from benchmarks.conversations.locomo import Asked, Conversation, load, require
 from benchmarks.conversations.report import FORMS, summaries
@@ -31,6 +30,7 @@ from benchmarks.shared import rows
 from benchmarks.shared.command import Parser, folder, run, whole
 from benchmarks.shared.model import described, load_model
 from benchmarks.texts.everyday import PLACES, talk
+from cmr.evaluation.passages import PASSAGE, tokens_of
 
 SYSTEMS = ("memory", "bm25", "dense")
 SHARE = 0.6

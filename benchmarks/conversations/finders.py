@@ -8,9 +8,10 @@ import torch
 
 from benchmarks.baselines.dense import Dense
 from benchmarks.baselines.lexical import Lexical
-from benchmarks.baselines.passages import PASSAGE, STRIDE, filled, passage_texts
-from benchmarks.shared.answer import ask
-from benchmarks.shared.chat import chat
+from benchmarks.baselines.passages import passage_texts
+from cmr.evaluation.answers import ask
+from cmr.evaluation.passages import PASSAGE, STRIDE, filled
+from cmr.evaluation.prompts import chat
 
 TOKENS = 224
 """Shown by the text retrievers: about what memory recalls in the mean with its defaults."""

@@ -13,8 +13,9 @@ from typing import Any
 from benchmarks.conversations.locomo import CATEGORIES
 from benchmarks.shared import rows
 from benchmarks.shared.command import Parser, UsageError, run
-from benchmarks.shared.stats import clustered, minus, ratio
+from benchmarks.shared.stats import ratio
 from benchmarks.texts.everyday import PLACES
+from cmr.evaluation.statistics import clustered, minus
 
 FORMS = ("bare", *PLACES)
 """How a question is asked: alone, or inside everyday talk that stands in these places."""

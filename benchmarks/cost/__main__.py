@@ -21,14 +21,14 @@ from typing import Any
 import torch
 
 from benchmarks.shared import rows
-from benchmarks.shared.answer import recalled
-from benchmarks.shared.chat import chat
 from benchmarks.shared.clock import generate
 from benchmarks.shared.command import Parser, run, whole
 from benchmarks.shared.device import device
 from benchmarks.shared.model import WINDOW, described, load_model
 from benchmarks.shared.stats import quantiles
 from benchmarks.texts.needle import QUESTION, NeedleText
+from cmr.evaluation.answers import recalled
+from cmr.evaluation.prompts import chat
 
 PARTS = ("reading", "decode", "peak")
 STORED = 4_000

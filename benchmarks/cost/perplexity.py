@@ -18,12 +18,13 @@ import torch
 from torch.nn import functional
 
 from benchmarks.shared import rows
-from benchmarks.shared.answer import recalled
-from benchmarks.shared.chat import encode
-from benchmarks.shared.command import Parser, UsageError, overrides, run, whole
+from benchmarks.shared.command import Parser, UsageError, run, whole
 from benchmarks.shared.model import WINDOW, described, load_model
-from benchmarks.shared.stats import clustered
 from benchmarks.texts.essays import essays
+from cmr.evaluation.answers import recalled
+from cmr.evaluation.prompts import encode
+from cmr.evaluation.settings import overrides
+from cmr.evaluation.statistics import clustered
 
 BOOKS = ["worked", "popular", "gap", "philosophy"]
 

@@ -26,6 +26,7 @@ import torch
 
 from benchmarks.shared import rows
 from benchmarks.shared.command import Parser, folder, run, whole
+from cmr.evaluation.machine import version
 from cmr.memory.store import Kind, Part, Saved, save
 
 BLOCK, LAYERS, HEADS, DIM, HIDDEN = 32, 21, 3, 64, 576
@@ -235,7 +236,7 @@ def main(words: list[str] | None = None) -> None:
     about = rows.conditions(block=BLOCK, layers=LAYERS, sessions=SESSIONS, rounds=options.rounds)
     about |= {
         "load": [round(x, 2) for x in os.getloadavg()],
-        "cryptography": rows.version("cryptography"),
+        "cryptography": version("cryptography"),
     }
     rows.append("save_speed", about | found)
     for name, value in found.items():

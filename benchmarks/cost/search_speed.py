@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from benchmarks.shared import rows
 from benchmarks.shared.command import Parser, run
+from cmr.evaluation.machine import version
 from cmr.kernels import cosine_topk
 
 HIDDEN, K = 576, 16
@@ -67,7 +68,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_threads(2)
     options = parser.parse_args(words)
     about = rows.conditions(seconds=options.seconds, hidden=HIDDEN, k=K)
-    about["faiss"] = rows.version("faiss-cpu")
+    about["faiss"] = version("faiss-cpu")
     for dtype in (torch.float32, torch.bfloat16):
         close = 1e-5 if dtype == torch.float32 else 4e-3
         for entries in (4096, 65536):

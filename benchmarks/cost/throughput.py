@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from benchmarks.shared import rows
-from benchmarks.shared.answer import recalled
-from benchmarks.shared.chat import chat
 from benchmarks.shared.command import Parser, run, whole
 from benchmarks.shared.model import begin, described
 from benchmarks.shared.stats import quantiles
 from benchmarks.texts.needle import QUESTION, NeedleText
+from cmr.evaluation.answers import recalled
+from cmr.evaluation.prompts import chat
 
 
 class Batch:

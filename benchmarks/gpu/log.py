@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.shared import rows
 from benchmarks.shared.device import Processor
+from cmr.evaluation.machine import version
 from cmr.kernels.dispatch import implementation
 from tests.gpu.inputs import NotHere
 
@@ -152,6 +153,6 @@ def head(
         "device": device.kind,
         "device_name": device.name(),
         "backend": str(implementation(device.kind)),
-        "triton": rows.version("triton"),
+        "triton": version("triton"),
         "tiny": tiny,
     }

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.ops import bandwidth
 from benchmarks.shared import rows
+from cmr.evaluation.machine import processor, version
 from cmr.kernels.dispatch import implementation
 from tests.kernels.helpers.compare import assert_close
 
@@ -105,11 +106,11 @@ def conditions(device: str) -> dict[str, Any]:
     """What a timing needs to be repeated, the device's measured bandwidth with it."""
     return {
         "device": device,
-        "device_name": torch.cuda.get_device_name() if device == "cuda" else rows.processor(),
+        "device_name": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "dtype": str(DTYPE).removeprefix("torch."),
         "torch": torch.__version__,
-        "triton": rows.version("triton"),
+        "triton": version("triton"),
         "commit": _commit(),
         "implementation": str(implementation(device)),
         "peak_gb_s": round(bandwidth.peak(device)["peak"], 2),

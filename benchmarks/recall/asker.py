@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.baselines.lexical import BM25
-from benchmarks.baselines.passages import shown, tokens_of, widen
-from benchmarks.shared.answer import Passage, Prefilled, answers, ask
-from benchmarks.shared.chat import chat, encode
+from benchmarks.shared.answer import answers
 from benchmarks.shared.model import WINDOW
 from benchmarks.texts.documents import Document, Fact, Question, coverage, rank_of
+from cmr.evaluation.answers import Passage, Prefilled, ask
+from cmr.evaluation.lexical import BM25
+from cmr.evaluation.passages import shown, tokens_of, widen
+from cmr.evaluation.prompts import chat, encode
 
 SYSTEMS = ("ceiling", "ceiling_passage", "window", "full", "memory", "bm25", "memory_text")
 PASSAGE_TOKENS = 192

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from benchmarks.shared import rows
-from benchmarks.shared.answer import answer, ask
-from benchmarks.shared.chat import chat
 from benchmarks.shared.command import Parser, run, whole
 from benchmarks.shared.model import WINDOW, described, load_model
 from benchmarks.texts.needle import QUESTION, NeedleText
-from benchmarks.texts.words import normalise
+from cmr.evaluation.answers import answer, ask
+from cmr.evaluation.prompts import chat
+from cmr.evaluation.words import normalise
 
 SYSTEMS = ("window", "full", "memory")
 LENGTHS = [2_000, 8_000, 32_000, 100_000]

@@ -18,13 +18,13 @@ import torch
 
 from benchmarks.recall.report import difference, summarise
 from benchmarks.shared import rows
-from benchmarks.shared.answer import answer, ask
-from benchmarks.shared.chat import chat, encode
 from benchmarks.shared.command import Parser, run
 from benchmarks.shared.model import begin, described
-from benchmarks.shared.stats import share
 from benchmarks.texts.documents import Question, grade
 from benchmarks.texts.notes import Person, people
+from cmr.evaluation.answers import answer, ask
+from cmr.evaluation.prompts import chat, encode
+from cmr.evaluation.statistics import share
 
 SYSTEMS = ("memory", "in_prompt", "alone")
 

@@ -18,11 +18,8 @@ import torch
 
 from benchmarks.recall.report import difference, summarise
 from benchmarks.shared import rows
-from benchmarks.shared.answer import ask
-from benchmarks.shared.chat import chat
 from benchmarks.shared.command import Parser, run, whole
 from benchmarks.shared.model import begin
-from benchmarks.shared.stats import share
 from benchmarks.texts.documents import (
     SHORTEST,
     Document,
@@ -31,6 +28,9 @@ from benchmarks.texts.documents import (
     grade,
     make_documents,
 )
+from cmr.evaluation.answers import ask
+from cmr.evaluation.prompts import chat
+from cmr.evaluation.statistics import share
 
 SYSTEMS: dict[str, dict[str, Any]] = {
     "attention": {"knn": False},

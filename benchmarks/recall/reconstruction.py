@@ -16,11 +16,8 @@ from typing import Any
 import torch
 
 from benchmarks.shared import rows
-from benchmarks.shared.answer import ask
-from benchmarks.shared.chat import chat
 from benchmarks.shared.command import Parser, run, whole
 from benchmarks.shared.model import described, load_model
-from benchmarks.shared.stats import minus, share, wilson
 from benchmarks.texts.documents import (
     SHORTEST,
     Document,
@@ -30,6 +27,9 @@ from benchmarks.texts.documents import (
     make_documents,
 )
 from cmr.config import RECONSTRUCTION_METHODS
+from cmr.evaluation.answers import ask
+from cmr.evaluation.prompts import chat
+from cmr.evaluation.statistics import minus, share, wilson
 
 LIMITS: dict[str, dict[str, Any]] = {
     "ratio 0.5": {"compression_ratio": 0.5},

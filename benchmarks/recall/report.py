@@ -7,8 +7,9 @@ from typing import Any
 
 from benchmarks.shared import rows
 from benchmarks.shared.command import Parser, UsageError, run
-from benchmarks.shared.stats import clustered, ratio, share, wilson
+from benchmarks.shared.stats import ratio
 from benchmarks.texts.everyday import WRAPPED
+from cmr.evaluation.statistics import clustered, share, wilson
 
 Rows = list[dict[str, Any]]
 

@@ -25,8 +25,8 @@ from benchmarks.retention.store import Asked, main_block, questions, simulate
 from benchmarks.shared import rows
 from benchmarks.shared.command import Parser, UsageError, run, whole
 from benchmarks.shared.model import load_model
-from benchmarks.shared.stats import clustered
 from benchmarks.texts.stream import KINDS_OF_PLACES, Place, make_stream
+from cmr.evaluation.statistics import clustered
 
 BUDGET = 64_000
 SEEDS = 5

@@ -24,7 +24,6 @@ from benchmarks.retrieval.remembered import Ranked, Remembered, Shown, around, s
 from benchmarks.shared import rows
 from benchmarks.shared.command import Parser, run, whole
 from benchmarks.shared.model import begin
-from benchmarks.shared.stats import clustered
 from benchmarks.texts.everyday import WRAPPED
 from benchmarks.texts.haystack import (
     ASKED_KINDS,
@@ -34,6 +33,7 @@ from benchmarks.texts.haystack import (
     with_wrapped,
 )
 from cmr.config import known_strategies
+from cmr.evaluation.statistics import clustered
 
 LENGTHS = (5_000, 30_000, 100_000, 1_000_000)
 STRATEGIES = (

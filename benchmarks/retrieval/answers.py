@@ -16,22 +16,16 @@ from typing import Any
 import torch
 
 from benchmarks.baselines.lexical import Lexical
-from benchmarks.baselines.passages import (
-    PASSAGE,
-    STRIDE,
-    best_passages,
-    passage_texts,
-    shown,
-    tokens_of,
-    widen,
-)
+from benchmarks.baselines.passages import best_passages, passage_texts
 from benchmarks.shared import rows
-from benchmarks.shared.answer import Passage, answers, ask
-from benchmarks.shared.chat import chat
+from benchmarks.shared.answer import answers
 from benchmarks.shared.command import Parser, run, whole
 from benchmarks.shared.model import begin
-from benchmarks.shared.stats import clustered
 from benchmarks.texts.haystack import ASKED_KINDS, SHORTEST, Haystack, make_haystacks, right
+from cmr.evaluation.answers import Passage, ask
+from cmr.evaluation.passages import PASSAGE, STRIDE, shown, tokens_of, widen
+from cmr.evaluation.prompts import chat
+from cmr.evaluation.statistics import clustered
 
 NEW_TOKENS = 32
 UNRECALLED = 128  # tokens shown where memory recalled nothing

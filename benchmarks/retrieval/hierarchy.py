@@ -27,6 +27,7 @@ from benchmarks.shared.command import Parser, run, whole
 from benchmarks.texts.facts import KINDS, POOLS, slots
 from benchmarks.texts.stream import SENTENCE, documents
 from cmr.demo import load_smollm2
+from cmr.evaluation.machine import version
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.kernels.reference.select import Rule, SearchColumns
 from cmr.kernels.select import maxsim_select
@@ -204,7 +205,7 @@ def main(words: list[str] | None = None) -> None:
     ring = new_ring(blocks, states.states.shape[1], dtype, block)
     write(ring, states, 0, blocks)
     about = rows.conditions(layer=LAYER, k=K, **vars(options))
-    about |= {"faiss": rows.version("faiss-cpu"), "blocks": blocks, "index_dtype": options.dtype}
+    about |= {"faiss": version("faiss-cpu"), "blocks": blocks, "index_dtype": options.dtype}
     near = MemoryHierarchy(seed=options.seed, background=False, drift=2.0)
 
     def report(case: str, **more: Any) -> None:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.baselines.passages import tokens_of
-from benchmarks.shared.chat import chat
 from benchmarks.texts.haystack import BLOCK, Asked, Haystack
+from cmr.evaluation.passages import tokens_of
+from cmr.evaluation.prompts import chat
 
 Span = tuple[int, int]
 """Tokens [start, end) of a haystack."""

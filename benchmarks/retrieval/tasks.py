@@ -13,14 +13,14 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.baselines.passages import tokens_of
 from benchmarks.retrieval.remembered import Remembered, around, share_found
 from benchmarks.shared import rows
 from benchmarks.shared.command import Parser, run, whole
 from benchmarks.shared.model import begin
-from benchmarks.shared.stats import clustered
 from benchmarks.texts.haystack import BLOCK, Asked, Haystack
 from benchmarks.texts.task_haystacks import haystacks
+from cmr.evaluation.passages import tokens_of
+from cmr.evaluation.statistics import clustered
 from cmr.retrieval import Strategy
 from cmr.retrieval.strategies.ensemble import HybridEnsemble
 from cmr.retrieval.strategies.lexical import LexicalOverlap

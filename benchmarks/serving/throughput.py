@@ -21,10 +21,10 @@ import uvicorn
 
 import cmr
 from benchmarks.shared import rows
-from benchmarks.shared.chat import chat
 from benchmarks.shared.command import Parser, run, whole
 from benchmarks.shared.model import begin, described
 from benchmarks.shared.stats import quantiles
+from cmr.evaluation.prompts import chat
 from cmr.serving.app import create_app
 from cmr.serving.engines.storing import Storing
 from cmr.serving.settings import ServerSettings

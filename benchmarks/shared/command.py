@@ -6,7 +6,6 @@ A module that can be run ends in `command.run(main)`, and its `main` parses with
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.shared import rows
+from cmr.evaluation.settings import overrides
 
 EXTRAS = 'pip install -e ".[demo,bench]"'
 
@@ -138,27 +138,6 @@ def folder(word: str) -> Path:
     if path.exists() and not path.is_dir():
         raise argparse.ArgumentTypeError(f"a folder expected, got the file {word!r}")
     return path
-
-
-def overrides(pairs: Sequence[str]) -> dict[str, Any]:
-    """`name=value` words as settings for `attach`; values are JSON, else text.
-
-    Raises:
-        ValueError: a word without `=`, a setting that is not known, or a value out of its range.
-    """
-    from cmr.config import CMRConfig
-
-    out: dict[str, Any] = {}
-    for pair in pairs:
-        name, sign, value = pair.partition("=")
-        if not sign or not name:
-            raise ValueError(f"a setting like blocks=2 expected, got {pair!r}")
-        try:
-            out[name] = json.loads(value)
-        except json.JSONDecodeError:
-            out[name] = value
-    CMRConfig().with_overrides(**out)
-    return out
 
 
 def run(main: Callable[[], Any]) -> None:

@@ -19,7 +19,7 @@ from torch import profiler
 from torch.profiler import ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.shared import rows
+from cmr.evaluation.machine import processor
 
 Call = Callable[[], Any]
 FLUSHED = 512 << 20
@@ -52,7 +52,7 @@ class Processor:
 
     def name(self) -> str:
         """What it is called."""
-        return rows.processor()
+        return processor()
 
     def described(self) -> dict[str, Any]:
         """Its properties, for a row."""

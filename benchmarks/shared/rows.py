@@ -9,13 +9,13 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 import uuid
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from cmr.evaluation.machine import described, machine
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -39,25 +39,6 @@ def commit() -> str:
     return name + ("+changes" if changed else "")
 
 
-def processor() -> str:
-    """The CPU's name as the system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def version(package: str) -> str:
-    """The installed version of a package, without importing it."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def module() -> str:
     """The module that is run, as `python -m` takes it."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
@@ -74,37 +55,19 @@ def command() -> str:
     return " ".join(["python -m", module(), *words])
 
 
-def _library() -> str:
-    import cmr
-
-    return cmr.__version__
-
-
 def conditions(model: Any = None, seed: int = 0, **settings: Any) -> dict[str, Any]:
     """What a row needs to be repeated: date, commit, machine, versions, model, seed, settings."""
-    import torch
-
     out: dict[str, Any] = {
         "run": uuid.uuid4().hex[:8],
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
         "command": command(),
-        "cpu": processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "cmr": _library(),
+        **machine(),
         "seed": seed,
         "settings": settings,
     }
     if model is not None:
-        parameter = next(model.parameters())
-        out["model"] = Path(model.config.name_or_path).name or type(model).__name__
-        out["parameters"] = model.num_parameters()
-        out["dtype"] = str(parameter.dtype).removeprefix("torch.")
-        out["device"] = str(parameter.device)
+        out.update(described(model))
     return out
 
 

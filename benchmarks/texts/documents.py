@@ -12,7 +12,8 @@ from typing import Any
 
 from benchmarks.texts.essays import essays
 from benchmarks.texts.facts import KINDS, POOLS, Kind, slots, with_numbers
-from benchmarks.texts.words import normalise
+from cmr.evaluation.judging import contains
+from cmr.evaluation.words import normalise
 
 FACTS_A_DOCUMENT = 4
 DOCUMENTS = 6
@@ -56,8 +57,7 @@ class Document:
 
 def grade(answer: str, question: Question) -> bool:
     """Whether one of the accepted answers stands in `answer` as whole words."""
-    said = f" {normalise(answer)} "
-    return any(f" {normalise(a)} " in said for a in question.answers)
+    return any(contains(answer, accepted) for accepted in question.answers)
 
 
 class _Drawer:

@@ -25,7 +25,8 @@ from benchmarks.texts.everyday import WRAPPED, wrapped
 from benchmarks.texts.fact_drawer import FactDrawer, MadeFact
 from benchmarks.texts.facts import KINDS, Kind
 from benchmarks.texts.haystack_facts import JOINED, PARAPHRASES, PHRASES, TOLD, Told
-from benchmarks.texts.words import normalise, shared_words
+from benchmarks.texts.words import shared_words
+from cmr.evaluation.words import normalise
 
 ASKED_KINDS = ("same words", "paraphrased", "straddling", "two facts")
 BLOCK = 32

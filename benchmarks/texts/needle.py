@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.shared.chat import encode
 from benchmarks.texts.essays import raw_essays
+from cmr.evaluation.prompts import encode
 
 NEEDLE = (
     "\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park "

@@ -19,9 +19,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shared.chat import encode
 from benchmarks.texts.essays import essays
 from benchmarks.texts.haystack import Asked, Haystack, Planted, make_haystacks
+from cmr.evaluation.prompts import encode
 
 MODULES = ("textwrap", "heapq", "shutil", "statistics", "random", "glob", "calendar", "bisect")
 SHORT, LONG = 20, 200  # characters of a docstring's first line

@@ -1,11 +1,8 @@
-"""Words of a text: as they are compared, and those of them that carry meaning."""
+"""Words of a text that carry meaning."""
 
 from __future__ import annotations
 
-import re
-import string
-
-_PUNCTUATION = str.maketrans({c: " " for c in string.punctuation})
+from cmr.evaluation.words import normalise
 
 
 def listed(text: str) -> tuple[str, ...]:
@@ -31,13 +28,6 @@ _IRREGULAR = {
     "flies": "fly", "said": "say", "told": "tell", "stood": "stand", "feet": "foot",
     "travelled": "travel",
 }  # fmt: skip
-
-
-def normalise(text: str) -> str:
-    """Casefolded words with single blanks; commas inside numbers go, other punctuation parts."""
-    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text.casefold())
-    text = re.sub(r"(?<=\w)['\u2019](?=\w)", "", text)
-    return " ".join(text.translate(_PUNCTUATION).split())
 
 
 def _stem(word: str) -> str:

@@ -16,11 +16,11 @@ import torch
 
 import cmr
 from benchmarks.shared import rows
-from benchmarks.shared.chat import chat
 from benchmarks.shared.clock import generate
 from benchmarks.shared.command import Parser, run, whole
 from benchmarks.shared.model import begin, described
 from benchmarks.texts.needle import QUESTION, NeedleText
+from cmr.evaluation.prompts import chat
 
 STORED = 4_000
 

@@ -1,4 +1,4 @@
-"""The command line: ``cmr demo``, ``ask``, ``chat``, ``memory`` and ``info``."""
+"""The command line: ``cmr demo``, ``ask``, ``chat``, ``evaluate``, ``memory`` and ``info``."""
 
 from __future__ import annotations
 

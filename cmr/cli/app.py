@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cmr.cli.errors import friendly
+from cmr.cli.evaluating.command import Several, evaluate
 from cmr.cli.keys import find_key
 from cmr.cli.options import (
     BudgetOption,
@@ -163,6 +164,7 @@ def info() -> None:
     run()
 
 
+app.command(cls=Several)(friendly(evaluate))
 app.command()(friendly(serve))
 app.command("serve-key")(friendly(serve_key))
 

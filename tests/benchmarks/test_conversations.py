@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.baselines.passages import tokens_of
 from benchmarks.conversations import __main__ as command
 from benchmarks.conversations import finders, locomo
 from benchmarks.conversations.finders import Remembering, Retrieving
 from benchmarks.conversations.report import FORMS, summaries, together
 from benchmarks.shared import rows
-from benchmarks.shared.chat import encode
 from benchmarks.shared.command import UsageError
 from benchmarks.texts.everyday import PLACES, TALK, talk
+from cmr.evaluation.passages import tokens_of
+from cmr.evaluation.prompts import encode
 
 SMALL = ("I have been to the market.", "Nice, was it busy?", "A little, yes.", "I see.")
 PLANTED = {

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.shared import wheel
 from benchmarks.texts import documents, essays
-from benchmarks.texts.words import normalise
+from cmr.evaluation.words import normalise
 
 
 class Words:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from benchmarks.models import qwen as module
-from benchmarks.shared.chat import chat
 from benchmarks.shared.command import Parser, UsageError
 from benchmarks.shared.model import load_model
+from cmr.evaluation.prompts import chat
 
 PIECES = (b"one", b"two", b"three")
 SUM = hashlib.sha256(b"".join(PIECES)).hexdigest()

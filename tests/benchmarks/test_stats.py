@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.baselines.lexical import BM25
-from benchmarks.baselines.passages import filled, widen
 from benchmarks.shared import rows
-from benchmarks.shared.answer import Passage
-from benchmarks.shared.command import overrides
-from benchmarks.shared.stats import clustered, ratio, wilson
+from benchmarks.shared.stats import ratio
 from benchmarks.texts.documents import Fact, coverage, rank_of
+from cmr.evaluation.answers import Passage
+from cmr.evaluation.lexical import BM25
+from cmr.evaluation.passages import filled, widen
+from cmr.evaluation.settings import overrides
+from cmr.evaluation.statistics import clustered, wilson
 
 
 def test_wilson_agrees_with_published_values() -> None:
@@ -77,6 +78,8 @@ def test_bm25_shows_exactly_the_tokens_asked_for() -> None:
     spans = index.spans("word500 word501", 192, 2)
     assert sum(b - a for a, b in spans) == 192
     assert spans[0][0] <= 500 < spans[0][1]
+    # 1,000 tokens are no whole number of steps of 32: the last eight stand in a passage, too.
+    assert index.spans("word999", 64, 1) == [(936, 1_000)]
 
 
 def test_rows_come_back_as_written(tmp_path: Path) -> None:

@@ -25,7 +25,17 @@ def test_info_names_versions_devices_and_kernels(runner):
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "ask", "chat", "info", "memory", "memory inspect", "memory forget", "memory export"],
+    [
+        "demo",
+        "ask",
+        "chat",
+        "evaluate",
+        "info",
+        "memory",
+        "memory inspect",
+        "memory forget",
+        "memory export",
+    ],
 )
 def test_every_command_explains_itself(runner, command):
     result = runner.invoke(app, [*command.split(), "--help"])

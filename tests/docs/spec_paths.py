@@ -54,14 +54,10 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "optimization": OPTIMIZERS,
     "monitoring": ("CMRPerformanceMonitor",),
     "services": RETRIEVAL_PARTS,
+    "experiments": ("DatasetTester", "Evaluation", "compare_configurations"),
     "utils": ("HookManager", "MemoryHierarchy", "RetrievalCache", "CMRConfig"),
 }
 """Module path of the specification to names, each of which imports from `cmr`."""
-
-UNNAMED = {
-    "experiments": "`benchmarks`, outside of the package: evaluation, comparison, plots",
-}
-"""Modules of the specification for which it names no class, and what does their work here."""
 
 BEGIN, END = "<!-- spec -->", "<!-- /spec -->"
 
@@ -81,7 +77,6 @@ def table() -> str:
     for module, names in MODULES.items():
         homes = dict.fromkeys(f"`{home(name)}`" for name in names)
         rows.append(f"| `{module}` | {_listed(names)} | {', '.join(homes)} |")
-    rows += [f"| `{module}` | | {where} |" for module, where in UNNAMED.items()]
     head = "| specification | import from `cmr` | lives in |\n|---|---|---|"
     return "\n".join([BEGIN, head, *rows, END])
 

@@ -12,8 +12,8 @@ from transformers import pipeline
 from typer.testing import CliRunner
 
 import cmr
-from benchmarks.shared.chat import chat
 from cmr.cli.app import app
+from cmr.evaluation.prompts import chat
 
 FACT = "The meeting with Mr Harlow is on Thursday at the town hall."
 QUESTION, ANSWER = "On which day is the meeting with Mr Harlow?", "Thursday"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.shared.chat import chat, encode
+from cmr.evaluation.prompts import chat, encode
 from cmr.integration.requests.chat_template import Template
 
 

@@ -1,4 +1,4 @@
-"""Chat prompts as token ids."""
+"""Prompts as token ids: a question alone, or behind what a system shows of the text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ INSTRUCTION = "Read the text and answer the question.\n\nText: "
 
 
 def chat_parts(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Token ids before and after the content of a single user turn, answer prompt included."""
+    """Token ids before and after the content of a single user turn, answer prompt included.
+
+    Of a tokenizer without a chat template those of a plain question, as `cmr ask` puts it.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        begin = tokenizer.bos_token_id
+        lead = [] if begin is None else [begin]
+        return lead + encode(tokenizer, "Question: "), encode(tokenizer, "\nAnswer:")
+    # A sign that neither templates nor questions have.
     mark = "\u241f"
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
@@ -18,8 +26,9 @@ def chat_parts(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of `text` without special tokens added."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    """Token ids of `text` without special tokens added, however long it is."""
+    # Not `verbose`: that a document is longer than the model is no mistake here.
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def chat(

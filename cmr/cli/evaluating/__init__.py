@@ -1,0 +1,1 @@
+"""``cmr evaluate``: its options, and what it does."""
