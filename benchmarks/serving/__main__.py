@@ -20,21 +20,27 @@ import httpx2
 import numpy as np
 import psutil
 
-from benchmarks.serving.client import Seen, ask
-from benchmarks.serving.process import held, save_tiny, serving
+from benchmarks.serving.client import KINDS, Seen, ask
+from benchmarks.serving.process import figure, held, save_tiny, serving
 from benchmarks.shared import rows
 from benchmarks.shared.command import Parser, run, whole
 
 WARM = 0.4
-"""Share of the requests after which nothing should grow any more."""
-OPTIONS = ("--window", "64", "--budget", "65536", "--queue", "128", "--at-once", "128",
+"""Share of the requests after which nothing should grow any more: the store is full by then."""
+OPTIONS = ("--window", "64", "--budget", "8192", "--queue", "128", "--at-once", "128",
            "--save-every", "5")  # fmt: skip
 
 
 async def load(
-    url: str, process: psutil.Process, clients: int, sessions: int, requests: int, seed: int
+    url: str,
+    process: psutil.Process,
+    clients: int,
+    sessions: int,
+    requests: int,
+    kinds: list[str],
+    seed: int,
 ) -> dict[str, Any]:
-    """All requests, by so many clients at once."""
+    """All requests, of some kinds, by so many clients at once."""
     seen, names = Seen(), range(sessions)
     numbers = iter(range(requests))
     samples: list[dict[str, float]] = []
@@ -42,9 +48,11 @@ async def load(
     async def client(number: int, http: httpx2.AsyncClient) -> None:
         rng = random.Random(f"{seed}.{number}")
         for done in numbers:
-            await ask(http, seen, rng, names)
+            await ask(http, seen, rng, names, kinds)
             if done >= WARM * requests and done % 50 == 0:
-                samples.append(held(process))
+                page = (await http.get("/metrics")).text
+                stored = figure(page, "cmr_stored_tokens")
+                samples.append({**held(process), "stored_tokens": stored})
 
     limits = httpx2.Limits(max_connections=clients, max_keepalive_connections=clients)
     began = time.perf_counter()
@@ -58,35 +66,43 @@ async def load(
         for when, part in (("warm", samples[:third]), ("end", samples[-third:]))
     }
     return {
-        "clients": clients, "sessions": sessions, "requests": requests, "seconds": seconds,
+        "clients": clients, "sessions": sessions, "requests": requests, "kinds": kinds,
+        "seconds": seconds,
         "requests_per_second": requests / seconds, "foreign": seen.foreign,
         "recalls": seen.recalls, "wrong": len(seen.wrong), "wrong_first": seen.wrong[:8],
         "replies": dict(sorted(seen.replies.items())), **means,
-        "seconds_p50_p95": np.quantile(seen.seconds, [0.5, 0.95]).tolist(),
-        "first_p50_p95": np.quantile(seen.first, [0.5, 0.95]).tolist(),
-        "saves": _figure(page, "cmr_saves_total"),
-        "evicted_blocks": _figure(page, "cmr_evicted_blocks_total"),
+        "seconds_p50_p95": quantiles(seen.seconds), "first_p50_p95": quantiles(seen.first),
+        "saves": figure(page, "cmr_saves_total"),
+        "evicted_blocks": figure(page, "cmr_evicted_blocks_total"),
     }  # fmt: skip
 
 
-def _figure(page: str, name: str) -> float:
-    return next(float(line.split()[1]) for line in page.splitlines() if line.startswith(name + " "))
+def quantiles(seconds: list[float]) -> list[float]:
+    """Median and 95th percentile; none of nothing."""
+    return np.quantile(seconds, [0.5, 0.95]).tolist() if seconds else []
 
 
 def main(words: list[str] | None = None) -> None:
     """Command line."""
     parser = Parser(__doc__)
     parser.add_argument("--clients", type=whole(), default=64)
-    parser.add_argument("--sessions", type=whole(), default=64)
+    parser.add_argument("--sessions", type=whole(), default=16)
     parser.add_argument("--requests", type=whole(), default=10_000)
+    parser.add_argument(
+        "--kinds", nargs="+", choices=list(KINDS), default=list(KINDS),
+        help="of requests: what grows is looked for in one of them alone",
+    )  # fmt: skip
     parser.add_seed()
     args = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as place:
         model = save_tiny(Path(place) / "tiny")
         folder = str(Path(place) / "kept")
         with serving(model, *OPTIONS, "--folder", folder) as (url, process):
-            asked = load(url, process, args.clients, args.sessions, args.requests, args.seed)
-            row = asyncio.run(asked)
+            row = asyncio.run(
+                load(
+                    url, process, args.clients, args.sessions, args.requests, args.kinds, args.seed
+                )
+            )
     conditions = rows.conditions(None, seed=args.seed, settings={"options": " ".join(OPTIONS)})
     rows.append("serving", {**conditions, **row})
     print(f"{row['requests']} requests in {row['seconds']:.0f} s, {row['wrong']} wrong replies")
