@@ -18,7 +18,9 @@ KINDS = {"ask": 6, "look": 1, "leave": 1, "nonsense": 1, "read slowly": 1}
 """Kinds of requests and how often each comes."""
 DOCUMENTED = {429, 503, 504}
 """What a server may reply to a request that is right."""
-NONSENSE: tuple[dict[str, Any], ...] = (
+NONSENSE: tuple[dict[str, Any] | bytes, ...] = (
+    b'{"messages": [{"role": "user", "content": "\xff"}]}',
+    b"[" * 5_000,
     {},
     {"messages": "hello"},
     {"messages": [{"role": "user", "content": "hello"}], "blocks": 10**9},
@@ -53,27 +55,33 @@ def secret(session: int) -> str:
 
 
 async def ask(
-    http: httpx2.AsyncClient, seen: Seen, rng: random.Random, sessions: Sequence[int]
+    http: httpx2.AsyncClient,
+    seen: Seen,
+    rng: random.Random,
+    sessions: Sequence[int],
+    kinds: Sequence[str],
 ) -> None:
-    """One request for one of some sessions."""
+    """One request for one of some sessions, of one of some kinds."""
     session = rng.choice(sessions)
-    (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
+    (kind,) = rng.choices(kinds, [KINDS[kind] for kind in kinds])
     text = f"The code of my locker is {secret(session)}. Note {rng.randrange(8)}. Which is it?"
-    body: dict[str, Any] = {
+    body: Any = {
         "messages": [{"role": "user", "content": text}],
         "max_tokens": rng.randrange(1, 12),
         "temperature": 1.0,
     }
     headers = {"X-Session-Id": f"s{session}", "Content-Type": "application/json"}
+    if kind == "look":
+        body["memory"] = "read"
+    streams = kind in ("leave", "read slowly")
+    if streams:
+        body["stream"] = True
     if kind == "nonsense":
         body = rng.choice(NONSENSE)
-    elif kind == "look":
-        body["memory"] = "read"
-    elif kind != "ask":
-        body["stream"] = True
-    content, began = json.dumps(body).encode(), time.perf_counter()
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    began = time.perf_counter()
     try:
-        if body.get("stream"):
+        if streams:
             status = await _stream(http, seen, kind, session, content, headers)
         else:
             reply = await http.post(CHAT, content=content, headers=headers)

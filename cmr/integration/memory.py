@@ -23,13 +23,13 @@ from cmr.integration.core import Core
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.outfit import Outfit
 from cmr.integration.first_use import first_use
-from cmr.integration.hooks.generation import GenerationPlug
+from cmr.integration.hooks.generation import GenerationPlug, finish
 from cmr.integration.hooks.residual import ResidualReader
 from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.memory_upkeep import MemoryUpkeep
 from cmr.integration.progress import told
 from cmr.integration.reader import Reader, ReadReport
-from cmr.integration.requests.request import new_request, under_way
+from cmr.integration.requests.request import LastForward, new_request, under_way
 from cmr.integration.requests.scope import Opener, Said
 from cmr.integration.requests.session import Session
 
@@ -272,6 +272,9 @@ class Memory(MemoryUpkeep):
             self._stepper.adapters.check([session])
         with under_way(core, request):
             return remember(core, self._reader, session, ids)
+
+    def _finish(self, last: LastForward, rows: Sequence[int]) -> int:
+        return finish(self._core, last, rows)
 
     def absorb(self, cache: DynamicCache) -> int:
         """Let what a cache still holds become memory now, as if it had left its window.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from pathlib import Path
 
 from cmr.integration.memory import Memory
@@ -24,6 +25,7 @@ class Keeping:
         saves: how many were done.
         failures: how many could not be.
         failed: the kind of the last save's error; '' where there was none.
+        saved_until: Unix time; what was stored until then is in the folder; 0 before the first.
     """
 
     def __init__(
@@ -33,7 +35,7 @@ class Keeping:
         self._dirty, self._ends, self._saving = False, threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._work, name="cmr-save", daemon=True)
         self.saves = self.failures = 0
-        self.failed = ""
+        self.failed, self.saved_until = "", 0.0
 
     def start(self) -> None:
         """Save from now on; without a folder there is nothing to do."""
@@ -60,7 +62,7 @@ class Keeping:
             if self._folder is None or not self._dirty:
                 return
             # Before the save: what comes while it runs belongs to the next one.
-            self._dirty = False
+            self._dirty, began = False, time.time()
             try:
                 report = self._memory.save(self._folder, key=self._key)
             except Exception as error:
@@ -68,6 +70,6 @@ class Keeping:
                 self.failures += 1
                 log.error("the memory could not be saved: %s", self.failed)
                 return
-            self.saves, self.failed = self.saves + 1, ""
+            self.saves, self.failed, self.saved_until = self.saves + 1, "", began
             log.info("saved %d blocks, %d bytes written, in %.2f s",
                      report.blocks, report.bytes_written, report.seconds)  # fmt: skip

@@ -73,8 +73,10 @@ class _Stored(Collector):
             ("cmr_sessions", "Sessions", stats["sessions"]),
             ("cmr_stored_tokens", "Tokens stored", stats["tokens"]),
             ("cmr_capacity_tokens", "Tokens that can be stored", stats["capacity_tokens"]),
+            ("cmr_saved_until_seconds", "Unix time; what was stored until then is saved",
+             self._keeping.saved_until),
             ("cmr_save_failing", "1 where the last save failed", bool(self._keeping.failed)),
-        ):
+        ):  # fmt: skip
             yield GaugeMetricFamily(name, about, value=value)
         for name, about, value in (
             ("cmr_searches", "Searches", stats["searches"]),

@@ -8,6 +8,7 @@ sinks; without padding that is the same for all rows.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -82,6 +83,13 @@ class WindowRecord:
         other._chunks = [dict(chunk) for chunk in self._chunks]
         other.left = list(self.left)
         other.search = copy.deepcopy(self.search, memo)
+        return other
+
+    def of_rows(self, rows: Sequence[int]) -> WindowRecord:
+        """What is known of some rows alone, with nothing of what they recall."""
+        other = copy.copy(self)
+        other.left, other.search = [], TextSearch()
+        other.select(torch.tensor(rows))  # all else by new objects
         return other
 
     def append(self, **columns: torch.Tensor) -> None:
@@ -161,6 +169,16 @@ class WindowRecord:
             if not text.sure:
                 ends[row] = self.padding[row] + len(text.skipped)
         self._known = [max(end, known) for end, known in zip(ends, self._known, strict=True)]
+
+    def over(self, rows: Sequence[int]) -> None:
+        """Take note that nothing of these rows is to be stored any more, whatever comes."""
+        known = enumerate(self._known)
+        self._known = [sys.maxsize if row in rows else before for row, before in known]
+
+    @property
+    def all_stored(self) -> bool:
+        """Whether nothing of what it holds is still to be stored."""
+        return min(self._known) >= self.seen
 
     def skip(self, tokens: int) -> bool:
         """Let the oldest `tokens` go where all of them are stored already; whether they are."""

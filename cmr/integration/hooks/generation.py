@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
+from cmr.errors import SessionError
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
 from cmr.integration.decoder.wrapped import Wrapped
 from cmr.integration.hooks.leaving import leave_rest
 from cmr.integration.hooks.prompts import Prompt, follow, setting_of
 from cmr.integration.hooks.stepper import Stepper
-from cmr.integration.requests.request import Request, current, under_way, within
+from cmr.integration.requests.request import (
+    LastForward,
+    Request,
+    current,
+    under_way,
+    within,
+)
 from cmr.integration.window.window_layer import is_windowed
 
 
@@ -81,7 +88,7 @@ class GenerationPlug:
         cache = kwargs.get("past_key_values")
         if is_windowed(cache):
             with core.lock:
-                record = self._followed(cache)
+                record = followed(core, cache)
                 if record is not None:
                     follow(core, request, record)
         # Whoever takes the caches of requests has them stored in a way of their own.
@@ -100,19 +107,9 @@ class GenerationPlug:
     def _remember(self, cache: Any) -> None:
         """What is still in the window of a cache becomes memory, where that is followed."""
         with self._core.lock:
-            record = self._followed(cache)
+            record = followed(self._core, cache)
             if record is not None and self._stepper.attached:
                 leave_rest(self._core, record, cache)
-
-    def _followed(self, cache: Any) -> WindowRecord | None:
-        """The record of a cache whose text this memory knows to its end; None: there is none."""
-        if not is_windowed(cache):
-            return None
-        record: WindowRecord | None = cache.layers[0].owner.record
-        if record is None or record not in self._core.records:
-            return None
-        same = record.seen == cache.get_seq_length()
-        return record if same and self._core.table.alive(record.sessions) else None
 
     def _drafts(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         maker = own(*args, **kwargs)
@@ -223,6 +220,34 @@ class GenerationPlug:
         if layer.owner.record is not None:
             most = min(most, refresh - 1 - (layer.owner.record.search.steps + 1) % refresh)
         return max(0, most)
+
+
+def followed(core: Core, cache: Any) -> WindowRecord | None:
+    """The record of a cache whose text a memory knows to its end; None: there is none."""
+    if not is_windowed(cache):
+        return None
+    record: WindowRecord | None = cache.layers[0].owner.record
+    if record is None or record not in core.records:
+        return None
+    same = record.seen == cache.get_seq_length()
+    return record if same and core.table.alive(record.sessions) else None
+
+
+def finish(core: Core, last: LastForward, rows: Sequence[int]) -> int:
+    """Store rows of the `generate` under way here by the handle of `last`; see `Session.finish`."""
+    request = current(core)
+    if request is None or request.last is not last or request.kept is None:
+        raise SessionError("finish: inside of a generate of this handle expected, of a memory with "
+                           "remember='all'")  # fmt: skip
+    with core.lock:
+        cache = request.kept[-1] if request.kept else None
+        record = followed(core, cache)
+        count = 0 if record is None else len(record.sessions)
+        if record is None:
+            return 0
+        if not rows or not all(0 <= row < count for row in rows):
+            raise ValueError(f"finish: rows from 0 to {count - 1} expected, got {list(rows)}")
+        return leave_rest(core, record, cache, rows=rows)
 
 
 def _without_prefill(

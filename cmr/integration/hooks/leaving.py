@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from transformers.cache_utils import DynamicCache
@@ -18,6 +18,7 @@ from cmr.integration.core import Core
 from cmr.integration.decoder.finite import all_finite, not_finite, parts_of, stored_of
 from cmr.integration.window.lasting import lasting
 from cmr.integration.window.window_layer import WindowLayer
+from cmr.kernels.upload import uploaded
 
 
 def leave(core: Core, record: WindowRecord, finished: bool = False) -> int:
@@ -43,32 +44,45 @@ def leave(core: Core, record: WindowRecord, finished: bool = False) -> int:
 
 
 def leave_rest(
-    core: Core, record: WindowRecord, cache: DynamicCache, texts: list[RowText] | None = None
+    core: Core,
+    record: WindowRecord,
+    cache: DynamicCache,
+    texts: list[RowText] | None = None,
+    rows: Sequence[int] | None = None,
 ) -> int:
     """Store what the window of a cache still holds, as if it had left; the number of blocks.
 
     With the sinks, where nothing has left yet. The text may go on: nothing is stored twice. `texts`
-    of the rows are those that the record does not know.
+    of the rows are those that the record does not know. Of some `rows` alone, these are over:
+    nothing that comes in them is stored later. None: of all.
     """
     with lasting():
         blocks = leave(core, record)
-        rest = copy.deepcopy(record)
+        if record.all_stored:
+            return blocks
+        rest = copy.deepcopy(record) if rows is None else record.of_rows(rows)
         if texts is not None:
             rest.tell(texts)
         rest.with_sinks()
         tokens = rest.rest()
         if not any(tokens):
             return blocks
-        layers = {}
+        layers, there = {}, dict[torch.device, torch.Tensor]()
         for layer in cache.layers:
             assert isinstance(layer, WindowLayer)
-            keys, values = layer.newest(tokens)
+            device = layer.keys.device
+            if rows is not None and device not in there:
+                there[device] = uploaded(torch.tensor(rows), device)
+            keys, values = layer.newest(tokens, there.get(device))
             layers[layer.number] = keys.detach(), values.detach()
         rest.let_go(layers)
         with core.journal.change():
             core.journal.attributes(record, "_known")
             blocks += leave(core, rest, finished=True)
-            record.stored()
+            if rows is None:
+                record.stored()
+            else:
+                record.over(rows)
     return blocks
 
 

@@ -118,6 +118,27 @@ class Session(Opener):
         with self._said_by_call():
             return self._memory._remember(messages)
 
+    def finish(self, rows: Sequence[int]) -> int:
+        """End rows of the `generate` of this handle under way: what they said becomes memory now.
+
+        For a stopping criterion that ends rows one by one, with `remember="all"`: without it, what
+        a batch said becomes memory when all of its rows have ended. Nothing that such a row is
+        filled up with is stored.
+
+        Args:
+            rows: numbers of rows of the batch.
+
+        Returns:
+            The number of blocks stored; 0 where a session of the batch has ended, or nothing was
+            run yet.
+
+        Raises:
+            SessionError: not called from within a `generate` of this handle, or the memory is not
+                attached with `remember="all"`.
+            ValueError: the batch has no such row.
+        """
+        return self._memory._finish(self._last, rows)
+
     # -- looking ---------------------------------------------------------------------------------
 
     def search(

@@ -109,15 +109,23 @@ class WindowLayer(DynamicLayer):
         held = columns >= self._begin[:, None]
         return held.long() if mask is None else mask * held.to(mask)
 
-    def newest(self, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the last tokens that are held, so many of each row, left-aligned."""
-        most, held = max(tokens), self.keys.shape[-2]
+    def newest(
+        self, tokens: Sequence[int], rows: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the last tokens that are held, so many of each row, left-aligned.
+
+        Of some rows `[rows]` on the device alone; None: of all.
+        """
+        keys, values = self.keys, self.values
+        if rows is not None:
+            keys, values = keys.index_select(0, rows), values.index_select(0, rows)
+        most, held = max(tokens), keys.shape[-2]
         if min(tokens) == most:
             behind = slice(held - most, None)
-            return self.keys[..., behind, :], self.values[..., behind, :]
-        first = torch.tensor([held - n for n in tokens], device=self.keys.device)
+            return keys[..., behind, :], values[..., behind, :]
+        first = torch.tensor([held - n for n in tokens], device=keys.device)
         columns = columns_from(first, most, held)
-        return pick(self.keys, columns), pick(self.values, columns)
+        return pick(keys, columns), pick(values, columns)
 
     def _held(self) -> int:
         """Columns held."""

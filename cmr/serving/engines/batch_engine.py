@@ -21,7 +21,7 @@ from cmr.errors import ConfigError
 from cmr.integration.memory import Memory
 from cmr.serving.engines.job import Job, Tell
 from cmr.serving.engines.making import Making
-from cmr.serving.engines.rows import Rows
+from cmr.serving.engines.rows import Finish, Rows
 from cmr.serving.engines.sampling import RowSampler
 from cmr.serving.engines.storing import Storing
 from cmr.serving.engines.ticket import Ticket
@@ -183,6 +183,7 @@ class BatchEngine:
         names = [job.session for job in jobs if job.session is not None]
         handle = None if first.mode == "off" else self._memory.session(*names)
         recalled = None if handle is None else lambda: handle.recalled
+        finish = self._storing_by(handle) if first.mode == "read_write" else None
         now = time.perf_counter()
         for ticket in batch:
             ticket.started = ticket.started or now
@@ -204,9 +205,19 @@ class BatchEngine:
                 pad_token_id=pad,
                 logits_processor=[RowSampler(jobs, device)],
                 stopping_criteria=StoppingCriteriaList(
-                    [Rows(batch, self._tokenizer, self._ends, recalled)]
+                    [Rows(batch, self._tokenizer, self._ends, recalled, finish)]
                 ),
             )
+
+    def _storing_by(self, handle: Any) -> Finish:
+        """What stores rows of a batch whose answers are complete."""
+
+        def finish(rows: Sequence[int]) -> None:
+            handle.finish(rows)
+            # Before their clients are told: the next save is to have it.
+            self._changed()
+
+        return finish
 
 
 def ends_of(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -12,10 +13,13 @@ from transformers import StoppingCriteria
 from cmr.serving.engines.job import Ended, Passage
 from cmr.serving.engines.pieces import Pieces
 from cmr.serving.engines.ticket import Ticket
+from cmr.serving.refusals import log_failure, refusal_of
 
+log = logging.getLogger(__name__)
 # Tokens between two looks at what is recalled, as many as between two searches by default.
 LOOK_EVERY = 16
 Recalled = Callable[[], Sequence[Sequence[Any]]]
+Finish = Callable[[Sequence[int]], object]
 
 
 class Rows(StoppingCriteria):
@@ -29,6 +33,7 @@ class Rows(StoppingCriteria):
         tokenizer: turns tokens into text.
         ends: ids that end an answer.
         recalled: gives the passages that each row could read by the last forward; None: none does.
+        finish: stores rows by their numbers before their end is told; None: nothing is stored.
     """
 
     def __init__(
@@ -37,9 +42,10 @@ class Rows(StoppingCriteria):
         tokenizer: Any,
         ends: Collection[int],
         recalled: Recalled | None,
+        finish: Finish | None,
     ) -> None:
         self._rows = [_Row(ticket, tokenizer, ends) for ticket in tickets]
-        self._recalled, self._steps = recalled, 0
+        self._recalled, self._finish, self._steps = recalled, finish, 0
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """`[rows]` bool, True for those that are over."""
@@ -54,10 +60,24 @@ class Rows(StoppingCriteria):
             for row, passages in zip(self._rows, self._recalled(), strict=False):
                 if not row.ticket.over:
                     row.note(passages)
-        for row in ending:
-            row.end()
+        if ending:
+            self._end(ending)
         over = [row.ticket.over for row in self._rows]
         return torch.tensor(over, device=input_ids.device)
+
+    def _end(self, ending: Sequence[_Row]) -> None:
+        """Tell the end of some rows, when what they said is stored."""
+        try:
+            if self._finish is not None:
+                self._finish([at for at, row in enumerate(self._rows) if row in ending])
+        except Exception as error:
+            # Nobody is told that it is remembered, and the other rows go on.
+            log_failure(log, error)
+            for row in ending:
+                row.ticket.fail(refusal_of(error))
+        for row in ending:
+            if not row.ticket.over:
+                row.end()
 
 
 class _Row:
