@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from types import CodeType, FrameType
 
 LOOKS = 20
@@ -61,3 +63,20 @@ def user_frame(*between: str) -> FrameType | None:
             return frame
         frame = frame.f_back
     return None
+
+
+def codes_of(error: BaseException) -> Iterator[CodeType]:
+    """The code of each function that an error came through, the innermost last."""
+    trace = error.__traceback__
+    while trace is not None:
+        yield trace.tb_frame.f_code
+        trace = trace.tb_next
+
+
+def raised_at(error: BaseException) -> str:
+    """File and line where an error was raised, without folders and without its message."""
+    trace, where = error.__traceback__, "?"
+    while trace is not None:
+        name = Path(trace.tb_frame.f_code.co_filename).name
+        where, trace = f"{name}:{trace.tb_lineno}", trace.tb_next
+    return where

@@ -26,6 +26,8 @@ SETTINGS: dict[str, Any] = {
     "blocks": 4,
     "refresh": 2,
     "calibration": "none",
+    # What breaks is to be seen to break.
+    "strict": True,
 }
 """Eight blocks in each of the upper tiers and sixteen in the last one."""
 ANNA, BEN, CARL = (torch.tensor(text) for text in (told.ANNA, told.BEN, told.CARL))

@@ -66,6 +66,9 @@ class CMRConfig(check.Checked):
             mistake.
         remember: 'left' makes memory of what leaves a window, 'all' also of what is still in it
             when a `generate` ends, so that the next one knows it.
+        strict: False: where memory fails inside of a `generate` or a forward, the model answers
+            without it, and the failure is counted (`memory.stats()["failures"]`) and logged; True
+            raises it. What is asked for wrongly, and whose memory cannot be told, always raises.
 
     Raises:
         ConfigError: a value is unknown, of the wrong type or out of its range.
@@ -79,6 +82,7 @@ class CMRConfig(check.Checked):
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     unnamed: str = check.setting("row", check.choice, UNNAMED)
     remember: str = check.setting("left", check.choice, REMEMBER)
+    strict: bool = check.setting(False, check.flag)
 
     def __post_init__(self) -> None:
         """Checks that each topic has its type, and that something fits between the sinks."""
@@ -169,7 +173,7 @@ def resolve(settings: Mapping[str, Any], topics: Mapping[str, Any]) -> dict[str,
     if not isinstance(settings, Mapping):
         raise ConfigError(f"settings: a dict expected, got {type(settings).__name__}")
     home = {name: topic for topic, kind in topics.items() for name in fields_of(kind)}
-    home["window"] = home["unnamed"] = home["remember"] = ""
+    home |= dict.fromkeys(("window", "unnamed", "remember", "strict"), "")
     found: dict[str, dict[str, Any]] = {}
     origin: dict[str, str] = {}
     for section, key, value in _flat(settings, topics):

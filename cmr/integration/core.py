@@ -25,10 +25,12 @@ from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.identity import Identity
 from cmr.integration.layout import plan_layout
 from cmr.integration.requests.chat_template import Template
+from cmr.integration.requests.failures import Failures
 from cmr.integration.requests.lock import FairLock
 from cmr.integration.requests.request import LastForward, Request, current
 from cmr.integration.requests.scope import Said, said_here, settings_of
 from cmr.integration.requests.speech import Speech
+from cmr.integration.requests.timing import Timing
 from cmr.integration.reweave.recall import LayerStates, Recall, memory_bias
 from cmr.integration.reweave.recomputer import Recomputer
 from cmr.integration.reweave.reducer import Reducer
@@ -55,6 +57,8 @@ class Core:
         standing_retriever: the search as it is set for good, for who says nothing else.
         identity: whether the model is the one that what is stored was computed with.
         journal: notes what a change of the store or the sessions is about to overwrite.
+        failures: what of it was left out of requests, as it failed.
+        timing: tells whoever watches how long the stages of requests take.
         lock: held by whoever runs a forward, or looks at the store or changes it.
         records: of the caches in use, which may hold copies of what was recalled.
         lasts: last forwards of threads, tasks and handles, which hold such copies, too.
@@ -64,6 +68,7 @@ class Core:
         consolidated: the store's clock when it was last tidied up.
         forgotten: counts how often something was forgotten or expired.
         not_finite: tokens that left a window and were not stored, as their row was not finite.
+        lost: tokens that left a window and could not be stored, as that failed too often.
         metric: weighs a search of states that are indexed as they are; None: nothing does.
         sampled: whether the model was asked for its metric.
         on_leaving: told each text that is about to go from a window into the store; raises where it
@@ -81,6 +86,8 @@ class Core:
         self.adapter, self.config = adapter, config
         self.template = None if tokenizer is None else Template.of(tokenizer)
         self._keep = keep
+        self.timing = Timing()
+        self.failures = Failures(config.strict, self.timing)
         self.lock = FairLock(self._recover)
         self._forked = False
         renew(self, "_forked", lambda: True)
@@ -123,7 +130,7 @@ class Core:
         self.on_leaving: Callable[[LeavingText], None] | None = None
         self.on_forgotten: Callable[[set[int]], None] | None = None
         self.searches = self.recalls_made = 0
-        self.consolidated = self.forgotten = self.not_finite = 0
+        self.consolidated = self.forgotten = self.not_finite = self.lost = 0
 
     def _recover(self) -> None:
         """Whoever takes the lock first finishes what an exception has left half-way."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from cmr.integration.hooks.next_token import NextTokenReader
 from cmr.integration.hooks.step import Step
 from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.requests.scope import said_here
+from cmr.integration.requests.timing import Took
 from cmr.integration.reweave.recalled_passage import RecalledPassage, recalled_passages
 from cmr.memory.entry import MemoryEntry
 from cmr.memory.inspection import Inspection, Question, StoredBlock, blocks_from
@@ -143,6 +145,17 @@ class MemoryView:
         """Bytes of the preallocated store."""
         return self._core.ring.nbytes
 
+    def watch(self, told: Callable[[Took], object]) -> Callable[[], None]:
+        """Have `told` called with what each request did and how long it took; see `Took`.
+
+        Where nobody watches nothing is measured. It is called in the thread of the request, with
+        the memory's lock held: it must be quick. What it raises is logged, and breaks no request.
+
+        Returns:
+            What ends it.
+        """
+        return self._core.timing.watch(told)
+
     def stats(self) -> dict[str, Any]:
         """Counters and sizes; see the keys. Reads the device: for people, not for the hot path."""
         core, ring, keeper = self._core, self._core.ring, self._core.keeper
@@ -160,6 +173,8 @@ class MemoryView:
                 "sunk_blocks": keeper.sunk,
                 "expired_blocks": keeper.expired,
                 "not_finite_tokens": core.not_finite,
+                "lost_tokens": core.lost,
+                "failures": core.failures.stats(),
                 "scoring": core.scorer.stats(),
                 "tiers": ring.tier_stats(),
                 "bytes": self.nbytes,

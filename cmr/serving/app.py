@@ -96,7 +96,7 @@ def create_app(
             keys=known,
             limits=Limits(settings.rate, settings.at_once),
             settings=settings,
-            watch=Watch(memory, engine, keeping),
+            watch=Watch(model, engine, keeping),
             keeping=keeping,
         )
         try:
@@ -106,6 +106,7 @@ def create_app(
             engine.close(settings.drain)
             service.encoding.shutdown()
             keeping.close()
+            service.watch.close()
 
     # No pages of documentation: they would load scripts from elsewhere. openapi.json is there.
     app = FastAPI(title="cmr", version=cmr.__version__, lifespan=lifespan, docs_url=None,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
+from cmr._frames import raised_at
 from cmr.errors import (
     CMRError,
     ConfigError,
@@ -65,8 +65,4 @@ def log_failure(log: logging.Logger, error: Exception) -> None:
     """
     if isinstance(error, Refusal) or refusal_of(error).status < 500:
         return
-    trace, where = error.__traceback__, "?"
-    while trace is not None:
-        name = Path(trace.tb_frame.f_code.co_filename).name
-        where, trace = f"{name}:{trace.tb_lineno}", trace.tb_next
-    log.error("a request failed: %s at %s", type(error).__name__, where)
+    log.error("a request failed: %s at %s", type(error).__name__, raised_at(error))

@@ -197,7 +197,7 @@ def test_a_bad_row_of_a_batch_stores_nothing_and_its_neighbours_do(
 def test_what_is_run_again_must_be_finite() -> None:
     model, ids = build("llama"), text(1, 20)
     with (
-        cmr.attach(model, **SETTINGS, store="tokens") as memory,
+        cmr.attach(model, **SETTINGS, store="tokens", strict=True) as memory,
         memory.session("anna", create=True),
     ):
         memory.read(text(200))

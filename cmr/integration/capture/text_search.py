@@ -60,6 +60,10 @@ class TextSearch:
         self.recall = self.query = self.question = None
         self.steps = self.period = -1
 
+    def drop(self) -> None:
+        """Let go of what was recalled, and search when it is due, not before."""
+        self.recall = self.query = self.question = None
+
     def use(self, settings: RetrievalConfig) -> None:
         """Search with these settings from now on: what was found with others is forgotten."""
         if self.settings is settings or self.settings == settings:

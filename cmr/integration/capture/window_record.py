@@ -41,6 +41,7 @@ class WindowRecord:
         turn: see `Identity`; of the weights that it began with.
         left: rotated keys and values by layer that have left the window and are not stored yet, in
             their order; with each, what `go` said.
+        waits: whether storing them failed, and is tried again when more leaves.
     """
 
     turn = 0
@@ -70,6 +71,7 @@ class WindowRecord:
         self._gone = [0] * len(padding)
         self.going: Sequence[int] | None = None
         self.left: list[tuple[LeftLayers, Sequence[int] | None]] = []
+        self.waits = False
         self._chunks: list[dict[str, torch.Tensor]] = []
         # Column in front of which all of a row is stored already, see `repeats`.
         self._known = [0] * len(padding)

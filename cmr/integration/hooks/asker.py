@@ -96,18 +96,22 @@ class Asker:
     ) -> Recall | None:
         """Search, and keep what the layers read from now on; None when nothing."""
         record, search, new = step.record, step.search, step.new
-        if record is not None and step.goes_on:
-            choice, asked = self._ask_again(record, search, request)
-        else:
-            choice, asked = self._ask_ahead(step, request, decoder, kwargs)
+        timing = self._core.timing
+        with timing.of("search"):
+            if record is not None and step.goes_on:
+                choice, asked = self._ask_again(record, search, request)
+            else:
+                choice, asked = self._ask_ahead(step, request, decoder, kwargs)
         base = step.position_ids[:, 0]
         if new is not None:  # of the first token that is no padding
             base = step.position_ids.gather(1, new.long().argmax(1, keepdim=True))[:, 0]
         if record is not None:
             base = base - record.reach(base.device)
         # Passages that keep no states are run through the model again, which must not be captured.
-        with self._alone():
+        with self._alone(), timing.of("read"):
             search.recall = self._core.recall(choice, base, asked)
+        if search.recall is not None and timing.on:
+            timing.add("found", 0.0)
         search.sessions = step.sessions
         return search.recall
 

@@ -49,7 +49,8 @@ from cmr.integration.core import Core
 from cmr.integration.decoder.adapter import entering_states
 from cmr.integration.decoder.adapter_watch import AdapterWatch
 from cmr.integration.hooks.asker import Asker
-from cmr.integration.hooks.leaving import leave
+from cmr.integration.hooks.leaving import leave, wait
+from cmr.integration.hooks.reading import Reading
 from cmr.integration.hooks.step import Step, goes_on, padding_mask, seen_before
 from cmr.integration.hooks.token_ids import TokenIds
 from cmr.integration.hooks.windows import Windows
@@ -57,7 +58,6 @@ from cmr.integration.requests.lock import Turns
 from cmr.integration.requests.request import Request, current, new_request, note_last
 from cmr.integration.reweave.attention import LayerMemory
 from cmr.integration.reweave.plugs import Plugs
-from cmr.integration.reweave.recall import Recall
 from cmr.integration.reweave.scratch import StepScratch
 from cmr.integration.window.lasting import lasting
 from cmr.integration.window.settling import settle
@@ -69,15 +69,15 @@ class ForwardHooks:
 
     Attributes:
         step: the forward of the thread that holds the lock; None between forwards.
+        reading: what layers read in a forward.
         attached: whether the hooks are in place.
     """
 
     def __init__(self, core: Core, config: CMRConfig) -> None:
         self.core, self._config, self._layout = core, config, core.layout
-        self.window = config.window
-        self._constant = config.reweave.positions == "constant"
         self._plugs = Plugs(core.adapter)
         self.step: Step | None = None
+        self.reading = Reading(core)
         self.attached = False
         self._busy: int | None = None
         self._turns = Turns(self)
@@ -116,7 +116,7 @@ class ForwardHooks:
     def attach(self) -> None:
         """Put the hooks in place."""
         adapter, layout = self.core.adapter, self._layout
-        self._turns.attach(adapter.decoder, self._interrupted)
+        self._turns.attach(adapter.decoder, self._interrupted, self._again)
         take = self._handles.append
         take(adapter.decoder.register_forward_pre_hook(self._before, with_kwargs=True))
         after = torch.compiler.disable(self._after)
@@ -178,38 +178,7 @@ class ForwardHooks:
             return None
         if step.ready is not None:
             return step.ready.get(layer)
-        return self._memory(step, step.recall, layer)
-
-    def _memory(self, step: Step, recall: Recall, layer: int) -> LayerMemory | None:
-        if layer not in self._layout.read_layers or self._layout.residual:
-            return None
-        held, seen = recall.layers.get(layer) or recall.layer(layer), step.query_mask
-        device = held.keys.device
-        return LayerMemory(
-            held,
-            recall.bias.to(device),
-            None if seen is None else seen.to(device),
-            self._turn(step, layer, device),
-            step.gates,
-            step.weights,
-        )
-
-    def _turn(
-        self, step: Step, layer: int, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """What rotates a query from its own position to one window behind position 0."""
-        # Keys are stored as they were before their rotation and read so, as if they all stood at
-        # position 0: no key has to be rotated while decoding. An embedding that scales attention
-        # (YaRN) has its factor here once for the query and once for the keys.
-        kind = self.core.adapter.rotary_kinds[layer]
-        if kind is None or not self._constant:
-            return None
-        if kind not in step.turns:  # layers of one kind share it
-            step.turns[kind] = self.core.adapter.rotary(
-                layer, self.window - step.position_ids, reach=step.position_ids
-            )
-        cos, sin = step.turns[kind]
-        return cos.to(device), sin.to(device)
+        return self.reading.of(step, step.recall, layer)
 
     # -- in front of the decoder -----------------------------------------------------------------
 
@@ -226,9 +195,11 @@ class ForwardHooks:
             return None
         # Also where nothing is remembered: what looks ahead stops every forward that comes by.
         self._turns.begin()
+        self.core.timing.begin()
         try:
             return self._begin_step(decoder, args, kwargs, compiled)
         except BaseException:
+            self.core.timing.end(call=current(self.core) is None)
             self._turns.end()
             raise
 
@@ -276,17 +247,15 @@ class ForwardHooks:
         if watch.ever or "peft_config" in watch.model.__dict__:
             watch.check(sessions)
         if request.recalls:
-            step.recall = self._asker.recalled(step, request, decoder, kwargs)
+            with core.failures.of("search", step.search.drop):
+                step.recall = self._asker.recalled(step, request, decoder, kwargs)
             if record is not None and request.inputs is not None:
                 record.search.asked_for = weakref.ref(request)
         # Compiled, what leaves on the way is another graph each time; on a GPU all leave at once.
         if layer is not None:
             waits = compiled or core.adapter.input_device.type != "cpu"
             layer.owner.deferred = waits and record is not None
-        if compiled and step.recall is not None:
-            held, layers = step.recall.steady(), sorted(self._layout.read_layers)
-            read = ((n, self._memory(step, held, n)) for n in layers)
-            step.ready = {n: memory for n, memory in read if memory is not None}
+        self.reading.prepare(step, cache, compiled)
         self.step = step
         return (), kwargs
 
@@ -357,6 +326,9 @@ class ForwardHooks:
 
     # -- behind the decoder ----------------------------------------------------------------------
 
+    def _again(self, error: Exception) -> bool:
+        return not self.busy and self.reading.again(self.step, error)
+
     def _interrupted(self) -> None:
         if not self.busy:
             self._turns.end()
@@ -373,11 +345,22 @@ class ForwardHooks:
             if self.step is not None:
                 self._finish(self.step, kwargs, output)
         finally:
+            if self.core.timing.on:
+                self._tell(args, kwargs, output)
             self._turns.end()
+
+    def _tell(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Tell whoever watches of a forward that is over."""
+        inputs = kwargs.get("input_ids", args[0] if args else None)
+        inputs = kwargs.get("inputs_embeds") if inputs is None else inputs
+        rows, tokens = (0, 0) if inputs is None else inputs.shape[:2]
+        # One token of a loop of somebody's own is no request: its prompt was.
+        alone = current(self.core) is None and tokens != 1
+        self.core.timing.end(0 if output is None else rows * tokens, tokens == 1, alone)
 
     def _finish(self, step: Step, kwargs: dict[str, Any], output: Any) -> None:
         """Take note of what a forward gave, and store what left its window."""
-        record = step.record
+        record, step.before = step.record, None
         # A compiled forward kept what leaves: dropping columns would have been another graph.
         layers = [] if record is None else kwargs["past_key_values"].layers
         if layers and layers[0].owner.deferred:
@@ -394,7 +377,9 @@ class ForwardHooks:
             record.let_go(step.leaving)
         if step.index.shape[1] == step.token_ids.shape[1]:
             record.append(**step.columns(reach=self.core.adapter.rotary_varies))
-        # Blocks outlive this forward, and the mode that it runs in.
-        if record.left:
-            with lasting():
+        # What could not be stored is tried again when more leaves, not in every step.
+        if record.left and (step.leaving or not record.waits):
+            # Blocks outlive this forward, and the mode that it runs in.
+            left_out = self.core.failures.of("store", lambda: wait(self.core, record))
+            with left_out, self.core.timing.of("store"), lasting():
                 leave(self.core, record)

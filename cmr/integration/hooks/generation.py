@@ -72,7 +72,14 @@ class GenerationPlug:
             wrapped.take_away()
         self._handle, self._wrapped = None, []
 
-    def _generate(
+    def _generate(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # One that another one calls is a part of it.
+        if not self._core.timing.on or current(self._core) is not None or self._stepper.busy:
+            return self._remembered(own, *args, **kwargs)
+        with self._core.timing.call():
+            return self._remembered(own, *args, **kwargs)
+
+    def _remembered(
         self, own: Callable[..., Any], inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Any:
         core = self._core
@@ -106,10 +113,11 @@ class GenerationPlug:
 
     def _remember(self, cache: Any) -> None:
         """What is still in the window of a cache becomes memory, where that is followed."""
-        with self._core.lock:
+        with self._core.lock, self._core.failures.of("store"):
             record = followed(self._core, cache)
             if record is not None and self._stepper.attached:
-                leave_rest(self._core, record, cache)
+                with self._core.timing.of("store"):
+                    leave_rest(self._core, record, cache)
 
     def _drafts(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         maker = own(*args, **kwargs)

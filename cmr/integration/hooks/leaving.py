@@ -37,10 +37,25 @@ def leave(core: Core, record: WindowRecord, finished: bool = False) -> int:
                 blocks += _store(core, record, layers, finished)
         except (CMRError, TypeError, ValueError):
             # Refused, and so it would be another time: the text goes on without it.
-            record.left, record.going = record.left[1:], going
-            record.pop(_tokens(layers))
+            _give_up(core, record)
             raise
+    record.waits = False
     return blocks
+
+
+def wait(core: Core, record: WindowRecord) -> None:
+    """What could not be stored is kept for another time: of what has left, as much as a window."""
+    record.waits, most = True, core.config.window + core.config.memory.sinks
+    while sum(_tokens(layers) for layers, _ in record.left) > most:
+        _give_up(core, record)
+
+
+def _give_up(core: Core, record: WindowRecord) -> None:
+    """Let go of the oldest of what has left, which is not stored."""
+    layers, going = record.left[0]
+    record.left, record.going = record.left[1:], going
+    record.pop(_tokens(layers))
+    core.lost += _tokens(layers)
 
 
 def leave_rest(

@@ -62,11 +62,15 @@ class NextTokenReader:
             return None
         at = 1 if isinstance(output, tuple) and kwargs.get("labels") is not None else 0
         logits = output[at] if isinstance(output, tuple) else output.logits
-        # What was recalled is data: gradients flow through the model's own logits alone.
-        with torch.no_grad():
-            said = self._said(step, logits.shape[1], kwargs.get("logits_to_keep"))
-            step.entering.clear()
-        mixed, gate = interpolate(logits, said)
+        mixed, gate = logits, None
+        with self._core.failures.of("next_token"):
+            # What was recalled is data: gradients flow through the model's own logits alone.
+            with torch.no_grad():
+                said = self._said(step, logits.shape[1], kwargs.get("logits_to_keep"))
+            mixed, gate = interpolate(logits, said)
+        step.entering.clear()
+        if gate is None:
+            return None
         step.said = gate
         # Summed up where the logits are: to look at a number here would wait for the device.
         found = (gate.new_tensor(gate.numel()), (gate > 0).sum(), gate.sum())

@@ -29,6 +29,7 @@ class ResidualReader:
 
     def __init__(self, core: Core, stepper: Stepper) -> None:
         self._core, self._stepper = core, stepper
+        stepper.reading.functions.append(ResidualReader._blend)
         self._weight = core.config.reweave.fixed_gate
         self._method = core.config.reweave.method
         self._handles: list[Any] = []

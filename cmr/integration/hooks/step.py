@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +31,9 @@ class Step:
         goes_on: whether the new tokens go on with a text, and ask nothing new.
         unrecorded: the search of its text where that has no record.
         told: takes note of it for a handle, see `LastForward`.
-        ready: what each layer reads, put together ahead of a compiled forward; None where layers
-            put theirs together as they come to it.
+        ready: what each layer reads, put together ahead of the forward; None where layers put
+            theirs together as they come to it.
+        before: puts its cache back to what it was in front of it; None: it cannot be.
         index: `[batch, tokens, hidden]` states that entered the index layer.
         states: states that entered the layers that store them.
         noted: further columns `[batch, tokens, ...]` for the record, by name.
@@ -57,6 +59,7 @@ class Step:
     unrecorded: TextSearch | None = None
     told: LastForward | None = None
     ready: dict[int, LayerMemory] | None = None
+    before: Callable[[], None] | None = None
     index: torch.Tensor | None = None
     states: dict[int, torch.Tensor] = field(default_factory=dict)
     noted: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -75,6 +78,13 @@ class Step:
         if self.unrecorded is None:
             self.unrecorded = TextSearch()
         return self.unrecorded
+
+    def read_nothing(self) -> None:
+        """It goes on, or begins anew, without memory, and so does its text until it searches."""
+        self.search.drop()
+        self.recall = self.ready = self.before = self.index = None
+        for noted in (self.states, self.leaving, self.gates, self.entering):
+            noted.clear()
 
     def look(
         self, kwargs: dict[str, Any], mask: torch.Tensor | None, guard: int

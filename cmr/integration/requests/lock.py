@@ -275,19 +275,29 @@ class Turns:
         self._holder = holder
         self._guard: Wrapped | None = None
 
-    def attach(self, decoder: Any, interrupted: Callable[[], None]) -> None:
-        """Wrap the decoder's `forward`; `interrupted` is called in place of the hooks behind it."""
+    def attach(
+        self,
+        decoder: Any,
+        interrupted: Callable[[], None],
+        again: Callable[[Exception], bool],
+    ) -> None:
+        """Wrap the decoder's `forward`; `interrupted` is called in place of the hooks behind it.
+
+        `again` says of an error in it whether it is to run once more.
+        """
 
         def guarded(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling():
                 return own(*args, **kwargs)
-            try:
-                return own(*args, **kwargs)
-            except Exception:  # the hooks run
-                raise
-            except BaseException:
-                interrupted()
-                raise
+            while True:
+                try:
+                    return own(*args, **kwargs)
+                except Exception as error:
+                    if not again(error):  # the hooks run
+                        raise
+                except BaseException:
+                    interrupted()
+                    raise
 
         self._guard = Wrapped(decoder, "forward", guarded)
 

@@ -8,6 +8,7 @@ to memory comes out beside it.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -49,6 +50,7 @@ class LayerMemory:
             memory is read; None leaves it.
         gates: takes the share of attention that went to memory, `[batch, heads, tokens]`, by layer.
         weights: whether the local attention weights are wanted, too.
+        took: takes the seconds of 'reweave'; None where nobody watches.
     """
 
     held: LayerBlocks | LayerRows
@@ -57,6 +59,7 @@ class LayerMemory:
     turn: tuple[torch.Tensor, torch.Tensor] | None
     gates: dict[int, torch.Tensor]
     weights: bool = False
+    took: Callable[[str, float], None] | None = None
 
 
 class LayerReader(Protocol):
@@ -156,6 +159,7 @@ def read_memory(
     # What autograd has noted must not be written over by the next step.
     decoding = kept and tokens == 1 and not torch.is_grad_enabled()
     into = reader.scratch.take(layer, query, parts(query, key)) if decoding else None
+    began = 0.0 if memory.took is None else time.perf_counter()
     out, gate = weave(
         query,
         key,
@@ -167,6 +171,8 @@ def read_memory(
         softcap=softcap,
         into=into,
     )
+    if memory.took is not None:
+        memory.took("reweave", time.perf_counter() - began)
     memory.gates[layer] = gate
     return out, gate
 

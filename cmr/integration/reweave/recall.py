@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from cmr.errors import NonFiniteStateError
 from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.integration.decoder.finite import all_finite
 from cmr.integration.reweave.copied import columns_read, of_columns
 from cmr.integration.reweave.held import LayerBlocks, LayerRows, StateRows, in_blocks
 from cmr.integration.window.lasting import lasting
@@ -169,6 +171,7 @@ class Recall:
     def _copied(self, number: int) -> LayerRows:
         """A copy of what one layer reads, on the layer's device, rotated."""
         keys, values = self._recalled(number)
+        self._require_finite(number, keys, values)
         if self.plan is not None:
             plan = self.plan.to(keys.device)
             keys, values = plan.apply(keys), plan.apply(values)
@@ -182,6 +185,17 @@ class Recall:
             keys = rotate(keys, *self._turns(number, place.to(keys.device)))
         whole = not self._steady and mask.device.type == "cpu" and bool(mask.all())
         return LayerRows(keys, values, None if whole else mask.to(keys.device))
+
+    def _require_finite(self, number: int, *recalled: torch.Tensor) -> None:
+        """Raises `NonFiniteStateError` where what was stored has been damaged since."""
+        # Only what is finite is stored, so it is the memory or the disk that lies. A GPU is not
+        # asked: it would be waited for.
+        looked = [part for part in recalled if part.device.type == "cpu"]
+        if not all_finite(looked) and not all(bool(part.isfinite().all()) for part in looked):
+            raise NonFiniteStateError(
+                f"layer {number}: finite stored states expected, got NaN or infinite ones: they "
+                "were damaged in memory or on the disk"
+            )
 
     def _recalled(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Un-rotated keys and values of all that was recalled, on the layer's device."""

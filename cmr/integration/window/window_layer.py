@@ -99,6 +99,11 @@ class WindowLayer(DynamicLayer):
         over, block = self._held() - self.owner.most, self.owner.block
         return 0 if self.owner.patient or over <= 0 else -(-over // block) * block
 
+    def only_grows(self, tokens: int) -> bool:
+        """Whether nothing leaves in a forward of so many new tokens."""
+        owner = self.owner
+        return owner.deferred or owner.patient or self._held() + tokens <= owner.most
+
     def visible(self, mask: torch.Tensor | None, new: int) -> torch.Tensor | None:
         """A mask `[batch, seen + new]` in which no row sees columns that hold nothing of it."""
         # The mask itself (None: nobody is masked) where every row holds all of its columns.

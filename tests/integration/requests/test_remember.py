@@ -249,7 +249,8 @@ def test_an_interrupt_leaves_all_of_a_conversation_or_nothing(memory: cmr.Memory
     assert sorted(stored(memory, "anna")) == sorted(whole)
 
 
-def test_what_cannot_be_noted_is_not_stored(memory: cmr.Memory, monkeypatch: Any) -> None:
+def test_what_cannot_be_noted_is_not_stored(llama: nn.Module, monkeypatch: Any) -> None:
+    memory = cmr.attach(llama, remember="all", strict=True, **SETTINGS)
     said = generate(memory, "anna", text(20).tolist())
     noted, table = SessionTable.note_texts, memory._core.table
 

@@ -73,7 +73,7 @@ def test_what_is_far_away_is_gathered_ahead(llama: nn.Module) -> None:
     assert memory._core.prefetcher.gathered == len(layers)
     assert not [t for t in threading.enumerate() if t.name.startswith("cmr-prefetch")]
     assert ask(llama, **TIERS["working"])[2]._core.prefetcher.gathered == 0
-    with cmr.attach(llama, **SETTINGS, **TIERS["long_term_kv"]) as memory:
+    with cmr.attach(llama, **SETTINGS, **TIERS["long_term_kv"], strict=True) as memory:
         memory.read(text(32 * BLOCKS))
 
         def broken(*_: object) -> None:
