@@ -155,6 +155,8 @@ def _of_row(
 
 def _with_those_before(successor: torch.Tensor, sees: torch.Tensor) -> torch.Tensor:
     """The blocks that a row sees, or whose next one it sees: [n]."""
+    # A passage is a block and the next: it says the words of the next one, though its own block
+    # may be one that the row does not see.
     return (sees | (sees[successor.clamp(min=0)] & (successor >= 0))).nonzero()[:, 0]
 
 

@@ -246,6 +246,7 @@ def _means_of_windows(
     own = seen_first(seen)
     if own is None:
         return torch.bmm(shares, _at(z, inside, NEG_INF).amax(-1))
+    # Scores of a row's own blocks alone count: of a batch among many users those are few.
     slots = inside[own]  # [B, n, W]
     there = (slots < z.shape[2])[:, None]
     at = slots.clamp(max=z.shape[2] - 1).flatten(1)[:, None].expand(-1, z.shape[1], -1)
