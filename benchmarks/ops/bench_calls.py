@@ -12,7 +12,10 @@ from cmr.kernels import dispatch
 from tests.gpu.calls import CALLS
 from tests.gpu.inputs import Outputs, tensors
 
-OPERATIONS = ("hybrid_blocks", "standardise", "words", "best_passages", "cover", "ring_link")
+OPERATIONS = (
+    "hybrid_blocks", "standardise", "words", "part_scores", "best_passages", "cover",
+    "within_lines", "recalled", "without_unread", "ring_link",
+)  # fmt: skip
 
 
 def named(operation: str, large: bool) -> str:

@@ -249,6 +249,7 @@ def fitting(
         fits = line.gather(1, starts.clamp(min=0))
     keep = fits >= 0
     if base is not None:
+        # Of a ranking its first one is wanted, however unlike to what is asked.
         keep[:, 0] = True
     drop = ~(keep & (certainty >= threshold)[:, None] & (starts >= 0))
     return scores.masked_fill(drop, NEG_INF), starts.masked_fill(drop, -1)

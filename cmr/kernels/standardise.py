@@ -6,7 +6,11 @@ import torch
 
 from cmr.kernels.arguments import expect
 from cmr.kernels.dispatch import register, runs_plain
+from cmr.kernels.reference._own_blocks import seen_first
 from cmr.kernels.reference.attention import NEG_INF
+
+MANY = 1 << 16
+"""Values from which on rows are looked at in part."""
 
 
 def standardise(
@@ -65,10 +69,21 @@ def standardised(
     maxima: torch.Tensor, visible: torch.Tensor, successor: torch.Tensor | None, clamp: float
 ) -> torch.Tensor:
     """`standardise` of arguments that were checked already, in plain PyTorch."""
+    # Among many users' blocks a row sees few: only those are looked at where that saves something.
+    own = seen_first(visible) if maxima.numel() >= MANY else None
+    if own is None:
+        z = _deviations(maxima, visible, clamp)
+    else:
+        at = own[:, None].expand(-1, maxima.shape[1], -1)
+        few = _deviations(maxima.gather(2, at), visible.gather(1, own), clamp)
+        z = torch.full_like(maxima, -clamp).scatter_(2, at, few)
+    return z if successor is None else passages(z, successor)
+
+
+def _deviations(maxima: torch.Tensor, visible: torch.Tensor, clamp: float) -> torch.Tensor:
     usable, mean, deviation = spread(maxima, visible)
     z = torch.where(deviation > 0, (maxima - mean) / deviation, 0.0).clamp(-clamp, clamp)
-    z = torch.where(usable, z, -clamp)
-    return z if successor is None else passages(z, successor)
+    return torch.where(usable, z, -clamp)
 
 
 standardise_ = register(

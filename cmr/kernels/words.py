@@ -11,6 +11,7 @@ import torch
 
 from cmr.kernels.arguments import CONTIGUOUS, expect
 from cmr.kernels.dispatch import register, runs_plain
+from cmr.kernels.reference._own_blocks import most_seen
 
 NO_WORD = 0
 """Class of what is no word: punctuation, spaces, special tokens, numbers beyond the vocabulary."""
@@ -105,31 +106,66 @@ def words_plain(
     scores: torch.Tensor,
 ) -> None:
     """The specification of `words`, of arguments that were checked already."""
-    size, tokens, device = len(token_ids), query.shape[1], query.device
     stored = classes_of(token_ids, classes).masked_fill(positions < 0, NO_WORD)
-    place = torch.arange(tokens, device=device)
+    # Among many users' blocks a row sees few: only those are looked at where that saves something.
+    few = most_seen(seen) is not None
     for row, asked in enumerate(classes_of(query, classes)):
-        part = of[row]
-        # The first token with a word stands for it: which token a stored one is, or none, is then
-        # looked up in a table, and no distinct words are sought.
-        first = torch.full((kinds,), tokens, device=device)
-        first.scatter_reduce_(0, torch.where(part >= 0, asked, NO_WORD), place, "amin")
-        first[NO_WORD] = tokens
-        found = torch.zeros(size, tokens + 1, device=device)
-        found.scatter_add_(1, first[stored], seen[row, :, None].expand(stored.shape).float())
-        found = found[:, :tokens]
-        found = found + found[successor.clamp(min=0)] * (successor >= 0).float()[:, None]
-        total, holding = seen[row].sum(), (found * seen[row, :, None] > 0).sum(0)
-        rare = rarity_of(holding, total)
-        says = rare * saturated(found)
-        own = first[asked]
-        rarity[row] = torch.where(
-            own < tokens, rare[own.clamp(max=tokens - 1)], 0.5 / (total + 0.5)
-        )
-        member = torch.zeros(scores.shape[1] * (tokens + 1), device=device)
-        at = part.clamp(min=0) * (tokens + 1) + own
-        member.scatter_reduce_(0, at, (part >= 0).float(), "amax")
-        scores[row] = member.view(-1, tokens + 1)[:, :tokens] @ says.t()
+        given = stored, successor, seen[row]
+        if few:
+            at = _with_those_before(*given[1:])
+            given = stored[at], _among(at, successor), seen[row, at]
+        rarity[row], found = _of_row(asked, of[row], *given, kinds, scores.shape[1])
+        if few:
+            scores[row].zero_().index_copy_(1, at, found)
+        else:
+            scores[row] = found
+
+
+def _of_row(
+    asked: torch.Tensor,
+    part: torch.Tensor,
+    stored: torch.Tensor,
+    successor: torch.Tensor,
+    sees: torch.Tensor,
+    kinds: int,
+    parts: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rarity [Q] and scores [P, n] of a row whose words are `asked` [Q], among n blocks."""
+    tokens, device = len(asked), asked.device
+    # The first token with a word stands for it: which token a stored one is, or none, is then
+    # looked up in a table, and no distinct words are sought.
+    first = torch.full((kinds,), tokens, device=device)
+    place = torch.arange(tokens, device=device)
+    first.scatter_reduce_(0, torch.where(part >= 0, asked, NO_WORD), place, "amin")
+    first[NO_WORD] = tokens
+    found = torch.zeros(len(stored), tokens + 1, device=device)
+    found.scatter_add_(1, first[stored], sees[:, None].expand(stored.shape).float())
+    found = found[:, :tokens]
+    found = found + found[successor.clamp(min=0)] * (successor >= 0).float()[:, None]
+    total, holding = sees.sum(), (found * sees[:, None] > 0).sum(0)
+    rare = rarity_of(holding, total)
+    says = rare * saturated(found)
+    own = first[asked]
+    rarity = torch.where(own < tokens, rare[own.clamp(max=tokens - 1)], 0.5 / (total + 0.5))
+    member = torch.zeros(parts * (tokens + 1), device=device)
+    at = part.clamp(min=0) * (tokens + 1) + own
+    member.scatter_reduce_(0, at, (part >= 0).float(), "amax")
+    return rarity, member.view(-1, tokens + 1)[:, :tokens] @ says.t()
+
+
+def _with_those_before(successor: torch.Tensor, sees: torch.Tensor) -> torch.Tensor:
+    """The blocks that a row sees, or whose next one it sees: [n]."""
+    # A passage is a block and the next: it says the words of the next one, though its own block
+    # may be one that the row does not see.
+    return (sees | (sees[successor.clamp(min=0)] & (successor >= 0))).nonzero()[:, 0]
+
+
+def _among(at: torch.Tensor, successor: torch.Tensor) -> torch.Tensor:
+    """The successors of the blocks `at` [n] as places among them, -1 for none."""
+    places = torch.full_like(successor, -1)
+    places[at] = torch.arange(len(at), device=at.device)
+    after = successor[at]
+    return torch.where(after >= 0, places[after.clamp(min=0)], -1)
 
 
 def classes_of(token_ids: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+WORTH = 4
+"""Rows are looked at in part where there are so many times the blocks that one of them sees."""
+
 
 def own_blocks(
     session: torch.Tensor, sessions: torch.Tensor
@@ -36,3 +39,22 @@ def blocks_at(
         where = slice(int(at[0]), int(at[-1]) + 1)
     marks, scales = (None if part is None else part[where] for part in (token_mask, scale))
     return index[where], marks, scales
+
+
+def most_seen(seen: torch.Tensor) -> int | None:
+    """How many blocks a row of `seen` [B, N] bool sees at most, where that is few of them.
+
+    None where looking at all blocks of all rows is as good, as elsewhere than on a CPU.
+    """
+    if seen.device.type != "cpu" or len(seen) < 2:
+        return None
+    most = int(seen.sum(-1).max())
+    return most if WORTH * most <= seen.shape[1] else None
+
+
+def seen_first(seen: torch.Tensor) -> torch.Tensor | None:
+    """Blocks [B, n] of each row, those that it sees first, where it sees few: see `most_seen`."""
+    most = most_seen(seen)
+    if most is None:
+        return None
+    return seen.byte().argsort(dim=1, descending=True, stable=True)[:, :most]

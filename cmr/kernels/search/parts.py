@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from cmr.kernels.arguments import CONTIGUOUS, expect
 from cmr.kernels.dispatch import register, runs_plain
+from cmr.kernels.reference._own_blocks import seen_first
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.standardise import standardised
 from cmr.kernels.words import Words
@@ -230,12 +231,29 @@ def fits_around(
         clamp: largest deviation of what is said in words.
         weight: of that, beside 1 for states.
     """
-    wide = _at(z, windows.inside, NEG_INF).amax(-1)
     said = standardised(_at(words, windows.inside, 0.0).sum(-1), seen, None, clamp)
-    fits = standardised(torch.bmm(shares, wide), seen, None, torch.inf) + weight * said
+    wide = _means_of_windows(z, shares, windows.inside, seen)
+    fits = standardised(wide, seen, None, torch.inf) + weight * said
     fits = fits.masked_fill(~(seen & windows.lined)[:, None], NEG_INF)
     best = _at(fits, windows.holders, NEG_INF).amax(-1)
     return torch.where(best > NEG_INF, best, near)
+
+
+def _means_of_windows(
+    z: torch.Tensor, shares: torch.Tensor, inside: torch.Tensor, seen: torch.Tensor
+) -> torch.Tensor:
+    """Means [B, P, N] of each token's best value in the windows; 0 where a row need not look."""
+    own = seen_first(seen)
+    if own is None:
+        return torch.bmm(shares, _at(z, inside, NEG_INF).amax(-1))
+    # Scores of a row's own blocks alone count: of a batch among many users those are few.
+    slots = inside[own]  # [B, n, W]
+    there = (slots < z.shape[2])[:, None]
+    at = slots.clamp(max=z.shape[2] - 1).flatten(1)[:, None].expand(-1, z.shape[1], -1)
+    best = z.gather(2, at).unflatten(2, slots.shape[1:]).masked_fill_(~there, NEG_INF).amax(-1)
+    means = torch.bmm(shares, best)
+    at = own[:, None].expand(-1, means.shape[1], -1)
+    return means.new_zeros(*means.shape[:2], z.shape[2]).scatter_(2, at, means)
 
 
 def _at(values: torch.Tensor, slots: torch.Tensor, fill: float) -> torch.Tensor:

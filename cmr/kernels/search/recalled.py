@@ -62,8 +62,8 @@ def recalled(
         two=2,
     )
     shape = sizes["B"], sizes["E"] * sizes["block"]
-    flags = [table.new_empty(shape, dtype=torch.bool) for _ in range(2)]
-    out = Recalled(*flags, table.new_empty(shape), table.new_empty(shape))
+    mask, read = (table.new_empty(shape, dtype=torch.bool) for _ in range(2))
+    out = Recalled(mask, read, table.new_empty(shape), table.new_empty(shape))
     run = recalled_plain if runs_plain(table, index) else recalled_
     run(table, within, positions, token_ids, index, *out)
     return out
@@ -83,6 +83,7 @@ def recalled_plain(
     """The specification of `recalled`, of arguments that were checked already."""
     at = table.clamp(min=0)
     stored = positions[at]
+    # Slots of nobody are cut off by the table, empty places of a block by their position.
     wanted = (stored >= 0) & (table >= 0)[..., None]
     if within is not None:
         first, last = within[:, None, None].unbind(-1)

@@ -34,6 +34,7 @@ def within_lines_kernel(
     highest = tl.full([], -1, tl.int64)
     lowest = tl.full([], 0, tl.int64) + latest
     last = lowest
+    # Links are followed one by one, as a text's blocks lie anywhere; -1 leads to -1.
     slot = start
     for _ in tl.static_range(NEIGHBOURS):
         slot = tl.load(p_predecessor + slot, mask=slot >= 0, other=-1)

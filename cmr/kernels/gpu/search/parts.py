@@ -54,6 +54,7 @@ def part_lines_kernel(
     i_row = i_batch * parts + tl.program_id(1)
     o_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < blocks
+    # A query has few tokens: every program adds them up anew, and none waits for another.
     total = tl.full([], 0.0, tl.float32)
     for start in range(0, tokens, BLOCK_Q):
         o_q = start + tl.arange(0, BLOCK_Q)
@@ -77,6 +78,7 @@ def part_lines_kernel(
         m_some = m_n[:, None] & m_own[None, :]
         b_z = tl.load(p_row + o_n[:, None], mask=m_some, other=0.0)  # [N, Q]
         b_near += tl.sum(b_share[None, :] * b_z, 1)
+        # A window's first passage is its own, which was loaded already.
         for i_step in tl.static_range(1, STEPS):
             o_next = tl.load(p_inside + o_n * STEPS + i_step, mask=m_n, other=0)
             m_next = m_some & (o_next < blocks)[:, None]
@@ -118,6 +120,7 @@ def part_scores_kernel(
     p_near = p_lines + (i_batch * 3 * parts + tl.program_id(0)) * blocks
     p_wide = p_near + tl.cast(parts, tl.int64) * blocks
     p_said = p_wide + tl.cast(parts, tl.int64) * blocks
+    # What a part's program adds up it needs itself: no other launch has to wait for its sums.
     near_mean, near_deviation = spread(p_near, p_row, blocks, 1, BLOCK_N)
     wide_mean, wide_deviation = spread(p_wide, p_row, blocks, 1, BLOCK_N)
     word_mean, word_deviation = spread(p_word, p_row, blocks, 1, BLOCK_N)
@@ -185,6 +188,7 @@ def best_part_kernel(
         p_score = p_lines + ((i_batch * 3 + 2) * parts + i_part) * blocks + o_n
         favour = tl.where(tl.load(p_marked + i_batch * parts + i_part) != 0, mark, 1.0)
         b_score = tl.load(p_score, mask=m_n, other=-float("inf")) * favour
+        # Only a higher score wins: of parts that are level the first one does.
         m_more = b_score > b_line
         b_line = tl.where(m_more, b_score, b_line)
         b_winner = tl.where(m_more, i_part, b_winner)

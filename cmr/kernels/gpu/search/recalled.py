@@ -35,6 +35,7 @@ def recalled_kernel(
             last = tl.load(p_within + (i_batch * passages + i) * 2 + 1)
             b_some = tl.where((b_place >= first) & (b_place <= last), 1, b_some)
         m_wanted = m_wanted & (b_some > 0)
+    # An id that is not read is not looked at: nothing of another text may come along.
     b_id = tl.load(p_token_ids + slot * size + o_at, mask=m_at & m_wanted, other=0)
     o_to = i_at * size + o_at
     m_to = o_at < size
@@ -74,6 +75,7 @@ def without_unread_kernel(
         m_from = (m_same & (o_e < entries))[:, None] & (o_at < size)[None, :]
         b_read = tl.load(p_from, mask=m_from, other=0)  # [E, BLOCK]
         b_used = tl.maximum(b_used, tl.max((b_read != 0).to(tl.int32), 0))
+    # No two programs write to one place, though several rows may name a slot.
     m_left = (b_used == 0) & (o_at < size) & (slot >= 0) & (before == 0)
     tl.store(p_out + slot * size + o_at, b_used.to(tl.int64) - 1, mask=m_left)
 
