@@ -31,7 +31,7 @@ def test_it_asks_shows_and_writes_and_goes_on(cmr, given, tmp_path):
     words = ("evaluate", *given, "--out", out, *SET, "--systems", "memory", "window", "bm25")
     result = cmr(*words)
     assert result.code == 0, result.err
-    for name in ("memory", "window", "bm25", "first answer", "2 questions", "report.html"):
+    for name in ("memory", "window", "bm25", "first, s", "2 questions", "report.html"):
         assert name in result.out.replace("\n", ""), name
     assert "full-context" not in result.out
     files = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -101,3 +101,10 @@ def test_evidence_that_is_not_there_names_the_question(cmr, given, tmp_path):
     result = cmr("evaluate", *given, "--out", tmp_path / "out")
     assert result.code == 2
     assert "its evidence 'in the south tower' does not stand in a.txt" in result.err
+
+
+def test_the_table_fits_a_narrow_terminal(cmr, given, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    result = cmr("evaluate", *given, "--out", tmp_path / "out", *SET)
+    [head] = [line for line in result.out.splitlines() if "to memory" in line]
+    assert "next, s" in head and max(map(len, result.out.splitlines())) <= 80

@@ -122,8 +122,8 @@ def _bar(screen: Console) -> Iterator[Callable[[int, int, str], None] | None]:
 
 
 def _show(screen: Console, summary: list[dict[str, Any]]) -> None:
-    names = ("score, % [95 %]", "to memory", "evidence, %", "first answer, s", "next token, s")
-    numbers = [Column(name, justify="right") for name in names]
+    names = ("score, % [95 %]", "to memory", "evidence, %", "first, s", "next, s")
+    numbers = [Column(name, justify="right", no_wrap=True) for name in names]
     table = Table(Column("system", no_wrap=True), *numbers, box=None, padding=(0, 1))
     refused = []
     for row in summary:
@@ -140,6 +140,10 @@ def _show(screen: Console, summary: list[dict[str, Any]]) -> None:
             f"{row['first_answer_seconds']:.1f}", f"{row['first_token_seconds']:.2f}",
         )  # fmt: skip
     screen.print(table)
+    screen.print(
+        "[dim]evidence: how much of it was shown; first: until the first token of the first reply "
+        "about a document, reading included; next: of a reply[/dim]"
+    )
     for line in refused:
         screen.print(f"[dim]{escape(line)}[/dim]")
 

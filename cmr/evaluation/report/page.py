@@ -12,9 +12,9 @@ from cmr.evaluation.rows import Row
 from cmr.evaluation.summary import summarise
 
 JUDGED = {
-    "contains": "an accepted answer stands in the reply (of several parts: the share that does)",
+    "contains": "an accepted answer stands in the reply (of several parts the share that does)",
     "exact": "the reply is an accepted answer and nothing else",
-    "f1": "token F1 of the reply and the accepted answer that fits best",
+    "f1": "the shared words of the reply and the accepted answer that fits best (token F1)",
 }
 CONDITIONS = (
     "model", "parameters", "dtype", "device", "cpu", "threads", "torch", "transformers", "cmr",
@@ -30,7 +30,7 @@ def page(rows: Sequence[Row], judged: str, mine: str) -> str:
     told = [row for row in summary if row["asked"]]
     parts = [_head(rows, judged), _systems(summary, mine)]
     if told:
-        parts.append(_section("Score", JUDGED[judged] + "; lines are 95 % intervals.",
+        parts.append(_section("Score", f"{JUDGED[judged].capitalize()}. Lines are 95 % intervals.",
                               bars(told, mine)))  # fmt: skip
     difference = differences(told, mine)
     if difference:
@@ -48,8 +48,8 @@ def page(rows: Sequence[Row], judged: str, mine: str) -> str:
         parts.append(_section("Waiting", about, waiting(told, mine)))
     kinds = dict.fromkeys(row["kind"] for row in rows)
     if len(kinds) > 1:
-        parts.append(_section("By kind of question", "Score in %, and number of questions.",
-                              _kinds(told, list(kinds))))  # fmt: skip
+        about = "Score, and in brackets the number of questions."
+        parts.append(_section("By kind of question", about, _kinds(told, list(kinds))))
     parts += [_questions(rows, judged, mine), _conditions(rows)]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -65,9 +65,10 @@ def _head(rows: Sequence[Row], judged: str) -> str:
     lengths = sorted(documents.values())
     long = f"{lengths[0]:,} to {lengths[-1]:,}" if len(lengths) > 1 else f"{lengths[0]:,}"
     return (
-        f"<h1>What {escape(str(rows[0]['model']))} answers, and from what</h1>"
-        f'<p class="soft">Questions: {questions:,}. Documents: {len(documents):,}, of {long} '
-        f"tokens. A reply is judged by <b>{judged}</b>: {JUDGED[judged]}.</p>"
+        "<h1>What is answered right, and from what</h1>"
+        f'<p class="soft">{escape(str(rows[0]["model"]))}. Questions: {questions:,}. Documents: '
+        f"{len(documents):,}, of {long} tokens. A reply is judged by <b>{judged}</b>: "
+        f"{JUDGED[judged]}.</p>"
     )
 
 
@@ -131,8 +132,8 @@ def _kinds(summary: Sequence[dict[str, Any]], kinds: list[str]) -> str:
                 continue
             shade = f"background: rgba(var(--shade), {0.06 + 0.44 * of['score']:.2f})"
             line.append(
-                f'<td style="{shade}">{100 * of["score"]:.0f} '
-                f'<span class="soft">of {of["asked"]}</span></td>'
+                f'<td style="{shade}">{100 * of["score"]:.0f} % '
+                f'<span class="soft">({of["asked"]})</span></td>'
             )
         lines.append(line)
     return _table(["", *(row["system"] for row in summary)], lines, "heat")

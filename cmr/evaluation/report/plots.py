@@ -33,8 +33,8 @@ def differences(summary: Sequence[dict[str, Any]], mine: str) -> str:
     if not rows:
         return ""
     ends = [abs(end) for row in rows for end in _ends(row["difference"])]
-    # At least 25 points wide: a small difference is to look small.
-    most = max(0.25, math.ceil(max(ends) * 4) / 4)
+    # At least 20 points to each side: a small difference is to look small.
+    most = max(0.2, math.ceil(max(ends) * 5) / 5)
 
     def at(value: float) -> float:
         return (value + most) / (2 * most)
