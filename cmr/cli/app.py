@@ -26,7 +26,7 @@ from cmr.cli.options import (
     WindowOption,
     WorkingBudgetOption,
 )
-from cmr.cli.serve_app import serve, serve_key
+from cmr.cli.serve_app import plan, serve, serve_key
 
 # Nothing heavy is imported here: help and completion answer at once.
 app = typer.Typer(
@@ -165,6 +165,7 @@ def info() -> None:
 
 app.command()(friendly(serve))
 app.command("serve-key")(friendly(serve_key))
+app.command()(friendly(plan))
 
 
 # -- cmr memory ----------------------------------------------------------------------------------
