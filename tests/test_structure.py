@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # Where a calibration lies is asked to attach; to measure one takes an attached memory.
     ("cmr.integration.calibration.files", "cmr.integration.calibration.sampled"),
     ("cmr.integration.layout",),
+    ("cmr.integration.footprint",),
     ("cmr.integration.core",),
     ("cmr.integration.hooks",),
     ("cmr.integration.files",),

@@ -27,7 +27,7 @@ from cmr.cli.options import (
     WindowOption,
     WorkingBudgetOption,
 )
-from cmr.cli.serve_app import serve, serve_key
+from cmr.cli.serve_app import plan, serve, serve_key
 
 # Nothing heavy is imported here: help and completion answer at once.
 app = typer.Typer(
@@ -167,6 +167,7 @@ def info() -> None:
 app.command(cls=Several)(friendly(evaluate))
 app.command()(friendly(serve))
 app.command("serve-key")(friendly(serve_key))
+app.command()(friendly(plan))
 
 
 # -- cmr memory ----------------------------------------------------------------------------------

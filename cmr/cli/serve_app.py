@@ -1,4 +1,4 @@
-"""``cmr serve`` and ``cmr serve-key``: their options."""
+"""``cmr serve``, ``cmr serve-key`` and ``cmr plan``: their options."""
 
 from __future__ import annotations
 
@@ -80,3 +80,31 @@ def serve_key(
     from cmr.cli.serve import new_key
 
     new_key(keys, tenant, scope or ["use"])
+
+
+def plan(
+    sessions: Annotated[int, typer.Option(min=1, help="Sessions that are remembered.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of each that are remembered.")],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER|SIZES",
+                     help="Decoder, or sizes such as layers=32,hidden=4096,heads=32,kv_heads=8"
+                     "[,head_dim=128,dtype=bfloat16]; without it SmolLM2-135M-Instruct."),
+    ] = None,
+    device_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="What there is for memory beside the model, such as "
+                     "20GB: budgets are chosen that keep to it."),
+    ] = None,
+    budget: BudgetOption = None,
+    working_budget: WorkingBudgetOption = None,
+    long_term_budget: LongTermBudgetOption = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:  # fmt: skip
+    """What a memory takes, tier by tier, and the settings for it. No weights are loaded."""
+    # As in `serve`.
+    options = dict(locals())
+    as_json = options.pop("json")
+    from cmr.cli.plan import Wanted, run
+
+    run(Wanted.parse(**options), as_json)

@@ -15,7 +15,7 @@ from cmr.memory.keeper import Policy
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.successors import compared_layers
 
-COLUMN_BYTES = 7 * 8 + 4
+COLUMN_BYTES = 6 * 8 + 4
 """Bytes that the shared columns take for a block, beside token ids and positions."""
 
 

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse
 import cmr
 from cmr.errors import CMRError
 from cmr.integration.memory import Memory
-from cmr.serving import administration, completions, health
+from cmr.serving import administration, completions, health, page
 from cmr.serving.engines.batch_engine import BatchEngine
 from cmr.serving.engines.making import Making
 from cmr.serving.engines.storing import Storing
@@ -112,8 +112,8 @@ def create_app(
     app = FastAPI(title="cmr", version=cmr.__version__, lifespan=lifespan, docs_url=None,
                   redoc_url=None)  # fmt: skip
     app.add_middleware(Guard)
-    for router in (completions.router, administration.router, health.router):
-        app.include_router(router)
+    for part in (completions, administration, health, page):
+        app.include_router(part.router)
     app.add_exception_handler(CMRError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _unknown)

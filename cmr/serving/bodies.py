@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 SESSION = r"^[A-Za-z0-9_@+-][A-Za-z0-9._@+:-]{0,127}$"
 """Ids of sessions: 1 to 128 letters, digits and `._@+:-`, no dot or colon first."""
+TOOL_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 MOST_BLOCKS = 32
+DEEP = 32
+"""Levels of what a tool takes."""
 
 _HALF = re.compile("[\ud800-\udfff]")
 
 SessionId = Annotated[str, Field(pattern=SESSION)]
+ToolName = Annotated[str, Field(pattern=TOOL_NAME)]
 Text = Annotated[str, Field(min_length=1)]
 Number = Annotated[int, Field(ge=0, lt=1 << 53)]
 
@@ -25,12 +30,28 @@ class Body(BaseModel):
 
     @model_validator(mode="after")
     def _whole_characters(self) -> Body:
-        # JSON can write halves of characters, which no tokenizer takes.
         for value in vars(self).values():
-            texts = value if isinstance(value, list) else [value]
-            if any(isinstance(text, str) and _HALF.search(text) for text in texts):
-                raise ValueError("a text holds half a character (a lone surrogate)")
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str):
+                    _require_whole(text)
         return self
+
+
+def _require_whole(text: str) -> None:
+    # JSON can write halves of characters, which no tokenizer takes.
+    if _HALF.search(text):
+        raise ValueError("a text holds half a character (a lone surrogate)")
+
+
+def _require_plain(value: Any, deep: int = DEEP) -> None:
+    """Raises ValueError for JSON with halves of characters, or deeper than templates write it."""
+    if isinstance(value, str):
+        _require_whole(value)
+    elif isinstance(value, (dict, list)):
+        if not deep:
+            raise ValueError(f"at most {DEEP} levels expected")
+        for inner in [*value, *value.values()] if isinstance(value, dict) else value:
+            _require_plain(inner, deep - 1)
 
 
 class Part(Body):
@@ -40,19 +61,97 @@ class Part(Body):
     text: str
 
 
+class Function(Body):
+    """What a tool does and takes."""
+
+    name: ToolName
+    description: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    # Nothing holds the model to a schema.
+    strict: Literal[False] | None = None
+
+    @field_validator("parameters")
+    @classmethod
+    def _plain(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        _require_plain(parameters)
+        return parameters
+
+
+class Tool(Body):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: Function
+
+    def to_dict(self) -> dict[str, Any]:
+        """As chat templates take it."""
+        return self.model_dump(exclude_none=True)
+
+
+class Called(Body):
+    """A function that was called, with its arguments as JSON."""
+
+    name: ToolName
+    arguments: str
+
+    @field_validator("arguments")
+    @classmethod
+    def _an_object(cls, arguments: str) -> str:
+        try:
+            found = json.loads(arguments)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise ValueError("a JSON object as text expected")
+        _require_plain(found)
+        return arguments
+
+
+class ToolCall(Body):
+    """A call that the model made, as a client sends it again."""
+
+    id: Annotated[str, Field(min_length=1, max_length=128)]
+    type: Literal["function"]
+    function: Called
+
+    def to_dict(self) -> dict[str, Any]:
+        """As chat templates take it: with the arguments as an object."""
+        arguments = json.loads(self.function.arguments)
+        return {"type": "function", "function": {"name": self.function.name,
+                                                 "arguments": arguments}}  # fmt: skip
+
+
 class Message(Body):
-    """One message of a conversation."""
+    """One message of a conversation; of a tool what a call of it gave."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
     name: None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=128)] | None = None
+    tool_call_id: Annotated[str, Field(min_length=1, max_length=128)] | None = None
 
-    def to_dict(self) -> dict[str, str]:
+    @model_validator(mode="after")
+    def _of_its_role(self) -> Message:
+        if self.tool_calls is not None and self.role != "assistant":
+            raise ValueError("tool_calls: only of an assistant")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("tool_call_id: of a tool's message, and of no other")
+        if self.content is None and self.tool_calls is None:
+            raise ValueError("content: a text expected")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
         """As chat templates take it."""
         role = "system" if self.role == "developer" else self.role
-        if isinstance(self.content, str):
-            return {"role": role, "content": self.content}
-        return {"role": role, "content": "\n".join(part.text for part in self.content)}
+        text = self.content or ""
+        if not isinstance(text, str):
+            text = "\n".join(part.text for part in text)
+        said: dict[str, Any] = {"role": role, "content": text}
+        if self.tool_calls is not None:
+            said["tool_calls"] = [call.to_dict() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            said["tool_call_id"] = self.tool_call_id
+        return said
 
 
 class StreamOptions(Body):
@@ -111,12 +210,21 @@ class ChatBody(Wanted):
     messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     response_format: dict[Literal["type"], Literal["text"]] | None = None
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=128)] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+    parallel_tool_calls: Literal[True] | None = None
 
     @model_validator(mode="after")
     def _one_length(self) -> ChatBody:
         if None not in (self.max_tokens, self.max_completion_tokens):
             raise ValueError("max_tokens: give it or max_completion_tokens, not both")
         return self
+
+    @property
+    def offered(self) -> list[dict[str, Any]]:
+        """The tools that the model may call, as chat templates take them."""
+        given = self.tools if self.tool_choice != "none" else None
+        return [tool.to_dict() for tool in given or ()]
 
     @property
     def length(self) -> int | None:

@@ -45,9 +45,9 @@ async def chat(
     service, length = asked.service, _length(asked.service, body.length)
     _require_model(service, body.model)
     session = _session(body, x_session_id)
-    messages = [message.to_dict() for message in body.messages]
+    messages, bare = [message.to_dict() for message in body.messages], body.memory == "off"
     ids = await asyncio.get_running_loop().run_in_executor(
-        service.encoding, service.prompts.of_messages, messages, length, body.memory == "off"
+        service.encoding, service.prompts.of_messages, messages, length, bare, body.offered
     )
     return await _answered(asked, request, body, session, _job(asked, body, session, ids, length))
 
@@ -73,7 +73,8 @@ async def _answered(
     answer = Answer(service.engine, job, service.settings.deadline, request.is_disconnected)
     # Also where the client leaves before the first event is asked for.
     asked.after.callback(answer.cancel)
-    form = Form(isinstance(body, ChatBody), service.name, session, job)
+    calls = isinstance(body, ChatBody) and bool(body.offered)
+    form = Form(isinstance(body, ChatBody), service.name, session, job, calls)
     events = _watched(service, job, answer.events())
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage

@@ -25,21 +25,29 @@ class Prompts:
         self._lock = threading.Lock()
 
     def of_messages(
-        self, messages: Sequence[Mapping[str, str]], answer: int, bare: bool
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        answer: int,
+        bare: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[int, ...]:
         """Ids of a conversation that the model is to go on with.
 
-        `answer` is how many tokens may come behind it, `bare` whether it is asked without memory.
+        `answer` is how many tokens may come behind it, `bare` whether it is asked without memory,
+        `tools` what the model may call.
 
         Raises:
-            Refusal: the model has no chat template, the template does not take the messages, or
-                they are too long.
+            Refusal: the model has no chat template, the template does not take the messages, it
+                says nothing of tools, or the ids are too long.
         """
         # The template has written the special tokens already.
-        text = self._written(messages, begins_answer=True)
+        text = self._written(messages, begins_answer=True, tools=list(tools) or None)
+        if tools and text == self._written(messages, begins_answer=True):
+            raise Refusal(400, "tools", "tools: this model's chat template knows none, so it would "
+                                        "not be told of them")  # fmt: skip
         return self._encoded(text, answer, bare, add_special_tokens=False)
 
-    def of_said(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+    def of_said(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         """Ids of a conversation that is to be remembered; see `of_messages`."""
         text = self._written(messages, begins_answer=False)
         with self._lock:
@@ -58,7 +66,9 @@ class Prompts:
             raise Refusal(400, "empty", "text: at least one token expected")
         return ids
 
-    def _written(self, messages: Sequence[Mapping[str, str]], begins_answer: bool) -> str:
+    def _written(
+        self, messages: Sequence[Mapping[str, Any]], begins_answer: bool, tools: Any = None
+    ) -> str:
         if not getattr(self._tokenizer, "chat_template", None):
             raise Refusal(
                 400,
@@ -68,7 +78,10 @@ class Prompts:
         try:
             with self._lock:
                 text: str = self._tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=begins_answer
+                    list(messages),
+                    tools=tools,
+                    tokenize=False,
+                    add_generation_prompt=begins_answer,
                 )
         except Exception:
             # Templates raise whatever they like, and their messages may quote what was said.

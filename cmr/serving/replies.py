@@ -14,24 +14,36 @@ from typing import Any
 
 from cmr.serving.engines.job import Ended, Event, Failed, Job, Piece
 from cmr.serving.refusals import Refusal, refusal_of
+from cmr.serving.tools import Calls
 
 
 @dataclass(frozen=True)
 class Form:
-    """How one reply is written: `chat` or as text, of which model, for which session as said."""
+    """How one reply is written: `chat` or as text, of which model, for which session as said.
+
+    `calls`: whether calls of tools are taken out of the text.
+    """
 
     chat: bool
     model: str
     session: str | None
     job: Job
+    calls: bool = False
 
     def whole(self, text: str, ended: Ended) -> dict[str, Any]:
         """The reply to who does not stream."""
+        taken = Calls()
+        if self.calls:
+            text = taken.take(text) + taken.rest()
         if self.chat:
-            said: dict[str, Any] = {"message": {"role": "assistant", "content": text}}
+            message: dict[str, Any] = {"role": "assistant", "content": text}
+            if taken.found:
+                message = {**message, "content": text or None, "tool_calls": taken.found}
+            said: dict[str, Any] = {"message": message}
         else:
             said = {"text": text}
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": _reason(ended)}
+        reason = _reason(ended, taken)
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": reason}
         kind = "chat.completion" if self.chat else "text_completion"
         head = self._head(kind)
         return {**head, "choices": [choice], "usage": self._usage(ended), **self._memory(ended)}
@@ -39,6 +51,7 @@ class Form:
     async def stream(self, events: AsyncIterator[Event], usage: bool) -> AsyncIterator[str]:
         """The reply to who streams, as server-sent events, with the `usage` where it is wanted."""
         head = self._head("chat.completion.chunk" if self.chat else "text_completion")
+        taken = Calls()
 
         def chunk(said: dict[str, Any], reason: str | None = None, **more: Any) -> str:
             choice = {"index": 0, **said, "logprobs": None, "finish_reason": reason}
@@ -49,13 +62,19 @@ class Form:
         try:
             async for event in events:
                 if isinstance(event, Piece):
-                    said = {"delta": {"content": event.text}} if self.chat else {"text": event.text}
-                    yield chunk(said)
+                    text = taken.take(event.text) if self.calls else event.text
+                    if text:
+                        yield chunk({"delta": {"content": text}} if self.chat else {"text": text})
                 elif isinstance(event, Failed):
                     raise event.error
                 else:
+                    if left := taken.rest():
+                        yield chunk({"delta": {"content": left}})
+                    if taken.found:
+                        calls = [{"index": i, **call} for i, call in enumerate(taken.found)]
+                        yield chunk({"delta": {"tool_calls": calls}})
                     last: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
-                    yield chunk(last, _reason(event), **self._memory(event))
+                    yield chunk(last, _reason(event, taken), **self._memory(event))
                     if usage:
                         yield _event({**head, "choices": [], "usage": self._usage(event)})
         except Exception as error:
@@ -104,9 +123,11 @@ async def gathered(events: AsyncIterator[Event]) -> tuple[str, Ended]:
     raise Refusal(499, "gone", "the client left before the answer came")
 
 
-def _reason(ended: Ended) -> str:
-    """Clients know no third word: an answer that was broken off is one that is not whole."""
-    return "stop" if ended.reason == "stop" else "length"
+def _reason(ended: Ended, taken: Calls) -> str:
+    """Of an answer that was broken off, clients know no other word than of one that is too long."""
+    if ended.reason != "stop":
+        return "length"
+    return "tool_calls" if taken.found else "stop"
 
 
 def _event(data: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import pytest
 import transformers
 
 from tests.cli.saved import build
+from tests.serving.browser import browser
 from tests.serving.served import TEMPLATE, Served, served
 
 
@@ -36,3 +37,20 @@ def without_sessions(request: pytest.FixtureRequest, tmp_path: Path) -> None:
         found: Served = request.getfixturevalue("server")
         found.idle()
         found.memory.clear()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A browser that tests share; see `browser`."""
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture
+def driver(chromium: Any) -> Iterator[Any]:
+    """The browser, which knows no key and has no complaints."""
+    chromium.get_log("browser")
+    yield chromium
+    chromium.execute_script("sessionStorage.clear()")
+    # Nothing of the page asks a server any more that ends now.
+    chromium.get("about:blank")

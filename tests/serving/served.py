@@ -74,6 +74,7 @@ def served(
     keys: Path | None = None,
     folder: Path | None = None,
     attached: dict[str, Any] | None = None,
+    name: str = "tiny",
 ) -> Iterator[Served]:
     """A server that runs inside; a folder with a memory is loaded."""
     storing = Storing()
@@ -87,7 +88,7 @@ def served(
             memory,
             storing,
             tokenizer,
-            name="tiny",
+            name=name,
             settings=settings or ServerSettings(max_tokens=64, drain=5.0),
             keys=keys,
             folder=folder,

@@ -38,7 +38,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "a text for messages": {"messages": "Hello"},
     "an unknown role": {"messages": [{"role": "root", "content": "x"}]},
     "an image": {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-    "an unknown field": {"messages": HELLO, "tools": []},
+    "an unknown field": {"messages": HELLO, "functions": []},
     "two answers": {"messages": HELLO, "n": 2},
     "a penalty": {"messages": HELLO, "presence_penalty": 0.5},
     "huge blocks": {"messages": HELLO, "blocks": 10**12},

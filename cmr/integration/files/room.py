@@ -16,11 +16,8 @@ from cmr.config.topics import size
 from cmr.errors import ConfigError
 from cmr.integration.calibration.files import calibration_for
 from cmr.integration.decoder.adapter import ModelAdapter
-from cmr.integration.layout import COLUMN_BYTES, Layout, plan_layout
-
-DISK = "on the disk"
-LEDGER_BYTES = 96
-"""Bytes of host memory that a block's slot takes in the ledger, its lists included."""
+from cmr.integration.footprint import DISK, footprint
+from cmr.integration.layout import plan_layout
 
 
 def byte_limit(max_bytes: int | str | None) -> int | None:
@@ -41,7 +38,8 @@ def require_room(adapter: ModelAdapter, config: CMRConfig, limit: int | None, pa
     None: more than is free where each tier lies.
     """
     layout = plan_layout(adapter, config, calibration_for(adapter, config.retrieval))
-    wanted = _wanted(layout, config.memory.block_size, adapter.device(layout.index_layer))
+    tiers = footprint(layout, config.memory.block_size, adapter.device(layout.index_layer))
+    wanted = sum((tier.places for tier in tiers), Counter[str]())
     bounds = [("in all", wanted.total(), limit, "max_bytes")]
     if limit is None:
         bounds = [
@@ -55,23 +53,6 @@ def require_room(adapter: ModelAdapter, config: CMRConfig, limit: int | None, pa
                 f"({why}) expected: give a smaller budget, working_budget or long_term_budget, or "
                 "another max_bytes"
             )
-
-
-def _wanted(layout: Layout, block: int, index_device: torch.device) -> Counter[str]:
-    """Bytes by where they lie: a device's name, `DISK`."""
-    lower, wanted = layout.lower, Counter[str]()
-    slots = layout.recent + lower.working + lower.long_term
-    wanted[str(index_device)] += slots * (COLUMN_BYTES + block * 2 * 8)
-    wanted["cpu"] += slots * LEDGER_BYTES
-    index = block * layout.width * layout.index_dtype.itemsize
-    wanted[str(index_device)] += (layout.recent + lower.working) * index
-    wanted[DISK] += lower.long_term * block * (layout.width + 4)
-    for shape in layout.shapes.values():
-        each = block * shape.token_bytes()
-        wanted[str(shape.device)] += layout.recent * each
-        wanted["cpu"] += lower.working * each
-        wanted[DISK] += lower.long_term * each * layout.lower.long_term_states
-    return wanted
 
 
 def _free(where: str, folder: str | None) -> int | None:
