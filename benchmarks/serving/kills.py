@@ -8,8 +8,9 @@ After each kill:
 open: the next server starts and answers. early: numbers told before the last save began that are
 missing. foreign: numbers of another session. back: numbers of sessions that were ended, where that
 had been replied to. Each of them is to be 0. late: numbers that were told after that save began and
-are missing, `oldest` how long before the kill the oldest of them was told, and `age` how long before it
-that save began, in seconds: how often a server saves depends on what else its machine does, too.
+are missing, with `oldest`, how long before the kill the oldest of them was told, and `age`, how
+long before it that save began, in seconds: how often a server saves depends on what else its
+machine does, too.
 """
 
 from __future__ import annotations
