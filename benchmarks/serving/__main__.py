@@ -3,8 +3,8 @@
 Clients ask at once, each for any of the sessions, of which each is told a number of its own. Some
 leave in the middle of an answer, send nonsense, or read slowly. Counted are passages that were
 recalled with another session's number, replies that docs/serving.md does not tell of, and what the
-server's process holds in the middle, when the store has long been full, and at the end. The model is tiny
-and random: this is about whose memory is read, not about what it says.
+server's process holds in the middle, when the store has long been full, and at the end. The model
+is tiny and random: this is about whose memory is read, not about what it says.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ After each kill:
 open: the next server starts and answers. early: numbers told before the last save began that are
 missing. foreign: numbers of another session. back: numbers of sessions that were ended, where that
 had been replied to. Each of them is to be 0. late: numbers that were told after that save began and
-are missing, and `oldest` how long before the kill the oldest of them was told, in seconds: at most
-what lies between two saves, with the save that was under way.
+are missing, with `oldest`, how long before the kill the oldest of them was told, and `age`, how
+long before it that save began, in seconds: how often a server saves depends on what else its
+machine does, too.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ class Campaign:
                 # From here on it is known what there is.
                 session.told = {n: session.told.get(n, 0.0) for n in held - session.gone}
                 session.unsure.clear()
-        return {**found, "oldest": oldest, "evicted": evicted}
+        return {**found, "oldest": oldest, "age": self.killed - self.saved, "evicted": evicted}
 
 
 def _held(http: httpx2.Client, session: str) -> set[str]:
@@ -158,11 +159,13 @@ def campaign(model: Path, folder: Path, kills: int, seed: int) -> list[dict[str,
             with serving(model, *OPTIONS, "--folder", str(kept)) as (url, process):
                 if seconds:
                     found.append({"open": 1, "seconds": seconds, **one.judge(url)})
+                    print(found[-1], flush=True)
                 seconds = rng.uniform(0.01, 3 * SAVE_EVERY)
                 if number < kills:
                     asyncio.run(one.until_killed(url, process, seconds))
         except RuntimeError:
             found.append({"open": 0, "seconds": seconds})
+            print("the folder did not open", flush=True)
             kept, one, seconds = folder / f"kept{number + 1}", Campaign(rng), 0.0
     return found
 
@@ -178,8 +181,8 @@ def main() -> int:
         found = campaign(model, Path(place), args.kills, args.seed)
     names = ("open", "told", "early", "foreign", "back", "late", "evicted")
     total = {name: sum(one.get(name, 0) for one in found) for name in names}
-    oldest = max(one.get("oldest", 0.0) for one in found)
-    row = {"kills": args.kills, **total, "oldest": oldest, "save_every": SAVE_EVERY}
+    most = {name: max(one.get(name, 0.0) for one in found) for name in ("oldest", "age")}
+    row = {"kills": args.kills, **total, **most, "save_every": SAVE_EVERY}
     settings = {"options": " ".join(OPTIONS), "sessions": SESSIONS}
     conditions = rows.conditions(None, seed=args.seed, settings=settings)
     rows.append("serving_kills", {**conditions, **row})

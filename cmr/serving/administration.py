@@ -27,11 +27,12 @@ from cmr.serving.bodies import (
     RenameBody,
     SearchBody,
 )
+from cmr.serving.described import KEYED, replies
 from cmr.serving.refusals import Refusal
 from cmr.serving.service import Asked, allowed
 
 audit = logging.getLogger("cmr.audit")
-router = APIRouter(prefix="/v1/memory/sessions")
+router = APIRouter(prefix="/v1/memory/sessions", responses=replies(*KEYED, 404, 409, 507))
 Admin = Annotated[Asked, Depends(allowed("admin"))]
 Id = Annotated[str, Path(pattern=SESSION)]
 Most = Annotated[int, Query(ge=1, le=1000)]
@@ -195,7 +196,11 @@ def forget(asked: Admin, id: Id, body: ForgetBody) -> dict[str, Any]:
     return _forgotten(report)
 
 
-@router.get("/{id}/export")
+@router.get(
+    "/{id}/export",
+    response_class=StreamingResponse,
+    responses=replies(kind="application/jsonl"),
+)
 def export(asked: Admin, id: Id) -> StreamingResponse:
     """All that is stored, one block a line of JSON."""
     with _turn(asked, "", id) as (name,):

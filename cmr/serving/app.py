@@ -17,6 +17,7 @@ import cmr
 from cmr.errors import CMRError
 from cmr.integration.memory import Memory
 from cmr.serving import administration, completions, health, page
+from cmr.serving.described import describe
 from cmr.serving.engines.batch_engine import BatchEngine
 from cmr.serving.engines.making import Making
 from cmr.serving.engines.storing import Storing
@@ -114,6 +115,7 @@ def create_app(
     app.add_middleware(Guard)
     for part in (completions, administration, health, page):
         app.include_router(part.router)
+    describe(app)
     app.add_exception_handler(CMRError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _unknown)

@@ -26,7 +26,8 @@ Number = Annotated[int, Field(ge=0, lt=1 << 53)]
 class Body(BaseModel):
     """What all bodies have in common."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    # Strictly: the text "4" is no number, and neither is true.
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     @model_validator(mode="after")
     def _whole_characters(self) -> Body:

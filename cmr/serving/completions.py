@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request
@@ -13,13 +14,15 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from cmr.serving.answer import Answer
 from cmr.serving.bodies import SESSION, ChatBody, TextBody, Wanted
+from cmr.serving.described import KEYED, replies
 from cmr.serving.engines.job import Ended, Event, Job
 from cmr.serving.keys import Caller
 from cmr.serving.refusals import Refusal
 from cmr.serving.replies import Form, gathered
 from cmr.serving.service import Asked, Service, allowed
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", responses=replies(*KEYED))
+ANSWERED = replies(404, 409, 504, 507, kind="text/event-stream")
 Use = Annotated[Asked, Depends(allowed("use"))]
 SessionHeader = Annotated[str | None, Header(alias="X-Session-Id")]
 
@@ -30,46 +33,48 @@ def models(asked: Use) -> dict[str, Any]:
     return {"object": "list", "data": [_model(asked.service)]}
 
 
-@router.get("/models/{name}")
+@router.get("/models/{name}", responses=replies(404))
 def model(asked: Use, name: str) -> dict[str, Any]:
     """What is known of the model."""
     _require_model(asked.service, name)
     return _model(asked.service)
 
 
-@router.post("/chat/completions")
+@router.post("/chat/completions", responses=ANSWERED)
 async def chat(
     asked: Use, request: Request, body: ChatBody, x_session_id: SessionHeader = None
 ) -> Response:
     """Answer a conversation, in the memory of its session."""
-    service, length = asked.service, _length(asked.service, body.length)
-    _require_model(service, body.model)
-    session = _session(body, x_session_id)
-    messages, bare = [message.to_dict() for message in body.messages], body.memory == "off"
-    ids = await asyncio.get_running_loop().run_in_executor(
-        service.encoding, service.prompts.of_messages, messages, length, bare, body.offered
-    )
-    return await _answered(asked, request, body, session, _job(asked, body, session, ids, length))
+    messages = [message.to_dict() for message in body.messages]
+    ids = partial(asked.service.prompts.of_messages, messages, tools=body.offered)
+    return await _answered(asked, request, body, x_session_id, body.length, ids)
 
 
-@router.post("/completions")
+@router.post("/completions", responses=ANSWERED)
 async def completion(
     asked: Use, request: Request, body: TextBody, x_session_id: SessionHeader = None
 ) -> Response:
     """Go on with a text, in the memory of its session."""
-    service, length = asked.service, _length(asked.service, body.max_tokens)
-    _require_model(service, body.model)
-    session = _session(body, x_session_id)
-    ids = await asyncio.get_running_loop().run_in_executor(
-        service.encoding, service.prompts.of_text, body.prompt, length, body.memory == "off"
-    )
-    return await _answered(asked, request, body, session, _job(asked, body, session, ids, length))
+    ids = partial(asked.service.prompts.of_text, body.prompt)
+    return await _answered(asked, request, body, x_session_id, body.max_tokens, ids)
 
 
 async def _answered(
-    asked: Asked, request: Request, body: Wanted, session: str | None, job: Job
+    asked: Asked,
+    request: Request,
+    body: Wanted,
+    header: str | None,
+    wanted: int | None,
+    prompt: Callable[[int, bool], tuple[int, ...]],
 ) -> Response:
-    service = asked.service
+    """The reply: `prompt` gives its ids, by how many tokens may come and whether without memory."""
+    service, length = asked.service, _length(asked.service, wanted)
+    _require_model(service, body.model)
+    session = _session(body, header)
+    ids = await asyncio.get_running_loop().run_in_executor(
+        service.encoding, prompt, length, body.memory == "off"
+    )
+    job = _job(asked, body, session, ids, length)
     answer = Answer(service.engine, job, service.settings.deadline, request.is_disconnected)
     # Also where the client leaves before the first event is asked for.
     asked.after.callback(answer.cancel)

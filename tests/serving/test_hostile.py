@@ -57,6 +57,11 @@ BODIES: dict[str, dict[str, Any]] = {
     "a path for a session": {"messages": HELLO, "user": "../ben"},
     "another tenant's name": {"messages": HELLO, "user": "local/ben"},
     "options of no stream": {"messages": HELLO, "stream_options": {"include_usage": True}},
+    "a text for a number": {"messages": HELLO, "max_tokens": "4"},
+    "true for a number": {"messages": HELLO, "blocks": True},
+    "half a block": {"messages": HELLO, "blocks": 1.5},
+    "a number for a text": {"messages": [{"role": "user", "content": 4712}]},
+    "a list for a session": {"messages": HELLO, "user": ["anna"]},
     "too long": {"messages": [{"role": "user", "content": "x" * 20_000}]},
     "too long without memory": {
         "messages": [{"role": "user", "content": "x" * 2_048}],
@@ -80,19 +85,38 @@ def test_a_body_that_is_wrong(told: Served, kind: str, caplog: pytest.LogCapture
     assert "Hello" not in caplog.text
 
 
+def deep(times: int) -> bytes:
+    """A message whose content is in so many lists."""
+    content = b'[{"type": ' * times + b'"Hello"' + b"}]" * times
+    return b'{"user": "anna", "messages": [{"role": "user", "content": ' + content + b"}]}"
+
+
 @pytest.mark.parametrize(
     ("content", "kind", "status"),
     [
         (b'{"messages": [{"role": "user", "content": "\xff"}]}', "application/json", 400),
         (b'{"messages": ', "application/json", 400),
         (b"[" * 100_000, "application/json", 400),
+        (deep(50_000), "application/json", 400),
+        (deep(200), "application/json", 400),
         (b'{"user": NaN}', "application/json", 400),
         (b'{"messages": [], "temperature": NaN}', "application/json", 400),
         (b"null", "application/json", 400),
         (json.dumps({"messages": HELLO, "user": "anna"}).encode(), "text/plain", 415),
         (b"x" * (1 << 20) + b"x", "application/json", 413),
     ],
-    ids=["no utf-8", "half", "deep", "nan", "nan number", "null", "a form's type", "too large"],
+    ids=[
+        "no utf-8",
+        "half",
+        "deep",
+        "deep and whole",
+        "deep and read",
+        "nan",
+        "nan number",
+        "null",
+        "a form's type",
+        "too large",
+    ],
 )
 def test_a_body_that_is_none(told: Served, content: bytes, kind: str, status: int) -> None:
     before = snapshot(told)
@@ -137,6 +161,37 @@ def test_a_path_that_names_no_session(told: Served, path: str) -> None:
         reply = raw(told, head)
         assert reply.split()[1][:1] == b"4", reply
         assert b"4712" not in reply
+    assert snapshot(told) == before
+
+
+@pytest.mark.parametrize(
+    "session",
+    ["../anna", "local/anna", "other/anna", "/", ".", "anna\x00", "anna anna", "a" * 129, "\xe4"],
+)
+def test_a_header_that_names_no_session(told: Served, session: str) -> None:
+    before = snapshot(told)
+    body = json.dumps({"messages": HELLO}).encode()
+    head = (
+        f"POST {CHAT} HTTP/1.1\nHost: localhost\nContent-Type: application/json\n"
+        f"X-Session-Id: {session}\nContent-Length: {len(body)}"
+    )
+    assert raw(told, head, body).split()[1] == b"400"
+    assert snapshot(told) == before
+
+
+@pytest.mark.parametrize("tail", ["fork", "merge", "rename", "search", "read", "pin", "forget"])
+@pytest.mark.parametrize(
+    "content",
+    [b'{"text": "\xff"}', b'{"text": NaN}', b'{"older_than": 1e999}', b'{"blocks": [NaN]}',
+     b'{"blocks": [0.5]}', b'{"blocks": ["0"]}', b'{"blocks": [-1]}', b'{"to": "other/anna"}',
+     b'{"into": "../anna"}', b'{"to": null}', b'{"query": 4712}', b'{"blocks": {}}', b"[]", b'""'],
+)  # fmt: skip
+def test_administration_of_what_is_none(told: Served, tail: str, content: bytes) -> None:
+    before = snapshot(told)
+    headers = {"content-type": "application/json"}
+    url = f"/v1/memory/sessions/anna/{tail}"
+    reply = told.http.post(url, content=content, headers=headers)
+    assert reply.status_code == 400, reply.text
     assert snapshot(told) == before
 
 

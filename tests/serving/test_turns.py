@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,6 +36,28 @@ def test_a_session_has_one_turn_at_a_time_in_order() -> None:
     assert turns.take(together, 8, 0.0) == [second]
     turns.done([second])
     assert turns.take(together, 8, 0.0) == [third]
+
+
+@pytest.mark.parametrize(("pause", "wanted"), [(0.6, 9), (1.1, 1), (0.0, 16)])
+def test_a_batch_waits_while_others_come(
+    monkeypatch: pytest.MonkeyPatch, pause: float, wanted: int
+) -> None:
+    """They come `pause` times as far apart as one is waited for."""
+    turns, now, gather = Turns(64), 0.0, 0.01
+
+    def wait(seconds: float | None = None) -> bool:
+        nonlocal now
+        if seconds is not None and seconds < pause * gather:
+            now += seconds
+            return False
+        now += pause * gather
+        ticket(turns, None)
+        return True
+
+    monkeypatch.setattr("cmr.serving.engines.turns.time", SimpleNamespace(monotonic=lambda: now))
+    ticket(turns, None)
+    monkeypatch.setattr(turns._changed, "wait", wait)
+    assert len(turns.take(together, 16, gather)) == wanted
 
 
 def test_what_does_not_fit_waits_and_keeps_its_place() -> None:

@@ -161,7 +161,9 @@ class WindowRecord:
         """Take note of the rows' texts; what is known of their beginnings is not stored again."""
         self.texts = texts
         sinks = 0 if self.whole else self._sinks
-        rows = zip(self.padding, texts, self._known, strict=True)
+        # A row that was over goes on with this text: what came until now is done with.
+        known = (self.seen if before == sys.maxsize else before for before in self._known)
+        rows = zip(self.padding, texts, known, strict=True)
         self._known = [max(padding + text.known(sinks), k) for padding, text, k in rows]
 
     def stored(self) -> None:

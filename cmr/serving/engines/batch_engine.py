@@ -30,7 +30,7 @@ from cmr.serving.refusals import Refusal, log_failure, refusal_of
 
 log = logging.getLogger(__name__)
 GATHER = 0.01
-"""Seconds that a batch waits for others when its first request has come."""
+"""Seconds that a batch waits for another request when one has come."""
 
 
 class BatchEngine:

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from cmr.serving.engines.ticket import Ticket
 from cmr.serving.refusals import Refusal
 
+GATHERS = 5
+"""Times `gather` that a batch waits in all while others come."""
+
 
 class _Alone:
     """Somebody who waits to have some sessions alone."""
@@ -67,19 +70,15 @@ class Turns:
     ) -> list[Ticket]:
         """The next batch: those first in the queue that fit together; [] when all is closed.
 
-        `fits` says whether one more goes with some. Waits until there is one, and then so many
-        seconds for others.
+        `fits` says whether one more goes with some. Waits until there is one, and then for others:
+        until none has come for `gather` seconds, or `GATHERS` times as long in all.
         """
         with self._gathering, self._changed:
             while not (self._closed and not self._waiting and not self._taken):
                 if not self._fitting(fits, most):
                     self._changed.wait()
                     continue
-                until = time.monotonic() + gather
-                while len(self._fitting(fits, most)) < most:
-                    left = until - time.monotonic()
-                    if left <= 0 or not self._changed.wait(left):
-                        break
+                self._gather(fits, most, gather)
                 # Those there may have gone meanwhile; then it is looked again.
                 if found := self._fitting(fits, most):
                     self._waiting = [one for one in self._waiting if one not in found]
@@ -127,6 +126,17 @@ class Turns:
             if had.isdisjoint(one.sessions):
                 yield one
             had.update(one.sessions)
+
+    def _gather(
+        self, fits: Callable[[list[Ticket], Ticket], bool], most: int, gather: float
+    ) -> None:
+        """Wait for those who come one after the other, as clients that ask at once do."""
+        came, last = 0, time.monotonic() + GATHERS * gather
+        while came < (found := len(self._fitting(fits, most))) < most:
+            came, until = found, min(last, time.monotonic() + gather)
+            while (left := until - time.monotonic()) > 0 and self._changed.wait(left):
+                if len(self._fitting(fits, most)) != came:
+                    break
 
     def _grant(self) -> None:
         for one in [one for one in self._free() if isinstance(one, _Alone)]:

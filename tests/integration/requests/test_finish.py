@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 import cmr
 from tests.integration.models.told import told as stored
@@ -73,6 +73,19 @@ def test_a_row_is_stored_at_its_end_as_if_it_had_been_alone(
         # Nothing comes behind it: neither what the row was filled with nor a token a second time.
         assert [ids for ids, *_ in blocks[row]] == [ids for ids, *_ in its]
         assert sum(len(ids) for ids, *_ in blocks[row]) == 40 + len(one) + lengths[row] - 1
+
+
+def test_a_cache_that_goes_on_behind_a_finished_row_is_stored_as_one_text(llama: nn.Module) -> None:
+    with cmr.attach(llama, **SETTINGS) as memory, torch.no_grad():
+        anna, cache = memory.session("anna", create=True), DynamicCache(config=llama.config)
+        ids = text(1, 30)
+        for turn in range(3):
+            ending = StoppingCriteriaList([Ending([4], anna, finishes=True)])
+            ids = anna.generate(
+                ids, max_new_tokens=9, past_key_values=cache, stopping_criteria=ending, **ENDS
+            )
+            assert stored(memory, "anna") == ids[0].tolist()[:-1]
+            ids = torch.cat([ids, text(1, 20, seed=turn + 1)], dim=1)
 
 
 def test_what_cannot_be_finished_is_refused(llama: nn.Module) -> None:
