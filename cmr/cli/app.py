@@ -164,6 +164,30 @@ def info() -> None:
     run()
 
 
+@app.command()
+@friendly
+def doctor(
+    quick: Annotated[bool, typer.Option("--quick", help="Without the small real model.")] = False,
+) -> None:
+    """Try whether a memory works here; a report to paste where something does not."""
+    from cmr.cli.watch.doctor import run
+
+    run(quick)
+
+
+@app.command()
+@friendly
+def top(
+    url: Annotated[str, typer.Argument(help="Of the server.")] = "http://127.0.0.1:8000",
+    once: Annotated[bool, typer.Option("--once", help="Show all since it began, and end.")] = False,
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
+) -> None:
+    """Watch a running `cmr serve`; a key of scope metrics, if needed, in CMR_SERVE_KEY."""
+    from cmr.cli.watch.top import run
+
+    run(url, once, every)
+
+
 app.command(cls=Several)(friendly(evaluate))
 app.command()(friendly(serve))
 app.command("serve-key")(friendly(serve_key))

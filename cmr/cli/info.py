@@ -45,17 +45,21 @@ def devices() -> list[str]:
 
 def run() -> None:
     """Print everything as one table."""
-    out = console()
+    console().print(table())
+
+
+def table() -> Table:
+    """Versions, devices, and which kernels run and why."""
     names = Column(style="cyan", no_wrap=True)
-    table = Table(names, Column(), box=None, padding=(0, 1), show_header=False)
-    table.add_row("python", f"{platform.python_version()} on {platform.system()}")
-    table.add_row("cmr", cmr.__version__)
+    facts = Table(names, Column(), box=None, padding=(0, 1), show_header=False)
+    facts.add_row("python", f"{platform.python_version()} on {platform.system()}")
+    facts.add_row("cmr", cmr.__version__)
     for package in PACKAGES:
-        table.add_row(package, version(package) or "[dim]not installed[/dim]")
+        facts.add_row(package, version(package) or "[dim]not installed[/dim]")
     for device in devices():
-        table.add_row(*device.split(": ", 1))
+        facts.add_row(*device.split(": ", 1))
     for number, device in enumerate(["cpu", *["cuda"][: torch.cuda.is_available()]]):
         chosen = f"on {device}: {implementation(device)}"
-        table.add_row("" if number else "kernels", chosen)
-    table.add_row("", f"{len(OPERATIONS)} operations: {', '.join(OPERATIONS)}")
-    out.print(table)
+        facts.add_row("" if number else "kernels", chosen)
+    facts.add_row("", f"{len(OPERATIONS)} operations: {', '.join(OPERATIONS)}")
+    return facts

@@ -43,25 +43,25 @@ class Timing:
     """Adds up the stages of a forward and tells them when it is over.
 
     All but `watch` and `call` runs while the memory's lock is held, so one forward is open at most.
+
+    Attributes:
+        on: whether anybody watches.
     """
 
     def __init__(self) -> None:
         self._told: tuple[Told, ...] = ()
+        self.on = False
         self._open: dict[str, float] | None = None
         self._began = 0.0
         self._broken = False
 
-    @property
-    def on(self) -> bool:
-        """Whether anybody watches."""
-        return bool(self._told)
-
     def watch(self, told: Told) -> Callable[[], None]:
         """Tell somebody from now on; returns what ends it. What `told` raises is logged once."""
-        self._told = (*self._told, told)
+        self._told, self.on = (*self._told, told), True
 
         def end() -> None:
             self._told = tuple(other for other in self._told if other is not told)
+            self.on = bool(self._told)
 
         return end
 

@@ -1,0 +1,1 @@
+"""Commands that look whether something is well: an installation, a running server."""
