@@ -30,7 +30,6 @@ from cmr.cli.serve_app import serve, serve_key
 
 # Nothing heavy is imported here: help and completion answer at once.
 app = typer.Typer(
-    help="A memory for any Hugging Face decoder: contextual memory reweaving.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -46,6 +45,24 @@ memory_app = typer.Typer(
 app.add_typer(memory_app, name="memory")
 
 # -- the commands --------------------------------------------------------------------------------
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import cmr
+
+        print(f"cmr {cmr.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def cmr_itself(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show it and exit."),
+    ] = False,
+) -> None:
+    """A memory for any Hugging Face decoder: contextual memory reweaving."""
 
 
 @app.command()
@@ -67,12 +84,16 @@ def ask(
     document: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Text file to read; may be given several times. With --load none is needed."
+            help="Text file or PDF to read, - for standard input; may be given several times. "
+            "With --load none is needed."
         ),
     ] = None,
     question: Annotated[
         list[str] | None,
-        typer.Option(help="Question; may be given several times. With --save none is needed."),
+        typer.Option(
+            help="Question; may be given several times. With --save none is needed; without both, "
+            "what comes through a pipe is the question."
+        ),
     ] = None,
     load: LoadOption = None,
     save: SaveOption = None,
@@ -101,7 +122,8 @@ def ask(
 @friendly
 def chat(
     document: Annotated[
-        list[Path] | None, typer.Option(help="Text file to read first; may be given several times.")
+        list[Path] | None,
+        typer.Option(help="Text file or PDF to read first; may be given several times."),
     ] = None,
     load: LoadOption = None,
     save: SaveOption = None,

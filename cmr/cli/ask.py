@@ -10,8 +10,11 @@ from rich.text import Text
 from cmr.cli.common import Speaker
 from cmr.cli.display import conditions, console, passages, size
 from cmr.cli.errors import UsageError
+from cmr.cli.input.pipe import PIPE, piped_question
 from cmr.cli.opened import opened
 from cmr.cli.settings import Settings
+from cmr.cli.talk.excerpts import words_of
+from cmr.cli.talk.interrupts import stoppable
 
 
 def run(settings: Settings, documents: list[Path], questions: list[str]) -> None:
@@ -19,15 +22,21 @@ def run(settings: Settings, documents: list[Path], questions: list[str]) -> None
     if not documents and settings.load is None:
         raise UsageError("nothing to ask about: give --document, or --load a saved memory")
     if not questions and settings.save is None:
-        raise UsageError("nothing to do: give --question, or --save to keep what is read")
+        piped = None if PIPE in documents else piped_question()
+        if piped is None:
+            raise UsageError(
+                "nothing to do: give --question, a question through a pipe, "
+                "or --save to keep what is read"
+            )
+        questions = [piped]
     for question in questions:
         if not question.strip():
             raise UsageError("--question: the question is empty")
     out = console()
     with opened(out, settings, documents, may_begin=False) as speaker:
         memory = speaker.memory
-        for question in questions:
-            _ask(out, speaker, question)
+        # Who stops an answer wants no further one, and yet what was read is saved.
+        stopped = any(_ask(out, speaker, question) for question in questions)
         room = memory.stats()["capacity_tokens"]
         if questions:
             out.print()
@@ -35,20 +44,26 @@ def run(settings: Settings, documents: list[Path], questions: list[str]) -> None
             f"[dim]{memory.tokens:,} tokens in memory (room for {room:,}: "
             f"{size(memory.nbytes)}) · {conditions(speaker.model)}[/dim]"
         )
+    if stopped:
+        raise KeyboardInterrupt
 
 
-def _ask(out: Console, speaker: Speaker, question: str) -> None:
-    found = speaker.answer(speaker.encode(question))
+def _ask(out: Console, speaker: Speaker, question: str) -> bool:
+    """Answer a question and show it; whether Ctrl-C stopped the answer."""
+    with stoppable() as stop:
+        found = speaker.answer(speaker.encode(question), stop=stop)
     out.print()
     out.print(Text.assemble(("Q ", "bold cyan"), (question, "bold")))
     out.print(
         Text.assemble(("A ", "bold green"), found.text.strip() or "(the model answered nothing)")
     )
     if found.recalled:
-        out.print(passages(found.recalled))
+        out.print(passages(found.recalled, words_of(question, found.text)))
     else:
         out.print("[dim]nothing in memory was close enough to be recalled[/dim]")
     out.print(
         f"[dim]{len(found.token_ids)} tokens in {found.seconds:.1f} s "
-        f"({found.tokens_per_second:.1f} tokens/s with the prompt)[/dim]"
+        f"({found.tokens_per_second:.1f} tokens/s with the prompt)"
+        f"{', stopped' if found.stopped else ''}[/dim]"
     )
+    return found.stopped

@@ -33,6 +33,13 @@ def test_every_command_explains_itself(runner, command):
     assert "Usage" in result.stdout
 
 
+def test_the_version_is_one_line(runner):
+    import cmr
+
+    result = runner.invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"cmr {cmr.__version__}\n")
+
+
 def test_missing_packages_are_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "typer", None)
     with pytest.raises(SystemExit) as end:
