@@ -95,6 +95,14 @@ def ask(
             "what comes through a pipe is the question."
         ),
     ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Ask a `cmr serve` that runs, such as http://127.0.0.1:8000: nothing is loaded "
+            "here. Its key, if it wants one, is taken from CMR_SERVER_KEY.",
+        ),
+    ] = None,
     load: LoadOption = None,
     save: SaveOption = None,
     force: ReplaceOption = False,
@@ -112,6 +120,11 @@ def ask(
     # Before anything else is a local: all options by name, as `Settings` takes them.
     options = dict(locals())
     documents, questions = options.pop("document") or [], options.pop("question") or []
+    if options.pop("url") is not None:
+        from cmr.cli.talk import remote
+
+        remote.run(str(url), options, documents, questions)
+        return
     from cmr.cli.ask import run
     from cmr.cli.settings import Settings
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
 
 from cmr.cli.common import Speaker
-from cmr.cli.display import conditions, console, passages, size
+from cmr.cli.display import answered, conditions, console, size
 from cmr.cli.errors import UsageError
-from cmr.cli.input.pipe import PIPE, piped_question
+from cmr.cli.input.questions import checked
 from cmr.cli.opened import opened
 from cmr.cli.settings import Settings
-from cmr.cli.talk.excerpts import words_of
 from cmr.cli.talk.interrupts import stoppable
 
 
@@ -21,17 +19,7 @@ def run(settings: Settings, documents: list[Path], questions: list[str]) -> None
     """Check everything a user can get wrong, then load, read, answer and save."""
     if not documents and settings.load is None:
         raise UsageError("nothing to ask about: give --document, or --load a saved memory")
-    if not questions and settings.save is None:
-        piped = None if PIPE in documents else piped_question()
-        if piped is None:
-            raise UsageError(
-                "nothing to do: give --question, a question through a pipe, "
-                "or --save to keep what is read"
-            )
-        questions = [piped]
-    for question in questions:
-        if not question.strip():
-            raise UsageError("--question: the question is empty")
+    questions = checked(questions, documents, needed=settings.save is None)
     out = console()
     with opened(out, settings, documents, may_begin=False) as speaker:
         memory = speaker.memory
@@ -52,18 +40,6 @@ def _ask(out: Console, speaker: Speaker, question: str) -> bool:
     """Answer a question and show it; whether Ctrl-C stopped the answer."""
     with stoppable() as stop:
         found = speaker.answer(speaker.encode(question), stop=stop)
-    out.print()
-    out.print(Text.assemble(("Q ", "bold cyan"), (question, "bold")))
-    out.print(
-        Text.assemble(("A ", "bold green"), found.text.strip() or "(the model answered nothing)")
-    )
-    if found.recalled:
-        out.print(passages(found.recalled, words_of(question, found.text)))
-    else:
-        out.print("[dim]nothing in memory was close enough to be recalled[/dim]")
-    out.print(
-        f"[dim]{len(found.token_ids)} tokens in {found.seconds:.1f} s "
-        f"({found.tokens_per_second:.1f} tokens/s with the prompt)"
-        f"{', stopped' if found.stopped else ''}[/dim]"
-    )
+    count, more = len(found.token_ids), ", stopped" if found.stopped else ""
+    answered(out, question, found.text, found.recalled, count, found.seconds, more)
     return found.stopped

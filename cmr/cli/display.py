@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
 
-from cmr.cli.talk.excerpts import excerpt
+from cmr.cli.talk.excerpts import excerpt, words_of
 
 
 def console() -> Console:
@@ -72,6 +72,30 @@ def passages(recalled: list[Any], words: Iterable[str] = (), limit: int = 3) -> 
     return table
 
 
+def answered(
+    out: Console,
+    question: str,
+    text: str,
+    recalled: list[Any],
+    tokens: int,
+    seconds: float,
+    more: str = "",
+) -> None:
+    """Show a question, its answer, what was read for it, and how long its `tokens` took."""
+    out.print()
+    out.print(Text.assemble(("Q ", "bold cyan"), (question, "bold")))
+    out.print(Text.assemble(("A ", "bold green"), text.strip() or "(the model answered nothing)"))
+    if recalled:
+        out.print(passages(recalled, words_of(question, text)))
+    else:
+        out.print("[dim]nothing in memory was close enough to be recalled[/dim]")
+    speed = tokens / seconds if seconds else 0.0
+    out.print(
+        f"[dim]{counted(tokens, 'token')} in {seconds:.1f} s "
+        f"({speed:.1f} tokens/s with the prompt){more}[/dim]"
+    )
+
+
 def size(count: float) -> str:
     """Bytes in words."""
     for unit in ("B", "kB", "MB"):
@@ -88,6 +112,9 @@ def counted(count: int, what: str) -> str:
 
 def conditions(model: Any) -> str:
     """What the numbers were measured on: dtype, device, threads."""
+    # Here, as most of what is shown needs no torch, which takes seconds to load.
+    import torch
+
     dtype = str(model.dtype).removeprefix("torch.")
     device = model.device
     if device.type == "cpu":

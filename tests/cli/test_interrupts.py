@@ -70,7 +70,7 @@ def test_what_was_read_is_saved_all_the_same(cmr, tmp_path, monkeypatch):
     result = cmr("ask", "--document", text, "--question", "Who?", "--save", tmp_path / "mem",
                  "--window", 64, "--max-new-tokens", 40)  # fmt: skip
     assert result.code == 130, result.err
-    assert "1 tokens in" in result.out and "stopped" in result.out
+    assert "1 token in" in result.out and "stopped" in result.out
     assert (tmp_path / "mem" / "manifest.json").is_file()
 
 
