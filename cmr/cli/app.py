@@ -31,7 +31,6 @@ from cmr.cli.serve_app import serve, serve_key
 # Nothing heavy is imported here: help and completion answer at once.
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,10 @@ def read_all(out: Console, memory: Any, tokenizer: Any, texts: dict[Path, str]) 
     """Read every document into the memory, saying how fast."""
     for path, text in texts.items():
         name = escape(name_of(path))
-        # Without the warning that it is too long for the model: memory reads it in pieces.
-        ids = shared.encoded(tokenizer, text, verbose=False)
+        long = len(text) > shared.PIECE
+        with working(out, f"cutting {name_of(path)} into tokens") if long else nullcontext():
+            # Without the warning that it is too long for the model: memory reads it in pieces.
+            ids = shared.encoded(tokenizer, text, verbose=False)
         room = memory.stats()["capacity_tokens"]
         if ids.shape[1] > room:
             out.print(

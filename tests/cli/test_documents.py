@@ -116,7 +116,7 @@ def test_a_pipe_that_would_have_to_be_two_things_is_one_line(runner, fake, docum
     words = [str(document) if word == "BOOK" else word for word in words]
     result = runner.invoke(app, words, input="text" if "-" in words else "")
     line = failed(result)
-    assert "--question" in line or "give a file" in line
+    assert "give --question" in line or "give a file" in line
     assert fake.memory is None
 
 

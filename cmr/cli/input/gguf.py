@@ -32,7 +32,7 @@ def folder_of(name: str) -> str:
             raise
         except Exception as error:
             # The packages that read it raise whatever they stumble over.
-            said = " ".join(str(error).split()) or type(error).__name__
+            said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             raise UsageError(
                 f"--model {name}: cannot be converted: {said}; "
                 "give the folder that the file was made of"

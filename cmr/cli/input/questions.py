@@ -21,7 +21,9 @@ def checked(questions: Sequence[str], documents: Sequence[Path], needed: bool) -
         UsageError: there is none, or an empty one.
     """
     if not questions and needed:
-        piped = None if PIPE in documents else piped_question()
+        if PIPE in documents:
+            raise UsageError("--document -: what comes through the pipe is read; give --question")
+        piped = piped_question()
         if piped is None:
             raise UsageError(
                 "nothing to do: give --question, a question through a pipe, "
@@ -30,5 +32,5 @@ def checked(questions: Sequence[str], documents: Sequence[Path], needed: bool) -
         return [piped]
     for question in questions:
         if not question.strip():
-            raise UsageError("--question: the question is empty")
+            raise UsageError("--question: a question expected, got an empty one")
     return list(questions)

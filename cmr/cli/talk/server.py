@@ -37,7 +37,7 @@ class Server:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError(f"--url {url}: an address such as http://127.0.0.1:8000 expected")
         # What is sent to this machine is no business of a proxy's.
-        proxies = {} if parts.hostname in _LOOPBACK else None
+        proxies: dict[str, str] | None = {} if parts.hostname in _LOOPBACK else None
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
 
     def get(self, path: str) -> Any:
@@ -68,6 +68,7 @@ class Server:
             raise Refused(error.code, f"--url {self.url}: {_told(error)}") from None
         except OSError as error:
             reason = getattr(error, "reason", error)
+            reason = getattr(reason, "strerror", None) or reason
             raise UsageError(
                 f"--url {self.url}: no server answers there ({reason}); `cmr serve` starts one"
             ) from None
