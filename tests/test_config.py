@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmr.config import CMRConfig, MemoryConfig, RetrievalConfig, ReweaveConfig
+from cmr.config.checks import nearest
 from cmr.errors import (
     AttachError,
     CMRError,
@@ -182,7 +183,7 @@ def test_a_tiny_budget_makes_tiny_blocks_and_is_never_exceeded() -> None:
             "memory_config.bufer_size: did you mean 'buffer_size'",
         ),
         ({"retrieval_confg": {}}, "did you mean 'retrieval_config'"),
-        ({"zzzz": 1}, "known: "),
+        ({"zzzz": 1}, "zzzz: help(cmr.CMRConfig) lists them"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(settings: dict, hint: str) -> None:
@@ -266,3 +267,27 @@ def test_errors_are_ours_and_the_built_in_kind_and_read_plainly(kind: type, buil
     assert isinstance(error, CMRError)
     assert isinstance(error, builtin)
     assert str(error) == "session 'anna' expected"
+
+
+def test_a_name_is_suggested_only_where_it_is_near() -> None:
+    known = ("knn", "window", "code", "first")
+    for said, meant in (("windw", "window"), ("coding", "code"), ("frist", "first")):
+        assert nearest(said, known) == f"did you mean {meant!r}?"
+    assert nearest("unknown", known) == "known: code, first, knn, window"
+    assert nearest("x", ()) == "known: none"
+    many = [f"setting{n}" for n in range(20)]
+    assert nearest("x", many, "help lists them") == "help lists them"
+
+
+def test_no_message_says_twice_what_there_is() -> None:
+    with pytest.raises(ConfigError) as caught:
+        CMRConfig().with_overrides(store="disk")
+    assert str(caught.value) == (
+        "store: one of 'auto', 'kv', 'states', 'tokens' expected, got 'disk'"
+    )
+    with pytest.raises(ConfigError) as caught:
+        CMRConfig().with_overrides(store="state")
+    assert str(caught.value).endswith("got 'state'; did you mean 'states'?")
+    with pytest.raises(ConfigError) as caught:
+        CMRConfig().with_overrides(unknown=3)
+    assert str(caught.value) == "unknown setting unknown: help(cmr.CMRConfig) lists them"

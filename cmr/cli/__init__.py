@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         import rich  # noqa: F401
-        import typer  # noqa: F401
+        import typer
     except ImportError as error:
         print(
             f"error: the command line needs the package {error.name}: "
@@ -33,5 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     from cmr.cli.app import app
+    from cmr.cli.errors import WrongUse, told
 
-    app(args=None if arguments is None else list(arguments), prog_name="cmr")
+    words = None if arguments is None else list(arguments)
+    try:
+        # Not standalone: errors of options would be drawn in a box then, ours are a line.
+        raise SystemExit(app(args=words, prog_name="cmr", standalone_mode=False) or 0)
+    except WrongUse as error:
+        if line := told(error):
+            print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except typer.Abort:
+        print("aborted: nothing was changed", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -31,9 +31,7 @@ from cmr.cli.serve_app import plan, serve, serve_key
 
 # Nothing heavy is imported here: help and completion answer at once.
 app = typer.Typer(
-    help="A memory for any Hugging Face decoder: contextual memory reweaving.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -47,6 +45,24 @@ memory_app = typer.Typer(
 app.add_typer(memory_app, name="memory")
 
 # -- the commands --------------------------------------------------------------------------------
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import cmr
+
+        print(f"cmr {cmr.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def cmr_itself(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show it and exit."),
+    ] = False,
+) -> None:
+    """A memory for any Hugging Face decoder: contextual memory reweaving."""
 
 
 @app.command()
@@ -68,12 +84,24 @@ def ask(
     document: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Text file to read; may be given several times. With --load none is needed."
+            help="Text file or PDF to read, - for standard input; may be given several times. "
+            "With --load none is needed."
         ),
     ] = None,
     question: Annotated[
         list[str] | None,
-        typer.Option(help="Question; may be given several times. With --save none is needed."),
+        typer.Option(
+            help="Question; may be given several times. With --save none is needed; without both, "
+            "what comes through a pipe is the question."
+        ),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Ask a `cmr serve` that runs, such as http://127.0.0.1:8000: nothing is loaded "
+            "here. Its key, if it wants one, is taken from CMR_SERVER_KEY.",
+        ),
     ] = None,
     load: LoadOption = None,
     save: SaveOption = None,
@@ -92,6 +120,11 @@ def ask(
     # Before anything else is a local: all options by name, as `Settings` takes them.
     options = dict(locals())
     documents, questions = options.pop("document") or [], options.pop("question") or []
+    if options.pop("url") is not None:
+        from cmr.cli.talk import remote
+
+        remote.run(str(url), options, documents, questions)
+        return
     from cmr.cli.ask import run
     from cmr.cli.settings import Settings
 
@@ -102,7 +135,8 @@ def ask(
 @friendly
 def chat(
     document: Annotated[
-        list[Path] | None, typer.Option(help="Text file to read first; may be given several times.")
+        list[Path] | None,
+        typer.Option(help="Text file or PDF to read first; may be given several times."),
     ] = None,
     load: LoadOption = None,
     save: SaveOption = None,

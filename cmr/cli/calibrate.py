@@ -9,14 +9,15 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Column, Table
 
-from cmr.cli.common import load_model, read_document, require_writable
+from cmr.cli.common import load_model, require_writable
 from cmr.cli.display import conditions, console, progress_bar, size, working
 from cmr.cli.errors import UsageError
+from cmr.cli.input.documents import read_document
 
 
 def run(model: str | None, text: Path | None, out: Path | None, seed: int) -> None:
     """Measure, show what was found of the planted facts, and save it."""
-    given = None if text is None else read_document(text)
+    given = None if text is None else read_document(text, "--text")
     if out is not None:
         _check_writable(out)
     from cmr import calibrate

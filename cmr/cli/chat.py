@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,31 @@ from rich.console import Console
 from rich.markup import escape
 
 from cmr.cli.common import Answer, Speaker, encoded
-from cmr.cli.display import console, passages, size
+from cmr.cli.display import console, counted, passages
+from cmr.cli.errors import UsageError
+from cmr.cli.input.pipe import PIPE
 from cmr.cli.opened import opened
 from cmr.cli.settings import Settings
+from cmr.cli.talk.excerpts import words_of
+from cmr.cli.talk.figures import as_json, as_table
+from cmr.cli.talk.interrupts import stoppable
 
-HELP = "/quit ends, /stats shows the memory, /recalled what the last answer read"
+HELP = (
+    "/quit ends, /stats shows the memory, /recalled what the last answer read; "
+    "Ctrl-C stops an answer"
+)
 
 
 class Conversation:
     """A running conversation over one key-value cache.
 
-    `recalled` are the passages that the last answer read.
+    `recalled` are the passages that the last answer read, `words` those that were said in it and
+    in what it answers.
     """
 
     def __init__(self, speaker: Speaker) -> None:
         self.recalled: list[Any] = []
+        self.words: list[str] = []
         self._speaker, self._tokenizer = speaker, speaker.tokenizer
         self._messages: list[dict[str, str]] = []
         self._fed = ""
@@ -39,12 +48,17 @@ class Conversation:
         return int(self._ids.shape[1])
 
     def say(self, text: str, on_text: Any) -> Answer:
-        """Answer a message, handing each piece of text to ``on_text`` as it comes."""
+        """Answer a message, handing each piece of text to ``on_text`` as it comes.
+
+        Ctrl-C ends the answer; what was said of it until then belongs to the conversation.
+        """
         ids = torch.cat([self._ids, self._encode(text).to(self._ids.device)], dim=1)
         pieces = _Pieces(self._tokenizer, on_text)
-        found = self._speaker.answer(ids, self._cache, pieces.add)
+        with stoppable() as stop:
+            found = self._speaker.answer(ids, self._cache, pieces.add, stop)
         pieces.finish()
         self._cache, self.recalled = found.cache, found.recalled
+        self.words = words_of(text, found.text)
         self._ids = torch.cat([ids, ids.new_tensor([found.token_ids])], dim=1)
         self._messages.append({"role": "assistant", "content": found.text})
         # With special tokens, as the template writes them in front of the next turn.
@@ -100,6 +114,8 @@ class _Pieces:
 
 def run(settings: Settings, documents: list[Path]) -> None:
     """Load, read the documents if any, answer until the user ends, and save."""
+    if PIPE in documents:
+        raise UsageError("--document -: standard input is what you say in a chat; give a file")
     out = console()
     # What is still in the window would be missing from what is saved.
     settings = replace(settings, overrides={"remember": "all", **settings.overrides})
@@ -110,19 +126,33 @@ def run(settings: Settings, documents: list[Path]) -> None:
 
 def talk(out: Console, conversation: Conversation, memory: Any) -> None:
     """Read lines, obey commands, answer everything else, until /quit or the end of input."""
+    interrupted = False
     while True:
         try:
             line = out.input("[bold cyan]>[/bold cyan] ").strip()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             out.print()
             return
+        except KeyboardInterrupt:
+            # One may have been meant for an answer that was just over.
+            out.print()
+            if interrupted:
+                return
+            interrupted = True
+            out.print("[dim]Ctrl-C once more, Ctrl-D or /quit ends the chat[/dim]")
+            continue
+        interrupted = False
         if line == "/quit":
             return
-        if line == "/stats":
-            _show_stats(out, conversation, memory)
+        if line in ("/stats", "/stats --json"):
+            stats = memory.stats()
+            if line == "/stats":
+                out.print(as_table(conversation.tokens, stats))
+            else:
+                out.print(as_json(conversation.tokens, stats), markup=False, soft_wrap=True)
         elif line == "/recalled":
             if conversation.recalled:
-                out.print(passages(conversation.recalled, limit=8))
+                out.print(passages(conversation.recalled, conversation.words, limit=8))
             else:
                 out.print("[dim]the last answer read nothing from memory[/dim]")
         elif line.startswith("/"):
@@ -132,28 +162,11 @@ def talk(out: Console, conversation: Conversation, memory: Any) -> None:
             out.print()
             out.print(
                 f"[dim]{found.tokens_per_second:.1f} tokens/s · "
-                f"{len(found.recalled)} passages recalled[/dim]"
+                f"{counted(len(found.recalled), 'passage')} recalled"
+                f"{' · stopped' if found.stopped else ''}[/dim]"
             )
 
 
 def _write(out: Console, text: str) -> None:
     out.file.write(text)
     out.file.flush()
-
-
-def _show_stats(out: Console, conversation: Conversation, memory: Any) -> None:
-    out.print(
-        f"conversation {conversation.tokens:,} tokens · in memory {memory.tokens:,} tokens, "
-        f"{size(memory.nbytes)}"
-    )
-    for key, value in _flat(memory.stats()):
-        out.print(f"[dim]{key}[/dim] {escape(value)}")
-
-
-def _flat(stats: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Names and values in words, those of an inner table under its name and their own."""
-    for key, value in stats.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", f"{value:,.2f}" if isinstance(value, float) else str(value)

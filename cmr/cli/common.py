@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from cmr.cli.errors import UsageError
+from cmr.cli.input.gguf import folder_of
+from cmr.cli.talk.interrupts import Stop
 from cmr.demo import load_smollm2, smollm2
-from cmr.demo.conversion import quiet
+from cmr.demo.conversion import quick_dtype, quiet
 
 
 @dataclass
@@ -21,7 +23,8 @@ class Answer:
     """One generated answer: its text without special tokens, and its token ids as generated.
 
     `seconds` are those of the prompt and all tokens, `recalled` the passages that were read
-    meanwhile, best first, and `cache` has the keys and values of all tokens.
+    meanwhile, best first, and `cache` has the keys and values of all tokens; `stopped`: Ctrl-C
+    ended it.
     """
 
     text: str
@@ -29,6 +32,7 @@ class Answer:
     seconds: float
     recalled: list[Any]
     cache: Any
+    stopped: bool = False
 
     @property
     def tokens_per_second(self) -> float:
@@ -37,19 +41,24 @@ class Answer:
 
 
 def load_model(name: str | None) -> tuple[Any, Any]:
-    """The decoder and its tokenizer: a folder or a name that transformers knows."""
+    """The decoder and its tokenizer: a folder, a GGUF file or a name that transformers knows."""
     if name is None:
         return load_smollm2()
     import transformers
 
-    tokenizer = load_tokenizer(name)
+    folder = folder_of(name)
+    tokenizer = load_tokenizer(folder)
+    # Converted files are kept in bfloat16, which not every CPU is quick in.
+    converted = folder != name and not torch.cuda.is_available()
     try:
         # Its bar for the weights would stand on standard error, also in a pipe.
         with quiet():
-            model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=quick_dtype() if converted else "auto"
+            )
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"--model {name}: cannot be loaded as a decoder: {_first(error)}"
+            f"--model {name}: cannot be loaded as a decoder: {whole(error)}"
         ) from error
     # The whole model on one GPU: who wants it spread over several uses the library.
     if torch.cuda.is_available():
@@ -64,7 +73,7 @@ def load_tokenizer(name: str) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        reason = _first(error)
+        reason = whole(error)
         raise UsageError(f"--model {name}: its tokenizer cannot be loaded: {reason}") from error
 
 
@@ -79,6 +88,7 @@ def load_vocabulary(name: str | None) -> Any:
         name = str(smollm2.cache_folder(smollm2.find_gguf()))
     # Of a file of the tokenizers package that package alone makes it: transformers takes several
     # seconds more.
+    name = folder_of(name)
     file = Path(name) / "tokenizer.json"
     if not file.is_file():
         return load_tokenizer(name)
@@ -88,31 +98,12 @@ def load_vocabulary(name: str | None) -> Any:
         return tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:
         # The package raises nothing more special.
-        raise UsageError(f"--model {name}: {file.name}: {_first(error)}") from error
+        raise UsageError(f"--model {name}: {file.name}: {whole(error)}") from error
 
 
-def _first(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
-
-
-def read_document(path: Path) -> str:
-    """The text of a file; ``-`` is standard input."""
-    file = Path("/dev/stdin") if str(path) == "-" else path
-    # Strictly UTF-8: a document of another encoding would be read as text that nobody wrote.
-    try:
-        text = file.read_text(encoding="utf-8")
-        wrong = "" if text.strip() else "the document is empty"
-    except FileNotFoundError:
-        wrong = "no such file"
-    except IsADirectoryError:
-        wrong = "is a folder, a text file is expected"
-    except UnicodeDecodeError as error:
-        wrong = f"not UTF-8 text (byte {error.start}); convert it first"
-    except OSError as error:
-        wrong = error.strerror or "cannot be read"
-    if wrong:
-        raise UsageError(f"--document {path}: {wrong}")
-    return text
+def whole(error: BaseException) -> str:
+    """All that an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def require_writable(option: str, folder: Path) -> None:
@@ -122,10 +113,30 @@ def require_writable(option: str, folder: Path) -> None:
         raise UsageError(f"{option}: nothing can be written in {there}")
 
 
+PIECE = 1 << 20
+"""Characters that are encoded at once: of each token a tokenizer notes some hundred bytes."""
+
+
 def encoded(tokenizer: Any, text: str, **options: bool) -> torch.Tensor:
     """Token ids ``[1, T]`` of a text, however long."""
-    ids: torch.Tensor = tokenizer(text, return_tensors="pt", **options).input_ids
-    return ids
+    rows = []
+    for piece in _pieces(text):
+        ids: torch.Tensor = tokenizer(piece, return_tensors="pt", **options).input_ids
+        rows.append(ids)
+        # Only the first one is a beginning.
+        options["add_special_tokens"] = False
+    return torch.cat(rows, dim=1)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A text in pieces, cut in front of a word where there are words."""
+    start = 0
+    while len(text) - start > PIECE:
+        at = text.rfind(" ", start + PIECE // 2, start + PIECE)
+        end = at if at > 0 else start + PIECE
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 # Tokens between two looks at what is recalled: looking decodes the passages.
@@ -195,8 +206,12 @@ class Speaker:
         input_ids: torch.Tensor,
         cache: Any = None,
         on_token: Callable[[int], None] | None = None,
+        stop: Stop | None = None,
     ) -> Answer:
-        """Generate through the stock ``generate``; with a last answer's cache it goes on."""
+        """Generate through the stock ``generate``; with a last answer's cache it goes on.
+
+        Ctrl-C ends it early where it is generated inside of `stoppable`, which gives `stop`.
+        """
         listener = Listener(self.memory, on_token)
         input_ids = input_ids.to(self.model.device)
         pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
@@ -211,8 +226,10 @@ class Speaker:
             return_dict_in_generate=True,
             pad_token_id=end if pad is None else pad,
             streamer=listener,
+            stopping_criteria=None if stop is None else [stop],
         )
         seconds = time.perf_counter() - began
         new = output.sequences[0, input_ids.shape[1] :].tolist()
         text = self.tokenizer.decode(new, skip_special_tokens=True)
-        return Answer(text, new, seconds, listener.passages, output.past_key_values)
+        stopped = stop is not None and stop.asked
+        return Answer(text, new, seconds, listener.passages, output.past_key_values, stopped)

@@ -14,6 +14,7 @@ from rich.text import Text
 import cmr
 from cmr.cli.common import Answer, Speaker, encoded
 from cmr.cli.display import conditions, console, mark, passages, progress_bar, size, working
+from cmr.cli.talk.excerpts import words_of
 from cmr.demo import Document, Question, demo_document, load_smollm2
 from cmr.demo.smollm2 import is_cached
 
@@ -94,7 +95,7 @@ def _show(out: Console, pairs: Pairs, document: Document) -> None:
     for question, _, with_memory in pairs:
         out.print(f"[cyan]{question.text}[/cyan] [dim](fact at token {question.position:,})[/dim]")
         if with_memory.recalled:
-            out.print(passages(with_memory.recalled, question.answer, limit=2))
+            out.print(passages(with_memory.recalled, words_of(question.answer), limit=2))
         else:
             out.print("[dim]nothing[/dim]")
 

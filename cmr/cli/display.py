@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
+
+from cmr.cli.talk.excerpts import excerpt, words_of
 
 
 def console() -> Console:
@@ -57,24 +57,8 @@ def mark(out: Console, right: bool) -> str:
     return f"[green]{sign[0]}[/green]" if right else f"[red]{sign[1]}[/red]"
 
 
-def snippet(text: str, words: str = "", length: int = 160) -> Text:
-    """A passage on one line, cut to ``length`` around bold ``words``, else around its middle."""
-    # One line a passage; where words are to be shown, they are what the cut is around.
-    flat = re.sub(r"\s+", " ", text).strip()
-    at = flat.casefold().find(words.casefold()) if words else -1
-    if len(flat) > length:
-        middle = at + len(words) // 2 if at >= 0 else len(flat) // 2
-        start = min(max(0, middle - length // 2), len(flat) - length)
-        cut = flat[start : start + length]
-        flat = ("… " if start else "") + cut + (" …" if start + length < len(flat) else "")
-    shown = Text(flat)
-    if words:
-        shown.highlight_regex(re.compile(re.escape(words), re.IGNORECASE), "bold green")
-    return shown
-
-
-def passages(recalled: list[Any], words: str = "", limit: int = 3) -> Table:
-    """The recalled passages: where, how sure, how strongly read, and their text."""
+def passages(recalled: list[Any], words: Iterable[str] = (), limit: int = 3) -> Table:
+    """The recalled passages: where, how sure, how strongly read, and the part about ``words``."""
     numbers = [Column(name, justify="right", no_wrap=True) for name in ("score", "gate")]
     columns = (Column("tokens", no_wrap=True), *numbers, Column("recalled", ratio=1))
     table = Table(*columns, box=None, padding=(0, 1), show_edge=False, header_style="dim")
@@ -83,9 +67,33 @@ def passages(recalled: list[Any], words: str = "", limit: int = 3) -> Table:
             f"{passage.start:,}–{passage.end:,}",
             f"{float(passage.score):.2f}",
             f"{float(passage.gate):.2f}",
-            snippet(passage.text or f"token ids {list(passage.token_ids)[:12]}", words),
+            excerpt(passage.text or f"token ids {list(passage.token_ids)[:12]}", words),
         )
     return table
+
+
+def answered(
+    out: Console,
+    question: str,
+    text: str,
+    recalled: list[Any],
+    tokens: int,
+    seconds: float,
+    more: str = "",
+) -> None:
+    """Show a question, its answer, what was read for it, and how long its `tokens` took."""
+    out.print()
+    out.print(Text.assemble(("Q ", "bold cyan"), (question, "bold")))
+    out.print(Text.assemble(("A ", "bold green"), text.strip() or "(the model answered nothing)"))
+    if recalled:
+        out.print(passages(recalled, words_of(question, text)))
+    else:
+        out.print("[dim]nothing in memory was close enough to be recalled[/dim]")
+    speed = tokens / seconds if seconds else 0.0
+    out.print(
+        f"[dim]{counted(tokens, 'token')} in {seconds:.1f} s "
+        f"({speed:.1f} tokens/s with the prompt){more}[/dim]"
+    )
 
 
 def size(count: float) -> str:
@@ -104,6 +112,9 @@ def counted(count: int, what: str) -> str:
 
 def conditions(model: Any) -> str:
     """What the numbers were measured on: dtype, device, threads."""
+    # Here, as most of what is shown needs no torch, which takes seconds to load.
+    import torch
+
     dtype = str(model.dtype).removeprefix("torch.")
     device = model.device
     if device.type == "cpu":

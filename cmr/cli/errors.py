@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import typer
 
@@ -18,6 +19,24 @@ R = TypeVar("R")
 
 class UsageError(CMRError):
     """The command line asks for something that cannot be done; the message says what to do."""
+
+
+# What the option parser raises for wrong words; typer has it under no public name of its own.
+WrongUse: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+# The parser's words for a value, with what it says a second time behind the comma.
+_INVALID = re.compile(r"Invalid value for '([^']+)': Input should be ([^,]+)(, unable .*)?")
+
+
+def told(error: Any) -> str:
+    """A `WrongUse` on one line; '' where its help was shown in place of it."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return ""
+    said = " ".join(str(error.format_message()).split()).rstrip(".")
+    said = _INVALID.sub(r"\1 should be \2", said)
+    command = "cmr" if error.ctx is None else error.ctx.command_path
+    return f"{said}{'' if said.endswith('?') else ';'} `{command} --help` tells more"
 
 
 @contextmanager

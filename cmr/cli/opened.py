@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import cmr
 from cmr.cli import common as shared
 from cmr.cli.display import counted, progress_bar, size, working
 from cmr.cli.errors import UsageError, naming
+from cmr.cli.input.documents import read_document
+from cmr.cli.input.pipe import name_of
 from cmr.cli.keys import Key
 from cmr.cli.settings import Settings
 from cmr.cli.stored import Stored, named, open_stored
@@ -37,7 +39,6 @@ def opened(
     that a loaded memory does not have may begin without a document.
     """
     # All that needs no model comes first: loading one takes long, and mistakes are told at once.
-    texts = {path: shared.read_document(path) for path in dict.fromkeys(documents)}
     source = None
     if settings.load is not None:
         source = open_stored(settings.load, settings.key, "--load", settings.save is not None)
@@ -47,9 +48,11 @@ def opened(
                 f"--load {source.path}: it was saved by the model {source.model_name!r}: "
                 "give that with --model"
             )
-    name = _session(settings, source, may_begin or bool(texts))
+    name = _session(settings, source, may_begin or bool(documents))
     if settings.save is not None:
         _check_target(settings, source)
+    # The pages of a long PDF, or a pipe, may take minutes: behind all that is told at once.
+    texts = {path: read_document(path) for path in dict.fromkeys(documents)}
     with working(out, f"loading {settings.model or 'SmolLM2-135M-Instruct'}"):
         model, tokenizer = shared.load_model(settings.model)
     with ExitStack() as stack:
@@ -79,12 +82,22 @@ def opened(
 def read_all(out: Console, memory: Any, tokenizer: Any, texts: dict[Path, str]) -> None:
     """Read every document into the memory, saying how fast."""
     for path, text in texts.items():
-        # Without the warning that it is too long for the model: memory reads it in pieces.
-        ids = shared.encoded(tokenizer, text, verbose=False)
-        with progress_bar(out, f"reading {escape(path.name)}") as progress:
+        name = escape(name_of(path))
+        long = len(text) > shared.PIECE
+        with working(out, f"cutting {name_of(path)} into tokens") if long else nullcontext():
+            # Without the warning that it is too long for the model: memory reads it in pieces.
+            ids = shared.encoded(tokenizer, text, verbose=False)
+        room = memory.stats()["capacity_tokens"]
+        if ids.shape[1] > room:
+            out.print(
+                f"[yellow]{name} has {ids.shape[1]:,} tokens, the memory room for {room:,}: what "
+                "was read first is forgotten; a larger --budget or --long-term-budget keeps it"
+                "[/yellow]"
+            )
+        with progress_bar(out, f"reading {name}") as progress:
             report = memory.read(ids, progress=progress or False)
         out.print(
-            f"[dim]read {escape(path.name)}: {report.tokens:,} tokens in {report.seconds:.1f} s "
+            f"[dim]read {name}: {report.tokens:,} tokens in {report.seconds:.1f} s "
             f"({report.tokens_per_second:,.0f} tokens/s)[/dim]"
         )
 

@@ -11,7 +11,8 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="Folder or name of a decoder; without it the small one, SmolLM2-135M-Instruct.",
+        help="Folder, GGUF file or name of a decoder; without it the small one, "
+        "SmolLM2-135M-Instruct.",
     ),
 ]
 TokenizerOption = Annotated[

@@ -66,6 +66,9 @@ class Serving:
                              "`cmr serve-key` and give --keys FILE")  # fmt: skip
         if key_file is not None and folder is None:
             raise UsageError("--key-file: it is for --folder, which is not given")
+        if keys is not None and not keys.exists():
+            raise UsageError(f"--keys {keys}: no such file; `cmr serve-key --keys {keys} --tenant "
+                             "NAME` makes it")  # fmt: skip
         Keys(keys)
         given = Settings.parse(
             model=model,

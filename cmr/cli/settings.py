@@ -47,7 +47,7 @@ class Settings:
         `memory_weight` and budgets are numbers or sizes in words.
         """
         if session is not None and not session.strip():
-            raise UsageError("--session: the name is empty")
+            raise UsageError("--session: a name expected, got an empty one")
         overrides: dict[str, Any] = {
             name: _number(value) for name, value in given.items() if value is not None
         }

@@ -13,7 +13,7 @@ from rich.console import Console
 from cmr.cli.display import working
 from cmr.cli.errors import UsageError
 from cmr.cli.keys import HOW, Key
-from cmr.errors import CMRError, MemoryKeyError, UnknownSessionError
+from cmr.errors import CMRError, MemoryKeyError, MemoryNotFoundError, UnknownSessionError
 from cmr.memory import archive
 from cmr.memory.inspection import StoredBlock
 from cmr.memory.store import Saved
@@ -81,6 +81,9 @@ def open_stored(path: Path, key: Key, option: str = "", will_save: bool = False)
     """
     try:
         return Stored(open_memory(path, key.value), path, key.value)
+    except MemoryNotFoundError as error:
+        said = f"{option}: {error}" if option else str(error)
+        raise UsageError(f"{said}; `cmr ask --document FILE --save {path}` makes one") from None
     except MemoryKeyError as error:
         # A key that does not open it is either wrong, or of another memory: this one is in the
         # clear, which is an error only where the key was given for it.

@@ -13,6 +13,9 @@ from typing import Any
 
 from cmr.errors import ConfigError
 
+MOST_NAMES = 12
+"""So many names are read in an error; where there are more, it says what lists them."""
+
 
 def refuse(field: str, value: object, expected: str) -> ConfigError:
     """The error for `value` in `field`, ready to be raised."""
@@ -58,11 +61,32 @@ def _checks_of(kind: Any) -> list[tuple[str, bool, Callable[..., Any], tuple[Any
     ]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """'; did you mean ...?' for the known name that is closest, else the list of known names."""
+def near(name: object, known: Iterable[str]) -> str | None:
+    """The known name that somebody may have meant; None where none is near."""
+    name = str(name)
+    for close in difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6):
+        # Names that begin alike may differ more: 'coding' means 'code', 'unknown' means not 'knn'.
+        alike = difflib.SequenceMatcher(None, name, close).ratio() >= 0.75
+        if alike or name[:1].casefold() == close[:1].casefold():
+            return close
+    return None
+
+
+def nearest(name: object, known: Iterable[str], where: str = "") -> str:
+    """'did you mean ...?' for the name that is near; else what there is.
+
+    Args:
+        name: what was given.
+        known: all names.
+        where: what lists them, said where there are too many to be read here.
+    """
     known = sorted(known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    close = near(name, known)
+    if close is not None:
+        return f"did you mean {close!r}?"
+    if where and len(known) > MOST_NAMES:
+        return where
+    return f"known: {', '.join(known) or 'none'}"
 
 
 def integer(field: str, value: Any, low: int, high: int | None = None) -> int:
@@ -133,11 +157,13 @@ def flag(field: str, value: Any) -> bool:
 
 
 def choice(field: str, value: Any, allowed: Iterable[str]) -> str:
-    """`value`, if it is one of `allowed`; the error names the nearest one."""
+    """`value`, if it is one of `allowed`; the error names all, and the one that is near."""
     allowed = tuple(allowed)
     if not isinstance(value, str) or value not in allowed:
-        hint = f" ({nearest(value, allowed)})" if isinstance(value, str) else ""
-        raise refuse(field, value, "one of " + ", ".join(map(repr, allowed)) + hint)
+        close = near(value, allowed) if isinstance(value, str) else None
+        hint = "" if close is None else f"; did you mean {close!r}?"
+        error = refuse(field, value, "one of " + ", ".join(map(repr, allowed)))
+        raise ConfigError(f"{error}{hint}")
     return value
 
 

@@ -153,7 +153,7 @@ class CMRConfig(check.Checked):
         lines = []
         if self.memory.device is not None:
             device = self.memory.device
-            lines.append(f"memory.device={device!r}: not available yet (available: None)")
+            lines.append(f"device: None expected, as memory lives with each layer, got {device!r}")
         lines += [
             f"optimization.{name}=True: a memory does not steer itself, give this to "
             "cmr.CMRPerformanceOptimizer(model, optimization_config)"
@@ -181,7 +181,8 @@ def resolve(settings: Mapping[str, Any], topics: Mapping[str, Any]) -> dict[str,
         name = _field(section, key)
         if name not in home:
             known = {*home, *SYNONYMS} if section else {*home, *SYNONYMS, *SECTIONS}
-            raise ConfigError(f"unknown setting {path}: {check.nearest(key, known)}")
+            said = check.nearest(key, known, "help(cmr.CMRConfig) lists them")
+            raise ConfigError(f"unknown setting {path}: {said}")
         # The same field may come twice, from two sections or by a synonym.
         topic = found.setdefault(home[name], {})
         if name in topic and not _same(topic[name], value):

@@ -110,7 +110,7 @@ def read_gguf(gguf_file: Path, name: str) -> tuple[Any, Any]:
     for package in ("gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
             raise MissingDemoDependencyError(
-                f"converting the small model needs the package {package}: "
+                f"converting {gguf_file.name} needs the package {package}: "
                 "run `pip install 'cmr[demo]'`"
             )
     _log.info("converting %s to safetensors, once", gguf_file.name)

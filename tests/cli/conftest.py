@@ -84,7 +84,7 @@ class Memory:
     def __init__(self, model, tokenizer, overrides):
         self.model, self.tokenizer, self.overrides = model, tokenizer, overrides
         self.log = []
-        self.tokens, self.nbytes = 0, 20_000_000
+        self.tokens, self.nbytes, self.evicted = 0, 20_000_000, 0
         self.paused = self.detached = False
         self.calibrated = model.calibrated
         model.memory = self
@@ -117,7 +117,20 @@ class Memory:
         self.paused = False
 
     def stats(self):
-        return {"recalls": 7, "capacity_tokens": 4096, "calibrated": self.calibrated}
+        tier = {"blocks": 3, "capacity_blocks": 128, "bytes": self.nbytes}
+        return {
+            "searches": 8,
+            "recalls": 6,
+            "tokens": 1024,
+            "sessions": 1,
+            "capacity_tokens": 4096,
+            "bytes": self.nbytes,
+            "tiers": {"recent": tier},
+            "evicted_blocks": self.evicted,
+            "expired_blocks": 0,
+            "active": not self.paused,
+            "calibrated": self.calibrated,
+        }
 
     @property
     def recalled(self):

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import io
+import json
+
+from rich.console import Console
+
 import cmr
 from cmr.cli.app import app
 from cmr.cli.chat import Conversation
 from cmr.cli.common import Speaker
-from tests.cli.conftest import TemplateTokenizer
+from cmr.cli.talk.figures import as_json, as_table
+from tests.cli.conftest import Memory, TemplateTokenizer
 
 
 def chat(runner, lines, *arguments):
@@ -43,10 +49,42 @@ def test_commands_are_not_sent_to_the_model(runner, fake):
         runner, ["/stats", "/recalled", "/nonsense", "/[/dim]", "", "hi", "/recalled", "/quit"]
     )
     assert len(fake.model.calls) == 1
-    assert "recalls 7" in result.stdout
+    assert "conversation 0 tokens" in " ".join(result.stdout.split())
     assert "read nothing" in result.stdout
     assert "unknown command /nonsense" in result.stdout
     assert "a passage that was read" in result.stdout
+
+
+def test_stats_are_words_for_people_and_json_for_scripts(runner, fake):
+    said = chat(runner, ["hi", "/stats", "/stats --json"]).stdout
+    words = " ".join(said.split())
+    assert "conversation 32 tokens" in words
+    assert "1,024 tokens of 1 session, room for 4,096 (25% full), 20.0 MB" in words
+    assert "recent 3 of 128 blocks, 20.0 MB" in words
+    assert "searches 8, of which 6 found something to read (75%)" in words
+    assert "forgotten" not in words and "paused" not in words
+    (line,) = (line.removeprefix("> ") for line in said.splitlines() if "{" in line)
+    found = json.loads(line)
+    assert found["conversation_tokens"] == 32
+    assert found["tiers"]["recent"]["blocks"] == 3 and found["recalls"] == 6
+
+
+def test_what_went_and_what_rests_is_told(fake):
+    memory = Memory(fake.model, fake.tokenizer, {})
+    memory.evicted, memory.paused = 2, True
+    stats = {**memory.stats(), "searches": 0}
+    out = Console(file=io.StringIO(), width=100)
+    out.print(as_table(5, stats))
+    words = " ".join(out.file.getvalue().split())
+    assert "forgotten 2 blocks" in words and "paused" in words and "none yet" in words
+
+
+def test_the_real_memorys_figures_can_all_be_shown(smollm2):
+    model, tokenizer = smollm2
+    with cmr.attach(model, tokenizer=tokenizer, window=64, budget=1024) as memory:
+        stats = memory.stats()
+    assert "room for 1,024" in "".join(as_table(3, stats).columns[1]._cells)
+    assert json.loads(as_json(3, stats))["strategy"] == "maxsim"
 
 
 def test_documents_are_read_first(runner, fake, document):

@@ -43,6 +43,50 @@ def test_every_command_explains_itself(runner, command):
     assert "Usage" in result.stdout
 
 
+def test_the_version_is_one_line(runner):
+    import cmr
+
+    result = runner.invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"cmr {cmr.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("ask --window x", ": --window should be a valid integer; `cmr ask"),
+        ("ask --wndow 64", "--window"),
+        ("aks", "'ask'"),
+        ("memory inspect", "PATH"),
+        ("serve-key --keys f", "--tenant"),
+    ],
+)
+def test_wrong_words_are_one_line(capsys, words, said):
+    with pytest.raises(SystemExit) as end:
+        main(words.split())
+    assert end.value.code == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ") and said in line and line.endswith("--help` tells more")
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("words", [[], ["memory"]])
+def test_no_words_are_answered_with_help(capsys, words):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    captured = capsys.readouterr()
+    assert "Usage: cmr" in captured.out and captured.err == ""
+
+
+def test_completion_can_be_installed(capsys, monkeypatch):
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    with pytest.raises(SystemExit) as end:
+        main(["--show-completion", "bash"])
+    assert end.value.code == 0
+    assert "_CMR_COMPLETE" in capsys.readouterr().out
+
+
 def test_missing_packages_are_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "typer", None)
     with pytest.raises(SystemExit) as end:

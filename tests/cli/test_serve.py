@@ -27,7 +27,7 @@ def test_what_cannot_be_served_is_told_before_a_model_is_loaded(cmr, tmp_path: P
     for words, told in (
         (("--host", "0.0.0.0"), "cmr serve-key"),
         (("--host", "example.org"), "cmr serve-key"),
-        (("--keys", tmp_path / "none"), "cannot be read"),
+        (("--keys", tmp_path / "none"), "`cmr serve-key --keys"),
         (("--key-file", others / "letter.txt"), "--folder"),
         (("--folder", others), "other files"),
         (("--budget", "many"), "--budget"),

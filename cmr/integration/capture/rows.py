@@ -94,8 +94,9 @@ def require_known(ids: torch.Tensor, vocabulary: int) -> None:
     """Raises `ValueError` unless all token ids are ones of the model; there must be some."""
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= vocabulary:
+        got = f"{low}..{high}" if low < high else str(low)
         raise ValueError(
-            f"token ids must be 0..{vocabulary - 1} for this model, got {low}..{high}: "
+            f"token ids must be 0..{vocabulary - 1} for this model, got {got}: "
             "was the text tokenised with another model's tokenizer?"
         )
 

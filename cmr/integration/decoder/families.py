@@ -10,12 +10,12 @@ property that a family must have. Steps, and what to look for in its source: doc
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from cmr.config.checks import near
 from cmr.errors import UnsupportedModelError
 
 SUPPORTED_ATTENTION = ("sdpa", "eager")
@@ -144,8 +144,8 @@ def row_of(config: Any) -> Family:
     """The row of a decoder's family; raises `UnsupportedModelError` where it has none."""
     name = config.model_type
     if name not in FAMILIES:
-        near = difflib.get_close_matches(name, FAMILIES, n=1)
-        hint = f" (nearest: {near[0]})" if near else ""
+        close = near(name, FAMILIES)
+        hint = "" if close is None else f" (nearest: {close})"
         raise UnsupportedModelError(
             f"model family {name!r} is not covered yet; covered: {covered()}{hint}. "
             "A family is a row in cmr/integration/decoder/families.py and a test"

@@ -199,7 +199,8 @@ class HookManager:
             raise check.refuse("function", function, "something to call")
         modules = dict(self.model.named_modules())
         if module not in modules:
-            raise ConfigError(f"module {module!r}: {check.nearest(module, modules)}")
+            said = check.nearest(module, modules, "model.named_modules() lists them")
+            raise ConfigError(f"no module is named {module!r}: {said}")
         hook = self._new(name, "custom", ())
 
         def call(*args: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -72,8 +71,8 @@ def _of_family(family: str, fields: dict[str, Any]) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     if family not in CONFIG_MAPPING:
-        near = difflib.get_close_matches(str(family), list(CONFIG_MAPPING), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        close = check.near(family, CONFIG_MAPPING)
+        hint = "" if close is None else f"; did you mean {close!r}?"
         raise ConfigError(f"model_type {family!r} is none that transformers knows{hint}")
     _known(fields, AutoConfig.for_model(family))
     return _build(CONFIG_MAPPING[family], fields)
@@ -84,9 +83,10 @@ def _known(fields: Mapping[str, Any], usual: Any) -> None:
     known = {*usual.to_dict(), *getattr(usual, "attribute_map", {})}
     for name in fields:
         if name not in known:
+            listed = f"help(transformers.{type(usual).__name__}) lists them"
             raise ConfigError(
                 f"{name} is no field of a {usual.model_type} configuration: "
-                f"{check.nearest(name, known)}"
+                f"{check.nearest(name, known, listed)}"
             )
 
 

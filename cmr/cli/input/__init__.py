@@ -1,0 +1,1 @@
+"""What the command line is given: documents, what comes through a pipe, files of models."""

@@ -1,0 +1,1 @@
+"""What ``ask`` and ``chat`` share while they answer."""
