@@ -107,10 +107,20 @@ class Memory(System):
         # What another document says is not to be recalled.
         self.memory.clear()
         self.memory.read(torch.tensor(document.token_ids))
+        self.spoilt = False
+
+    def ask(self, question: str, recalled: Spans | None) -> Reply:
+        """Of a memory that holds the document and nothing that was asked before."""
+        if self.spoilt:
+            self.open(self.document)
+        return super().ask(question, recalled)
 
     def say(self, question: str, recalled: Spans | None, look: FirstToken) -> tuple[str, Spans]:
         """Nothing of the document stands in the prompt."""
-        text = self.generate(chat(self.asked.tokenizer, question), look)
+        ids = chat(self.asked.tokenizer, question)
+        # What does not fit into the window leaves it and becomes memory, too.
+        self.spoilt = len(ids) + self.asked.new_tokens > self.memory.config.window
+        text = self.generate(ids, look)
         return text, [(passage.start, passage.end) for passage in look.passages]
 
     def close(self) -> None:

@@ -53,6 +53,16 @@ def test_systems_are_shown_what_they_are_called_after(whole: Evaluation) -> None
     assert by["window", 0]["found"] == 0.0
 
 
+def test_what_was_asked_before_is_not_remembered(decoder: tuple[Any, Any]) -> None:
+    """The window is so small that prompts leave it, and what leaves it becomes memory."""
+    alone = evaluate(
+        *decoder, DOCUMENTS, QUESTIONS[1:2], systems=["memory"], settings=SETTINGS, new_tokens=40
+    )
+    after = asked(decoder, systems=["memory"], new_tokens=40)
+    assert after.rows[1]["reply"] == alone.rows[0]["reply"]
+    assert after.rows[1]["shown"] == alone.rows[0]["shown"]
+
+
 def test_the_model_is_as_it_was(decoder: tuple[Any, Any], whole: Evaluation) -> None:
     model, _ = decoder
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
