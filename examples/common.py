@@ -29,28 +29,38 @@ def prompt(tokenizer: Any, question: str) -> str:
     return text
 
 
-def answers(model: Any, tokenizer: Any, questions: list[str], tokens: int = 16) -> list[str]:
-    """Greedy answers to a batch of questions, by the stock `generate`."""
+def answers(
+    model: Any, tokenizer: Any, questions: list[str], tokens: int = 16, begins: str = ""
+) -> list[str]:
+    """Greedy answers to a batch of questions, by the stock `generate`.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        questions: what the users say.
+        tokens: of an answer, at most.
+        begins: words that each answer begins with, which the model goes on from.
+    """
     batch = tokenizer(
-        [prompt(tokenizer, question) for question in questions],
+        [prompt(tokenizer, question) + begins for question in questions],
         return_tensors="pt",
         padding=True,
         add_special_tokens=False,
     )
     out = model.generate(**batch, max_new_tokens=tokens, do_sample=False)
     texts = tokenizer.batch_decode(out[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
-    return [" ".join(text.split()) for text in texts]
+    return [" ".join((begins + text).split()) for text in texts]
 
 
 def both(
-    model: Any, tokenizer: Any, memory: Any, question: str, tokens: int = 16
+    model: Any, tokenizer: Any, memory: Any, question: str, tokens: int = 16, begins: str = ""
 ) -> tuple[str, str]:
     """Ask without memory and with it, print both answers whatever they are, and return them."""
     memory.pause()
-    (without,) = answers(model, tokenizer, [question], tokens)
+    (without,) = answers(model, tokenizer, [question], tokens, begins)
     memory.resume()
     began = time.perf_counter()
-    (remembered,) = answers(model, tokenizer, [question], tokens)
+    (remembered,) = answers(model, tokenizer, [question], tokens, begins)
     seconds = time.perf_counter() - began
     read = sum(passage.end - passage.start for row in memory.recalled for passage in row)
     print(f"  asked           {question}")

@@ -1,17 +1,18 @@
-"""A writing copilot that remembers a project's name, tone and deadline over several documents.
+"""A writing copilot that remembers a project's name, tone, deadline and budget.
 
-It reads four documents of the studio and is then asked with none of them in the prompt.
-`memory.inspect` shows what is stored about a word.
+One process reads four documents of the studio and saves the memory. Another process loads it and is
+asked with none of them in the prompt.
 
     python examples/writing_copilot.py
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from typing import Any
 
-from common import both, encode, load
+from assistant import Answered, Request, arguments, run
+from common import encode
 
 import cmr
 
@@ -38,33 +39,46 @@ safely on Friday. Everybody here liked the green one. The code name of the proje
 budget of the project is 8500 euros. Please send the invoice to our new address. With kind regards.
 """,
 }
-QUESTIONS = (
-    "What is the code name of the project?",
-    "What is the tone of the project?",
-    "What is the deadline of the project?",
-    "What is the budget of the project?",
+REQUESTS = (
+    Request("studio", "What's the project called?", "The code name of the project is", ("Falcon",)),
+    Request(
+        "studio",
+        "When do we have to be done? I need the deadline for my calendar.",
+        "The deadline of the project is",
+        ("14th of October",),
+    ),
+    Request(
+        "studio",
+        "What tone should I write in?",
+        "The tone of the project is",
+        ("concise", "friendly"),
+    ),
+    Request(
+        "studio",
+        "Write a short note to the team about the deadline of our project.",
+        "Dear team, the deadline of the project is",
+        ("14th of October",),
+    ),
+    Request(
+        "studio",
+        "Draft a mail to the printers, they want to know what we can spend.",
+        "Dear printers, our budget is",
+        ("8500",),
+    ),
 )
 
 
-def main(argv: Sequence[str] | None = None) -> list[tuple[str, str]]:
-    """Read the documents, ask; returns the answers without and with memory."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--question", action="append", help="in place of the questions above")
-    args = parser.parse_args(argv)
-    model, tokenizer = load()
-    with (
-        cmr.attach(model, tokenizer=tokenizer, budget=8192) as memory,
-        memory.session("studio", create=True),
-    ):
-        report = memory.read(encode(tokenizer, "\n".join(DOCUMENTS.values())))
-        print(f"read {', '.join(DOCUMENTS)}: {report.tokens} tokens\n")
-        found = [both(model, tokenizer, memory, text) for text in args.question or QUESTIONS]
-        print("stored about the deadline:")
-        for block in memory.inspect(text="deadline"):
-            print(f"  tokens {block.start}-{block.end}: {' '.join(block.text.split())}")
-    return found
+def learn(model: Any, tokenizer: Any, memory: cmr.Memory) -> None:
+    """Read the documents, and show what is stored about a word."""
+    memory.session("studio", create=True).read(encode(tokenizer, "\n".join(DOCUMENTS.values())))
+    print("stored about the deadline:")
+    for block in memory.inspect(text="deadline"):
+        print(f"  tokens {block.start}-{block.end}: {' '.join(block.text.split())}")
+
+
+def main(argv: Sequence[str] | None = None) -> list[Answered]:
+    """Learn and ask, in a process each, or one of the two; returns the answers of this process."""
+    return run(__file__, arguments(__doc__, argv), learn, REQUESTS)
 
 
 if __name__ == "__main__":

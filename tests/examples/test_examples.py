@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
+import cmr
 from tests.docs.blocks import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -30,40 +34,91 @@ def example(smollm2, monkeypatch: pytest.MonkeyPatch) -> Any:
         sys.modules.pop(name, None)
 
 
-def test_the_support_assistant_knows_each_customer_and_no_other(example) -> None:
-    found = example("support_assistant").main(["--customer", "ben", "--customer", "carl"])
-    ((without, device),) = found["ben"]
-    assert "Lumo 5" in device and "Lumo 5" not in without
-    ((without, device),) = found["carl"]  # a new customer: no memory at all
-    assert device == without
+def both_steps(module: ModuleType, folder: Path, *more: str) -> list[Any]:
+    """What an assistant answers from the folder that it has learnt into."""
+    module.main(["--step", "learn", "--folder", str(folder)])
+    return module.main(["--step", "ask", "--folder", str(folder), *more])
 
 
-def test_the_writing_copilot_knows_tone_and_deadline(example, capsys) -> None:
-    copilot = example("writing_copilot")
-    _, tone, deadline, _ = copilot.QUESTIONS
-    answers = copilot.main(["--question", tone, "--question", deadline])
-    for (without, remembered), fact in zip(
-        answers, ("concise and friendly", "14th of October"), strict=True
-    ):
-        assert fact in remembered and fact not in without
-    assert "tokens 256-288: deadline of the project" in capsys.readouterr().out
+def right(found: list[Any]) -> list[tuple[bool, bool]]:
+    """Of each request, whether it was answered without memory and with it."""
+    return [
+        (each.request.right(each.without), each.request.right(each.remembered)) for each in found
+    ]
 
 
-def test_the_banking_helper_knows_the_payday_and_no_card(example, capsys) -> None:
+def test_the_support_assistant_knows_each_customer_and_no_other(example, tmp_path: Path) -> None:
+    found = both_steps(example("support_assistant"), tmp_path / "memory", "--only", "plan")
+    assert [each.request.session for each in found] == ["anna", "ben"]
+    assert right(found) == [(False, True)] * 2
+    assert "Night Owl" not in found[0].remembered and "Family" not in found[1].remembered
+
+
+def test_the_writing_copilot_knows_the_name_and_the_budget(
+    example, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = both_steps(example("writing_copilot"), tmp_path / "memory", "--only", "the pr")
+    assert [each.request.facts for each in found] == [("Falcon",), ("8500",)]
+    assert right(found) == [(False, True)] * 2
+    printed = capsys.readouterr().out
+    assert "deadline of the project" in printed
+    assert "right with memory: 2 of 2, without: 0" in printed
+
+
+def test_the_banking_helper_in_its_two_processes(
+    example, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     helper = example("banking_helper")
-    found = helper.main([])
-    for question, fact in (
-        (helper.PAYDAY, "every other Friday"),
-        (helper.ACCOUNT, "7741"),
-        (helper.TRANSFER, "250 euros"),
-    ):
-        without, remembered = found[question]
-        assert fact in remembered and fact not in without
-    assert "7741" not in "".join(found["forgotten"])
+    steps, found = [], []
+
+    def run(command: list[str], check: bool) -> None:
+        assert check and command[0] == sys.executable and Path(command[1]).samefile(helper.__file__)
+        steps.append(command[command.index("--step") + 1])
+        found.extend(helper.main(command[2:]))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    folder = tmp_path / "memory"
+    assert helper.main(["--folder", str(folder), "--only", "schedule"]) == []
+    assert steps == ["learn", "ask"]
+    assert right(found) == [(False, True)] * 2
     printed = capsys.readouterr().out
     assert "stored of the card's number: []" in printed
-    assert "sessions in memory: ['dora', 'guest']" in printed
-    assert "loaded again: ['dora']" in printed
+    assert "tokens of dora, guest" in printed and "sessions in the folder: ['dora']" in printed
+    model, tokenizer = example("common").load()
+    with cmr.load(folder, model, tokenizer=tokenizer) as memory:
+        left = "".join(block.text for block in memory.inspect("dora"))
+    assert "Good morning" in left and "7741" not in left
+
+
+def test_a_request_that_fails_is_told(example, capsys: pytest.CaptureFixture[str]) -> None:
+    assistant = example("assistant")
+    request = assistant.Request("anna", "which plan am I on?", "Your plan is", ("Family Plus",))
+    assert request.right("Your plan is family plus.") and not request.right("Your plan is Family.")
+    found = []
+
+    def answer(*_: Any, begins: str) -> tuple[str, str]:
+        found.append(begins)
+        return "Your plan is Family Plus", "I do not know"
+
+    args = assistant.arguments("", ["--free"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assistant, "both", answer)
+        assistant.ask(None, None, MagicMock(), [request], args)
+    assert found == [""]
+    printed = capsys.readouterr().out
+    assert "right with memory: 0 of 1, without: 1" in printed
+    assert "failed with memory: which plan am I on?" in printed
+
+
+def test_a_step_alone_needs_a_folder(example) -> None:
+    with pytest.raises(SystemExit):
+        example("assistant").arguments("", ["--step", "ask"])
+
+
+@pytest.mark.parametrize("name", ["support_assistant", "writing_copilot", "banking_helper"])
+def test_no_request_and_no_beginning_gives_its_answer_away(example, name: str) -> None:
+    for request in example(name).REQUESTS:
+        assert not any(fact in request.text + request.begins for fact in request.facts)
 
 
 def test_the_long_document_is_answered_from(example) -> None:
@@ -111,7 +166,7 @@ def test_a_batch_never_holds_a_user_twice(example) -> None:
 def test_every_example_is_listed_and_helps(example, capsys) -> None:
     readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     for path in sorted(EXAMPLES.glob("*.py")):
-        if path.stem == "common":
+        if path.stem in ("common", "assistant"):
             continue
         assert f"python examples/{path.name}" in readme
         module = example(path.stem)
