@@ -101,7 +101,7 @@ def test_a_model_that_does_not_exist_is_one_line(runner, fake, document, tmp_pat
     line = failed(
         ask(runner, "--document", document, "--question", "Q", "--model", tmp_path / "none")
     )
-    assert "cannot be loaded" in line
+    assert "none: no such folder" in line
 
 
 def test_settings_that_are_not_given_are_left_to_the_memory(runner, fake, document):

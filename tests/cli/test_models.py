@@ -20,8 +20,21 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_other_names_are_left_as_they_are():
-    assert folder_of("some/folder") == "some/folder"
+def test_other_names_are_left_as_they_are(tmp_path):
+    for name in ("gpt2", "some/name", str(tmp_path)):
+        assert folder_of(name) == name
+
+
+@pytest.mark.parametrize("name", ["./none", "/no/such/folder", "a/b/c", "~none"])
+def test_a_path_that_leads_nowhere_asks_no_hub(name):
+    with pytest.raises(UsageError, match="no such folder"):
+        load_model(name)
+
+
+def test_a_file_of_weights_is_no_folder(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(UsageError, match="give its folder"):
+        load_vocabulary(str(tmp_path / "model.safetensors"))
 
 
 def test_the_small_models_file_is_the_small_model():

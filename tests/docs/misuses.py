@@ -54,6 +54,8 @@ COMMANDS = (
     "cmr ask --document book.txt.gz --question Who?",
     "cmr ask --document damaged.pdf --question Who?",
     # Models
+    "cmr ask --document book.txt --question Who? --model ./tyni",
+    "cmr ask --document book.txt --question Who? --model tiny/config.json",
     "cmr ask --document book.txt --question Who? --model none.gguf",
     "cmr ask --document book.txt --question Who? --model damaged.gguf",
     # Saved memories

@@ -1,4 +1,4 @@
-"""GGUF files as models: converted once, into the cache folder."""
+"""Which folder a model's name means; a GGUF file is converted once, into the cache folder."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ def folder_of(name: str) -> str:
     """The folder of a GGUF file's converted model; any other name of a model as it is.
 
     Raises:
-        UsageError: there is no such file, or it is none that transformers can read.
+        UsageError: there is no such file or folder, or it is none that transformers can read.
         MissingDemoDependencyError: a package is not installed that reads it.
     """
     file = Path(name)
     if file.suffix.lower() != ".gguf":
+        # Asked for a path, a hub would be looked for, again and again where there is no network.
+        if file.is_file():
+            raise UsageError(f"--model {name}: is a file; give its folder, or a .gguf file")
+        if _is_path(name) and not file.is_dir():
+            raise UsageError(f"--model {name}: no such folder")
         return name
     if not file.is_file():
         raise UsageError(f"--model {name}: no such file")
@@ -38,6 +43,11 @@ def folder_of(name: str) -> str:
                 "give the folder that the file was made of"
             ) from error
     return str(folder)
+
+
+def _is_path(name: str) -> bool:
+    """Whether it can be no name on a hub, which has a slash at most and begins with a letter."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _is_the_small_one(file: Path) -> bool:
