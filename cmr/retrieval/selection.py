@@ -290,7 +290,7 @@ def values_of(
     if maxima.device.type != "cpu":  # one launch writes all blocks' values, many compute a few
         z = standardise(maxima, visible, rule.clamp, successor if rule.passage == 2 else None)
         values = z.gather(2, starts.clamp(min=0)[:, None].expand(-1, tokens, -1))
-        return values, shares_of(z.amax(-1), visible.sum(-1), query_mask, rule.peak_power)[0]
+        return values, shares_of(z.amax(-1), query_mask, rule.peak_power)[0]
     usable, mean, deviation = spread(maxima, visible)
 
     def standard(values: torch.Tensor) -> torch.Tensor:
@@ -305,4 +305,4 @@ def values_of(
         beside = standard(maxima.gather(2, after.clamp(min=0)[:, None].expand(-1, tokens, -1)))
         values = torch.maximum(values, torch.where(after[:, None] >= 0, beside, -rule.clamp))
     peaks = standard(maxima.masked_fill(~usable, NEG_INF).amax(-1, keepdim=True))[..., 0]
-    return values, shares_of(peaks, visible.sum(-1), query_mask, rule.peak_power)[0]
+    return values, shares_of(peaks, query_mask, rule.peak_power)[0]

@@ -58,7 +58,6 @@ def merged(
     b_squares = tl.load(p_part + 2 * tokens, mask=m_s, other=0.0)
     b_largest = tl.load(p_part + 3 * tokens, mask=m_s, other=float("-inf"))
     b_size = tl.load(p_part + 4 * tokens, mask=m_s, other=0.0)
-    b_visible = tl.load(p_part + 5 * tokens, mask=m_s, other=0.0)
     b_total = tl.sum(b_count, 0)
     b_among = tl.maximum(b_total, 1.0)
     b_centre = tl.sum(b_mean * b_count, 0) / b_among
@@ -77,8 +76,8 @@ def merged(
         b_weight = b_peak
     if POWER > 1:
         b_weight = b_peak * b_peak
-    # A single block stands out from nothing: it is chosen, as no other can be meant.
-    b_weight = tl.where(tl.sum(b_visible, 0) < 2, 1.0, b_weight)
+    # Of a single block, or several that are the same, none stands out: they fit equally well.
+    b_weight = tl.where((b_deviation == 0) & (b_total > 0), 1.0, b_weight)
     if p_query_mask is not None:
         b_asked = tl.load(p_query_mask + i_batch * tokens + o_q, mask=m_q, other=0)
         b_weight = tl.where(b_asked != 0, b_weight, 0.0)

@@ -139,22 +139,21 @@ def similarity_line(
     # What matches everything alike has no deviation and says nothing, whatever its cosines are.
     z = standardised(maxima, visible, successor if rule.passage == 2 else None, rule.clamp)
     peaks = z.amax(-1) if z.shape[-1] else z.new_zeros(z.shape[:2])
-    shares, asks = shares_of(peaks, visible.sum(-1), query_mask, rule.peak_power)
+    shares, asks = shares_of(peaks, query_mask, rule.peak_power)
     line = torch.bmm(shares[:, None], z)[:, 0]
     return line.masked_fill(~(visible & asks), NEG_INF), shares, z
 
 
 def shares_of(
-    peaks: torch.Tensor, counts: torch.Tensor, query_mask: torch.Tensor | None, power: int
+    peaks: torch.Tensor, query_mask: torch.Tensor | None, power: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Each query token's share [B, Q] of the mean, and whether the row asks at all [B, 1].
 
-    A token weighs a power of its peak [B, Q], its best standardised value; `counts` [B] are the
-    blocks that a row sees.
+    A token weighs a power of its peak [B, Q], its best standardised value.
     """
     weights = peaks.clamp(min=0) ** power
-    # A single block stands out from nothing: it is chosen, as no other can be meant.
-    weights = torch.where((counts < 2)[:, None], 1.0, weights)
+    # Of a single block, or several that are the same, none stands out: they fit equally well.
+    weights = torch.where(peaks == 0, 1.0, weights)
     if query_mask is not None:
         weights = weights * query_mask
     total = weights.sum(-1, keepdim=True)

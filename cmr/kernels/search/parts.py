@@ -182,9 +182,9 @@ def part_scores_plain(
     numbers = torch.arange(marked.shape[1], device=z.device)
     own = of[:, None] == numbers[:, None]
     count = seen.sum(-1)
-    peaks = z.amax(-1).clamp(min=0) ** peak_power
-    # A single block stands out from nothing: it is chosen, as no other can be meant.
-    peaks = torch.where((count < 2)[:, None], 1.0, peaks)
+    peaks = z.amax(-1)
+    # Of a single block, or several that are the same, none stands out: they fit equally well.
+    peaks = torch.where(peaks == 0, 1.0, peaks.clamp(min=0) ** peak_power)
     weighed = own * (peaks * (1.0 + rarity))[:, None]
     total = weighed.sum(-1, keepdim=True)
     torch.div(weighed, total.clamp(min=torch.finfo(total.dtype).tiny), out=shares)

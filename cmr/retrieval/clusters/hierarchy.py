@@ -149,12 +149,11 @@ class MemoryHierarchy(ClusterUpkeep):
         )
         batch, tokens, _ = query.shape
         self.sync(store)
-        counts, found = [], []
+        found = []
         for number, session in enumerate(sessions.tolist()):
             asks = None if query_mask is None else query_mask[number]
             seen = None if visible is None else visible[number]
             row = Row(query[number], asks, session, *self._own(store, session, seen))
-            counts.append(len(row.slots))
             found.append(self._compared(store, row, sessions[number : number + 1], rule))
         width = max((len(slots) for slots, _, _ in found), default=0)
         table = torch.full((batch, width), -1, device=query.device)
@@ -165,9 +164,8 @@ class MemoryHierarchy(ClusterUpkeep):
             exact[number, :, : len(slots)] = maxima
             mean[number], deviation[number] = moments.mean, moments.deviation
             peaks[number] = moments.peak
-        own = torch.tensor(counts, dtype=torch.int64, device=query.device)
         after = places(store.successor, table)
-        return Shortlist(table, exact, mean, deviation, peaks, own, after, query_mask, rule)
+        return Shortlist(table, exact, mean, deviation, peaks, after, query_mask, rule)
 
     def search(
         self,
@@ -256,7 +254,7 @@ class MemoryHierarchy(ClusterUpkeep):
                 F.pad(links, (0, len(mine) - len(links)), value=-1).to(self.device)
                 for links in (store.successor, store.predecessor)
             )
-        counts = mine.sum()[None]
+        count = int(mine.sum())
         asks = None if row.asks is None else row.asks[None].to(self.device)
 
         def standard(maxima: torch.Tensor) -> torch.Tensor:
@@ -264,7 +262,7 @@ class MemoryHierarchy(ClusterUpkeep):
 
         def shares_among(z: torch.Tensor) -> torch.Tensor:
             top = torch.maximum(z.amax(-1), standard(moments.peak[:, None])[:, 0])
-            return shares_of(top[None], counts, asks, rule.peak_power)[0][0]
+            return shares_of(top[None], asks, rule.peak_power)[0][0]
 
         # What the lists did not lead to counts as the mean of the sample's blocks that they missed.
         rough = torch.where(
@@ -274,7 +272,7 @@ class MemoryHierarchy(ClusterUpkeep):
         ).masked_fill_(~mine, -torch.inf)
         z = standard(rough)
         line = line_of(z, shares_among(z), after).masked_fill_(~mine, -torch.inf)
-        starts = line.topk(min(self.second, int(counts))).indices
+        starts = line.topk(min(self.second, count)).indices
         near = joined(starts, after)
         z[:, near] = standard(codes.maxima(look, near) * moments.slope + moments.shift[:, None])
         line = line_of(z, shares_among(z[:, near]), after)[starts]

@@ -19,7 +19,6 @@ class Shortlist:
         maxima: `[batch, tokens, n]` float32, their exact maxima, `-inf` for none.
         mean, deviation: `[batch, tokens]`, of each query token's maxima over the row's blocks.
         peaks: `[batch, tokens]`, the largest that were looked at exactly; `-inf` for none.
-        counts: `[batch]` int64, blocks that the row may see.
         after: `[batch, n]` int64, where among them each one's successor is, or -1.
     """
 
@@ -28,7 +27,6 @@ class Shortlist:
     mean: torch.Tensor
     deviation: torch.Tensor
     peaks: torch.Tensor
-    counts: torch.Tensor
     after: torch.Tensor
     query_mask: torch.Tensor | None
     rule: Rule
@@ -47,7 +45,7 @@ class Shortlist:
         top = standardised(self.peaks[..., None], self.mean, self.deviation, rule.clamp)[..., 0]
         if z.shape[-1]:
             top = torch.maximum(top, z.amax(-1))
-        return z, shares_of(top, self.counts, self.query_mask, rule.peak_power)[0]
+        return z, shares_of(top, self.query_mask, rule.peak_power)[0]
 
     def explained(self, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What `selection.values_of` says of passages that begin here, of what is here alone."""

@@ -28,8 +28,11 @@ def loop(given, row: int) -> tuple[dict[int, float], float, list[list[float]]]:
     lines, alone, shares, asking = [], [], [], 0
     for part in range(marked.shape[1]):
         own = [q for q in range(len(of[row])) if of[row, q] == part]
-        power = NUMBERS.peak_power if len(blocks) > 1 else 0
-        weights = {q: max(float(z[q].max()), 0.0) ** power * (1 + float(rarity[q])) for q in own}
+        peaks = {q: float(z[q].max()) for q in own}
+        weights = {
+            q: (max(peak, 0.0) ** NUMBERS.peak_power if peak else 1.0) * (1 + float(rarity[q]))
+            for q, peak in peaks.items()
+        }
         total = sum(weights.values())
         share = [weights.get(q, 0.0) / total if total else 0.0 for q in range(len(of[row]))]
         shares.append(share)
@@ -93,6 +96,15 @@ def test_who_sees_or_asks_nothing_finds_nothing() -> None:
     found = part_scores(*given, NUMBERS)
     assert (found.line == -math.inf).all() and (found.certainty == 0).all()
     assert not found.winner.any() and not found.shares[1].any()
+
+
+def test_blocks_that_fit_alike_are_all_found() -> None:
+    torch.manual_seed(0)
+    given = parts_of(1, 5, 3, 2)
+    same, words = torch.zeros_like(given[0]), given[4]
+    words = words._replace(scores=torch.ones_like(words.scores))
+    found = part_scores(same, *given[1:4], words, given[5], NUMBERS)
+    assert (found.line[given[1]] == 0).all() and (found.certainty > 0).all()
 
 
 def arguments() -> tuple:

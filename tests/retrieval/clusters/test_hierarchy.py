@@ -150,7 +150,6 @@ def test_moments_are_close_to_those_over_all_blocks():
     query, sessions = F.normalize(themes(1)[:, :4], dim=-1), torch.tensor([0])
     found = hierarchy(sample=400).shortlist(ring, query, None, sessions, RULE)
     deviation, mean = torch.std_mean(ring.maxima(query, sessions, 0, 1200), -1, correction=0)
-    assert int(found.counts) == 1200
     assert ((found.mean - mean) / deviation).abs().max() < 0.15
     assert (found.deviation / deviation - 1).abs().max() < 0.15
 
@@ -164,7 +163,6 @@ def test_what_may_not_be_seen_is_no_candidate():
         ring, torch.randn(1, 5, HIDDEN), None, torch.tensor([0]), RULE, visible
     )
     assert found.slots.max() < 300
-    assert int(found.counts) == 300
 
 
 def test_masked_query_tokens_change_nothing():
@@ -238,7 +236,6 @@ def test_no_slot_of_another_session_is_ever_a_candidate(steps, tokens):
             assert (ring.session[slots] == session).all()
             assert session >= 0 or not len(slots)
             assert len(slots.unique()) == len(slots)
-            assert int(found.counts[row]) == ring.blocks_of(session)
             assert bool(len(slots)) == bool(ring.blocks_of(session))
     near.close()
 

@@ -168,6 +168,21 @@ def test_a_question_to_few_blocks_is_certain(blocks: int, sure: bool) -> None:
     assert memory_bias(torch.tensor(few), None).tolist()[0] == FULL_BIAS
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_text_that_stands_there_twice_is_found(known: bool) -> None:
+    """No block stands out among equal ones: that they fit alike is no reason to find none."""
+    torch.manual_seed(0)
+    words, ids = spoken()
+    store = filled(words, 2)
+    for column in (store.index, store.token_ids):
+        column[1] = column[0]
+    states = torch.randn(1, ids.shape[1], HIDDEN)
+    ask = question([0], states=states, token_ids=ids if known else None, located=True)
+    search = searching(words) if known else Retriever(searching(words).config)
+    found = search.search(ask, store)
+    assert (found.table >= 0).any() and found.certainty.item() > 0
+
+
 def test_a_row_that_asks_nothing_finds_nothing() -> None:
     words, ids = spoken()
     store = filled(words)

@@ -18,28 +18,27 @@ TINY = torch.finfo(torch.float32).tiny
 
 @triton.jit
 def token_weights_kernel(
-    p_z, p_seen, p_rarity, p_weights,
+    p_z, p_rarity, p_weights,
     tokens, blocks,
     POWER: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One query token a program: what it weighs, by its best value and how rare its word is."""
     i_batch = tl.program_id(1).to(tl.int64)
     i_at = i_batch * tokens + tl.program_id(0)
-    peak = tl.full([], 0.0, tl.float32)
-    count = tl.full([], 0.0, tl.float32)
+    peak = tl.full([], float("-inf"), tl.float32)
     for start in range(0, blocks, BLOCK_N):
         o_n = start + tl.arange(0, BLOCK_N)
         m_n = o_n < blocks
-        b_seen = tl.load(p_seen + i_batch * blocks + o_n, mask=m_n, other=0) != 0
-        count += tl.sum(b_seen.to(tl.float32), 0)
-        peak = tl.maximum(peak, tl.max(tl.load(p_z + i_at * blocks + o_n, mask=m_n, other=0.0), 0))
-    weight = peak * 0.0 + 1.0
+        b_z = tl.load(p_z + i_at * blocks + o_n, mask=m_n, other=float("-inf"))
+        peak = tl.maximum(peak, tl.max(b_z, 0))
+    over = tl.maximum(peak, 0.0)
+    weight = over * 0.0 + 1.0
     if POWER > 0:
-        weight = peak
+        weight = over
     if POWER > 1:
-        weight = peak * peak
-    # A single block stands out from nothing: it is chosen, as no other can be meant.
-    weight = tl.where(count < 2, 1.0, weight)
+        weight = over * over
+    # Of a single block, or several that are the same, none stands out: they fit equally well.
+    weight = tl.where(peak == 0, 1.0, weight)
     tl.store(p_weights + i_at, weight * (1.0 + tl.load(p_rarity + i_at)))
 
 
@@ -275,7 +274,6 @@ def part_scores(
         device=device,
         warps=4,
         p_z=z,
-        p_seen=seen,
         p_rarity=rarity.contiguous(),
         p_weights=weights,
         tokens=tokens,
