@@ -20,6 +20,8 @@ NOT_SHIPPED = {".ci/run", ".gitignore", ".pre-commit-config.yaml"}
 IMPORTED = {
     "faiss-cpu": "faiss",
     "faiss-gpu": "faiss",
+    "opentelemetry-api": "opentelemetry",
+    "opentelemetry-sdk": "opentelemetry",
     "prometheus-client": "prometheus_client",
     "pytest-benchmark": "benchmark",
     "pytest-timeout": "timeout",

@@ -13,7 +13,7 @@ from cmr.kernels.gpu._launch import launch, next_power
 def block_at(p_positions, p_token_ids, p_breaks, slot, size, last_id, BLOCK: tl.constexpr):
     """Positions [BLOCK] of a block's tokens, -1 for none, and which of them end a line."""
     o_at = tl.arange(0, BLOCK)
-    m_at = (o_at < size) & (slot >= 0)
+    m_at = o_at < tl.where(slot >= 0, size, 0)
     b_place = tl.load(p_positions + slot * size + o_at, mask=m_at, other=-1)
     b_id = tl.load(p_token_ids + slot * size + o_at, mask=m_at, other=-1)
     b_id = tl.where((b_id < 0) | (b_id > last_id), last_id, b_id)

@@ -71,7 +71,7 @@ def part_lines_kernel(
         m_own = m_q & (tl.load(p_of + o_at, mask=m_q, other=-1) == tl.program_id(1))
         b_share = tl.load(p_weights + o_at, mask=m_own, other=0.0) / over  # [Q]
         # One of the programs of a part writes what its tokens weigh in it.
-        m_first = m_q & (tl.program_id(0) == 0)
+        m_first = o_q < tl.where(tl.program_id(0) == 0, tokens, 0)
         tl.store(p_shares + i_row * tokens + o_q, b_share, mask=m_first)
         p_row = p_z + o_at[None, :] * blocks
         m_some = m_n[:, None] & m_own[None, :]

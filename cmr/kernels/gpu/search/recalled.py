@@ -25,7 +25,7 @@ def recalled_kernel(
     i_batch = i_at // entries
     slot = tl.load(p_table + i_at)
     o_at = tl.arange(0, BLOCK)
-    m_at = (o_at < size) & (slot >= 0)
+    m_at = o_at < tl.where(slot >= 0, size, 0)
     b_place = tl.load(p_positions + slot * size + o_at, mask=m_at, other=-1)  # [BLOCK]
     m_wanted = b_place >= 0
     if p_within is not None:
@@ -76,7 +76,7 @@ def without_unread_kernel(
         b_read = tl.load(p_from, mask=m_from, other=0)  # [E, BLOCK]
         b_used = tl.maximum(b_used, tl.max((b_read != 0).to(tl.int32), 0))
     # No two programs write to one place, though several rows may name a slot.
-    m_left = (b_used == 0) & (o_at < size) & (slot >= 0) & (before == 0)
+    m_left = (b_used == 0) & (o_at < tl.where((slot >= 0) & (before == 0), size, 0))
     tl.store(p_out + slot * size + o_at, b_used.to(tl.int64) - 1, mask=m_left)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from cmr.serving.engines.ticket import Ticket
 from cmr.serving.settings import ServerSettings
 from tests.docs.blocks import ROOT
-from tests.serving.browser import ESCAPE, Page, told, url
+from tests.serving.page.browser import ESCAPE, Page, told, url
 from tests.serving.served import Served, served
 
 FACT = "The meeting with Mr Harlow is on Thursday at the town hall."

@@ -8,7 +8,7 @@ from typing import Any
 
 from cmr.serving.keys import make_key
 from cmr.serving.settings import ServerSettings
-from tests.serving.browser import Page, told, url
+from tests.serving.page.browser import Page, told, url
 from tests.serving.served import served
 
 
