@@ -33,7 +33,7 @@ def test_an_unknown_name_is_an_error_that_names_nobody_else() -> None:
     with pytest.raises(UnknownSessionError, match="no session named 'anna' among 0"):
         table.require("anna")
     table.create("ben")
-    with pytest.raises(UnknownSessionError, match="among 1.*create=True") as caught:
+    with pytest.raises(UnknownSessionError, match=r"among 1.*create=True") as caught:
         table.remove("anna")
     assert isinstance(caught.value, KeyError)
     with pytest.raises(UnknownSessionError, match="number 99"):

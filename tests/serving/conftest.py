@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from tests.cli.saved import build
-from tests.serving.browser import browser
+from tests.serving.page.browser import browser
 from tests.serving.served import TEMPLATE, Served, served
 
 
