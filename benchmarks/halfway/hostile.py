@@ -36,6 +36,7 @@ from benchmarks.shared.tiny import tiny_llama
 from cmr.integration.calibration import files as calibrations
 
 SETTINGS: dict[str, Any] = {
+    "strict": True,
     "window": 24,
     "block_size": 8,
     "budget": 64,

@@ -41,6 +41,7 @@ from benchmarks.users.stress import VOCABULARY, tiny
 from cmr.memory.store import Saved
 
 SETTINGS: dict[str, Any] = {
+    "strict": True,
     "window": 48,
     "block_size": 8,
     "budget": 64,

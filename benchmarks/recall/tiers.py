@@ -45,7 +45,7 @@ def ask_tier(
     import cmr
 
     details = []
-    with cmr.attach(model, tokenizer=tokenizer, **TIERS[tier]) as memory:
+    with cmr.attach(model, tokenizer=tokenizer, strict=True, **TIERS[tier]) as memory:
         for doc in documents:
             memory.clear()
             memory.read(torch.tensor(doc.token_ids))

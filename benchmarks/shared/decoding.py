@@ -14,6 +14,7 @@ import cmr
 WINDOW = 512
 VOCABULARY = 1000
 SETTINGS: dict[str, Any] = {
+    "strict": True,
     "window": WINDOW,
     # Whatever is asked for: something is recalled, and every layer's part of it is read.
     "threshold": 0.0,

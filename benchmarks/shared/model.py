@@ -64,7 +64,8 @@ def begin(
     parser.add_threads()
     parser.add_settings()
     args = parser.parse_args(words)
-    args.settings = {**defaults, **args.settings}
+    # A failure that is left out of an answer would be taken for what memory says.
+    args.settings = {"strict": True, **defaults, **args.settings}
     model, tokenizer = load_model(args.model)
     return args, model, tokenizer, rows.conditions(model, seed=args.seed, settings=args.settings)
 

@@ -30,6 +30,7 @@ from benchmarks.users.modes import MODES, alone
 from benchmarks.users.user import VOCABULARY, User
 
 SETTINGS: dict[str, Any] = {
+    "strict": True,
     "window": 48,
     "block_size": 8,
     "budget": 2_048,

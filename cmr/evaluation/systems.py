@@ -99,7 +99,9 @@ class Memory(System):
 
     def __init__(self, asked: Asked) -> None:
         super().__init__(asked)
-        self.memory = attach(asked.model, tokenizer=asked.tokenizer, **asked.settings)
+        # A failure that is left out of an answer would be taken for what memory says.
+        settings = {"strict": True, **asked.settings}
+        self.memory = attach(asked.model, tokenizer=asked.tokenizer, **settings)
 
     def open(self, document: Document) -> None:
         """Reads it, in place of what was read before."""

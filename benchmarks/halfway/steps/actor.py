@@ -79,7 +79,7 @@ class Actor:
 
     def __init__(self, model: Any, settings: dict[str, Any]) -> None:
         self.model = model
-        self.memory = cmr.attach(model, **settings)
+        self.memory = cmr.attach(model, **{"strict": True, **settings})
         self._caches: dict[int, Any] = {}
 
     def do(self, command: str, *args: Any) -> Answer:
