@@ -92,7 +92,7 @@ class Ask:
 
     def only_asking(self) -> Ask:
         """The same with as many tokens as the row has that asks most. Waits for the device."""
-        if self.mask is None or self.known is not None or self.parts is not None:
+        if self.mask is None or self.known is not None:
             return self
         most = int(self.mask.sum(-1).max()) if len(self.mask) else 0
         # Stable: tokens keep their order. Rows that ask less are filled up with masked ones.
@@ -112,6 +112,7 @@ class Ask:
             mask=picked(self.mask),
             token_ids=None if self.token_ids is None else picked(self.token_ids),
             heads=heads,
+            parts=None if self.parts is None else self.parts._replace(of=picked(self.parts.of)),
         )
 
     def maxima(self, store: Searched) -> torch.Tensor:
@@ -212,6 +213,8 @@ class Scored:
         diversity: weight of 1 less the largest cosine with a passage that was chosen before.
         explained: gives for passages `[batch, k]` int64 what `selection.values_of` does, where the
             strategy knows it without comparing everything. None: everything is compared.
+        winner: `[batch, blocks]` int64, the part of what is asked that found each passage. None:
+            nothing is asked in parts.
     """
 
     passages: torch.Tensor
@@ -220,6 +223,7 @@ class Scored:
     profiles: torch.Tensor | None = None
     diversity: float = 0.0
     explained: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
+    winner: torch.Tensor | None = None
 
 
 class Strategy(Protocol):

@@ -14,7 +14,8 @@ from cmr._fork import renew
 from cmr.config import checks as check
 from cmr.retrieval.ask import Ask
 
-Answer = tuple[torch.Tensor, ...]
+Answer = tuple[Any, ...]
+"""Tensors, or None."""
 _COUNTED = ("hits", "misses", "invalidations", "evictions")
 
 
@@ -57,7 +58,7 @@ class RetrievalCache:
             if answer is None:
                 return None
             self._answers.move_to_end(key)
-            return tuple(part.clone() for part in answer)
+            return _copied(answer)
 
     def put(self, key: bytes, version: Hashable, answer: Answer) -> None:
         """Keep an answer that was found for a store as it was when the search began."""
@@ -66,7 +67,7 @@ class RetrievalCache:
         with self._lock:
             self.hold(version)
             # Copies on both sides: whoever has an answer may write into it.
-            self._answers[key] = tuple(part.clone() for part in answer)
+            self._answers[key] = _copied(answer)
             self._answers.move_to_end(key)
             if len(self._answers) > self.size:
                 self._answers.popitem(last=False)
@@ -102,6 +103,10 @@ class RetrievalCache:
                 **self._counted,
                 "hit_rate": self._counted["hits"] / asked if asked else None,
             }
+
+
+def _copied(answer: Answer) -> Answer:
+    return tuple(None if part is None else part.clone() for part in answer)
 
 
 def key_of(ask: Ask, *settings: object) -> bytes:

@@ -20,6 +20,8 @@ class Choice(NamedTuple):
         within: `[batch, passages, 2]` int64, the first and the last position of its text that each
             passage is read in. A token of the table is read where it lies in one of a row's. None:
             all of them are.
+        parts: `[batch, passages]` int64, the part of what was asked that found each passage, -1
+            where there is none. None: the parts were not told by who asked.
     """
 
     table: torch.Tensor
@@ -27,6 +29,7 @@ class Choice(NamedTuple):
     scores: torch.Tensor
     certainty: torch.Tensor
     within: torch.Tensor | None = None
+    parts: torch.Tensor | None = None
 
     @classmethod
     def nothing(cls, batch: int, device: torch.device) -> Choice:
@@ -45,10 +48,12 @@ class Choice(NamedTuple):
     def select(self, rows: torch.Tensor) -> Choice:
         """The choice of the given rows, in their order."""
         within = None if self.within is None else self.within.index_select(0, rows)
+        parts = None if self.parts is None else self.parts.index_select(0, rows)
         return self._replace(
             table=self.table.index_select(0, rows),
             stamps=self.stamps.index_select(0, rows),
             scores=self.scores.index_select(0, rows),
             certainty=self.certainty.index_select(0, rows),
             within=within,
+            parts=parts,
         )

@@ -118,7 +118,7 @@ class Retriever:
         if known is not None:
             return Choice(*known)
         found = self._search(ask, store)
-        self.cache.put(key, version, tuple(part for part in found if part is not None))
+        self.cache.put(key, version, found)
         return found
 
     def search_again(self, query: RollingQuery, store: Searched) -> Choice:

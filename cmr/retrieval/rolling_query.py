@@ -129,8 +129,7 @@ class RollingQuery:
         """The choice in the tensors of the one before, where it has the same shape."""
         # A decoding step that was captured looks for it where it was.
         kept = self._choice
-        alike = kept is not None and (kept.within is None) == (choice.within is None)
-        if kept is None or not alike or kept.table.shape != choice.table.shape:
+        if kept is None or not _alike(kept, choice):
             self._choice = choice
             return choice
         for old, new in zip(kept, choice, strict=True):
@@ -192,3 +191,9 @@ class RollingQuery:
     def _compare(self, tokens: slice, first: int, last: int) -> None:
         out = self.maxima[:, tokens, first:last]
         self._ring.maxima(self._query[tokens].transpose(0, 1), self.sessions, first, last, out)
+
+
+def _alike(one: Choice, other: Choice) -> bool:
+    """Whether two choices are tensors of the same shapes, or none, field by field."""
+    shapes = [[None if part is None else part.shape for part in choice] for choice in (one, other)]
+    return shapes[0] == shapes[1]

@@ -187,7 +187,13 @@ class Selector:
         enough = Enough(self._config.ratio, self._config.gain, rule.passage, rule.neighbours)
         most = min(self._config.blocks, self.candidates)
         taken = cover(values, shares, best.scores, best.starts, own, columns, enough, most)
-        choice = Choice(taken.table, taken.stamps, taken.scores, best.certainty)
+        parts = None
+        # Of a query that goes on nobody wants to know.
+        told = ask.parts is not None and ask.known is None
+        if told and found is not None and found.winner is not None:
+            parts = found.winner.gather(1, taken.starts.clamp(min=0))
+            parts = parts.masked_fill(taken.starts < 0, -1)
+        choice = Choice(taken.table, taken.stamps, taken.scores, best.certainty, parts=parts)
         return self._in_lines(choice, taken.starts, store, columns, rule)
 
     def _in_lines(

@@ -74,3 +74,18 @@ def test_it_goes_on_asking_while_it_is_answered(smollm2: Any, memory: Any, numbe
         model.generate(**prompt, max_new_tokens=40, min_new_tokens=40, do_sample=False)
     assert memory.stats()["searches"] == searches + 3  # the prompt, and twice behind it
     assert FACTS[number][2] in memory.recalled[0][0].text
+
+
+@pytest.mark.parametrize(("number", "message"), [(0, "{}" + BEHIND), (1, FRONT + "{}")])
+def test_the_talk_is_not_what_is_answered(
+    smollm2: Any, memory: Any, number: int, message: str
+) -> None:
+    """Without `focus` the model is sorry for a loss, or for a misunderstanding."""
+    model, tokenizer = smollm2
+    said = [{"role": "user", "content": message.format(QUESTIONS[number])}]
+    prompt = tokenizer.apply_chat_template(
+        said, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    with torch.inference_mode():
+        answer = model.generate(**prompt, max_new_tokens=24, do_sample=False)[0]
+    assert FACTS[number][2] in tokenizer.decode(answer[prompt.input_ids.shape[1] :])

@@ -27,7 +27,9 @@ class TextSearch:
         unasked: tokens that came since then.
         located: whether the last prompt was a question in a known chat template.
         question: that question with its parts, where the tokens are known; None: neither is.
-        asked_at: tokens that the cache has seen with it.
+        asked_at: tokens that the cache has seen with the last prompt that asked.
+        aside: what the layers look at less among that prompt's tokens, see `aside_of`; None:
+            nothing.
         held: the state of the store, `(changes, forgotten)`, in which the sessions were last found
             to have something to recall.
     """
@@ -42,6 +44,7 @@ class TextSearch:
         self.located = False
         self.question: Ask | None = None
         self.asked_at = 0
+        self.aside: torch.Tensor | None = None
         self.held: tuple[int, int] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TextSearch:
@@ -57,12 +60,12 @@ class TextSearch:
     def forget(self) -> None:
         """Let go of what was recalled, and search anew at the next step."""
         # One step back, so that the next one begins another period: it searches.
-        self.recall = self.query = self.question = None
+        self.recall = self.query = self.question = self.aside = None
         self.steps = self.period = -1
 
     def drop(self) -> None:
         """Let go of what was recalled, and search when it is due, not before."""
-        self.recall = self.query = self.question = None
+        self.recall = self.query = self.question = self.aside = None
 
     def use(self, settings: RetrievalConfig) -> None:
         """Search with these settings from now on: what was found with others is forgotten."""
@@ -104,5 +107,7 @@ class TextSearch:
         self.held = None
         if self.question is not None:
             self.question = self.question.of_rows(rows)
+        if self.aside is not None:
+            self.aside = self.aside.index_select(0, rows.to(self.aside.device))
         if self.recall is not None:
             self.recall = self.recall.select(rows)

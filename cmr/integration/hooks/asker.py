@@ -19,7 +19,8 @@ from cmr.integration.decoder.partial_pass import states_entering
 from cmr.integration.hooks.step import Step
 from cmr.integration.hooks.training import check_training
 from cmr.integration.requests.request import Request
-from cmr.integration.reweave.recall import Recall
+from cmr.integration.reweave.aside import aside_of
+from cmr.integration.reweave.recall import Recall, sureness
 from cmr.integration.window.lasting import lasting
 from cmr.integration.window.window_layer import is_windowed
 from cmr.retrieval import Ask, Choice, Retriever, RollingQuery
@@ -135,14 +136,20 @@ class Asker:
         )
         with self._alone():
             asked = core.asked(ask, request.retriever)
+        if located and core.vocabulary is not None:
+            assert asked.token_ids is not None
+            asked = replace(asked, parts=core.vocabulary.parts(asked.token_ids, asked.mask))
         wanted = asked.only_asking() if located else asked
-        search.located, search.query, search.question = located, None, None
-        if located and core.vocabulary is not None and step.record is not None:
-            assert wanted.token_ids is not None
-            parts = core.vocabulary.parts(wanted.token_ids, wanted.mask)
-            search.question = replace(wanted, heads={}, parts=parts)
-            search.asked_at = step.record.seen + step.token_ids.shape[1]
-        return core.search(wanted, request.retriever), asked
+        search.located, search.query = located, None
+        search.question = search.aside = None
+        if step.record is None or asked.parts is None:
+            return core.search(wanted, request.retriever), asked
+        search.question = replace(wanted, heads={})
+        search.asked_at = step.record.seen + step.token_ids.shape[1]
+        choice = core.search(wanted, request.retriever)
+        sure = sureness(choice.certainty)
+        search.aside = aside_of(asked.parts, choice, sure, core.config.reweave.focus)
+        return choice, asked
 
     def _ask_again(
         self, record: WindowRecord, search: TextSearch, request: Request

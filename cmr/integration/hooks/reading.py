@@ -9,6 +9,7 @@ import torch
 from cmr.integration.core import Core
 from cmr.integration.hooks.step import Step
 from cmr.integration.requests.failures import raised_in
+from cmr.integration.reweave.aside import Aside
 from cmr.integration.reweave.attention import LayerMemory, read_memory
 from cmr.integration.reweave.recall import Recall
 from cmr.integration.window.kept_cache import kept_as_it_is
@@ -32,6 +33,12 @@ class Reading:
         recall, strict = step.recall, self._core.failures.strict
         if recall is None:
             return
+        record, less = step.record, step.search.aside
+        # Compiled, a mask that comes and goes would be another graph each time.
+        if record is not None and less is not None and not compiled:
+            asked_at, seen = step.search.asked_at, record.seen + step.token_ids.shape[1]
+            if seen >= asked_at:
+                step.aside = Aside(less, asked_at - less.shape[1], seen)
         if not strict:
             step.before = kept_as_it_is(cache, step.token_ids.shape[1])
         # A graph, and where a cache cannot be put back, have all of it before the first layer.
@@ -69,6 +76,7 @@ class Reading:
             self._turn(step, layer, device),
             step.gates,
             step.weights,
+            step.aside,
             timing.add if timed and timing.on else None,
         )
 

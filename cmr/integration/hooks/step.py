@@ -11,6 +11,7 @@ import torch
 from cmr.integration.capture.text_search import TextSearch
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.requests.request import LastForward, Request
+from cmr.integration.reweave.aside import Aside
 from cmr.integration.reweave.attention import LayerMemory
 from cmr.integration.reweave.recall import Recall
 
@@ -43,6 +44,7 @@ class Step:
         entering: states `[batch, tokens, hidden]` that entered the layers where tokens are compared
             with stored ones, until the head has spoken.
         weights: whether attention weights are to come out of it.
+        aside: what its layers look at less while they read; None: nothing.
         said: `[batch, tokens]` float32, share of the stored tokens in what was said next, of the
             tokens that have logits; None: nothing was asked.
     """
@@ -68,6 +70,7 @@ class Step:
     gates: dict[int, torch.Tensor] = field(default_factory=dict)
     entering: dict[int, torch.Tensor] = field(default_factory=dict)
     weights: bool = False
+    aside: Aside | None = None
     said: torch.Tensor | None = None
 
     @property

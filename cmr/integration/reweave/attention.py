@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from cmr.integration.reweave.aside import Aside
 from cmr.integration.reweave.attention_weights import attention_weights
 from cmr.integration.reweave.held import LayerBlocks, LayerRows
 from cmr.integration.reweave.scratch import StepScratch, StepTensors
@@ -50,6 +51,7 @@ class LayerMemory:
             memory is read; None leaves it.
         gates: takes the share of attention that went to memory, `[batch, heads, tokens]`, by layer.
         weights: whether the local attention weights are wanted, too.
+        aside: what the layer looks at less among its local keys; None: nothing.
         took: takes the seconds of 'reweave'; None where nobody watches.
     """
 
@@ -59,6 +61,7 @@ class LayerMemory:
     turn: tuple[torch.Tensor, torch.Tensor] | None
     gates: dict[int, torch.Tensor]
     weights: bool = False
+    aside: Aside | None = None
     took: Callable[[str, float], None] | None = None
 
 
@@ -127,6 +130,8 @@ def memory_attention(
     )
     if not memory.weights or not eager:
         return out.transpose(1, 2), None
+    if memory.aside is not None:
+        attention_mask = memory.aside.over(attention_mask, query, key)
     local = attention_weights(query, key, attention_mask, scaling, kwargs.get("softcap"))
     return out.transpose(1, 2), (local * (1.0 - gate[..., None])).to(query.dtype)
 
@@ -154,6 +159,9 @@ def read_memory(
     if causal and key.shape[2] > tokens:  # an empty static cache: behind the tokens lies nothing
         key, value = key[:, :, :tokens], value[:, :, :tokens]
     layer: int = module.layer_idx  # type: ignore[assignment]
+    if memory.aside is not None:
+        attention_mask = memory.aside.over(attention_mask, query, key)
+        causal = causal and attention_mask is None
     in_place = isinstance(memory.held, LayerBlocks)
     kept = in_place and not torch.compiler.is_compiling()  # a compiler lays out its own
     # What autograd has noted must not be written over by the next step.

@@ -34,7 +34,12 @@ def memory_bias(certainty: torch.Tensor, fixed: float | None) -> torch.Tensor:
     # It is `fixed`, or where that is None what the certainty `[batch]` of the search makes of it.
     if fixed is not None:
         return torch.full_like(certainty, fixed)
-    return FULL_BIAS * ((certainty - UNSURE) / (SURE - UNSURE)).clamp(0.0, 1.0)
+    return FULL_BIAS * sureness(certainty)
+
+
+def sureness(certainty: torch.Tensor) -> torch.Tensor:
+    """Certainties of any shape as shares: 0 up to `UNSURE`, 1 from `SURE` on."""
+    return ((certainty - UNSURE) / (SURE - UNSURE)).clamp(0.0, 1.0)
 
 
 def in_place(device: torch.device) -> bool:

@@ -77,7 +77,7 @@ class Asked:
             first = found.winner.gather(1, at[:, :1])[..., None].expand(-1, 1, z.shape[1])
             return values, found.shares.gather(1, first)[:, 0]
 
-        return Scored(found.line, found.certainty, explained=explained)
+        return Scored(found.line, found.certainty, explained=explained, winner=found.winner)
 
     def _windows_of(self, store: Searched) -> Windows:
         """The windows of a store, made anew where it has changed."""

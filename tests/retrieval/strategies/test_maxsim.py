@@ -158,7 +158,7 @@ def test_a_row_only_ever_sees_its_own_session(
 def test_a_choice_follows_its_rows() -> None:
     table = torch.arange(12).view(3, 2, 2)
     within = torch.arange(12).view(3, 2, 2) + 50
-    choice = Choice(table, table + 100, torch.rand(3, 2), torch.rand(3), within)
+    choice = Choice(table, table + 100, torch.rand(3, 2), torch.rand(3), within, within[..., 0])
     other = choice.select(torch.tensor([2, 0, 0]))
     for name in Choice._fields:
         assert torch.equal(getattr(other, name), getattr(choice, name)[[2, 0, 0]])
