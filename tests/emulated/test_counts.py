@@ -25,7 +25,7 @@ from tests.emulated.device import Count, Device
 BARS = {
     "step": (16, 0),
     "search": (75, 0),
-    "leaving": (64, 1),
+    "leaving": (57, 1),
     "prompt": (135, 1),
 }
 # With a tokenizer what is asked is taken in parts, and words count.
