@@ -36,7 +36,7 @@ def let_go(held: Sequence[WindowLayer], leaving: int) -> None:
     first = [layer.values[..., :sinks, :] for layer in held]
     values = _behind(first, [layer.values for layer in held], leaving)
     for layer, own_keys, own_values in zip(held, keys, values, strict=True):
-        layer.keys, layer.values = own_keys, own_values
+        layer.hold(own_keys, own_values)
 
 
 def _behind(
