@@ -19,14 +19,17 @@ class Room:
         held: what was given last.
     """
 
-    def __init__(self, held: Pair, new: Pair, more: int) -> None:
-        """Copies of what is held, the new token behind them, and room for `more` in all."""
-        size = held[0].shape[-2] + more
-        # It is written to in later steps, whatever mode those run in.
+    def __init__(self, held: Pair, new: Pair, blank: Pair) -> None:
+        """Copies of what is held, the new token behind them, and `blank` as the room for more."""
+        # It is written to in later steps, whatever mode those run in. The room is zeros: memory as
+        # it comes may hold what was forgotten.
         with lasting():
-            self._whole: Pair = _wide(held[0], size), _wide(held[1], size)
-        keys, values = (_joined(*parts) for parts in zip(held, new, self._whole, strict=True))
-        self.held: Pair = keys, values
+            self._whole: Pair = (
+                torch.cat([held[0], new[0], blank[0]], dim=-2),
+                torch.cat([held[1], new[1], blank[1]], dim=-2),
+            )
+        tokens = held[0].shape[-2] + new[0].shape[-2]
+        self.held: Pair = self._whole[0][..., :tokens, :], self._whole[1][..., :tokens, :]
 
     def append(self, held: Pair, new: Pair) -> Pair | None:
         """What is held and a new token behind it; None where it does not fit, or not to `held`."""
@@ -41,12 +44,3 @@ class Room:
         values[..., at : at + one, :] = new[1]
         self.held = keys[..., : at + one, :], values[..., : at + one, :]
         return self.held
-
-
-def _wide(x: torch.Tensor, tokens: int) -> torch.Tensor:
-    return x.new_empty(*x.shape[:-2], tokens, x.shape[-1])
-
-
-def _joined(held: torch.Tensor, new: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    tokens = held.shape[-2] + new.shape[-2]
-    return torch.cat([held, new], dim=-2, out=whole[..., :tokens, :])

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from cmr.integration.window.lasting import lasting
 from cmr.integration.window.local_window import LocalWindow
 from cmr.integration.window.padded_rows import Leave, columns_from, pick, put
 from cmr.integration.window.room import Pair, Room
@@ -94,9 +95,19 @@ class WindowLayer(DynamicLayer):
             return torch.cat([held[0], new[0]], dim=-2), torch.cat([held[1], new[1]], dim=-2)
         grown = None if self._room is None else self._room.append(held, new)
         if grown is None:
-            self._room = Room(held, new, self.owner.block)
+            self._room = Room(held, new, (self._blank(new[0]), self._blank(new[1])))
             grown = self._room.held
         return grown
+
+    def _blank(self, new: torch.Tensor) -> torch.Tensor:
+        """Zeros in the place of the tokens of a block but for the new one; layers share them."""
+        batch, heads, _, width = new.shape
+        key = batch, heads, width, new.dtype, new.device
+        if key not in self.owner.blank:
+            with lasting():
+                zeros = new.new_zeros(batch, heads, self.owner.block - 1, width)
+            self.owner.blank[key] = zeros
+        return self.owner.blank[key]
 
     def settle(self) -> None:
         """Let the tokens leave that are more than the window holds, in whole blocks."""

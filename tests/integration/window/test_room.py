@@ -49,6 +49,14 @@ def test_a_token_is_put_behind_what_is_held(cache: Any) -> None:
 
 
 @torch.no_grad()
+def test_room_holds_nothing(cache: Any) -> None:
+    """Memory as it comes may hold what was forgotten."""
+    for whole in cache.layers[0]._room._whole:
+        assert whole.shape[2] == 12 + BLOCK - 1
+        assert whole[:, :, :12].all() and not whole[:, :, 12:].any()
+
+
+@torch.no_grad()
 def test_what_was_taken_back_is_not_written_over(cache: Any) -> None:
     layer = cache.layers[0]
     seen = layer.keys, layer.keys.clone()
