@@ -7,6 +7,7 @@ the wanted architecture.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,9 +19,14 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # its default changes in
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.compiler.compiler import CompiledKernel
 from triton.runtime.driver import driver
 
+from cmr.kernels import again, dispatch
 from cmr.kernels.gpu import _launch
+
+FROM_DRIVER = 6
+"""What a launch says of itself in front of the kernel's arguments: stream, function and so on."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,42 @@ def pretending(name: str) -> Iterator[None]:
         _launch.current_target = None
         if before is not None:
             driver.set_active(before)
+
+
+@contextmanager
+def starting(name: str, started: Callable[..., None]) -> Iterator[None]:
+    """CPU tensors inside take the whole way of those of the GPU `name`, up to its driver.
+
+    `started(compiled, grid, arguments)` is called in the driver's place: nothing is computed.
+    """
+    load, types = CompiledKernel._init_handles, dispatch.GPU_TYPES
+    loaded = []
+
+    def start(compiled: Any, x: int, y: int, z: int, *rest: Any) -> None:
+        started(compiled, (x, y, z), rest[FROM_DRIVER:])
+
+    def pretend(compiled: Any) -> None:
+        if compiled._run is None:
+            compiled._run, compiled.function = functools.partial(start, compiled), 0
+            loaded.append(compiled)
+
+    dispatch.GPU_TYPES = (*types, "cpu")
+    CompiledKernel._init_handles = pretend
+    _forget()
+    try:
+        with pretending(name):
+            yield
+    finally:
+        CompiledKernel._init_handles, dispatch.GPU_TYPES = load, types
+        _forget()
+        for compiled in loaded:  # a driver that is there would find nothing to run
+            compiled._run = compiled.function = None
+
+
+def _forget() -> None:
+    """Nothing is launched again, and which implementation runs is found out anew."""
+    dispatch._resolve.cache_clear()
+    again.forget()
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 One window in order: the next tokens are taken (`_Text`), memory is asked with the end of the window
 before where that is wanted, the decoder runs over them with some left context and the sinks still
-in its cache, their blocks are scored, and `BlockWriter` stores what the layers made of them.
+in its cache, what it computed is finite, their blocks are scored, and `BlockWriter` stores what the
+layers made of them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from transformers.cache_utils import DynamicCache
@@ -34,6 +36,10 @@ from cmr.integration.window.settling import settle
 from cmr.integration.window.window_layer import adopt
 from cmr.kernels.upload import uploaded
 from cmr.retrieval import Ask
+
+WINDOWS_THERE = 2
+"""Windows that go through a decoder on a GPU before they are looked at and stored: each look makes
+the host wait, and what was not stored yet takes memory."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,27 @@ class _Text:
         return [(min(end, max(0, before - self.start)), end) for end in ends]
 
 
+class _Window(NamedTuple):
+    """Tokens that went through the decoder and are to be stored.
+
+    Attributes:
+        captured: what is to be stored, but for its relevance.
+        piece: what the scores look at.
+        place: column of the first token in the text.
+    """
+
+    captured: Captured
+    piece: Piece
+    place: int
+
+    @property
+    def numbers(self) -> list[torch.Tensor]:
+        """All that has to be finite."""
+        final = self.piece.final
+        found = stored_of(self.captured.index, self.captured.layers)
+        return found if final is None else [*found, final]
+
+
 class Reader:
     """Runs the decoder over a text in windows, each with some left context still in its cache."""
 
@@ -119,6 +146,8 @@ class Reader:
         chunk = config.window - self._left_context
         whole = max(chunk // self._block, 1) * self._block
         self._chunk = whole if chunk >= self._block else chunk
+        there = self._adapter.input_device.type != "cpu"
+        self._at_once = WINDOWS_THERE if there else 1
         self._query_tokens = config.retrieval.query_tokens
         self._kv_layers, self._state_layers = core.layout.kv_layers, core.layout.state_layers
         self._noted = {core.layout.index_layer, *self._state_layers}
@@ -152,14 +181,15 @@ class Reader:
         scorer, device = self._core.scorer, self._adapter.input_device
         text = _Text(rows, self._cache(len(rows.lengths)), scorer, device, known)
         asking = sessions if recall else None
-        done, blocks, longest = 0, 0, rows.longest
-        while text.start < longest:
-            # The lock is held for a window, not for a text: others have their turn between two.
+        done, blocks = 0, 0
+        while text.start < rows.longest:
+            # The lock is not held for all of a text: others have their turn in between.
             with self._stepper.alone():
                 self._require_alive(sessions, done)
-                tokens, written = self._window(text, sessions, asking)
-            done, blocks = done + tokens, blocks + written
-            show(tokens)
+                stored = self._windows(text, sessions, asking)
+            for tokens, written in stored:
+                done, blocks = done + tokens, blocks + written
+                show(tokens)
         return ReadReport(sum(rows.lengths), blocks, time.perf_counter() - started)
 
     def _require_alive(self, sessions: Sequence[int], done: int) -> None:
@@ -187,10 +217,25 @@ class Reader:
         window.deferred = self._adapter.input_device.type != "cpu"
         return adopt(DynamicCache(config=self._adapter.config), window)
 
+    def _windows(
+        self, text: _Text, sessions: Sequence[int], asking: Sequence[int] | None
+    ) -> list[tuple[int, int]]:
+        """Read and store the next windows; how many tokens and blocks each of them was."""
+        # A window that recalls is to find the one before it, and a graph is kept for one alone.
+        alone = asking is not None or text.gradient
+        most, taken = 1 if alone else self._at_once, list[_Window]()
+        try:
+            while text.start < text.rows.longest and len(taken) < most:
+                taken.append(self._window(text, sessions, asking))
+        finally:
+            # Also where a later one fails: those before it are stored, as each by itself would be.
+            stored = self._store(text, taken, sessions) if taken else []
+        return stored
+
     def _window(
         self, text: _Text, sessions: Sequence[int], asking: Sequence[int] | None
-    ) -> tuple[int, int]:
-        """Read and store the next window; how many tokens and blocks that was."""
+    ) -> _Window:
+        """Read the next window, which nothing is stored of yet."""
         core, rows, start = self._core, text.rows, text.start
         core.identity.claim()
         device = text.lengths.device
@@ -219,43 +264,50 @@ class Reader:
             n: text.cache.layers[n].new for n in self._kv_layers
         }
         layers.update({n: (states[n].detach()[:, None], None) for n in self._state_layers})
-        # Ahead of the scores, which learn from what they see.
-        if not all_finite([*stored_of(index, layers), *([] if final is None else [final])]):
-            parts = parts_of(index, layers, {"the last layer": final})
-            keep = real if keep is None else real & keep
-            self._require_finite(parts, keep.cpu(), sessions)
-        relevance = text.scorer.of_piece(
-            Piece(
-                token_ids=ids,
-                positions=positions,
-                index=index,
-                mask=(real if keep is None else real & keep).to(index.device),
-                first=start == 0,
-                before=text.before,
-                final=final,
-                source=source if text.gradient else None,
-            )
+        piece = Piece(
+            token_ids=ids,
+            positions=positions,
+            index=index,
+            mask=(real if keep is None else real & keep).to(index.device),
+            first=start == 0,
+            before=text.before,
+            final=final,
+            source=source if text.gradient else None,
+        )
+        captured = Captured(
+            sessions=sessions,
+            token_ids=ids,
+            valid=text.valid(stop),
+            index=index,
+            layers=layers,
+            rope=positions,
+            keep=keep,
         )
         if text.gradient:
-            # The graph has done its work: the next window must not hold on to it.
+            # The next window must not hold on to the graph of this one.
             for layer in text.cache.layers:
                 layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
         if text.cache.layers[0].owner.deferred:
             settle(text.cache.layers)
-        valid, place = text.valid(stop), start
         text.before = None if final is None else final[:, -1].detach()
         text.query, text.start = index[:, -self._query_tokens :], stop
-        captured = Captured(
-            sessions=sessions,
-            token_ids=ids,
-            valid=valid,
-            index=index,
-            layers=layers,
-            rope=positions,
-            relevance=relevance,
-            keep=keep,
-        )
-        return sum(last for _, last in valid), self._write(captured, text.known, place)
+        return _Window(captured, piece, start)
+
+    def _store(
+        self, text: _Text, taken: Sequence[_Window], sessions: Sequence[int]
+    ) -> list[tuple[int, int]]:
+        """Score and store windows in their order; how many tokens and blocks each of them was."""
+        # Ahead of the scores, which learn from what they see. The device is asked once for all.
+        finite, stored = all_finite(x for window in taken for x in window.numbers), []
+        for captured, piece, place in taken:
+            if not finite:
+                parts = parts_of(piece.index, captured.layers, {"the last layer": piece.final})
+                self._require_finite(parts, piece.mask.cpu(), sessions)
+                captured = replace(captured, keep=piece.mask)  # padding may be anything
+            captured = replace(captured, relevance=text.scorer.of_piece(piece))
+            blocks = self._write(captured, text.known, place)
+            stored.append((sum(last for _, last in captured.valid), blocks))
+        return stored
 
     def _write(self, captured: Captured, known: Known | None, start: int) -> int:
         """Store a window that begins at a column of the text, and note it where it is known."""

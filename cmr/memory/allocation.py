@@ -7,9 +7,10 @@ import math
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import finalize
 
 import torch
@@ -33,7 +34,8 @@ Allocate = Callable[[tuple[int, ...], torch.dtype, torch.device], torch.Tensor]
 class LayerShape:
     """What one target layer stores of a token, and where.
 
-    Of hidden states there is one head as wide as the model, and a `value_dim` of 0.
+    Of hidden states there is one head as wide as the model, and a `value_dim` of 0. `rotary` says
+    by which kind of rotary embedding keys are turned; None: by none.
     """
 
     heads: int
@@ -41,6 +43,7 @@ class LayerShape:
     value_dim: int
     dtype: torch.dtype
     device: torch.device
+    rotary: str | None = None
 
     def token_bytes(self) -> int:
         """Bytes of one token."""
@@ -64,18 +67,54 @@ class Lower:
     folder: str | None = None
 
 
+class Together(NamedTuple):
+    """Layers whose blocks lie side by side, as heads of one layer, to be written in one go.
+
+    Attributes:
+        layers: their numbers.
+        keys: `[slots, layers * heads, block_size, key_dim]`.
+        values: the same of values; None where hidden states are stored.
+    """
+
+    layers: tuple[int, ...]
+    keys: torch.Tensor
+    values: torch.Tensor | None
+
+
 def allocated(
     layers: Mapping[int, LayerShape], slots: int, block_size: int, allocate: Allocate
-) -> dict[str, torch.Tensor]:
-    """Tensors `[slots, heads, block_size, dim]` of the layers, `keys.4`, `values.4` and so on."""
-    named = {}
-    for kind, width_of in (("keys", "key_dim"), ("values", "value_dim")):
-        for number, shape in layers.items():
-            width = getattr(shape, width_of)
-            if width:
-                size = (slots, shape.heads, block_size, width)
-                named[f"{kind}.{number}"] = allocate(size, shape.dtype, shape.device)
-    return named
+) -> list[Together]:
+    """Tensors of all layers, those that are written together each as one.
+
+    On a GPU, where a launch takes longer than what it writes, that is all that are alike; on a CPU,
+    which would have to copy them side by side, each layer by itself.
+    """
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for number, shape in layers.items():
+        alike[shape, number if shape.device.type == "cpu" else None].append(number)
+
+    def made(shape: LayerShape, count: int, width: int) -> torch.Tensor:
+        return allocate((slots, count * shape.heads, block_size, width), shape.dtype, shape.device)
+
+    return [
+        Together(
+            tuple(numbers),
+            made(shape, len(numbers), shape.key_dim),
+            made(shape, len(numbers), shape.value_dim) if shape.value_dim else None,
+        )
+        for (shape, _), numbers in alike.items()
+    ]
+
+
+def named(groups: Sequence[Together]) -> dict[str, torch.Tensor]:
+    """Views `[slots, heads, block_size, dim]` of each layer, `keys.4`, `values.4` and so on."""
+    return {
+        f"{kind}.{number}": view
+        for kind in ("keys", "values")
+        for group in groups
+        if (tensor := getattr(group, kind)) is not None
+        for number, view in zip(group.layers, tensor.chunk(len(group.layers), dim=1), strict=True)
+    }
 
 
 def on_device(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

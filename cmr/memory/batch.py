@@ -1,4 +1,4 @@
-"""What is handed over to be stored."""
+"""What is handed over to be stored, and how its layers are written."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+
+from cmr.kernels.ring_write import ring_write_heads
+from cmr.memory.allocation import Together
 
 Angles = tuple[torch.Tensor, torch.Tensor]
 
@@ -74,3 +77,34 @@ def check_layers(
                 raise ValueError(
                     f"layer {number}: {name} of shape {wanted} expected, got {list(given.shape)}"
                 )
+
+
+def write_layers(
+    groups: Sequence[Together],
+    slots: torch.Tensor,
+    pick: torch.Tensor,
+    layers: Mapping[int, LayerSource],
+) -> None:
+    """Write the blocks picked of what layers give into slots of a store; see `ring_write_heads`."""
+    for group in groups:
+        # Each layer's tensors stay on its own device: a model may be spread over several.
+        device, sources = group.keys.device, [layers[number] for number in group.layers]
+        turned = sources[0].turned
+        assert all(source.turned is turned for source in sources), "one kind of rotation"
+        cos, sin = turned or (None, None)
+        ring_write_heads(
+            group.keys,
+            group.values,
+            slots.to(device),
+            pick.to(device),
+            _side_by_side([source.keys for source in sources], device),
+            None if group.values is None else _side_by_side([x.values for x in sources], device),
+            None if cos is None else cos.to(device),
+            None if sin is None else sin.to(device),
+        )
+
+
+def _side_by_side(given: Sequence[torch.Tensor | None], device: torch.device) -> torch.Tensor:
+    """Heads of layers `[batch, heads, tokens, dim]` as those of one layer."""
+    parts = [x.to(device) for x in given if x is not None]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

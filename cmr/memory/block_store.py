@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from cmr.kernels.ring_link import Reserved, ring_link
-from cmr.kernels.ring_write import ring_write_heads, ring_write_index
+from cmr.kernels.ring_write import ring_write_index
 from cmr.kernels.upload import numbers_on, uploaded
-from cmr.memory.batch import BlockBatch
+from cmr.memory.batch import BlockBatch, write_layers
 from cmr.memory.journal import all_or_nothing
 from cmr.memory.sessions import NO_SESSION
 from cmr.memory.tier_tensors import NO_SLOT, TierTensors
@@ -132,20 +132,7 @@ class BlockStore(TierTensors):
         pick = torch.arange(n) if batch.pick is None else batch.pick
         *there, pick, owners = numbers_on(device, slots, chain, numbers, pick, batch.sessions)
         reserved = Reserved(*there)
-        for number, source in batch.layers.items():
-            # Each layer's tensors stay on its own device: a model may be spread over several.
-            keys = self.keys[number]
-            cos, sin = source.turned or (None, None)
-            ring_write_heads(
-                keys,
-                self.values.get(number),
-                reserved.slots.to(keys.device),
-                pick.to(keys.device),
-                source.keys.to(keys.device),
-                _beside(keys, source.values),
-                _beside(keys, cos),
-                _beside(keys, sin),
-            )
+        write_layers(self.together, reserved.slots, pick, batch.layers)
         ring_write_index(self.index, None, reserved.slots, pick, batch.index.to(device))
         ring_link(
             self.columns,
@@ -153,7 +140,7 @@ class BlockStore(TierTensors):
             owners,
             batch.token_ids.to(device),
             uploaded(batch.positions, device),
-            _beside(self.index, batch.relevance),
+            None if batch.relevance is None else batch.relevance.to(device),
             pick,
         )
         ledger.fill(slots, batch.sessions, numbers, born, lifetimes)
@@ -243,8 +230,9 @@ class BlockStore(TierTensors):
 
     def count_on(self, count: int) -> None:
         """Give so many numbers of blocks away."""
+        before = self.clock
         self.journal.attributes(self, "clock")
-        self.journal.whole(self.cursor)
+        self.journal.note(lambda: self.cursor.fill_(before))
         self.clock += count
         self.cursor.fill_(self.clock)
 
@@ -393,7 +381,3 @@ class BlockStore(TierTensors):
         for column in self._slot_columns():
             empty = -1 if any(column is other for other in nowhere) else 0
             column.index_fill_(0, at, empty)
-
-
-def _beside(there: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor | None:
-    return None if given is None else given.to(there.device)

@@ -14,7 +14,9 @@ from cmr.memory.allocation import (
     LayerShape,
     Lower,
     OnDisk,
+    Together,
     allocated,
+    named,
     on_device,
     on_host,
 )
@@ -44,6 +46,7 @@ class TierTensors:
         ledger: who has which slot, on the host.
         keys: layer number to `[slots, heads, block_size, key_dim]`, of the first tier.
         values: the same of values; no entry where hidden states are stored.
+        together: the same, as they are written.
         index: `[recent + working, block_size, hidden]` unit states at the index layer.
         codes: `[long_term, block_size, hidden]` int8 of the same, None without such a tier.
         scale: `[long_term, block_size]` float32, what to multiply the codes with.
@@ -80,6 +83,7 @@ class TierTensors:
         self.index = on_device((self._floats, block_size, hidden), index_dtype, device)
         self.codes = self.scale = None
         self.parts: list[dict[str, torch.Tensor]] = []
+        self.together: list[Together] = []
         self.kinds: list[Kind] = []
         self.kind_of_tier: list[int] = []
         for tier in self.ledger.tiers:
@@ -90,7 +94,10 @@ class TierTensors:
                 self.scale = disk(shape, torch.float32, device)
                 parts = {"codes": self.codes, "scale": self.scale}
             if tier.name != "long_term" or lower.long_term_states:
-                parts |= allocated(layers, tier.slots, block_size, how[tier.name])
+                made = allocated(layers, tier.slots, block_size, how[tier.name])
+                parts |= named(made)
+                if tier.name == "recent":
+                    self.together = made
             self.parts.append(parts)
             kind = "codes" if "codes" in parts else "full"
             if kind not in [known.name for known in self.kinds]:

@@ -164,7 +164,8 @@ class ModelAdapter:
         at = (self.dtype, self.device(layer))
         if store == "states":
             return LayerShape(1, self.hidden, 0, *at)
-        return LayerShape(self.kv_heads, self.head_dim, self.head_dim, *at)
+        rotary = self.rotary_kinds[layer]
+        return LayerShape(self.kv_heads, self.head_dim, self.head_dim, *at, rotary)
 
     # -- positions -------------------------------------------------------------------------------
 

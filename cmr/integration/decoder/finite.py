@@ -33,7 +33,7 @@ def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
         small = SMALL if device.type == "cpu" else SMALL_THERE
         few = len(some) > 1 and shape.numel() <= small
         sums += [x.sum(dtype=wide) for x in ([torch.stack(some)] if few else some)]
-    return not sums or math.isfinite(torch.stack([one.to(sums[0]) for one in sums]).sum().item())
+    return not sums or all(map(math.isfinite, torch.stack([x.to(sums[0]) for x in sums]).tolist()))
 
 
 def stored_of(

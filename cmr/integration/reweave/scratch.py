@@ -32,7 +32,7 @@ class StepTensors:
 class StepScratch:
     """One set of tensors for each layer and shape; the next step writes over it.
 
-    Nothing is allocated from the second step on, and addresses stay: a CUDA graph may be captured.
+    Nothing is allocated from the second step on, and their addresses stay.
     """
 
     def __init__(self) -> None:

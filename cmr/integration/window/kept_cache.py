@@ -40,7 +40,7 @@ def _shorten(layers: list[WindowLayer], seen: int) -> None:
     for layer in layers:
         over = layer.seen - seen
         if over:
-            layer.keys, layer.values = layer.keys[..., :-over, :], layer.values[..., :-over, :]
+            layer.hold(layer.keys[..., :-over, :], layer.values[..., :-over, :])
             layer.seen = seen
 
 

@@ -38,6 +38,7 @@ class LocalWindow:
         deferred: whether nothing leaves until `settle` is called, behind the forward.
         patient: whether nothing leaves at all, for a piece that is read in several forwards.
         first: sinks as they first were, by layer, from the first time on that something left.
+        blank: zeros that layers put behind what they hold, by shape, data type and device.
         turns: angles for the sinks.
         turned: for which amount sinks were turned last, by which angles, by kind of layer and
             device, and what came of it, by layer.
@@ -68,6 +69,7 @@ class LocalWindow:
         self.most = sinks + window
         self.rows = len(padding)
         self.order: list[int] = []
+        self.blank: dict[object, torch.Tensor] = {}
         self.forget()
         if any(padding):
             self.padded = PaddedRows(padding, sinks, self.most, self.block, whole)

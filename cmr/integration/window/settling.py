@@ -32,16 +32,21 @@ def let_go(held: Sequence[WindowLayer], leaving: int) -> None:
     sinks = held[0].owner.sinks
     for layer in held:
         _hand_over(layer, leaving)
-    keys, values = (
-        torch.stack([x[..., leaving:, :] for x in some])
-        for some in ([layer.keys for layer in held], [layer.values for layer in held])
-    )
-    if sinks:
-        # Over the last tokens that leave, which were copied along.
-        keys[..., :sinks, :] = torch.stack([layer.moved_on() for layer in held])
-        values[..., :sinks, :] = torch.stack([layer.values[..., :sinks, :] for layer in held])
+    keys = _behind([layer.moved_on() for layer in held], [x.keys for x in held], leaving)
+    first = [layer.values[..., :sinks, :] for layer in held]
+    values = _behind(first, [layer.values for layer in held], leaving)
     for layer, own_keys, own_values in zip(held, keys, values, strict=True):
-        layer.keys, layer.values = own_keys, own_values
+        layer.hold(own_keys, own_values)
+
+
+def _behind(
+    first: Sequence[torch.Tensor], held: Sequence[torch.Tensor], leaving: int
+) -> Sequence[torch.Tensor]:
+    """Of each layer its first tokens, and behind them what stays of all that it held."""
+    sinks = first[0].shape[-2]
+    parts = zip(first, (x[..., sinks + leaving :, :] for x in held), strict=True)
+    whole = torch.cat([part for pair in parts for part in pair], dim=-2)
+    return whole.split(whole.shape[-2] // len(held), dim=-2)
 
 
 def _hand_over(layer: WindowLayer, leaving: int) -> None:

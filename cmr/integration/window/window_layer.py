@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from cmr.integration.window.lasting import lasting
 from cmr.integration.window.local_window import LocalWindow
 from cmr.integration.window.padded_rows import Leave, columns_from, pick, put
+from cmr.integration.window.room import Pair, Room
 from cmr.integration.window.settling import let_go
 from cmr.kernels.attention import rotate
 from cmr.kernels.upload import uploaded
@@ -57,6 +59,7 @@ class WindowLayer(DynamicLayer):
         self.new: tuple[torch.Tensor, torch.Tensor] | None = None
         self._wanted = number in owner.wanted
         self._begin: torch.Tensor | None = None
+        self._room: Room | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
@@ -64,10 +67,8 @@ class WindowLayer(DynamicLayer):
         """Append `[batch, heads, new, dim]`; returns all that the new tokens may attend to."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        held_keys: torch.Tensor = self.keys  # type: ignore[has-type]
-        held_values: torch.Tensor = self.values  # type: ignore[has-type]
-        keys = torch.cat([held_keys, key_states], dim=-2)
-        values = torch.cat([held_values, value_states], dim=-2)
+        held: Pair = self.keys, self.values  # type: ignore[has-type]
+        keys, values = self._grown(held, (key_states, value_states))
         hidden = self._hidden()
         # What is about to leave is still shown: this forward's tokens may attend to all of it.
         shown = keys[..., hidden:, :], values[..., hidden:, :]
@@ -81,6 +82,32 @@ class WindowLayer(DynamicLayer):
         if not self.owner.deferred:
             self.settle()
         return shown
+
+    def hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Hold these in the place of what was held, of which nothing is kept alive."""
+        self.keys, self.values, self._room = keys, values, None
+
+    def _grown(self, held: Pair, new: Pair) -> Pair:
+        """What is held with new tokens behind it; a decoding step copies these alone."""
+        # A graph keeps what it was given, and a compiler lays out its own.
+        graph = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if self.peeking or graph or not self.seen or new[0].shape[-2] > 1:
+            return torch.cat([held[0], new[0]], dim=-2), torch.cat([held[1], new[1]], dim=-2)
+        grown = None if self._room is None else self._room.append(held, new)
+        if grown is None:
+            self._room = Room(held, new, (self._blank(new[0]), self._blank(new[1])))
+            grown = self._room.held
+        return grown
+
+    def _blank(self, new: torch.Tensor) -> torch.Tensor:
+        """Zeros in the place of the tokens of a block but for the new one; layers share them."""
+        batch, heads, _, width = new.shape
+        key = batch, heads, width, new.dtype, new.device
+        if key not in self.owner.blank:
+            with lasting():
+                zeros = new.new_zeros(batch, heads, self.owner.block - 1, width)
+            self.owner.blank[key] = zeros
+        return self.owner.blank[key]
 
     def settle(self) -> None:
         """Let the tokens leave that are more than the window holds, in whole blocks."""
@@ -154,8 +181,10 @@ class WindowLayer(DynamicLayer):
         self._begin = leave.begin
         self.gone = tuple(n + going for n, going in zip(self.gone, leave.going, strict=True))
         turned, kept = self.moved_on(), pick(values, leave.sinks)
-        self.keys = put(keys[..., leave.dropped :, :], leave.places, turned, leave.moved)
-        self.values = put(values[..., leave.dropped :, :], leave.places, kept, leave.moved)
+        self.hold(
+            put(keys[..., leave.dropped :, :], leave.places, turned, leave.moved),
+            put(values[..., leave.dropped :, :], leave.places, kept, leave.moved),
+        )
         self.left += leave.dropped
 
     def moved_on(self) -> torch.Tensor:
@@ -212,7 +241,7 @@ class WindowLayer(DynamicLayer):
         self.is_initialized = False
         self.seen = self.left = 0
         self.gone = ()
-        self.new = self._begin = None
+        self.new = self._begin = self._room = None
         self.owner.forget()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
@@ -241,7 +270,7 @@ class WindowLayer(DynamicLayer):
         if not self.seen:
             return
         rows = rows.to(self.keys.device)
-        self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+        self.hold(self.keys.index_select(0, rows), self.values.index_select(0, rows))
         if (first := self.owner.first.get(self.number)) is not None:
             self.owner.first[self.number] = first.index_select(0, rows)
         if self._begin is not None:
@@ -271,7 +300,7 @@ class WindowLayer(DynamicLayer):
                 f"crop: at most {kept} tokens can be taken back, the others left the window for "
                 f"memory; got {going}"
             )
-        self.keys, self.values = self.keys[..., :-going, :], self.values[..., :-going, :]
+        self.hold(self.keys[..., :-going, :], self.values[..., :-going, :])
         self.seen -= going
         if self.number == 0 and self.owner.record is not None:
             self.owner.record.crop(going)

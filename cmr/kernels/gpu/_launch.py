@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from cmr.kernels import again
+
 Grid = tuple[int, ...]
 
 
@@ -68,7 +70,23 @@ current_target: Target | None = None
 
 def run(kernel: Any, grid: Grid, named: dict[str, Any], options: dict[str, Any]) -> None:
     """Launch; replaced where launches are recorded or compiled instead."""
-    kernel[grid](**named, **options)
+    compiled = kernel[grid](**named, **options)
+    if compiled is not None and again.noting():  # interpreted kernels are not compiled
+        names = kernel.arg_names
+        pointers = sum(name.startswith("p_") for name in names)
+        whole = (*grid, 1, 1)[:3]
+        again.note(_bound(compiled, whole), [named[name] for name in names], pointers)
+
+
+def _bound(compiled: Any, grid: Grid) -> Callable[..., None]:
+    """A launch of what was compiled, on the device of its first argument."""
+    start = compiled[grid]
+
+    def launch(*arguments: Any) -> None:
+        with _on(arguments[0].device):
+            start(*arguments)
+
+    return launch
 
 
 launcher: Callable[[Any, Grid, dict[str, Any], dict[str, Any]], None] = run
