@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import logging
 import os
 from dataclasses import dataclass
@@ -18,11 +19,15 @@ from cmr.cli.errors import UsageError, naming
 from cmr.cli.keys import Key
 from cmr.cli.settings import Settings
 from cmr.cli.stored import SMALL, open_stored
+from cmr.errors import ConfigError
 from cmr.memory.store.folder import Folder, is_ours
 from cmr.memory.store.vault import check_key
 
 CONNECTIONS = 1024
 """Open at once; whoever comes then is told 503."""
+UPSTREAM_KEY = "CMR_UPSTREAM_KEY"
+"""Of the environment: the key of the other server. Command lines are seen by others."""
+UPSTREAM_SILENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Serving:
     key: Key
     overrides: dict[str, Any]
     limits: Any
+    upstream: Any
 
     @classmethod
     def parse(
@@ -54,6 +60,10 @@ class Serving:
         working_budget: str | None,
         long_term_budget: str | None,
         memory_weight: str | None,
+        upstream: str | None,
+        upstream_model: str | None,
+        upstream_timeout: float | None,
+        upstream_extra_body: str | None,
         **limits: Any,
     ) -> Serving:
         """Check what the option parser cannot; nothing is loaded yet."""
@@ -70,6 +80,10 @@ class Serving:
             raise UsageError(f"--keys {keys}: no such file; `cmr serve-key --keys {keys} --tenant "
                              "NAME` makes it")  # fmt: skip
         Keys(keys)
+        other = _another_server(upstream, upstream_model, upstream_timeout, upstream_extra_body)
+        if other is not None and memory_weight is not None:
+            raise UsageError("--memory-weight: the model of --upstream reads memory as text, which "
+                             "has no weight")  # fmt: skip
         given = Settings.parse(
             model=model,
             session=None,
@@ -86,7 +100,7 @@ class Serving:
         )
         settings = ServerSettings(rows=batch, **limits)
         overrides = {**given.overrides, "remember": "all", "unnamed": "refuse"}
-        return cls(model, host, port, keys, folder, given.key, overrides, settings)
+        return cls(model, host, port, keys, folder, given.key, overrides, settings, other)
 
 
 def run(serving: Serving) -> None:
@@ -115,6 +129,8 @@ def run(serving: Serving) -> None:
             with naming(f"--folder {folder}"):
                 memory.save(folder, key=key)
         name = SMALL if serving.model is None else Path(serving.model).name
+        if serving.upstream is not None:
+            name = serving.upstream.model
         app = create_app(
             model,
             memory,
@@ -125,6 +141,7 @@ def run(serving: Serving) -> None:
             keys=serving.keys,
             folder=folder,
             key=key,
+            upstream=serving.upstream,
         )
         # Its own lines of requests would name sessions; what is noted is `cmr.audit`.
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
@@ -155,11 +172,38 @@ def new_key(file: Path, tenant: str, scopes: list[str]) -> None:
 def _require_packages() -> None:
     try:
         import fastapi  # noqa: F401
+        import httpx2  # noqa: F401
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UsageError(f"a server needs the package {error.name}: run "
                          "`pip install 'cmr[serve]'`") from None  # fmt: skip
+
+
+def _another_server(
+    url: str | None, model: str | None, timeout: float | None, extra_body: str | None
+) -> Any:
+    """The server that is meant; None where none is. Raises `UsageError` for half of one."""
+    from cmr.serving.engines.upstream.client import Upstream
+
+    if url is None:
+        for option, value in (("model", model), ("timeout", timeout), ("extra-body", extra_body)):
+            if value is not None:
+                raise UsageError(f"--upstream-{option}: it is for --upstream, which is not given")
+        return None
+    if not model:
+        raise UsageError("--upstream: --upstream-model NAME is to say which model that server has")
+    try:
+        extra = json.loads(extra_body or "{}")
+    except (ValueError, RecursionError):
+        extra = None
+    if not isinstance(extra, dict):
+        raise UsageError("--upstream-extra-body: a JSON object expected")
+    try:
+        silence = UPSTREAM_SILENCE if timeout is None else timeout
+        return Upstream(url, model, os.environ.get(UPSTREAM_KEY) or None, silence, extra)
+    except ConfigError as error:
+        raise UsageError(f"--upstream: {error}") from None
 
 
 def _this_machine(host: str) -> bool:

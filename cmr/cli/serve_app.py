@@ -58,6 +58,23 @@ def serve(
     sessions: Annotated[
         int | None, typer.Option(min=1, help="Sessions of a tenant at once.")
     ] = None,
+    upstream: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="A server with OpenAI's endpoints that answers, such as "
+                     "http://127.0.0.1:8001/v1; --model keeps and searches the memory. Its key is "
+                     "taken from CMR_UPSTREAM_KEY."),
+    ] = None,
+    upstream_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What that server calls its model.")
+    ] = None,
+    upstream_timeout: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Seconds of silence after which it is given up.  [default: 60]"),
+    ] = None,
+    upstream_extra_body: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="Fields that each request to it has beside the others."),
+    ] = None,
 ) -> None:  # fmt: skip
     """Serve a memory for many people, by the endpoints that OpenAI's clients know."""
     # Before anything else is a local: all options by name.

@@ -19,8 +19,11 @@ from cmr.integration.memory import Memory
 from cmr.serving import administration, completions, health, page
 from cmr.serving.described import describe
 from cmr.serving.engines.batch_engine import BatchEngine
+from cmr.serving.engines.engine import Engine
 from cmr.serving.engines.making import Making
 from cmr.serving.engines.storing import Storing
+from cmr.serving.engines.upstream.client import Upstream
+from cmr.serving.engines.upstream.engine import UpstreamEngine
 from cmr.serving.guard import Guard, reply_of
 from cmr.serving.keeping import Keeping
 from cmr.serving.keys import Keys
@@ -43,6 +46,7 @@ def create_app(
     keys: Path | None = None,
     folder: Path | None = None,
     key: bytes | str | None = None,
+    upstream: Upstream | None = None,
 ) -> FastAPI:
     """The application; what it runs begins and ends with its lifespan, the memory stays attached.
 
@@ -56,6 +60,8 @@ def create_app(
         keys: file of the keys; None: nobody needs one.
         folder: where the memory is kept; None: nowhere.
         key: encrypts the folder.
+        upstream: another server that answers; the model here keeps and searches the memory alone.
+            None: the model here answers.
 
     Raises:
         ConfigError: the memory is not attached as it must be, or a file of keys that is none.
@@ -74,26 +80,39 @@ def create_app(
         keeping = Keeping(memory, folder, key, settings.save_every)
         keeping.start()
         making = Making(memory, settings.sessions)
-        engine = BatchEngine(
-            model,
-            memory,
-            storing,
-            making,
-            tokenizer,
-            rows=settings.rows,
-            tokens=settings.batch_tokens,
-            waiting=settings.queue,
-            lanes=settings.lanes,
-            changed=keeping.changed,
-        )
-        positions = getattr(model.config, "max_position_embeddings", None)
+        positions = None if upstream else getattr(model.config, "max_position_embeddings", None)
+        prompts = Prompts(tokenizer, settings.max_prompt, positions, tools=upstream is None)
+        engine: Engine
+        if upstream is None:
+            engine = BatchEngine(
+                model,
+                memory,
+                storing,
+                making,
+                tokenizer,
+                rows=settings.rows,
+                tokens=settings.batch_tokens,
+                waiting=settings.queue,
+                lanes=settings.lanes,
+                changed=keeping.changed,
+            )
+        else:
+            engine = UpstreamEngine(
+                upstream,
+                memory,
+                making,
+                prompts,
+                at_once=settings.rows * settings.lanes,
+                waiting=settings.queue,
+                changed=keeping.changed,
+            )
         service = app.state.service = Service(
             name=name,
             began=int(time.time()),
             memory=memory,
             engine=engine,
             making=making,
-            prompts=Prompts(tokenizer, settings.max_prompt, positions),
+            prompts=prompts,
             keys=known,
             limits=Limits(settings.rate, settings.at_once),
             settings=settings,

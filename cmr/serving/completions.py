@@ -15,10 +15,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from cmr.serving.answer import Answer
 from cmr.serving.bodies import SESSION, ChatBody, TextBody, Wanted
 from cmr.serving.described import KEYED, replies
-from cmr.serving.engines.job import Ended, Event, Job
+from cmr.serving.engines.job import Ended, Event, Job, Said
 from cmr.serving.keys import Caller
 from cmr.serving.refusals import Refusal
-from cmr.serving.replies import Form, gathered
+from cmr.serving.replies import Form, gathered, told
 from cmr.serving.service import Asked, Service, allowed
 
 router = APIRouter(prefix="/v1", responses=replies(*KEYED))
@@ -33,7 +33,7 @@ def models(asked: Use) -> dict[str, Any]:
     return {"object": "list", "data": [_model(asked.service)]}
 
 
-@router.get("/models/{name}", responses=replies(404))
+@router.get("/models/{name:path}", responses=replies(404))
 def model(asked: Use, name: str) -> dict[str, Any]:
     """What is known of the model."""
     _require_model(asked.service, name)
@@ -45,9 +45,14 @@ async def chat(
     asked: Use, request: Request, body: ChatBody, x_session_id: SessionHeader = None
 ) -> Response:
     """Answer a conversation, in the memory of its session."""
-    messages = [message.to_dict() for message in body.messages]
-    ids = partial(asked.service.prompts.of_messages, messages, tools=body.offered)
-    return await _answered(asked, request, body, x_session_id, body.length, ids)
+    turns = [message.to_dict() for message in body.messages]
+    ids = partial(asked.service.prompts.of_messages, turns, tools=body.offered)
+    said = Said(
+        messages=tuple(message.model_dump(exclude_none=True) for message in body.messages),
+        turns=tuple(turns),
+        tools=tuple(body.offered),
+    )
+    return await _answered(asked, request, body, x_session_id, body.length, ids, said)
 
 
 @router.post("/completions", responses=ANSWERED)
@@ -56,7 +61,8 @@ async def completion(
 ) -> Response:
     """Go on with a text, in the memory of its session."""
     ids = partial(asked.service.prompts.of_text, body.prompt)
-    return await _answered(asked, request, body, x_session_id, body.max_tokens, ids)
+    said = Said(text=body.prompt)
+    return await _answered(asked, request, body, x_session_id, body.max_tokens, ids, said)
 
 
 async def _answered(
@@ -66,6 +72,7 @@ async def _answered(
     header: str | None,
     wanted: int | None,
     prompt: Callable[[int, bool], tuple[int, ...]],
+    said: Said,
 ) -> Response:
     """The reply: `prompt` gives its ids, by how many tokens may come and whether without memory."""
     service, length = asked.service, _length(asked.service, wanted)
@@ -74,13 +81,12 @@ async def _answered(
     ids = await asyncio.get_running_loop().run_in_executor(
         service.encoding, prompt, length, body.memory == "off"
     )
-    job = _job(asked, body, session, ids, length)
+    job = _job(asked, body, session, ids, length, said)
     answer = Answer(service.engine, job, service.settings.deadline, request.is_disconnected)
     # Also where the client leaves before the first event is asked for.
     asked.after.callback(answer.cancel)
-    calls = isinstance(body, ChatBody) and bool(body.offered)
-    form = Form(isinstance(body, ChatBody), service.name, session, job, calls)
-    events = _watched(service, job, answer.events())
+    form = Form(isinstance(body, ChatBody), service.name, session, job)
+    events = told(_watched(service, answer.events()), bool(said.tools))
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage
         # Proxies that gather a reply before they pass it on would make a stream of none.
@@ -91,12 +97,10 @@ async def _answered(
     return JSONResponse(form.whole(text, ended))
 
 
-async def _watched(
-    service: Service, job: Job, events: AsyncIterator[Event]
-) -> AsyncIterator[Event]:
+async def _watched(service: Service, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
     async for event in events:
         if isinstance(event, Ended):
-            service.watch.answer(job, event)
+            service.watch.answer(event)
         yield event
 
 
@@ -135,7 +139,14 @@ def _session(body: Wanted, header: str | None) -> str | None:
     return found
 
 
-def _job(asked: Asked, body: Wanted, session: str | None, ids: tuple[int, ...], length: int) -> Job:
+def _job(
+    asked: Asked,
+    body: Wanted,
+    session: str | None,
+    ids: tuple[int, ...],
+    length: int,
+    said: Said,
+) -> Job:
     once = session is None and body.memory != "off"
     return Job(
         ids=ids,
@@ -149,6 +160,7 @@ def _job(asked: Asked, body: Wanted, session: str | None, ids: tuple[int, ...], 
         top_p=1.0 if body.top_p is None else body.top_p,
         seed=body.seed,
         stops=body.stops,
+        said=said,
     )
 
 

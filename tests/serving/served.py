@@ -17,6 +17,7 @@ import uvicorn
 import cmr
 from cmr.serving.app import create_app
 from cmr.serving.engines.storing import Storing
+from cmr.serving.engines.upstream.client import Upstream
 from cmr.serving.service import Service
 from cmr.serving.settings import ServerSettings
 
@@ -75,6 +76,7 @@ def served(
     folder: Path | None = None,
     attached: dict[str, Any] | None = None,
     name: str = "tiny",
+    upstream: Upstream | None = None,
 ) -> Iterator[Served]:
     """A server that runs inside; a folder with a memory is loaded."""
     storing = Storing()
@@ -92,6 +94,7 @@ def served(
             settings=settings or ServerSettings(max_tokens=64, drain=5.0),
             keys=keys,
             folder=folder,
+            upstream=upstream,
         )
         config = uvicorn.Config(app, port=0, access_log=False, log_config=None)
         server = uvicorn.Server(config)

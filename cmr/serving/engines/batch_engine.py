@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -132,29 +132,13 @@ class BatchEngine:
             batch = []
             for ticket in tickets:
                 try:
-                    stack.enter_context(self._session(ticket.job))
+                    stack.enter_context(self._making.during(ticket.job))
                     batch.append(ticket)
                 except Exception as error:
                     _told(ticket, error)
             self._run(batch)
             if any(ticket.job.mode == "read_write" for ticket in batch):
                 self._changed()
-
-    @contextmanager
-    def _session(self, job: Job) -> Iterator[None]:
-        """The session of a job is there; one that is the job's alone ends with it."""
-        if job.session is None:
-            yield
-            return
-        if job.mode == "read":
-            self._memory.session(job.session)  # nobody's memory is begun by looking at it
-        else:
-            self._making.make(job.session, job.ephemeral or None)
-        try:
-            yield
-        finally:
-            if job.once:
-                self._memory.forget(job.session, files=False)
 
     def _run(self, batch: list[Ticket]) -> None:
         if not batch:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from cmr.errors import CMRError, UnknownSessionError
 from cmr.integration.memory import Memory
+from cmr.serving.engines.job import Job
 from cmr.serving.refusals import Refusal
 
 
@@ -35,6 +36,25 @@ class Making:
                 raise Refusal(
                     409, "not_ephemeral", "the session is there and not an ephemeral one"
                 ) from None
+
+    @contextmanager
+    def during(self, job: Job) -> Iterator[None]:
+        """The session of a job is there inside; one that is the job's alone ends with it.
+
+        Raises `Refusal` or `UnknownSessionError` where it cannot be had.
+        """
+        if job.session is None:
+            yield
+            return
+        if job.mode == "read":
+            self._memory.session(job.session)  # nobody's memory is begun by looking at it
+        else:
+            self.make(job.session, job.ephemeral or None)
+        try:
+            yield
+        finally:
+            if job.once:
+                self._memory.forget(job.session, files=False)
 
     @contextmanager
     def new(self, session: str) -> Iterator[None]:
