@@ -30,6 +30,7 @@ from cmr.serving.keys import Keys
 from cmr.serving.limits import Limits
 from cmr.serving.prompts import Prompts
 from cmr.serving.refusals import Refusal, refusal_of
+from cmr.serving.responses import endpoint
 from cmr.serving.service import Service
 from cmr.serving.settings import ServerSettings
 from cmr.serving.watching import Watch
@@ -132,7 +133,7 @@ def create_app(
     app = FastAPI(title="cmr", version=cmr.__version__, lifespan=lifespan, docs_url=None,
                   redoc_url=None)  # fmt: skip
     app.add_middleware(Guard)
-    for part in (completions, administration, health, page):
+    for part in (completions, endpoint, administration, health, page):
         app.include_router(part.router)
     describe(app)
     app.add_exception_handler(CMRError, _refused)
@@ -148,9 +149,10 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     """Where a body is wrong and what was expected; what was given is not repeated."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])[:200]
-    return reply_of(Refusal(400, "invalid", f"{where}: {first['msg']}"))
+    # The one that is told furthest inside: of a text or a list, the text is always wrong, too.
+    told = max(error.errors(), key=lambda one: len(one["loc"]))
+    where = ".".join(str(part) for part in told["loc"])[:200]
+    return reply_of(Refusal(400, "invalid", f"{where}: {told['msg']}"))
 
 
 async def _unknown(_: Request, error: Exception) -> JSONResponse:
