@@ -6,6 +6,8 @@ import ipaddress
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,10 +41,18 @@ class Serving:
     port: int
     keys: Path | None
     folder: Path | None
+    shared: bool
     key: Key
     overrides: dict[str, Any]
     limits: Any
     upstream: Any
+
+    @property
+    def name(self) -> str:
+        """What clients call the model."""
+        if self.upstream is not None:
+            return str(self.upstream.model)
+        return SMALL if self.model is None else Path(self.model).name
 
     @classmethod
     def parse(
@@ -53,6 +63,7 @@ class Serving:
         port: int,
         keys: Path | None,
         folder: Path | None,
+        shared: bool,
         key_file: Path | None,
         batch: int,
         window: int | None,
@@ -76,6 +87,8 @@ class Serving:
                              "`cmr serve-key` and give --keys FILE")  # fmt: skip
         if key_file is not None and folder is None:
             raise UsageError("--key-file: it is for --folder, which is not given")
+        if shared and folder is None:
+            raise UsageError("--shared: it is for --folder, which is not given")
         if keys is not None and not keys.exists():
             raise UsageError(f"--keys {keys}: no such file; `cmr serve-key --keys {keys} --tenant "
                              "NAME` makes it")  # fmt: skip
@@ -88,7 +101,7 @@ class Serving:
             model=model,
             session=None,
             max_new_tokens=1,
-            load=folder,
+            load=None if shared else folder,
             save=None,
             force=False,
             key_file=key_file,
@@ -100,49 +113,14 @@ class Serving:
         )
         settings = ServerSettings(rows=batch, **limits)
         overrides = {**given.overrides, "remember": "all", "unnamed": "refuse"}
-        return cls(model, host, port, keys, folder, given.key, overrides, settings, other)
+        return cls(model, host, port, keys, folder, shared, given.key, overrides, settings, other)
 
 
 def run(serving: Serving) -> None:
     """Load the model and its memory, serve until told to end, and save."""
     import uvicorn
 
-    from cmr.serving.app import create_app
-    from cmr.serving.engines.storing import Storing
-
-    out, folder, key = console(), serving.folder, serving.key.value
-    saved = folder is not None and _check(folder, serving.key)
-    with working(out, f"loading {serving.model or SMALL}"):
-        model, tokenizer = load_model(serving.model)
-    storing = Storing()
-    more = {"tokenizer": tokenizer, "keep": storing, **serving.overrides}
-    if saved:
-        assert folder is not None
-        memory = cmr.load(folder, model, key=key, **more)
-        out.print(f"[dim]{len(memory.sessions):,} sessions, {memory.tokens:,} tokens from "
-                  f"{escape(str(folder))}[/dim]")  # fmt: skip
-    else:
-        memory = cmr.attach(model, **more)
-    with memory:
-        if folder is not None:
-            # A folder that cannot be saved to is found before anybody is served.
-            with naming(f"--folder {folder}"):
-                memory.save(folder, key=key)
-        name = SMALL if serving.model is None else Path(serving.model).name
-        if serving.upstream is not None:
-            name = serving.upstream.model
-        app = create_app(
-            model,
-            memory,
-            storing,
-            tokenizer,
-            name=name,
-            settings=serving.limits,
-            keys=serving.keys,
-            folder=folder,
-            key=key,
-            upstream=serving.upstream,
-        )
+    with application(serving) as app:
         # Its own lines of requests would name sessions; what is noted is `cmr.audit`.
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
         logging.getLogger("cmr").setLevel(logging.INFO)
@@ -156,9 +134,54 @@ def run(serving: Serving) -> None:
             limit_concurrency=CONNECTIONS,
             timeout_graceful_shutdown=max(1, round(serving.limits.drain)),
         )
+        folder = serving.folder
         kept = f", kept in {folder}" if folder is not None else ", kept nowhere: see --folder"
-        out.print(f"{name} on http://{serving.host}:{serving.port}/v1{escape(kept)}")
+        out = console()
+        out.print(f"{serving.name} on http://{serving.host}:{serving.port}/v1{escape(kept)}")
         uvicorn.Server(config).run()
+
+
+@contextmanager
+def application(serving: Serving) -> Iterator[Any]:
+    """The application, of the model with its memory, which is detached at the end."""
+    from cmr.serving.app import create_app
+    from cmr.serving.engines.storing import Storing
+
+    out, folder, key = console(), serving.folder, serving.key.value
+    if serving.shared:
+        saved, at_once = False, None
+        _check_shared(serving)
+    else:
+        saved, at_once = folder is not None and _check(folder, serving.key), folder
+    with working(out, f"loading {serving.model or SMALL}"):
+        model, tokenizer = load_model(serving.model)
+    storing = Storing()
+    more = {"tokenizer": tokenizer, "keep": storing, **serving.overrides}
+    if saved:
+        assert folder is not None
+        memory = cmr.load(folder, model, key=key, **more)
+        out.print(f"[dim]{len(memory.sessions):,} sessions, {memory.tokens:,} tokens from "
+                  f"{escape(str(folder))}[/dim]")  # fmt: skip
+    else:
+        memory = cmr.attach(model, **more)
+    with memory:
+        if at_once is not None:
+            # A folder that cannot be saved to is found before anybody is served.
+            with naming(f"--folder {folder}"):
+                memory.save(at_once, key=key)
+        yield create_app(
+            model,
+            memory,
+            storing,
+            tokenizer,
+            name=serving.name,
+            settings=serving.limits,
+            keys=serving.keys,
+            folder=folder,
+            key=key,
+            upstream=serving.upstream,
+            shared=serving.shared,
+        )
 
 
 def new_key(file: Path, tenant: str, scopes: list[str]) -> None:
@@ -211,6 +234,15 @@ def _this_machine(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _check_shared(serving: Serving) -> None:
+    from cmr.serving.homes.homes import require_shared
+
+    assert serving.folder is not None
+    check_key(serving.key.value)
+    require_shared(serving.folder)
+    require_writable(f"--folder {serving.folder}", serving.folder)
 
 
 def _check(folder: Path, key: Key) -> bool:

@@ -35,6 +35,11 @@ def serve(
         typer.Option(help="Where the memory is kept, and taken up again. Without it, it ends with "
                      "the server."),
     ] = None,
+    shared: Annotated[
+        bool,
+        typer.Option("--shared", help="Other servers keep sessions in --folder, too: each session "
+                     "is at home in one of them, and comes when it is asked for."),
+    ] = False,
     key_file: KeyFileOption = None,
     save_every: Annotated[float, typer.Option(min=0.1, help="Seconds between saves.")] = 30.0,
     window: WindowOption = None,

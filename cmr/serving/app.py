@@ -22,9 +22,11 @@ from cmr.serving.engines.batch_engine import BatchEngine
 from cmr.serving.engines.engine import Engine
 from cmr.serving.engines.making import Making
 from cmr.serving.engines.storing import Storing
+from cmr.serving.engines.turns import Turns
 from cmr.serving.engines.upstream.client import Upstream
 from cmr.serving.engines.upstream.engine import UpstreamEngine
 from cmr.serving.guard import Guard, reply_of
+from cmr.serving.homes.homes import Homes
 from cmr.serving.keeping import Keeping
 from cmr.serving.keys import Keys
 from cmr.serving.limits import Limits
@@ -48,6 +50,7 @@ def create_app(
     folder: Path | None = None,
     key: bytes | str | None = None,
     upstream: Upstream | None = None,
+    shared: bool = False,
 ) -> FastAPI:
     """The application; what it runs begins and ends with its lifespan, the memory stays attached.
 
@@ -63,9 +66,12 @@ def create_app(
         key: encrypts the folder.
         upstream: another server that answers; the model here keeps and searches the memory alone.
             None: the model here answers.
+        shared: other servers keep sessions in the folder, too. The memory has none yet: each comes
+            here when it is asked for.
 
     Raises:
-        ConfigError: the memory is not attached as it must be, or a file of keys that is none.
+        ConfigError: the memory is not attached as it must be, a file of keys that is none, or a
+            folder that cannot be shared.
     """
     settings = settings or ServerSettings()
     config = memory.config
@@ -74,13 +80,22 @@ def create_app(
             "memory: attached with remember='all' and unnamed='refuse' expected, got "
             f"{config.remember!r} and {config.unnamed!r}"
         )
+    if shared and (folder is None or memory.sessions):
+        raise cmr.ConfigError("shared: a folder, and a memory without sessions, expected")
     known = Keys(keys)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        keeping = Keeping(memory, folder, key, settings.save_every)
-        keeping.start()
-        making = Making(memory, settings.sessions)
+        keeping: Keeping
+        if shared and folder is not None:
+            keeping = homes = Homes(memory, folder, key, settings.save_every)
+            turns = homes.turns = Turns(settings.queue, homes.here)
+        else:
+            keeping, turns = (
+                Keeping(memory, folder, key, settings.save_every),
+                Turns(settings.queue),
+            )
+        making = Making(memory, settings.sessions, keeping)
         positions = None if upstream else getattr(model.config, "max_position_embeddings", None)
         prompts = Prompts(tokenizer, settings.max_prompt, positions, tools=upstream is None)
         engine: Engine
@@ -93,7 +108,7 @@ def create_app(
                 tokenizer,
                 rows=settings.rows,
                 tokens=settings.batch_tokens,
-                waiting=settings.queue,
+                turns=turns,
                 lanes=settings.lanes,
                 changed=keeping.changed,
             )
@@ -104,7 +119,7 @@ def create_app(
                 making,
                 prompts,
                 at_once=settings.rows * settings.lanes,
-                waiting=settings.queue,
+                turns=turns,
                 changed=keeping.changed,
             )
         service = app.state.service = Service(
@@ -120,6 +135,7 @@ def create_app(
             watch=Watch(model, engine, keeping),
             keeping=keeping,
         )
+        keeping.start()
         try:
             yield
         finally:

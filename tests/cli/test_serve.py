@@ -32,6 +32,8 @@ def test_what_cannot_be_served_is_told_before_a_model_is_loaded(cmr, tmp_path: P
         (("--key-file", others / "letter.txt"), "--folder"),
         (("--folder", others), "other files"),
         (("--budget", "many"), "--budget"),
+        (("--shared",), "--folder, which is not given"),
+        (("--shared", "--folder", others), "letter.txt"),
         (("--upstream-model", "m"), "--upstream, which is not given"),
         (("--upstream", "http://127.0.0.1:8001"), "--upstream-model NAME"),
         (("--upstream", "nowhere", "--upstream-model", "m"), "--upstream: "),

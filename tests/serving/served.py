@@ -77,12 +77,13 @@ def served(
     attached: dict[str, Any] | None = None,
     name: str = "tiny",
     upstream: Upstream | None = None,
+    shared: bool = False,
 ) -> Iterator[Served]:
     """A server that runs inside; a folder with a memory is loaded."""
     storing = Storing()
     more: dict[str, Any] = {"tokenizer": tokenizer, "keep": storing, **ATTACHED}
     more |= READS if attached is None else attached
-    begun = folder is not None and folder.exists()
+    begun = folder is not None and folder.exists() and not shared
     memory = cmr.load(folder, model, **more) if begun else cmr.attach(model, **more)
     with memory:
         app = create_app(
@@ -95,6 +96,7 @@ def served(
             keys=keys,
             folder=folder,
             upstream=upstream,
+            shared=shared,
         )
         config = uvicorn.Config(app, port=0, access_log=False, log_config=None)
         server = uvicorn.Server(config)

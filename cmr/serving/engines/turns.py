@@ -24,11 +24,12 @@ class _Alone:
 class Turns:
     """The queue of an engine. Who came first is first, but for sessions that somebody has.
 
-    `most`: how many may wait. The sessions of those that were taken are theirs until `done`.
+    `most`: how many may wait. `here`: whether a session can be had; who wants one that cannot waits
+    until `look` is called. The sessions of those that were taken are theirs until `done`.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most, self._changed = most, threading.Condition()
+    def __init__(self, most: int, here: Callable[[str], bool] = lambda _: True) -> None:
+        self._most, self._here, self._changed = most, here, threading.Condition()
         # One lane gathers at a time, or two would share what one batch could take.
         self._gathering = threading.Lock()
         self._waiting: list[Ticket | _Alone] = []
@@ -54,6 +55,12 @@ class Turns:
                 raise Refusal(429, "queue_full", f"{self._most} requests wait already",
                               max(1, min(60, round(self._usual))))  # fmt: skip
             self._waiting.append(one)
+            self._grant()
+            self._changed.notify_all()
+
+    def look(self) -> None:
+        """Look again which sessions can be had."""
+        with self._changed:
             self._grant()
             self._changed.notify_all()
 
@@ -123,7 +130,7 @@ class Turns:
         """Those in the queue whose sessions nobody has and nobody in front of them waits for."""
         had = {session for one in self._taken for session in one.sessions}
         for one in self._waiting:
-            if had.isdisjoint(one.sessions):
+            if had.isdisjoint(one.sessions) and all([self._here(name) for name in one.sessions]):
                 yield one
             had.update(one.sessions)
 

@@ -17,8 +17,10 @@ import pytest
 import cmr
 from cmr.serving.engines.job import Failed, Job, Piece, Said
 from cmr.serving.engines.making import Making
+from cmr.serving.engines.turns import Turns
 from cmr.serving.engines.upstream.client import Upstream
 from cmr.serving.engines.upstream.engine import UpstreamEngine
+from cmr.serving.keeping import Keeping
 from cmr.serving.prompts import Prompts
 from cmr.serving.refusals import refusal_of
 from tests.serving.served import ATTACHED, Served, served, until
@@ -281,7 +283,11 @@ def test_a_server_that_ends_gives_up_what_takes_too_long(tiny: tuple[Any, Any], 
     fake.plan = goes_on
     with cmr.attach(model, tokenizer=tokenizer, **ATTACHED) as memory:
         engine = UpstreamEngine(
-            Upstream(fake.url, "x"), memory, Making(memory, None), Prompts(tokenizer, 99, None)
+            Upstream(fake.url, "x"),
+            memory,
+            Making(memory, None, Keeping(memory, None, None, 1.0)),
+            Prompts(tokenizer, 99, None),
+            turns=Turns(8),
         )
         for name in ("a/anna", "a/anna"):
             engine.submit(Job((1,), name, said=Said((said,), (said,))), told.append)

@@ -42,8 +42,8 @@ class UpstreamEngine:
         making: makes the sessions.
         prompts: by the tokenizer of the memory's model.
         at_once: requests to the server at once.
-        waiting: jobs that may wait.
-        changed: called when something may have been stored.
+        turns: the queue.
+        changed: called with names of sessions when something may have been stored in them.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class UpstreamEngine:
         prompts: Prompts,
         *,
         at_once: int = 32,
-        waiting: int = 64,
-        changed: Callable[[], None] = lambda: None,
+        turns: Turns,
+        changed: Callable[..., None] = lambda *_: None,
     ) -> None:
         self._memory, self._making, self._prompts = memory, making, prompts
-        self._turns, self._changed = Turns(waiting), changed
+        self._turns, self._changed = turns, changed
         self._free = threading.Semaphore(at_once)
         self._local = ThreadPoolExecutor(1, "cmr-memory")
         self._reading: dict[Ticket, asyncio.Task[None]] = {}
@@ -158,7 +158,7 @@ class UpstreamEngine:
         if job.mode == "read_write" and (heard.text or heard.calls):
             # Before the client is told: the next request, and the next save, is to have it.
             await self._here(self._remember, job, heard)
-            self._changed()
+            self._changed(*ticket.sessions)
         now, spoke = time.perf_counter(), ticket.spoke or time.perf_counter()
         ticket.end(
             Ended(
