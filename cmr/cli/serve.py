@@ -6,9 +6,12 @@ import ipaddress
 import json
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +142,54 @@ def run(serving: Serving) -> None:
         out = console()
         out.print(f"{serving.name} on http://{serving.host}:{serving.port}/v1{escape(kept)}")
         uvicorn.Server(config).run()
+
+
+REPLICAS = 2
+
+
+def run_replicas(options: dict[str, Any], ray: bool, count: int | None) -> None:
+    """The same by Ray Serve, until told to end; `options` are those of ``cmr serve``."""
+    if not ray:
+        raise UsageError("--replicas: it is for --ray, which is not given")
+    if not options["shared"]:
+        raise UsageError("--ray: replicas keep their sessions in one folder: give --folder and "
+                         "--shared")  # fmt: skip
+    # Paths, as a replica may begin in another folder.
+    for name in ("folder", "keys", "key_file"):
+        options[name] = options[name] and options[name].absolute()
+    if options["model"] is not None:
+        options["model"] = os.path.abspath(options["model"])
+    serving = Serving.parse(**options)
+    _check_shared(serving)
+    from cmr.serving.replicas import Replicas
+
+    out, count = console(), count or REPLICAS
+    with working(out, f"starting {count} replicas"):
+        running = Replicas(
+            partial(_replica, options),
+            count,
+            host=serving.host,
+            port=serving.port,
+            drain=serving.limits.drain,
+        )
+    ends = threading.Event()
+    try:
+        # Behind Ray's start, which has its own way with signals.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: ends.set())
+        kept = escape(f", kept in {serving.folder}")
+        out.print(
+            f"{serving.name} on http://{serving.host}:{serving.port}/v1, {count} replicas{kept}"
+        )
+        ends.wait()
+    finally:
+        running.close()
+
+
+def _replica(options: dict[str, Any]) -> AbstractContextManager[Any]:
+    # Parsed where it is needed: keys are read from files and the environment there, and travel
+    # nowhere.
+    return application(Serving.parse(**options))
 
 
 @contextmanager

@@ -40,6 +40,12 @@ def serve(
         typer.Option("--shared", help="Other servers keep sessions in --folder, too: each session "
                      "is at home in one of them, and comes when it is asked for."),
     ] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Have Ray Serve run it, as several replicas; --shared.")
+    ] = False,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="How many, with --ray.  [default: 2]")
+    ] = None,
     key_file: KeyFileOption = None,
     save_every: Annotated[float, typer.Option(min=0.1, help="Seconds between saves.")] = 30.0,
     window: WindowOption = None,
@@ -84,9 +90,13 @@ def serve(
     """Serve a memory for many people, by the endpoints that OpenAI's clients know."""
     # Before anything else is a local: all options by name.
     options = dict(locals())
-    from cmr.cli.serve import Serving, run
+    from cmr.cli.serve import Serving, run, run_replicas
 
-    run(Serving.parse(**options))
+    options.pop("ray"), options.pop("replicas")
+    if ray or replicas is not None:
+        run_replicas(options, ray, replicas)
+    else:
+        run(Serving.parse(**options))
 
 
 def serve_key(
