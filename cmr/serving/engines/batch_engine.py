@@ -89,7 +89,7 @@ class BatchEngine:
 
     def submit(self, job: Job, tell: Tell) -> Ticket:
         """Take a job; see `Engine.submit`."""
-        ticket = Ticket(job, tell, self._turns.drop)
+        ticket = Ticket(job, tell, self._turns.drop, self._turns.answered)
         self._turns.put(ticket)
         return ticket
 

@@ -34,6 +34,7 @@ class Turns:
         self._gathering = threading.Lock()
         self._waiting: list[Ticket | _Alone] = []
         self._taken: set[Ticket | _Alone] = set()
+        self._answered: set[Ticket | _Alone] = set()
         self._closed = False
         # What a batch took lately, in seconds: by that a client knows when to come again.
         self._usual = 1.0
@@ -93,10 +94,17 @@ class Turns:
                     return found
             return []
 
+    def answered(self, one: Ticket) -> None:
+        """The next job of its session may be taken, while others of its batch go on."""
+        with self._changed:
+            self._answered.add(one)
+            self._changed.notify_all()
+
     def done(self, taken: Collection[Ticket | _Alone], seconds: float | None = None) -> None:
         """The turn of some is over; `seconds` is what their batch took."""
         with self._changed:
             self._taken.difference_update(taken)
+            self._answered.difference_update(taken)
             if seconds is not None:
                 self._usual += 0.3 * (seconds - self._usual)
             self._grant()
@@ -128,11 +136,15 @@ class Turns:
 
     def _free(self) -> Iterator[Ticket | _Alone]:
         """Those in the queue whose sessions nobody has and nobody in front of them waits for."""
-        had = {session for one in self._taken for session in one.sessions}
+        held = {session for one in self._taken for session in one.sessions}
+        had = {session for one in self._taken - self._answered for session in one.sessions}
         for one in self._waiting:
-            if had.isdisjoint(one.sessions) and all([self._here(name) for name in one.sessions]):
+            # A row that is over is part of its batch still: its session is not to end under it.
+            busy = had if isinstance(one, Ticket) else held
+            if busy.isdisjoint(one.sessions) and all([self._here(name) for name in one.sessions]):
                 yield one
-            had.update(one.sessions)
+            for sessions in (had, held):
+                sessions.update(one.sessions)
 
     def _gather(
         self, fits: Callable[[list[Ticket], Ticket], bool], most: int, gather: float
