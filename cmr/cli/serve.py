@@ -202,6 +202,7 @@ def application(serving: Serving) -> Iterator[Any]:
     if serving.shared:
         saved, at_once = False, None
         _check_shared(serving)
+        _many_files()
     else:
         saved, at_once = folder is not None and _check(folder, serving.key), folder
     with working(out, f"loading {serving.model or SMALL}"):
@@ -294,6 +295,14 @@ def _check_shared(serving: Serving) -> None:
     check_key(serving.key.value)
     require_shared(serving.folder)
     require_writable(f"--folder {serving.folder}", serving.folder)
+
+
+def _many_files() -> None:
+    """Let this process have as many files open as it may: each session at home here is one."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _check(folder: Path, key: Key) -> bool:

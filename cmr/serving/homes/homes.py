@@ -50,6 +50,8 @@ class Homes(Keeping):
         require_shared(root)
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._root, self._claims = root, Claims(root)
+        # A claim is an open file, of which connections need some, too.
+        self._most = _files() // 2
         self._changed, self._used, self._lock = set[str](), dict[str, float](), threading.Lock()
         self._away, self._failed, self._called = (
             set[str](),
@@ -171,6 +173,8 @@ class Homes(Keeping):
                 self._called.clear()
             for name in away:
                 try:
+                    if len(self._used) >= self._most:
+                        self._make_room()
                     if not self._claims.take(name):
                         continue
                     if Folder(self._path(name)).exists():
@@ -226,10 +230,14 @@ class Homes(Keeping):
                 self._memory.load(self._path(name), key=self._key)
                 return
             except ConfigError:
-                with self._lock:
-                    others = sorted(self._used, key=self._used.__getitem__)
-                if not any(self._release(one, 0.0) for one in others):
+                if not self._make_room():
                     raise
+
+    def _make_room(self) -> bool:
+        """Let go of the session that was not asked for longest; whether there was one."""
+        with self._lock:
+            others = sorted(self._used, key=self._used.__getitem__)
+        return any(self._release(one, 0.0) for one in others)
 
     def _path(self, name: str) -> Path:
         return self._root / file_name(name)
@@ -252,6 +260,14 @@ def require_shared(root: Path) -> None:
     if wrong:
         raise ConfigError(f"{root}: a folder of shared sessions expected, or a new one; in it is "
                           f"{wrong[0][:80]}")  # fmt: skip
+
+
+def _files() -> int:
+    """How many files this process may have open."""
+    import resource  # no such thing on Windows, where there are no saved memories either
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 20 if soft == resource.RLIM_INFINITY else soft
 
 
 def _homed(name: str) -> bool:

@@ -201,6 +201,22 @@ def test_where_there_is_no_room_those_longest_not_asked_for_leave(
         assert "local/user5" in there and "local/user0" not in there
 
 
+def test_so_many_files_are_open_and_no_more(
+    both: tuple[Served, Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = both
+    monkeypatch.setattr(first.service.keeping, "_most", 2)
+    names = [f"user{number}" for number in range(5)]
+    for text in ("Hello.", "Hello again."):
+        for name in names:
+            assert first.say(f"{text} {name}", name, max_tokens=1).status_code == 200
+            assert len(owned(tmp_path)) <= 2
+    assert first.memory.sessions == ["local/user3", "local/user4"]
+    for name in names:
+        first.say("Who?", name, memory="read")
+        assert first.stored(name) == f"Hello. {name}Hello again. {name}"
+
+
 def test_a_claim_ends_with_its_process_and_not_before(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
