@@ -140,6 +140,10 @@ def test_calls_come_in_pieces_and_are_told_whole(server: Served, fake: Fake) -> 
               "function": {"name": "weather", "arguments": '{"town": "Ulm"}'}}  # fmt: skip
     (choice,) = server.say("Weather?", tools=[TOOL]).json()["choices"]
     assert choice["finish_reason"] == "tool_calls" and choice["message"]["tool_calls"] == [wanted]
+    told, fake.plan = fake.plan, sends(delta("tool_calls", tool_calls=[wanted, wanted]))
+    (choice_of_two,) = server.say("Weather?", tools=[TOOL]).json()["choices"]
+    assert choice_of_two["message"]["tool_calls"] == [wanted, wanted]
+    fake.plan = told
     with server.client.chat.completions.create(
         model="theirs", messages=[{"role": "user", "content": "Weather?"}], user="anna",
         tools=[TOOL], stream=True,

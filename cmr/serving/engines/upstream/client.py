@@ -117,7 +117,10 @@ class Heard:
         return new
 
     def _call(self, call: Any) -> None:
-        found = self._calls.setdefault(int(call["index"]), {"id": "", "name": "", "arguments": ""})
+        # Whose calls come whole may give them no number.
+        at = call.get("index")
+        at = len(self._calls) if at is None else _count(at)
+        found = self._calls.setdefault(at, {"id": "", "name": "", "arguments": ""})
         found["id"] = _text(call.get("id")) or found["id"]
         for part in ("name", "arguments"):
             found[part] += _text((call.get("function") or {}).get(part))
