@@ -5,7 +5,8 @@ once, so that what is seen is the memory's. The same questions go to that server
 the one in front, without memory, with it read, and with it read and written: in turns, round by
 round. `wall` is the median of seconds to the whole answer, `cpu` the seconds of CPU time of the
 server in front for one request, of all its threads. Each session holds `stored` tokens, and
-`recalled_right` questions recalled the sentence that answers them.
+`recalled_right` questions recalled the sentence that answers them. None is asked twice: it would
+recall itself.
 """
 
 from __future__ import annotations
@@ -26,32 +27,11 @@ from benchmarks.shared import rows
 from benchmarks.shared.command import Parser, run, whole
 
 SESSIONS, TOKENS = 4, 8
-PLACES = [
-    "harbour",
-    "mill",
-    "bakery",
-    "library",
-    "lighthouse",
-    "tannery",
-    "chapel",
-    "brewery",
-    "orchard",
-    "quarry",
-    "foundry",
-    "stable",
-    "museum",
-    "theatre",
-    "school",
-    "clinic",
-    "market",
-    "garage",
-    "bridge",
-    "castle",
-    "station",
-    "cinema",
-    "bank",
-    "prison",
-]
+PLACES = (
+    "harbour", "mill", "bakery", "library", "lighthouse", "tannery", "chapel", "brewery",
+    "orchard", "quarry", "foundry", "stable", "museum", "theatre", "school", "clinic",
+    "market", "garage", "bridge", "castle", "station", "cinema", "bank", "prison",
+)  # fmt: skip
 KEEPERS = ("Mr Harlow", "Ms Ito", "Dr Okafor", "Mrs Lindqvist", "Mr Baptiste", "Ms Novak")
 MODES = ("off", "read", "read_write")
 
@@ -74,7 +54,7 @@ def used(process: psutil.Process) -> float:
 def main() -> int:
     """Command line; 1 where less than half of the questions recall what answers them."""
     parser = Parser(__doc__)
-    parser.add_argument("--rounds", type=whole(), default=24)
+    parser.add_argument("--rounds", type=whole(most=len(PLACES)), default=24)
     args = parser.parse_args()
     wall: dict[str, list[float]] = {mode: [] for mode in ("direct", *MODES)}
     cpu: dict[str, list[float]] = {mode: [] for mode in MODES}
