@@ -39,7 +39,7 @@ def fake() -> Iterator[Fake]:
 
 @pytest.fixture(scope="module")
 def server(tiny: tuple[Any, Any], fake: Fake) -> Iterator[Served]:
-    upstream = Upstream(fake.url, "theirs", KEY, silence=0.5, extra={"top_k": 5})
+    upstream = Upstream(fake.url, "theirs", KEY, silence=3.0, extra={"top_k": 5})
     # A copy: others attach to the model meanwhile.
     with served(copy.deepcopy(tiny[0]), tiny[1], name="theirs", upstream=upstream) as found:
         yield found
@@ -173,7 +173,7 @@ def status(code: int, **headers: str) -> Any:
 def silent(handler: Any) -> None:
     handler.begin()
     handler.data(delta(content="Fi"))
-    time.sleep(1.0)
+    time.sleep(4.0)
 
 
 WRONG = {
