@@ -27,6 +27,7 @@ IMPORTED = {
     "pytest-timeout": "timeout",
     "pytest-xdist": "xdist",
     "rank-bm25": "rank_bm25",
+    "ray[serve]": "ray",
     "mkdocs-material": "material",
     "mkdocstrings[python]": "mkdocstrings",
     "pre-commit": "pre-commit",

@@ -11,6 +11,9 @@ had been replied to. Each of them is to be 0. late: numbers that were told after
 are missing, with `oldest`, how long before the kill the oldest of them was told, and `age`, how
 long before it that save began, in seconds: how often a server saves depends on what else its
 machine does, too.
+
+With `--shared` two servers have one folder, and each request goes to either: sessions move from one
+to the other all the time. One of them is killed, again and again, and the other one is asked.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ import random
 import re
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,12 +74,18 @@ class Campaign:
     killed: float = 0.0
     saved: float = 0.0
 
-    async def until_killed(self, url: str, process: psutil.Process, seconds: float) -> None:
-        """Tell numbers until the server is killed, so many seconds after its first save."""
-        self.saved = 0.0
-        async with httpx2.AsyncClient(base_url=url, timeout=60) as http:
-            clients = [asyncio.create_task(self._client(http, one)) for one in self.sessions]
-            looking = asyncio.create_task(self._look(http))
+    async def until_killed(
+        self, urls: Sequence[str], process: psutil.Process, seconds: float
+    ) -> None:
+        """Tell numbers until the first server is killed, so many seconds after its first save."""
+        self.saved = self.killed = 0.0
+        async with AsyncExitStack() as stack:
+            https = [
+                await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=60))
+                for url in urls
+            ]
+            clients = [asyncio.create_task(self._client(https, one)) for one in self.sessions]
+            looking = asyncio.create_task(self._look(https[0]))
             while not self.saved:  # from then on there is something to lose
                 await asyncio.sleep(0.01)
             await asyncio.sleep(seconds)
@@ -82,9 +93,10 @@ class Campaign:
             self.killed = time.time()
             await asyncio.gather(*clients, looking)
 
-    async def _client(self, http: httpx2.AsyncClient, session: Session) -> None:
+    async def _client(self, https: Sequence[httpx2.AsyncClient], session: Session) -> None:
         try:
-            while True:
+            while not self.killed:
+                http = self.rng.choice(https)
                 if session.told and self.rng.random() < ENDS:
                     # Whether they are there is not known until the reply comes.
                     session.unsure |= set(session.told)
@@ -162,7 +174,7 @@ def campaign(model: Path, folder: Path, kills: int, seed: int) -> list[dict[str,
                     print(found[-1], flush=True)
                 seconds = rng.uniform(0.01, 3 * SAVE_EVERY)
                 if number < kills:
-                    asyncio.run(one.until_killed(url, process, seconds))
+                    asyncio.run(one.until_killed([url], process, seconds))
         except RuntimeError:
             found.append({"open": 0, "seconds": seconds})
             print("the folder did not open", flush=True)
@@ -170,20 +182,36 @@ def campaign(model: Path, folder: Path, kills: int, seed: int) -> list[dict[str,
     return found
 
 
+def shared_campaign(model: Path, folder: Path, kills: int, seed: int) -> list[dict[str, Any]]:
+    """The same of one of two servers on one folder, of which the other one goes on."""
+    rng, found = random.Random(seed), list[dict[str, Any]]()
+    one, options = Campaign(rng), (*OPTIONS, "--shared", "--folder", str(folder / "kept"))
+    with serving(model, *options) as (other, _):
+        for _ in range(kills):
+            with serving(model, *options) as (url, process):
+                seconds = rng.uniform(0.01, 3 * SAVE_EVERY)
+                asyncio.run(one.until_killed([url, other], process, seconds))
+                found.append({"open": 1, "seconds": seconds, **one.judge(other)})
+                print(found[-1], flush=True)
+    return found
+
+
 def main() -> int:
     """Command line; 1 where anything was found."""
     parser = Parser(__doc__)
     parser.add_argument("--kills", type=whole(), default=20)
+    parser.add_argument("--shared", action="store_true", help="one of two servers on one folder")
     parser.add_seed()
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         model = save_tiny(Path(place) / "tiny")
-        found = campaign(model, Path(place), args.kills, args.seed)
+        run_one = shared_campaign if args.shared else campaign
+        found = run_one(model, Path(place), args.kills, args.seed)
     names = ("open", "told", "early", "foreign", "back", "late", "evicted")
     total = {name: sum(one.get(name, 0) for one in found) for name in names}
     most = {name: max(one.get(name, 0.0) for one in found) for name in ("oldest", "age")}
     row = {"kills": args.kills, **total, **most, "save_every": SAVE_EVERY}
-    settings = {"options": " ".join(OPTIONS), "sessions": SESSIONS}
+    settings = {"options": " ".join(OPTIONS), "sessions": SESSIONS, "shared": args.shared}
     conditions = rows.conditions(None, seed=args.seed, settings=settings)
     rows.append("serving_kills", {**conditions, **row})
     print(row)

@@ -43,12 +43,14 @@ def save_tiny(folder: Path) -> Path:
 
 
 @contextmanager
-def serving(model: Path, *options: str) -> Iterator[tuple[str, psutil.Process]]:
-    """A server that runs inside; gives its address and its process."""
+def serving(model: Path | None, *options: str) -> Iterator[tuple[str, psutil.Process]]:
+    """A server that runs inside, of the small model for None; gives its address and its process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["cmr", "serve", "--model", str(model), "--port", str(port), *options]
+    words = ["cmr", "serve", "--port", str(port), *options]
+    if model is not None:
+        words += ["--model", str(model)]
     # A fork begins with all that has been imported: a server that is begun twenty times takes
     # seconds for that each time otherwise.
     process = multiprocessing.get_context("fork").Process(target=_serve, args=(words,))

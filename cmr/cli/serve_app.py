@@ -35,6 +35,17 @@ def serve(
         typer.Option(help="Where the memory is kept, and taken up again. Without it, it ends with "
                      "the server."),
     ] = None,
+    shared: Annotated[
+        bool,
+        typer.Option("--shared", help="Other servers keep sessions in --folder, too: each session "
+                     "is at home in one of them, and comes when it is asked for."),
+    ] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Have Ray Serve run it, as several replicas; --shared.")
+    ] = False,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="How many, with --ray.  [default: 2]")
+    ] = None,
     key_file: KeyFileOption = None,
     save_every: Annotated[float, typer.Option(min=0.1, help="Seconds between saves.")] = 30.0,
     window: WindowOption = None,
@@ -58,13 +69,34 @@ def serve(
     sessions: Annotated[
         int | None, typer.Option(min=1, help="Sessions of a tenant at once.")
     ] = None,
+    upstream: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="A server with OpenAI's endpoints that answers, such as "
+                     "http://127.0.0.1:8001/v1; --model keeps and searches the memory. Its key is "
+                     "taken from CMR_UPSTREAM_KEY."),
+    ] = None,
+    upstream_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What that server calls its model.")
+    ] = None,
+    upstream_timeout: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Seconds of silence after which it is given up.  [default: 60]"),
+    ] = None,
+    upstream_extra_body: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="Fields that each request to it has beside the others."),
+    ] = None,
 ) -> None:  # fmt: skip
     """Serve a memory for many people, by the endpoints that OpenAI's clients know."""
     # Before anything else is a local: all options by name.
     options = dict(locals())
-    from cmr.cli.serve import Serving, run
+    from cmr.cli.serve import Serving, run, run_replicas
 
-    run(Serving.parse(**options))
+    options.pop("ray"), options.pop("replicas")
+    if ray or replicas is not None:
+        run_replicas(options, ray, replicas)
+    else:
+        run(Serving.parse(**options))
 
 
 def serve_key(

@@ -45,7 +45,13 @@ def _turn(asked: Asked, action: str, *ids: str) -> Iterator[list[str]]:
     done = "refused"
     try:
         with service.engine.alone(*names, seconds=service.settings.deadline):
-            yield names
+            try:
+                service.keeping.enter(*names)
+                yield names
+            finally:
+                if action:
+                    service.keeping.changed(*names)
+                service.keeping.leave(*names)
         done = "done"
     except Refusal:
         raise
@@ -54,27 +60,31 @@ def _turn(asked: Asked, action: str, *ids: str) -> Iterator[list[str]]:
         raise
     finally:
         if action:
-            service.keeping.changed()
             audit.info("tenant=%s action=%s sessions=%s %s",
                        asked.caller.tenant, action, ",".join(ids), done)  # fmt: skip
 
 
 @router.get("")
 def sessions(asked: Admin, limit: Most = 100, after: str | None = None) -> dict[str, Any]:
-    """The tenant's sessions, oldest first; `after` is the id behind which the list goes on."""
+    """The tenant's sessions, oldest first; `after` is the id behind which the list goes on.
+
+    Where servers share a folder they come by their ids, and `tokens` is null of one elsewhere.
+    """
     memory, own = asked.service.memory, asked.caller.name("")
     # Those that are made for one answer have a slash of their own.
-    ids = [name.removeprefix(own) for name in memory.sessions if name.startswith(own)]
+    ids = [name.removeprefix(own) for name in asked.service.keeping.names(asked.caller.tenant)]
     ids = [one for one in ids if not one.startswith("/")]
     if after is not None and after not in ids:
         raise Refusal(404, "session_not_found", "after: the id of a session expected")
     first = 0 if after is None else ids.index(after) + 1
-    shown = []
+    shown: list[dict[str, Any]] = []
     for one in ids[first : first + limit]:
         try:
             shown.append({"id": one, "tokens": memory.session(asked.caller.name(one)).tokens})
         except KeyError:
-            continue  # ended meanwhile
+            if asked.service.keeping.shared:
+                shown.append({"id": one, "tokens": None})
+            # Else it has ended meanwhile.
     return {"object": "list", "data": shown, "total": len(ids)}
 
 

@@ -19,14 +19,20 @@ from cmr.integration.memory import Memory
 from cmr.serving import administration, completions, health, page
 from cmr.serving.described import describe
 from cmr.serving.engines.batch_engine import BatchEngine
+from cmr.serving.engines.engine import Engine
 from cmr.serving.engines.making import Making
 from cmr.serving.engines.storing import Storing
+from cmr.serving.engines.turns import Turns
+from cmr.serving.engines.upstream.client import Upstream
+from cmr.serving.engines.upstream.engine import UpstreamEngine
 from cmr.serving.guard import Guard, reply_of
+from cmr.serving.homes.homes import Homes
 from cmr.serving.keeping import Keeping
 from cmr.serving.keys import Keys
 from cmr.serving.limits import Limits
 from cmr.serving.prompts import Prompts
 from cmr.serving.refusals import Refusal, refusal_of
+from cmr.serving.responses import endpoint
 from cmr.serving.service import Service
 from cmr.serving.settings import ServerSettings
 from cmr.serving.watching import Watch
@@ -43,6 +49,8 @@ def create_app(
     keys: Path | None = None,
     folder: Path | None = None,
     key: bytes | str | None = None,
+    upstream: Upstream | None = None,
+    shared: bool = False,
 ) -> FastAPI:
     """The application; what it runs begins and ends with its lifespan, the memory stays attached.
 
@@ -56,9 +64,14 @@ def create_app(
         keys: file of the keys; None: nobody needs one.
         folder: where the memory is kept; None: nowhere.
         key: encrypts the folder.
+        upstream: another server that answers; the model here keeps and searches the memory alone.
+            None: the model here answers.
+        shared: other servers keep sessions in the folder, too. The memory has none yet: each comes
+            here when it is asked for.
 
     Raises:
-        ConfigError: the memory is not attached as it must be, or a file of keys that is none.
+        ConfigError: the memory is not attached as it must be, a file of keys that is none, or a
+            folder that cannot be shared.
     """
     settings = settings or ServerSettings()
     config = memory.config
@@ -67,39 +80,62 @@ def create_app(
             "memory: attached with remember='all' and unnamed='refuse' expected, got "
             f"{config.remember!r} and {config.unnamed!r}"
         )
+    if shared and (folder is None or memory.sessions):
+        raise cmr.ConfigError("shared: a folder, and a memory without sessions, expected")
     known = Keys(keys)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        keeping = Keeping(memory, folder, key, settings.save_every)
-        keeping.start()
-        making = Making(memory, settings.sessions)
-        engine = BatchEngine(
-            model,
-            memory,
-            storing,
-            making,
-            tokenizer,
-            rows=settings.rows,
-            tokens=settings.batch_tokens,
-            waiting=settings.queue,
-            lanes=settings.lanes,
-            changed=keeping.changed,
-        )
-        positions = getattr(model.config, "max_position_embeddings", None)
+        keeping: Keeping
+        if shared and folder is not None:
+            keeping = homes = Homes(memory, folder, key, settings.save_every)
+            turns = homes.turns = Turns(settings.queue, homes.here)
+        else:
+            keeping, turns = (
+                Keeping(memory, folder, key, settings.save_every),
+                Turns(settings.queue),
+            )
+        making = Making(memory, settings.sessions, keeping)
+        positions = None if upstream else getattr(model.config, "max_position_embeddings", None)
+        prompts = Prompts(tokenizer, settings.max_prompt, positions, tools=upstream is None)
+        engine: Engine
+        if upstream is None:
+            engine = BatchEngine(
+                model,
+                memory,
+                storing,
+                making,
+                tokenizer,
+                rows=settings.rows,
+                tokens=settings.batch_tokens,
+                turns=turns,
+                lanes=settings.lanes,
+                changed=keeping.changed,
+            )
+        else:
+            engine = UpstreamEngine(
+                upstream,
+                memory,
+                making,
+                prompts,
+                at_once=settings.rows * settings.lanes,
+                turns=turns,
+                changed=keeping.changed,
+            )
         service = app.state.service = Service(
             name=name,
             began=int(time.time()),
             memory=memory,
             engine=engine,
             making=making,
-            prompts=Prompts(tokenizer, settings.max_prompt, positions),
+            prompts=prompts,
             keys=known,
             limits=Limits(settings.rate, settings.at_once),
             settings=settings,
             watch=Watch(model, engine, keeping),
             keeping=keeping,
         )
+        keeping.start()
         try:
             yield
         finally:
@@ -113,7 +149,7 @@ def create_app(
     app = FastAPI(title="cmr", version=cmr.__version__, lifespan=lifespan, docs_url=None,
                   redoc_url=None)  # fmt: skip
     app.add_middleware(Guard)
-    for part in (completions, administration, health, page):
+    for part in (completions, endpoint, administration, health, page):
         app.include_router(part.router)
     describe(app)
     app.add_exception_handler(CMRError, _refused)
@@ -129,9 +165,10 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     """Where a body is wrong and what was expected; what was given is not repeated."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])[:200]
-    return reply_of(Refusal(400, "invalid", f"{where}: {first['msg']}"))
+    # The one that is told furthest inside: of a text or a list, the text is always wrong, too.
+    told = max(error.errors(), key=lambda one: len(one["loc"]))
+    where = ".".join(str(part) for part in told["loc"])[:200]
+    return reply_of(Refusal(400, "invalid", f"{where}: {told['msg']}"))
 
 
 async def _unknown(_: Request, error: Exception) -> JSONResponse:

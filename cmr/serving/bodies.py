@@ -34,11 +34,12 @@ class Body(BaseModel):
         for value in vars(self).values():
             for text in value if isinstance(value, list) else [value]:
                 if isinstance(text, str):
-                    _require_whole(text)
+                    require_whole(text)
         return self
 
 
-def _require_whole(text: str) -> None:
+def require_whole(text: str) -> None:
+    """Raises ValueError for a text with half a character."""
     # JSON can write halves of characters, which no tokenizer takes.
     if _HALF.search(text):
         raise ValueError("a text holds half a character (a lone surrogate)")
@@ -47,7 +48,7 @@ def _require_whole(text: str) -> None:
 def _require_plain(value: Any, deep: int = DEEP) -> None:
     """Raises ValueError for JSON with halves of characters, or deeper than templates write it."""
     if isinstance(value, str):
-        _require_whole(value)
+        require_whole(value)
     elif isinstance(value, (dict, list)):
         if not deep:
             raise ValueError(f"at most {DEEP} levels expected")
@@ -161,21 +162,39 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class Wanted(Body):
-    """What both kinds of completion take; see docs/serving.md."""
+class Remembered(Body):
+    """What everything that is answered takes; see docs/serving.md."""
 
     model: str | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Number | None = None
-    stop: str | list[str] | None = None
     stream: bool = False
-    stream_options: StreamOptions | None = None
     user: SessionId | None = None
     memory: Literal["off", "read", "read_write"] = "read_write"
     blocks: Annotated[int, Field(ge=0, le=MOST_BLOCKS)] | None = None
     ephemeral: bool = False
+
+    @model_validator(mode="after")
+    def _one_memory(self) -> Remembered:
+        if self.memory == "off" and (self.blocks is not None or self.ephemeral):
+            raise ValueError("memory 'off': neither blocks nor ephemeral go with it")
+        if self.memory == "read" and self.ephemeral:
+            raise ValueError("memory 'read': an ephemeral session has nothing to read")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts in front of which the answer ends."""
+        return ()
+
+
+class Wanted(Remembered):
+    """What both kinds of completion take."""
+
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: str | list[str] | None = None
+    stream_options: StreamOptions | None = None
     # Fields that clients send with the one value that is served.
     n: Literal[1] = 1
     presence_penalty: Literal[0] | None = None
@@ -193,10 +212,6 @@ class Wanted(Body):
     def _fits(self) -> Wanted:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: only where stream is true")
-        if self.memory == "off" and (self.blocks is not None or self.ephemeral):
-            raise ValueError("memory 'off': neither blocks nor ephemeral go with it")
-        if self.memory == "read" and self.ephemeral:
-            raise ValueError("memory 'read': an ephemeral session has nothing to read")
         return self
 
     @property

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import re
-import secrets
-from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Header, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
 
-from cmr.serving.answer import Answer
-from cmr.serving.bodies import SESSION, ChatBody, TextBody, Wanted
-from cmr.serving.described import KEYED, replies
-from cmr.serving.engines.job import Ended, Event, Job
-from cmr.serving.keys import Caller
-from cmr.serving.refusals import Refusal
+from cmr.serving.beginning import Begun, SessionHeader, Use, begin, require_model, said_in, streamed
+from cmr.serving.bodies import ChatBody, TextBody, Wanted
+from cmr.serving.described import ANSWERED, KEYED, replies
+from cmr.serving.engines.job import Said
 from cmr.serving.replies import Form, gathered
-from cmr.serving.service import Asked, Service, allowed
+from cmr.serving.service import Asked, Service
 
 router = APIRouter(prefix="/v1", responses=replies(*KEYED))
-ANSWERED = replies(404, 409, 504, 507, kind="text/event-stream")
-Use = Annotated[Asked, Depends(allowed("use"))]
-SessionHeader = Annotated[str | None, Header(alias="X-Session-Id")]
 
 
 @router.get("/models")
@@ -33,10 +24,10 @@ def models(asked: Use) -> dict[str, Any]:
     return {"object": "list", "data": [_model(asked.service)]}
 
 
-@router.get("/models/{name}", responses=replies(404))
+@router.get("/models/{name:path}", responses=replies(404))
 def model(asked: Use, name: str) -> dict[str, Any]:
     """What is known of the model."""
-    _require_model(asked.service, name)
+    require_model(asked.service, name)
     return _model(asked.service)
 
 
@@ -45,9 +36,10 @@ async def chat(
     asked: Use, request: Request, body: ChatBody, x_session_id: SessionHeader = None
 ) -> Response:
     """Answer a conversation, in the memory of its session."""
-    messages = [message.to_dict() for message in body.messages]
-    ids = partial(asked.service.prompts.of_messages, messages, tools=body.offered)
-    return await _answered(asked, request, body, x_session_id, body.length, ids)
+    said = said_in(body.messages, body.offered)
+    ids = partial(asked.service.prompts.of_messages, said.turns, tools=said.tools)
+    begun = await begin(asked, request, body, x_session_id, body.length, ids, said)
+    return await _answered(asked, body, begun)
 
 
 @router.post("/completions", responses=ANSWERED)
@@ -56,102 +48,19 @@ async def completion(
 ) -> Response:
     """Go on with a text, in the memory of its session."""
     ids = partial(asked.service.prompts.of_text, body.prompt)
-    return await _answered(asked, request, body, x_session_id, body.max_tokens, ids)
+    said = Said(text=body.prompt)
+    begun = await begin(asked, request, body, x_session_id, body.max_tokens, ids, said)
+    return await _answered(asked, body, begun)
 
 
-async def _answered(
-    asked: Asked,
-    request: Request,
-    body: Wanted,
-    header: str | None,
-    wanted: int | None,
-    prompt: Callable[[int, bool], tuple[int, ...]],
-) -> Response:
-    """The reply: `prompt` gives its ids, by how many tokens may come and whether without memory."""
-    service, length = asked.service, _length(asked.service, wanted)
-    _require_model(service, body.model)
-    session = _session(body, header)
-    ids = await asyncio.get_running_loop().run_in_executor(
-        service.encoding, prompt, length, body.memory == "off"
-    )
-    job = _job(asked, body, session, ids, length)
-    answer = Answer(service.engine, job, service.settings.deadline, request.is_disconnected)
-    # Also where the client leaves before the first event is asked for.
-    asked.after.callback(answer.cancel)
-    calls = isinstance(body, ChatBody) and bool(body.offered)
-    form = Form(isinstance(body, ChatBody), service.name, session, job, calls)
-    events = _watched(service, job, answer.events())
+async def _answered(asked: Asked, body: Wanted, begun: Begun) -> Response:
+    form = Form(isinstance(body, ChatBody), asked.service.name, begun.session, begun.job)
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage
-        # Proxies that gather a reply before they pass it on would make a stream of none.
-        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        stream = form.stream(events, usage)
-        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
-    text, ended = await gathered(events)
+        return streamed(form.stream(begun.events, usage))
+    text, ended = await gathered(begun.events)
     return JSONResponse(form.whole(text, ended))
-
-
-async def _watched(
-    service: Service, job: Job, events: AsyncIterator[Event]
-) -> AsyncIterator[Event]:
-    async for event in events:
-        if isinstance(event, Ended):
-            service.watch.answer(job, event)
-        yield event
 
 
 def _model(service: Service) -> dict[str, Any]:
     return {"id": service.name, "object": "model", "created": service.began, "owned_by": "cmr"}
-
-
-def _require_model(service: Service, name: str | None) -> None:
-    if name not in (None, service.name):
-        raise Refusal(404, "model_not_found", f"this server has the model {service.name!r} alone")
-
-
-def _length(service: Service, wanted: int | None) -> int:
-    most = service.settings.max_tokens
-    if wanted is not None and wanted > most:
-        raise Refusal(400, "max_tokens", f"max_tokens: at most {most} expected, got {wanted}")
-    return most if wanted is None else wanted
-
-
-def _session(body: Wanted, header: str | None) -> str | None:
-    """The id of the session that is meant; raises `Refusal` where that is not said, or twice."""
-    if header is not None and not re.fullmatch(SESSION, header):
-        raise Refusal(400, "session", "X-Session-Id: 1 to 128 letters, digits and ._@+:- expected, "
-                                      "no dot or colon first")  # fmt: skip
-    if None not in (header, body.user) and header != body.user:
-        raise Refusal(400, "session", "X-Session-Id and user name two sessions")
-    found = header or body.user
-    if body.memory == "off":
-        return None
-    if found is None and not body.ephemeral:
-        raise Refusal(
-            400, "session_missing",
-            "whose memory? Give the header X-Session-Id or the field user, or "
-            "\"ephemeral\": true or \"memory\": \"off\"",
-        )  # fmt: skip
-    return found
-
-
-def _job(asked: Asked, body: Wanted, session: str | None, ids: tuple[int, ...], length: int) -> Job:
-    once = session is None and body.memory != "off"
-    return Job(
-        ids=ids,
-        session=_name(asked.caller, session) if body.memory != "off" else None,
-        mode=body.memory,
-        ephemeral=body.ephemeral,
-        once=once,
-        blocks=body.blocks,
-        max_tokens=length,
-        temperature=body.temperature or 0.0,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        seed=body.seed,
-        stops=body.stops,
-    )
-
-
-def _name(caller: Caller, session: str | None) -> str:
-    # A slash is in no id: what is made for one answer is never a session that somebody names.
-    return caller.name(f"/{secrets.token_hex(16)}" if session is None else session)

@@ -36,6 +36,7 @@ MEANINGS = {
     415: "A body of another type than application/json",
     429: "Too many requests, waiting ones or sessions",
     500: "The server failed at the request",
+    502: "The server that runs the model, where that is another one, failed at the request",
     503: "The server cannot do it now",
     504: "The answer was not complete in time",
     507: "The memory has no room for it",
@@ -52,6 +53,10 @@ def replies(*refusals: int, kind: str | None = None) -> dict[int | str, dict[str
         status: {"description": MEANINGS[status], "model": ErrorBody} for status in sorted(refusals)
     }
     return found if kind is None else {200: {"content": {kind: {}}}, **found}
+
+
+ANSWERED = replies(404, 409, 502, 504, 507, kind="text/event-stream")
+"""The same of those that answer by the model."""
 
 
 def describe(app: FastAPI) -> None:

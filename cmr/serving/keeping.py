@@ -1,4 +1,7 @@
-"""The memory is kept in a folder: now and then, and when the server ends."""
+"""The memory is kept in a folder: now and then, and when the server ends.
+
+Where several servers share the folder it is kept session by session, see `homes`.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,11 @@ class Keeping:
         saves: how many were done.
         failures: how many could not be.
         failed: the kind of the last save's error; '' where there was none.
+        shared: whether other servers keep sessions in the same folder.
         saved_until: Unix time; what was stored until then is in the folder; 0 before the first.
     """
+
+    shared = False
 
     def __init__(
         self, memory: Memory, folder: Path | None, key: bytes | str | None, every: float
@@ -42,9 +48,22 @@ class Keeping:
         if self._folder is not None:
             self._thread.start()
 
-    def changed(self) -> None:
-        """Something may have been stored or forgotten since the last save."""
+    def changed(self, *sessions: str) -> None:
+        """Something may have been stored in them or forgotten since the last save.
+
+        In one folder all are saved at once, whichever they are.
+        """
         self._dirty = True
+
+    def enter(self, *sessions: str) -> None:
+        """Have sessions here, whose turn it is: in one folder of one's own they always are."""
+
+    def leave(self, *sessions: str) -> None:
+        """The turn of sessions is over."""
+
+    def names(self, tenant: str) -> list[str]:
+        """Names of a tenant's sessions, oldest first."""
+        return [name for name in self._memory.sessions if name.startswith(f"{tenant}/")]
 
     def close(self) -> None:
         """Save what has changed, for the last time."""
@@ -64,7 +83,7 @@ class Keeping:
             # Before the save: what comes while it runs belongs to the next one.
             self._dirty, began = False, time.time()
             try:
-                report = self._memory.save(self._folder, key=self._key)
+                blocks, size = self._write()
             except Exception as error:
                 self._dirty, self.failed = True, type(error).__name__
                 self.failures += 1
@@ -72,4 +91,10 @@ class Keeping:
                 return
             self.saves, self.failed, self.saved_until = self.saves + 1, "", began
             log.info("saved %d blocks, %d bytes written, in %.2f s",
-                     report.blocks, report.bytes_written, report.seconds)  # fmt: skip
+                     blocks, size, time.time() - began)  # fmt: skip
+
+    def _write(self) -> tuple[int, int]:
+        """Save; returns how many blocks are in the folder, and the bytes that were written."""
+        assert self._folder is not None
+        report = self._memory.save(self._folder, key=self._key)
+        return report.blocks, report.bytes_written

@@ -17,10 +17,14 @@ class Prompts:
         most: tokens of a prompt, at most.
         positions: that the model itself can tell apart; None: any number. With memory they are no
             limit, as a prompt goes through the window in pieces.
+        tools: whether this model is the one that is told of tools.
     """
 
-    def __init__(self, tokenizer: Any, most: int, positions: int | None) -> None:
+    def __init__(
+        self, tokenizer: Any, most: int, positions: int | None, tools: bool = True
+    ) -> None:
         self._tokenizer, self._most, self._positions = tokenizer, most, positions
+        self._tools = tools
         # Tokenizers change themselves while they are called in some ways.
         self._lock = threading.Lock()
 
@@ -40,6 +44,7 @@ class Prompts:
             Refusal: the model has no chat template, the template does not take the messages, it
                 says nothing of tools, or the ids are too long.
         """
+        tools = tools if self._tools else ()
         # The template has written the special tokens already.
         text = self._written(messages, begins_answer=True, tools=list(tools) or None)
         if tools and text == self._written(messages, begins_answer=True):
@@ -49,10 +54,11 @@ class Prompts:
 
     def of_said(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         """Ids of a conversation that is to be remembered; see `of_messages`."""
-        text = self._written(messages, begins_answer=False)
-        with self._lock:
-            ids = self._tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"]
-        return tuple(ids)
+        return self._plain(self._written(messages, begins_answer=False))
+
+    def length(self, text: str) -> int:
+        """How many tokens a text has by itself."""
+        return len(self._plain(text))
 
     def of_text(self, text: str, answer: int, bare: bool) -> tuple[int, ...]:
         """Ids of a text that the model is to go on with; see `of_messages`."""
@@ -65,6 +71,13 @@ class Prompts:
         if not ids:
             raise Refusal(400, "empty", "text: at least one token expected")
         return ids
+
+    def _plain(self, text: str) -> tuple[int, ...]:
+        """Ids of a text that has all its special tokens, or is to have none."""
+        with self._lock:
+            return tuple(
+                self._tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"]
+            )
 
     def _written(
         self, messages: Sequence[Mapping[str, Any]], begins_answer: bool, tools: Any = None

@@ -12,7 +12,7 @@ class ServerSettings(check.Checked):
     """Limits of a server.
 
     Attributes:
-        rows: requests of a batch, at most.
+        rows: requests of a batch, at most; so many for each lane are with another server at once.
         batch_tokens: of a batch's prompts with their padding; one alone may have more.
         lanes: batches under way at once, whose forwards take turns.
         queue: requests that may wait.

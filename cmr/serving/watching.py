@@ -12,7 +12,7 @@ from torch import nn
 from cmr.monitoring.monitor import CMRPerformanceMonitor
 from cmr.monitoring.prometheus import MemoryFigures, MonitorFigures
 from cmr.serving.engines.engine import Engine
-from cmr.serving.engines.job import Ended, Job
+from cmr.serving.engines.job import Ended
 from cmr.serving.keeping import Keeping
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120)
@@ -43,10 +43,10 @@ class Watch:
         """A request was replied to."""
         self._requests.labels(endpoint, str(status)).inc()
 
-    def answer(self, job: Job, ended: Ended) -> None:
+    def answer(self, ended: Ended) -> None:
         """An answer was given."""
         self._answers.labels(ended.reason).inc()
-        self._tokens.labels("prompt").inc(len(job.ids))
+        self._tokens.labels("prompt").inc(ended.prompt)
         self._tokens.labels("answer").inc(ended.tokens)
         self._tokens.labels("recalled").inc(sum(passage.tokens for passage in ended.recalled))
         if ended.recalled:

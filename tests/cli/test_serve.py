@@ -24,6 +24,7 @@ def test_what_cannot_be_served_is_told_before_a_model_is_loaded(cmr, tmp_path: P
     others = tmp_path / "others"
     others.mkdir()
     (others / "letter.txt").write_text("mine")
+    other = ("--upstream", "http://127.0.0.1:8001", "--upstream-model", "m")
     for words, told in (
         (("--host", "0.0.0.0"), "cmr serve-key"),
         (("--host", "example.org"), "cmr serve-key"),
@@ -31,6 +32,18 @@ def test_what_cannot_be_served_is_told_before_a_model_is_loaded(cmr, tmp_path: P
         (("--key-file", others / "letter.txt"), "--folder"),
         (("--folder", others), "other files"),
         (("--budget", "many"), "--budget"),
+        (("--replicas", "2"), "--ray, which is not given"),
+        (("--ray",), "--folder and --shared"),
+        (("--ray", "--shared", "--folder", others), "letter.txt"),
+        (("--shared",), "--folder, which is not given"),
+        (("--shared", "--folder", others), "letter.txt"),
+        (("--upstream-model", "m"), "--upstream, which is not given"),
+        (("--upstream", "http://127.0.0.1:8001"), "--upstream-model NAME"),
+        (("--upstream", "nowhere", "--upstream-model", "m"), "--upstream: "),
+        ((*other, "--upstream-extra-body", "[]"), "a JSON object"),
+        ((*other, "--upstream-extra-body", '{"stream": true}'), "stream"),
+        ((*other, "--memory-weight", "0.5"), "--memory-weight"),
+        (other, "--model"),
         ((), "--model"),
     ):
         found = cmr("serve", *missing, *words)

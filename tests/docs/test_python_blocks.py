@@ -22,6 +22,7 @@ NOT_RUN = {
     "docs/platforms.md#1": "torchrun starts it in several processes, as "
     "tests/integration/decoder/test_tensor_parallel.py does",
     "docs/serving.md#1": "a server must run that it asks, as in tests/serving/test_answers.py",
+    "docs/serving.md#2": "a server must run that it asks, as in tests/serving/test_responses.py",
 }
 """Block (file and number) to the reason why it cannot run."""
 READ_ON = {"docs/models.md"}

@@ -17,6 +17,7 @@ import uvicorn
 import cmr
 from cmr.serving.app import create_app
 from cmr.serving.engines.storing import Storing
+from cmr.serving.engines.upstream.client import Upstream
 from cmr.serving.service import Service
 from cmr.serving.settings import ServerSettings
 
@@ -75,12 +76,14 @@ def served(
     folder: Path | None = None,
     attached: dict[str, Any] | None = None,
     name: str = "tiny",
+    upstream: Upstream | None = None,
+    shared: bool = False,
 ) -> Iterator[Served]:
     """A server that runs inside; a folder with a memory is loaded."""
     storing = Storing()
     more: dict[str, Any] = {"tokenizer": tokenizer, "keep": storing, **ATTACHED}
     more |= READS if attached is None else attached
-    begun = folder is not None and folder.exists()
+    begun = folder is not None and folder.exists() and not shared
     memory = cmr.load(folder, model, **more) if begun else cmr.attach(model, **more)
     with memory:
         app = create_app(
@@ -92,6 +95,8 @@ def served(
             settings=settings or ServerSettings(max_tokens=64, drain=5.0),
             keys=keys,
             folder=folder,
+            upstream=upstream,
+            shared=shared,
         )
         config = uvicorn.Config(app, port=0, access_log=False, log_config=None)
         server = uvicorn.Server(config)

@@ -33,6 +33,7 @@ OPERATIONS = (
     "GET /v1/models/{name}",
     "POST /v1/chat/completions",
     "POST /v1/completions",
+    "POST /v1/responses",
     "GET /v1/memory/sessions",
     "DELETE /v1/memory/sessions/{id}",
     "POST /v1/memory/sessions/{id}/fork",

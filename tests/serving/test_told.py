@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 import cmr
+from cmr.serving.engines import batch_engine
 from tests.serving.served import Served, until
 
 TOLD = "The gate code of {} is {}. "
@@ -79,3 +82,64 @@ def test_what_cannot_be_stored_is_not_said_to_be_remembered(
         refused = server.say("Hello", "ben", max_tokens=2)
     assert refused.status_code == 507 and "ben" not in refused.text
     assert hers[0].status_code == 200 and "Hello" in server.stored()
+
+
+@pytest.fixture
+def gathered(server: Served, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Requests that come within 0.3 s are one batch; how many each batch has."""
+    monkeypatch.setattr(batch_engine, "GATHER", 0.3)
+    for _ in range(2):  # each lane still waits as long as it was told before
+        server.say("Hello", None, memory="off", max_tokens=1)
+    server.idle()
+    sizes: list[int] = []
+    own = batch_engine.BatchEngine._generate
+
+    def noted(self: Any, batch: Any) -> None:
+        sizes.append(len(batch))
+        own(self, batch)
+
+    monkeypatch.setattr(batch_engine.BatchEngine, "_generate", noted)
+    return sizes
+
+
+def test_the_next_request_waits_for_its_own_row_alone(
+    tiny: tuple[Any, Any], server: Served, gathered: list[int]
+) -> None:
+    with slowed(tiny[0], 0.05), asking(server, "Go on", "ben", max_tokens=60) as long:
+        assert server.say(TOLD.format("anna", 4712), max_tokens=2).status_code == 200
+        assert gathered == [2] and not long
+        found = server.say("Which code?", max_tokens=2).json()["memory"]["recalled"]
+        assert "4712" in "".join(one["text"] for one in found) and not long
+        # A session is not taken away from a batch that has it.
+        assert server.http.delete("/v1/memory/sessions/anna").status_code == 200 and long
+        assert long[0].status_code == 200 and long[0].json()["usage"]["completion_tokens"] == 60
+    server.idle()
+    assert "Go on" in server.stored("ben")
+
+
+def test_what_is_stored_is_the_same_in_whichever_batches(server: Served) -> None:
+    names, lengths = ("anna", "ben", "carl"), (1, 12, 3, 30, 2)
+
+    def chat(name: str) -> None:
+        said: list[dict[str, str]] = []
+        for number in range(len(lengths)):
+            length = lengths[(number + names.index(name)) % len(lengths)]
+            said.append({"role": "user", "content": f"{name} says {number}. " * 2})
+            reply = server.say("", name, messages=said, max_tokens=length, blocks=0,
+                               temperature=1.0, seed=number)  # fmt: skip
+            said.append(reply.json()["choices"][0]["message"])
+
+    def stored() -> dict[str, str]:
+        server.idle()
+        # Where a block ends inside of a character, signs for broken ones stand there.
+        return {name: re.sub("[^ -~]", "", server.stored(name)) for name in names}
+
+    for name in names:
+        chat(name)
+    alone = stored()
+    assert all(alone[name].count(f"{name} says 3. ") == 2 for name in names)
+    for _ in range(2):
+        server.memory.clear()
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(chat, names))
+        assert stored() == alone

@@ -38,6 +38,32 @@ def test_a_session_has_one_turn_at_a_time_in_order() -> None:
     assert turns.take(together, 8, 0.0) == [third]
 
 
+def test_who_has_been_answered_lets_the_next_in_and_nobody_alone() -> None:
+    turns, inside = Turns(8), threading.Event()
+    first, other = ticket(turns, "a"), ticket(turns, "b")
+    assert turns.take(together, 8, 0.0) == [first, other]
+    second = ticket(turns, "a")
+    turns.answered(first)
+    assert turns.take(together, 8, 0.0) == [second]
+    turns.answered(second)
+
+    def alone() -> None:
+        with turns.alone("a", seconds=5):
+            inside.set()
+
+    thread = threading.Thread(target=alone)
+    thread.start()
+    while not turns._waiting:
+        time.sleep(0.001)
+    third = ticket(turns, "a")
+    turns.done([second])
+    assert not inside.wait(0.1) and third in turns._waiting
+    turns.done([first, other])
+    assert inside.wait(5)
+    thread.join()
+    assert turns.take(together, 8, 0.0) == [third]
+
+
 @pytest.mark.parametrize(("pause", "wanted"), [(0.6, 9), (1.1, 1), (0.0, 16)])
 def test_a_batch_waits_while_others_come(
     monkeypatch: pytest.MonkeyPatch, pause: float, wanted: int

@@ -1,1 +1,1 @@
-"""What runs the model for many clients: `engine.py` is the face, `batch_engine.py` the first."""
+"""What answers many clients: `engine.py` is the face; the model runs here, or on another server."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -44,9 +44,9 @@ class BatchEngine:
         tokenizer: of the model; it must know a token that ends an answer.
         rows: of a batch, at most.
         tokens: of a batch's prompts with their padding, at most; one alone may have more.
-        waiting: jobs that may wait.
+        turns: the queue.
         lanes: batches under way at once.
-        changed: called when something may have been stored.
+        changed: called with names of sessions when something may have been stored in them.
 
     Raises:
         ConfigError: the tokenizer knows no token that ends an answer.
@@ -62,14 +62,14 @@ class BatchEngine:
         *,
         rows: int = 16,
         tokens: int = 16_384,
-        waiting: int = 64,
+        turns: Turns,
         lanes: int = 2,
-        changed: Callable[[], None] = lambda: None,
+        changed: Callable[..., None] = lambda *_: None,
     ) -> None:
         self._model, self._memory, self._storing = model, memory, storing
         self._tokenizer, self._ends = tokenizer, ends_of(model, tokenizer)
         self._rows, self._tokens, self._making = rows, tokens, making
-        self._turns, self._changed = Turns(waiting), changed
+        self._turns, self._changed = turns, changed
         self._lanes = [
             threading.Thread(target=self._work, name=f"cmr-lane-{lane}", daemon=True)
             for lane in range(lanes)
@@ -89,7 +89,7 @@ class BatchEngine:
 
     def submit(self, job: Job, tell: Tell) -> Ticket:
         """Take a job; see `Engine.submit`."""
-        ticket = Ticket(job, tell, self._turns.drop)
+        ticket = Ticket(job, tell, self._turns.drop, self._turns.answered)
         self._turns.put(ticket)
         return ticket
 
@@ -132,29 +132,13 @@ class BatchEngine:
             batch = []
             for ticket in tickets:
                 try:
-                    stack.enter_context(self._session(ticket.job))
+                    stack.enter_context(self._making.during(ticket.job))
                     batch.append(ticket)
                 except Exception as error:
                     _told(ticket, error)
             self._run(batch)
-            if any(ticket.job.mode == "read_write" for ticket in batch):
-                self._changed()
-
-    @contextmanager
-    def _session(self, job: Job) -> Iterator[None]:
-        """The session of a job is there; one that is the job's alone ends with it."""
-        if job.session is None:
-            yield
-            return
-        if job.mode == "read":
-            self._memory.session(job.session)  # nobody's memory is begun by looking at it
-        else:
-            self._making.make(job.session, job.ephemeral or None)
-        try:
-            yield
-        finally:
-            if job.once:
-                self._memory.forget(job.session, files=False)
+            if batch and batch[0].job.mode == "read_write":
+                self._changed(*(name for ticket in batch for name in ticket.sessions))
 
     def _run(self, batch: list[Ticket]) -> None:
         if not batch:
@@ -215,7 +199,7 @@ class BatchEngine:
         def finish(rows: Sequence[int]) -> None:
             handle.finish(rows)
             # Before their clients are told: the next save is to have it.
-            self._changed()
+            self._changed(*(handle.names[row] for row in rows))
 
         return finish
 

@@ -8,14 +8,19 @@ from contextlib import contextmanager
 
 from cmr.errors import CMRError, UnknownSessionError
 from cmr.integration.memory import Memory
+from cmr.serving.engines.job import Job
+from cmr.serving.keeping import Keeping
 from cmr.serving.refusals import Refusal
 
 
 class Making:
-    """Makes the sessions of a memory, `most` at once for each tenant; None: any number."""
+    """Makes the sessions of a memory, `most` at once for each tenant; None: any number.
 
-    def __init__(self, memory: Memory, most: int | None) -> None:
-        self._memory, self._most = memory, most
+    `keeping`: knows where they are.
+    """
+
+    def __init__(self, memory: Memory, most: int | None, keeping: Keeping) -> None:
+        self._memory, self._most, self._keeping = memory, most, keeping
         self._lock = threading.Lock()
 
     def make(self, session: str, ephemeral: bool | None = None) -> None:
@@ -37,6 +42,27 @@ class Making:
                 ) from None
 
     @contextmanager
+    def during(self, job: Job) -> Iterator[None]:
+        """The session of a job is there inside; one that is the job's alone ends with it.
+
+        Raises `Refusal` or `UnknownSessionError` where it cannot be had.
+        """
+        if job.session is None:
+            yield
+            return
+        self._keeping.enter(job.session)
+        try:
+            if job.mode == "read":
+                self._memory.session(job.session)  # nobody's memory is begun by looking at it
+            else:
+                self.make(job.session, job.ephemeral or None)
+            yield
+        finally:
+            if job.once and self._there(job.session):
+                self._memory.forget(job.session, files=False)
+            self._keeping.leave(job.session)
+
+    @contextmanager
     def new(self, session: str) -> Iterator[None]:
         """Inside, a session of this name may be made; raises `Refusal` where there is one."""
         with self._lock:
@@ -53,7 +79,7 @@ class Making:
         return True
 
     def _room(self, session: str) -> None:
-        tenant = session.partition("/")[0] + "/"
-        there = sum(name.startswith(tenant) for name in self._memory.sessions)
-        if self._most is not None and there >= self._most:
+        if self._most is None:
+            return
+        if len(self._keeping.names(session.partition("/")[0])) >= self._most:
             raise Refusal(429, "too_many_sessions", f"at most {self._most} sessions at once")

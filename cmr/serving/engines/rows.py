@@ -121,6 +121,7 @@ class _Row:
         ticket.end(
             Ended(
                 self._reason,
+                len(ticket.job.ids),
                 self._tokens,
                 tuple(best),
                 ticket.started - ticket.came,

@@ -23,8 +23,14 @@ class Ticket:
             run for it, and when it said its first token; 0 where that has not happened.
     """
 
-    def __init__(self, job: Job, tell: Tell, drop: Callable[[Ticket], None]) -> None:
-        self.job, self._tell, self._drop = job, tell, drop
+    def __init__(
+        self,
+        job: Job,
+        tell: Tell,
+        drop: Callable[[Ticket], None],
+        answered: Callable[[Ticket], None] = lambda _: None,
+    ) -> None:
+        self.job, self._tell, self._drop, self._answered = job, tell, drop, answered
         self.cancelled = self.begun = self.over = False
         self.came, self.started, self.spoke = time.perf_counter(), 0.0, 0.0
 
@@ -47,6 +53,8 @@ class Ticket:
     def end(self, ended: Ended) -> None:
         """The answer is complete."""
         self.over = True
+        # First of all: who is told may ask the next thing at once.
+        self._answered(self)
         self._hand_on(ended)
 
     def fail(self, error: Exception) -> None:

@@ -24,15 +24,17 @@ class _Alone:
 class Turns:
     """The queue of an engine. Who came first is first, but for sessions that somebody has.
 
-    `most`: how many may wait. The sessions of those that were taken are theirs until `done`.
+    `most`: how many may wait. `here`: whether a session can be had; who wants one that cannot waits
+    until `look` is called. The sessions of those that were taken are theirs until `done`.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most, self._changed = most, threading.Condition()
+    def __init__(self, most: int, here: Callable[[str], bool] = lambda _: True) -> None:
+        self._most, self._here, self._changed = most, here, threading.Condition()
         # One lane gathers at a time, or two would share what one batch could take.
         self._gathering = threading.Lock()
         self._waiting: list[Ticket | _Alone] = []
         self._taken: set[Ticket | _Alone] = set()
+        self._answered: set[Ticket | _Alone] = set()
         self._closed = False
         # What a batch took lately, in seconds: by that a client knows when to come again.
         self._usual = 1.0
@@ -54,6 +56,12 @@ class Turns:
                 raise Refusal(429, "queue_full", f"{self._most} requests wait already",
                               max(1, min(60, round(self._usual))))  # fmt: skip
             self._waiting.append(one)
+            self._grant()
+            self._changed.notify_all()
+
+    def look(self) -> None:
+        """Look again which sessions can be had."""
+        with self._changed:
             self._grant()
             self._changed.notify_all()
 
@@ -86,10 +94,17 @@ class Turns:
                     return found
             return []
 
+    def answered(self, one: Ticket) -> None:
+        """The next job of its session may be taken, while others of its batch go on."""
+        with self._changed:
+            self._answered.add(one)
+            self._changed.notify_all()
+
     def done(self, taken: Collection[Ticket | _Alone], seconds: float | None = None) -> None:
         """The turn of some is over; `seconds` is what their batch took."""
         with self._changed:
             self._taken.difference_update(taken)
+            self._answered.difference_update(taken)
             if seconds is not None:
                 self._usual += 0.3 * (seconds - self._usual)
             self._grant()
@@ -121,11 +136,15 @@ class Turns:
 
     def _free(self) -> Iterator[Ticket | _Alone]:
         """Those in the queue whose sessions nobody has and nobody in front of them waits for."""
-        had = {session for one in self._taken for session in one.sessions}
+        held = {session for one in self._taken for session in one.sessions}
+        had = {session for one in self._taken - self._answered for session in one.sessions}
         for one in self._waiting:
-            if had.isdisjoint(one.sessions):
+            # A row that is over is part of its batch still: its session is not to end under it.
+            busy = had if isinstance(one, Ticket) else held
+            if busy.isdisjoint(one.sessions) and all([self._here(name) for name in one.sessions]):
                 yield one
-            had.update(one.sessions)
+            for sessions in (had, held):
+                sessions.update(one.sessions)
 
     def _gather(
         self, fits: Callable[[list[Ticket], Ticket], bool], most: int, gather: float
