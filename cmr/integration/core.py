@@ -24,6 +24,7 @@ from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.identity import Identity
 from cmr.integration.layout import plan_layout
+from cmr.integration.requests.answers import Answers
 from cmr.integration.requests.chat_template import Template
 from cmr.integration.requests.failures import Failures
 from cmr.integration.requests.lock import FairLock
@@ -59,6 +60,7 @@ class Core:
         journal: notes what a change of the store or the sessions is about to overwrite.
         failures: what of it was left out of requests, as it failed.
         timing: tells whoever watches how long the stages of requests take.
+        answers: tells whoever steers what each request asked and got.
         lock: held by whoever runs a forward, or looks at the store or changes it.
         records: of the caches in use, which may hold copies of what was recalled.
         lasts: last forwards of threads, tasks and handles, which hold such copies, too.
@@ -87,6 +89,7 @@ class Core:
         self.template = None if tokenizer is None else Template.of(tokenizer)
         self._keep = keep
         self.timing = Timing()
+        self.answers = Answers(lambda n: self.name_of(n) if self.table.alive([n]) else "")
         self.failures = Failures(config.strict, self.timing)
         self.lock = FairLock(self._recover)
         self._forked = False

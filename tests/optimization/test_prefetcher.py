@@ -92,11 +92,11 @@ def test_a_session_that_ends_meanwhile_is_not_lifted(memory, monkeypatch) -> Non
         prefetcher.note([name])
     lift, asked = memory.lift, []
 
-    def ending(*names: str) -> int:
+    def ending(*names: str, **given) -> int:
         if not asked:
             memory.forget("carl")
         asked.append(names)
-        return lift(*names)
+        return lift(*names, **given)
 
     monkeypatch.setattr(memory, "lift", ending)
     prefetcher.prefetch()

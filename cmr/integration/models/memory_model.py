@@ -76,14 +76,15 @@ class MemoryModel(nn.Module):
         hooks: captures states, and takes hooks of your own; see `HookManager`.
 
     Raises:
-        ModelNotFoundError, ConfigError, UnsupportedModelError: see `load_backbone` and
-            `cmr.attach`.
+        ModelNotFoundError, ConfigError, UnsupportedModelError: see `load_backbone`, `cmr.attach`.
     """
 
     SCORING = "hybrid"
     """Scoring method where none is given."""
     MEASURED = False
     """Whether every forward gives `performance_stats`."""
+    STEERED = False
+    """Whether it steers its memory itself, where `optimization_config` says so."""
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class MemoryModel(nn.Module):
         # Modules are made in training mode; the decoder stays in the mode that it is in.
         self.training = bool(model.training)
         self.output_hidden_size = output_hidden_size
-        self.memory: Memory = attach(model, given.config, tokenizer=tokenizer)
+        self.memory: Memory = attach(model, given.attached(self.STEERED), tokenizer=tokenizer)
         core = self.memory._core
         caution_captured(core, given.captured)
         self._given, self._hidden = given, core.adapter.hidden
