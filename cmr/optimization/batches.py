@@ -12,9 +12,8 @@ import torch
 from cmr._fork import renew
 from cmr.config import checks as check
 
-
 LEAST_SAVED = 0.1
-"""Share of the tokens that must be saved for a batch to be split: putting outputs together costs."""
+"""Share of the tokens that must be saved for a batch to be split, as joining outputs costs, too."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class BatchProcessingOptimizer:
             attention_mask: the same shape; None: no padding, and all rows run together.
 
         Returns:
-            An output of the same kind, where the batch was split: tensors `[batch, tokens, ...]` put
+            Of a batch that was split an output of the same kind: tensors `[batch, tokens, ...]` put
             together in the order and place of the rows, everything else as the last micro-batch
             gave it, and no cache. Else the model's own.
         """
