@@ -110,7 +110,7 @@ def _over(of: dict[bool, list[float]]) -> dict[str, float]:
 def upkeep(
     model: Any, tokenizer: Any, ids: list[int], rounds: int, seed: int
 ) -> list[dict[str, Any]]:
-    """A row: requests at random moments, with upkeep that always has something to do or without."""
+    """A row: requests at random moments, with upkeep that has something to do, and without."""
     import cmr
 
     rng = random.Random(seed)
@@ -119,8 +119,7 @@ def upkeep(
     done = 0
     tiers = {"budget": 1_024, "working_budget": 4_096}
     with cmr.attach(model, tokenizer=tokenizer, **tiers) as memory:
-        for _ in range(2):  # twice, so that there are copies to be merged
-            memory.read(torch.tensor([ids[:1_536]]), sessions=["anna"])
+        memory.read(torch.tensor([ids[:1_536]]), sessions=["anna"])
         lock, waited = memory._core.lock, [0.0]
         wait = lock._wait
 
@@ -139,8 +138,10 @@ def upkeep(
             settings = {"enable_background_optimization": on}
             with cmr.CMRPerformanceOptimizer(model, settings, upkeep_seconds=0.05) as optimizer:
                 for _ in range(12):
+                    # A copy of what is stored, so that there is something to tidy up each time.
+                    at = rng.randrange(1_024)
+                    memory.read(torch.tensor([ids[at : at + 96]]), sessions=["anna"])
                     time.sleep(rng.expovariate(1 / BETWEEN))
-                    at = rng.randrange(1_500)
                     waited[0] = 0.0
                     began, own = time.perf_counter(), time.thread_time()
                     _ask(memory, tokenizer, "anna", ids[at : at + 12], tokens=4)

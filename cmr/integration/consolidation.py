@@ -66,6 +66,9 @@ def _merge(core: Core, between: Between) -> int:
     ring = core.ring
     names = ("token_ids", "positions", "session", "created", "successor")
     with core.lock:
+        began = ring.ledger.changes
+        if core.merged == began:  # nothing was stored or moved since no copy was left
+            return 0
         everywhere = torch.arange(ring.high_water)
         found = _columns(core, names, everywhere)
 
@@ -88,6 +91,8 @@ def _merge(core: Core, between: Between) -> int:
                 slots = goes[part][ring.ledger.number[goes[part]] == numbers[part]]
                 ring.empty(slots)
             gone += len(slots)
+    if not gone:
+        core.merged = began
     return gone
 
 

@@ -68,6 +68,7 @@ class Core:
         active: False while paused.
         home: the thread that attached the memory.
         consolidated: the store's clock when it was last tidied up.
+        merged: `ledger.changes` when it was last found to hold no copies; -1: never.
         forgotten: counts how often something was forgotten or expired.
         not_finite: tokens that left a window and were not stored, as their row was not finite.
         lost: tokens that left a window and could not be stored, as that failed too often.
@@ -134,6 +135,7 @@ class Core:
         self.on_forgotten: Callable[[set[int]], None] | None = None
         self.searches = self.recalls_made = 0
         self.consolidated = self.forgotten = self.not_finite = self.lost = 0
+        self.merged = -1
 
     def _recover(self) -> None:
         """Whoever takes the lock first finishes what an exception has left half-way."""

@@ -273,8 +273,7 @@ class MemoryUpkeep(MemoryView):
         numbers = [core.table.require(name) for name in sessions]
         core.recomputed.most = max(core.recomputed.most, most * len(numbers))
         alone = self._stepper.alone
-        # The most urgent one last: what was run last is kept longest.
-        return sum(run_ahead(core, n, most, alone, between) for n in reversed(numbers))
+        return sum(run_ahead(core, n, most, alone, between) for n in numbers)
 
     # -- files -----------------------------------------------------------------------------------
 

@@ -63,7 +63,13 @@ class FullCMRModel(MemoryModel):
     """
 
     SCORING = "attention_based"
-    STEERED = True
+    LOOKS_AT = (
+        "context_heads",
+        "criteria_weights",
+        "max_clusters",
+        "optimization",
+        "reconstruction_method",
+    )
     optimizer: CMRPerformanceOptimizer | None = None
 
     def __init__(

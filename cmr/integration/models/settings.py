@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cmr.config import STATE_METHODS, TOPICS, CMRConfig, OptimizationConfig, resolve
+from cmr.config import STATE_METHODS, TOPICS, CMRConfig, resolve
 from cmr.config import checks as check
 from cmr.errors import ConfigError
 from cmr.memory.buffer.layered import LayeredMemoryBuffer
@@ -27,10 +27,6 @@ class ModelSettings:
     buffer: dict[str, Any]
     captured: tuple[int, ...] | None
     asked: dict[str, Any]
-
-    def attached(self, steered: bool) -> CMRConfig:
-        """The memory's own settings; a class that is `steered` looks after the optimization."""
-        return replace(self.config, optimization=OptimizationConfig()) if steered else self.config
 
     def as_asked(self, config: CMRConfig) -> CMRConfig:
         """The memory's settings as a class like this one is to be given them."""
