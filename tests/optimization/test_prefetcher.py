@@ -171,3 +171,15 @@ def test_what_was_run_ahead_is_forgotten_with_the_session(far) -> None:
 
 def test_nothing_is_run_where_all_tiers_keep_states(memory) -> None:
     assert memory.prepare("anna", "ben") == 0
+
+
+def test_what_is_forgotten_meanwhile_is_not_run(far) -> None:
+    pieces = []
+
+    def between() -> None:
+        pieces.append(1)
+        if len(pieces) == 3:
+            far.forget("ben")
+
+    assert far.prepare("ben", between=between) == 2
+    assert len(pieces) > 3 and not far._core.recomputed._kept
