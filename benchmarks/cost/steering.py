@@ -8,7 +8,7 @@ when the target does. What came of it is the mean of the requests behind the fir
 `prefetch`: people take turns to ask several questions each, and pause in between; their text lies
 in a tier that keeps token ids alone. With and without it in turns, processor time of the request's
 own thread, and the share of passages that were there when they were to be read.
-`upkeep`: requests at random moments, with upkeep that always has something to do and without, in
+`upkeep`: requests at random moments, with upkeep that has something to do and without, in
 turns: the 95th percentile of a request, as the host's clock saw it, and as processor time and the
 time that it waited for the memory's lock.
 
@@ -74,6 +74,13 @@ def swing(values: list[float]) -> float:
     return found
 
 
+def cost(answer: Any, target: str) -> float:
+    """What a request came to, as a target counts it."""
+    if target == "recall_rate":
+        return float(answer.recalled)
+    return float(answer.nbytes if target == "bytes" else answer.seconds)
+
+
 def thresholds(model: Any, tokenizer: Any, counted: int, seed: int) -> list[dict[str, Any]]:
     """A row for each target and phase."""
     import cmr
@@ -102,10 +109,7 @@ def thresholds(model: Any, tokenizer: Any, counted: int, seed: int) -> list[dict
                 told.clear()
                 for _ in range(12):
                     ask(questions(tokenizer, ids, 0.5, rng))
-                costs = {"recall_rate": threshold == 0.0, "bytes": told[-1].nbytes,
-                         "latency": 0.0}  # fmt: skip
-                each = [{**costs, "bytes": a.nbytes, "latency": a.seconds}[target] for a in told]
-                ends.append(statistics.fmean(each[2:]))
+                ends.append(statistics.fmean(cost(a, target) for a in told[2:]))
             memory.change(threshold=0.8)
             first, second = (ends[0] + share * (ends[1] - ends[0]) for share in (0.5, 0.3))
             told.clear()
@@ -124,10 +128,7 @@ def thresholds(model: Any, tokenizer: Any, counted: int, seed: int) -> list[dict
                             told.clear()
                         ask(asked)
                         values.append(float(manager.threshold or 0.0))
-                    spent = {"recall_rate": [float(a.recalled) for a in told],
-                             "bytes": [float(a.nbytes) for a in told],
-                             "latency": [a.seconds for a in told]}[target]  # fmt: skip
-                    came = statistics.fmean(spent)
+                    came = statistics.fmean(cost(a, target) for a in told)
                     out.append({
                         "target": target, "phase": phase, "requests": counted, "wanted": wanted,
                         "came": came, "off": came / wanted - 1, "reachable": ends,

@@ -20,6 +20,8 @@ TURNS = 3
 """Questions of one of them before the next one asks."""
 NEAR = 0.7
 """Share of the questions behind the first that are about text near the last one's."""
+OFTEN = 0.5
+"""Seconds between two upkeeps: by default it is a minute."""
 BETWEEN = 0.4
 """Seconds from one request to the next where upkeep runs, on the mean."""
 
@@ -136,7 +138,7 @@ def upkeep(
         for number in range(2 * rounds):
             on = number % 2 == (number // 2) % 2
             settings = {"enable_background_optimization": on}
-            with cmr.CMRPerformanceOptimizer(model, settings, upkeep_seconds=0.05) as optimizer:
+            with cmr.CMRPerformanceOptimizer(model, settings, upkeep_seconds=OFTEN) as optimizer:
                 for _ in range(12):
                     # A copy of what is stored, so that there is something to tidy up each time.
                     at = rng.randrange(1_024)
@@ -150,7 +152,7 @@ def upkeep(
                 if optimizer.background is not None:
                     done += optimizer.background.runs
     row = {
-        "requests": len(walls[True]), "between_s": BETWEEN, "upkeep_runs": done,
+        "requests": len(walls[True]), "between_s": BETWEEN, "upkeep_s": OFTEN, "upkeep_runs": done,
         "wall_s": {name: _tail(walls[on]) for name, on in (("on", True), ("off", False))},
         "own_s": {name: _tail(owns[on]) for name, on in (("on", True), ("off", False))},
         "p95_on_over_off": {

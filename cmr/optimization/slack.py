@@ -8,7 +8,7 @@ from cmr._fork import renew
 from cmr.config import checks as check
 from cmr.integration.memory import Memory
 
-LOOK = 0.005
+LOOK = 0.02
 """Seconds between two looks whether a request is under way."""
 
 
