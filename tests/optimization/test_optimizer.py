@@ -130,6 +130,26 @@ def test_one_request_counts_once_however_many_searches_it_makes(llama) -> None:
         assert (answer.nbytes > 0) == answer.recalled == (sum(answer.tiers) > 0)
 
 
+def test_a_request_from_within_another_is_one_of_its_own(llama) -> None:
+    """A streamer asks for somebody else while an answer is under way."""
+    with cmr.attach(llama, window=64, budget=2048, refresh=2) as memory:
+        told, handles = [], {}
+        for name in ("anna", "ben"):
+            memory.read(text(1, 256, seed=ord(name[0])), sessions=[name])
+            handles[name] = memory.session(name)
+        memory.watch_requests(lambda answers: told.append([a.session for a in answers]))
+
+        class Asks:
+            def put(self, _) -> None:
+                if not told:
+                    handles["ben"].forward(text(1, 12, seed=4))
+
+            def end(self) -> None: ...
+
+        handles["anna"].generate(text(1, 12, seed=3), max_new_tokens=6, streamer=Asks())
+    assert told == [["ben"], ["anna"]]
+
+
 def test_what_a_request_reads_is_told_in_bytes(llama) -> None:
     with cmr.attach(llama, window=64, budget=2048, threshold=0.0, neighbours=0, blocks=1) as memory:
         told = []

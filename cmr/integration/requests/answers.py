@@ -59,9 +59,14 @@ class Found(NamedTuple):
 
 @dataclass
 class _Open:
-    """A request under way in a thread; `inputs`: its rows, None where a forward's are its own."""
+    """A request under way in a thread, inside of a `generate` that is its `outer` one.
+
+    `inputs`: its rows; None where a forward's are its own.
+    """
 
     began: float
+    outer: _Open | None = None
+    generates: bool = False
     inputs: int | None = None
     found: list[Found] | None = None
 
@@ -110,7 +115,7 @@ class Answers:
         outer = self._here.open
         with self._counting:
             self.under_way += 1
-        self._here.open = _Open(time.perf_counter())
+        self._here.open = _Open(time.perf_counter(), outer, generates=True)
         try:
             yield
             self.over()
@@ -121,12 +126,17 @@ class Answers:
                 self.under_way -= 1
 
     def begin(self) -> None:
-        """A forward outside of any `generate` begins."""
-        self._here.open = _Open(time.perf_counter())
+        """A forward begins that belongs to no `generate`, though it may be called from within."""
+        outer = self._here.open
+        # What an interrupt has left of a forward is over.
+        if outer is not None and not outer.generates:
+            outer = outer.outer
+        self._here.open = _Open(time.perf_counter(), outer)
 
     def over(self, told: bool = True) -> None:
         """The request of this thread is over; `told`: as one that gave an answer."""
-        request, self._here.open = self._here.open, None
+        request = self._here.open
+        self._here.open = None if request is None else request.outer
         self.ended = time.monotonic()
         if request is None or not request.found or not told:
             return
