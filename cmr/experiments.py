@@ -14,3 +14,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'cmr.experiments' has no attribute {name!r}")
     return getattr(evaluation, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "cmr"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cmr.errors", "cmr._folders", "cmr._frames"),
     ("cmr._fork",),
-    ("cmr._warning",),
+    ("cmr._warning", "cmr._names"),
     ("cmr.config",),
     ("cmr.kernels",),
     ("cmr.memory",),
@@ -37,9 +37,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cmr.integration.calibration", "cmr.integration.user_hooks"),
     ("cmr.integration.models",),
     ("cmr.optimization", "cmr.monitoring"),
+    # The fullest classes have everything, what steers and watches them as well.
+    ("cmr.integration.models.full",),
+    ("cmr.integration.models.mistral",),
     ("cmr.demo",),
     ("cmr.evaluation",),
-    ("cmr.experiments",),
+    ("cmr.experiments", "cmr.models", "cmr.services", "cmr.utils"),
     # The command line starts a server and knows it; the server knows nothing of the command line.
     ("cmr.serving",),
     ("cmr.cli",),
@@ -149,7 +152,7 @@ def test_files_are_short() -> None:
     assert not long, "a file with more than 400 lines has a second job: split it"
     middle, total = median(lengths.values()), sum(lengths.values())
     assert middle <= 136, f"the median file has {middle} lines: new code in a file of its own?"
-    assert total <= 53_600, f"{total} lines in cmr/: what has lost its caller since?"
+    assert total <= 54_200, f"{total} lines in cmr/: what has lost its caller since?"
 
 
 def test_the_why_is_told() -> None:

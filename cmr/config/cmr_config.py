@@ -155,8 +155,8 @@ class CMRConfig(check.Checked):
             device = self.memory.device
             lines.append(f"device: None expected, as memory lives with each layer, got {device!r}")
         lines += [
-            f"optimization.{name}=True: a memory does not steer itself, give this to "
-            "cmr.CMRPerformanceOptimizer(model, optimization_config)"
+            f"optimization.{name}=True: an attached memory does not steer itself, give "
+            "this to cmr.CMRPerformanceOptimizer(model, optimization_config), or to FullCMRModel"
             for name in fields_of(self.optimization)
             if getattr(self.optimization, name)
         ]

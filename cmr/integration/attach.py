@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from cmr._warning import warn
-from cmr.config import STATE_METHODS, CMRConfig
+from cmr.config import STATE_METHODS, CMRConfig, OptimizationConfig
 from cmr.errors import AttachError, ConfigError
 from cmr.integration.capture.block_writer import Keep
 from cmr.integration.core import Core
@@ -19,6 +20,7 @@ from cmr.integration.detection import adapt
 from cmr.integration.files.folders import open_saved
 from cmr.integration.files.room import byte_limit, require_room
 from cmr.integration.files.settings import from_header
+from cmr.integration.idle_settings import caution_idle
 from cmr.integration.memory import ATTACHED, Memory, require_free
 from cmr.integration.window.lasting import lasting
 
@@ -51,7 +53,8 @@ def attach(
         The memory; also a context manager that detaches at its end, after an exception too.
 
     Warns:
-        CMRWarning: of settings that recall nothing or next to nothing where it was measured.
+        CMRWarning: of settings that recall nothing or next to nothing where it was measured, and of
+            those that change nothing under the others.
 
     Raises:
         UnsupportedModelError: when the model is not a decoder, or one of a family that has no row
@@ -63,9 +66,25 @@ def attach(
         config = CMRConfig.from_dict(config)
     elif config is not None and not isinstance(config, CMRConfig):
         raise ConfigError(f"config: a CMRConfig or a dictionary expected, got {config!r}")
-    settings = (config or CMRConfig()).with_overrides(**overrides)
+    return attach_with(model, (config or CMRConfig()).with_overrides(**overrides), tokenizer, keep)
+
+
+def attach_with(
+    model: nn.Module,
+    settings: CMRConfig,
+    tokenizer: Any = None,
+    keep: Keep | None = None,
+    elsewhere: Container[str] = (),
+) -> Memory:
+    """`attach` with settings that are ready.
+
+    `elsewhere`: names of those that something beside the memory looks at, too; with
+    'optimization' among them whoever calls this steers the memory.
+    """
     require_free(model)
-    return _memory(adapt(model), settings, tokenizer, keep)
+    if "optimization" in elsewhere:
+        settings = replace(settings, optimization=OptimizationConfig())
+    return _memory(adapt(model), settings, tokenizer, keep, elsewhere)
 
 
 def load(
@@ -136,7 +155,11 @@ def memory_of(model: Any) -> Memory:
 
 
 def _memory(
-    adapter: ModelAdapter, settings: CMRConfig, tokenizer: Any, keep: Keep | None
+    adapter: ModelAdapter,
+    settings: CMRConfig,
+    tokenizer: Any,
+    keep: Keep | None,
+    elsewhere: Container[str] = (),
 ) -> Memory:
     missing = settings.unavailable()
     if missing:
@@ -146,6 +169,7 @@ def _memory(
         memory = Memory(adapter, settings, tokenizer, keep)
     try:
         caution(memory._core)
+        caution_idle(memory._core, elsewhere)
     except BaseException:
         # A warning, too, that the caller's filters make an error: none leaves a memory behind.
 

@@ -14,9 +14,14 @@ from cmr.memory.sessions import NO_SESSION
 from cmr.memory.slot_ledger import Tier
 
 Alone = Callable[[], AbstractContextManager[None]]
+Between = Callable[[], object]
 
 # Blocks that are emptied before others get their turn.
 EMPTIED = 32
+
+
+def no_wait() -> None:
+    """Between two pieces nobody is waited for."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,11 @@ class ConsolidationReport:
     risen: int
 
 
-def consolidate(core: Core, alone: Alone) -> ConsolidationReport:
+def consolidate(core: Core, alone: Alone, between: Between = no_wait) -> ConsolidationReport:
     """Tidy up; see `Memory.consolidate`.
 
-    `alone` lets the decoder's hooks rest, where a passage is run through the model again.
+    `alone` lets the decoder's hooks rest, where a passage is run through the model again, and
+    `between` is called in front of each piece, without the lock.
     """
     ring = core.ring
     # The lock is held for one piece at a time: others may use the memory between two, and each
@@ -47,22 +53,27 @@ def consolidate(core: Core, alone: Alone) -> ConsolidationReport:
         # What is recalled from here on counts the next time.
         began = ring.tick()
         expired = core.keeper.expire()
-    gone = _merge(core)
-    risen = sum(_rise(core, alone, tier) for tier in range(1, len(ring.ledger.tiers)))
+    gone = _merge(core, between)
+    tiers = range(1, len(ring.ledger.tiers))
+    risen = sum(_rise(core, alone, between, tier) for tier in tiers)
     with core.lock:
         core.consolidated = began
     return ConsolidationReport(expired, gone, risen)
 
 
-def _merge(core: Core) -> int:
+def _merge(core: Core, between: Between) -> int:
     """Empty blocks whose whole text the session stored again."""
     ring = core.ring
     names = ("token_ids", "positions", "session", "created", "successor")
     with core.lock:
+        began = ring.ledger.changes
+        if core.merged == began:  # nothing was stored or moved since no copy was left
+            return 0
         everywhere = torch.arange(ring.high_water)
         found = _columns(core, names, everywhere)
 
     def states(slots: torch.Tensor) -> torch.Tensor:
+        between()
         with core.lock:
             return ring.states(slots)
 
@@ -74,10 +85,14 @@ def _merge(core: Core) -> int:
         mine = Duplicates(*(column[owners == session] for column in pairs))
         goes, numbers = _plan(core, mine, found["created"])
         for part in torch.arange(len(goes)).split(EMPTIED):
+            if between() is False:
+                return gone
             with core.lock:
                 slots = goes[part][ring.ledger.number[goes[part]] == numbers[part]]
                 ring.empty(slots)
             gone += len(slots)
+    if not gone:
+        core.merged = began
     return gone
 
 
@@ -116,7 +131,7 @@ def _columns(core: Core, names: Sequence[str], slots: torch.Tensor) -> dict[str,
     return {name: columns[name][at].cpu() for name in names}
 
 
-def _rise(core: Core, alone: Alone, tier: int) -> int:
+def _rise(core: Core, alone: Alone, between: Between, tier: int) -> int:
     """Blocks of a tier that were recalled since the last time go up one, for others to sink."""
     ring, ledger = core.ring, core.ring.ledger
     at = ledger.tiers[tier]
@@ -125,10 +140,11 @@ def _rise(core: Core, alone: Alone, tier: int) -> int:
         used = ring.last_access[at.first : at.end].cpu() >= max(1, core.consolidated)
         return used & (ledger.owner[at.first : at.end] != NO_SESSION)
 
-    return _up(core, alone, tier, recalled, lambda slot, other: _older(core, other, slot))
+    yields = lambda slot, other: _older(core, other, slot)  # noqa: E731
+    return _up(core, alone, between, tier, recalled, yields)
 
 
-def lift(core: Core, session: int, alone: Alone) -> int:
+def lift(core: Core, session: int, alone: Alone, between: Between = no_wait) -> int:
     """Bring a session's blocks up; see `Memory.lift`. Holds `core.lock` for a block at a time."""
     ledger = core.ring.ledger
     with core.lock:
@@ -142,7 +158,7 @@ def lift(core: Core, session: int, alone: Alone) -> int:
             return ledger.owner[at.first : at.end] == session
 
         yields = lambda _, other: int(ledger.owner[other]) != session  # noqa: E731
-        risen += _up(core, alone, tier, own, yields)
+        risen += _up(core, alone, between, tier, own, yields)
     return risen
 
 
@@ -155,6 +171,7 @@ def _older(core: Core, other: int, slot: int) -> bool:
 def _up(
     core: Core,
     alone: Alone,
+    between: Between,
     tier: int,
     chosen: Callable[[], torch.Tensor],
     yields: Callable[[int, int], bool],
@@ -177,6 +194,8 @@ def _up(
         numbers = ledger.number[slots].tolist()
     risen = 0
     for slot, number in zip(slots.tolist(), numbers, strict=True):
+        if between() is False:
+            break
         with core.lock:
             # The slot may hold another block by now.
             if int(ledger.number[slot]) == number:

@@ -24,6 +24,7 @@ from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.identity import Identity
 from cmr.integration.layout import plan_layout
+from cmr.integration.requests.answers import Answers
 from cmr.integration.requests.chat_template import Template
 from cmr.integration.requests.failures import Failures
 from cmr.integration.requests.lock import FairLock
@@ -59,6 +60,7 @@ class Core:
         journal: notes what a change of the store or the sessions is about to overwrite.
         failures: what of it was left out of requests, as it failed.
         timing: tells whoever watches how long the stages of requests take.
+        answers: tells whoever steers what each request asked and got.
         lock: held by whoever runs a forward, or looks at the store or changes it.
         records: of the caches in use, which may hold copies of what was recalled.
         lasts: last forwards of threads, tasks and handles, which hold such copies, too.
@@ -66,6 +68,7 @@ class Core:
         active: False while paused.
         home: the thread that attached the memory.
         consolidated: the store's clock when it was last tidied up.
+        merged: `ledger.changes` when it was last found to hold no copies; -1: never.
         forgotten: counts how often something was forgotten or expired.
         not_finite: tokens that left a window and were not stored, as their row was not finite.
         lost: tokens that left a window and could not be stored, as that failed too often.
@@ -87,6 +90,7 @@ class Core:
         self.template = None if tokenizer is None else Template.of(tokenizer)
         self._keep = keep
         self.timing = Timing()
+        self.answers = Answers(lambda n: self.name_of(n) if self.table.alive([n]) else "")
         self.failures = Failures(config.strict, self.timing)
         self.lock = FairLock(self._recover)
         self._forked = False
@@ -131,6 +135,7 @@ class Core:
         self.on_forgotten: Callable[[set[int]], None] | None = None
         self.searches = self.recalls_made = 0
         self.consolidated = self.forgotten = self.not_finite = self.lost = 0
+        self.merged = -1
 
     def _recover(self) -> None:
         """Whoever takes the lock first finishes what an exception has left half-way."""

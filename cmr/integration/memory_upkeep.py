@@ -8,8 +8,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from cmr._warning import warn
+from cmr.config import checks as check
 from cmr.errors import AttachError
-from cmr.integration.consolidation import ConsolidationReport, consolidate, lift
+from cmr.integration.ahead import run_ahead
+from cmr.integration.consolidation import (
+    Between,
+    ConsolidationReport,
+    consolidate,
+    lift,
+    no_wait,
+)
 from cmr.integration.files.demand import Demand
 from cmr.integration.first_use import first_use
 from cmr.integration.forgetter import ForgetReport, Forgetter
@@ -213,23 +221,24 @@ class MemoryUpkeep(MemoryView):
                         core.ring.clear()
         return report.blocks
 
-    def consolidate(self) -> ConsolidationReport:
+    def consolidate(self, between: Between = no_wait) -> ConsolidationReport:
         """Tidy up: forget what expired, drop near-duplicates, let what is used rise a tier.
 
         What expired goes from the memories that were saved or loaded here, too. Takes a while for
-        many blocks; others may use the memory meanwhile.
+        many blocks; others may use the memory meanwhile. `between` is called in front of each short
+        piece of it: it may wait there until nobody wants the memory, and ends it by False.
         """
         self._require_attached()
         self._files.tidy()
-        return consolidate(self._core, self._stepper.alone)
+        return consolidate(self._core, self._stepper.alone, between)
 
-    def lift(self, *sessions: str) -> int:
+    def lift(self, *sessions: str, between: Between = no_wait) -> int:
         """Bring up what these sessions store in lower tiers, for requests that are expected next.
 
         Every block goes up to where there is room, or where others that were used longest ago can
         sink for it, up to half a tier: those used last first. The most urgent name comes last.
         Which passages a search finds does not change by it. Returns how many times a block
-        went up a tier.
+        went up a tier. `between` is called in front of each block, as for `consolidate`.
 
         Raises:
             UnknownSessionError: there is no session of that name; nothing is moved then.
@@ -237,7 +246,34 @@ class MemoryUpkeep(MemoryView):
         self._require_attached()
         # All names are looked up before the first block moves.
         numbers = [self._core.table.require(name) for name in sessions]
-        return sum(lift(self._core, number, self._stepper.alone) for number in numbers)
+        return sum(lift(self._core, number, self._stepper.alone, between) for number in numbers)
+
+    def prepare(self, *sessions: str, passages: int = 32, between: Between = no_wait) -> int:
+        """Run passages of these sessions that keep no states through the model, ahead of requests.
+
+        What a tier holds as token ids alone (`store="tokens"`, `long_term_store="tokens"`) is run
+        through the model again when it is recalled. What was run ahead is read at once, until as
+        many passages as are kept were read or run since. Nothing moves, and what a search finds
+        does not change. Of a session those next in its text to what was last recalled come first.
+
+        Args:
+            *sessions: names, the most urgent first.
+            passages: of each session at most, 1 or more; so many of each are kept.
+            between: called in front of each passage, as for `consolidate`.
+
+        Returns:
+            The number of passages that were run.
+
+        Raises:
+            UnknownSessionError: there is no session of that name; nothing is run then.
+            ConfigError: `passages` is no such number.
+        """
+        self._require_attached()
+        core, most = self._core, check.integer("passages", passages, 1)
+        numbers = [core.table.require(name) for name in sessions]
+        core.recomputed.most = max(core.recomputed.most, most * len(numbers))
+        alone = self._stepper.alone
+        return sum(run_ahead(core, n, most, alone, between) for n in numbers)
 
     # -- files -----------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from cmr.integration.first_use import first_use
 from cmr.integration.hooks.next_token import NextTokenReader
 from cmr.integration.hooks.step import Step
 from cmr.integration.hooks.stepper import Stepper
+from cmr.integration.requests.answers import Answer
 from cmr.integration.requests.scope import said_here
 from cmr.integration.requests.timing import Took
 from cmr.integration.reweave.recalled_passage import RecalledPassage, recalled_passages
@@ -155,6 +157,30 @@ class MemoryView:
             What ends it.
         """
         return self._core.timing.watch(told)
+
+    def watch_requests(self, told: Callable[[list[Answer]], object]) -> Callable[[], None]:
+        """Have `told` called when a request is over with what it asked and got, row by row.
+
+        A request is a `generate`, or a forward of several tokens outside of one, that gave an
+        answer and searched; see `Answer`. Where nobody is told nothing is noted. It is called in
+        the thread of the request, after a forward with the memory's lock held: it must be quick.
+        What it raises is logged, and breaks no request.
+
+        Returns:
+            What ends it.
+        """
+        return self._core.answers.watch(told)
+
+    @property
+    def quiet_seconds(self) -> float:
+        """Seconds since the last request ended; 0 while one is under way, or anything else is done.
+
+        It is known of what began while somebody is told of requests, see `watch_requests`.
+        """
+        core = self._core
+        if core.answers.under_way or core.lock.wanted:
+            return 0.0
+        return time.monotonic() - core.answers.ended
 
     def stats(self) -> dict[str, Any]:
         """Counters and sizes; see the keys. Reads the device: for people, not for the hot path."""

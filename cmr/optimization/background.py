@@ -9,6 +9,7 @@ from typing import Any
 
 from cmr._fork import renew
 from cmr.config import checks as check
+from cmr.optimization.slack import Slack
 
 logger = logging.getLogger("cmr")
 
@@ -20,8 +21,10 @@ class BackgroundOptimizer:
     else uses the memory need not know of this.
 
     Args:
-        upkeep: what is to be done, `memory.consolidate` or `model.optimize_memory`.
+        upkeep: what is to be done, `memory.consolidate` or `model.optimize_memory`; with `slack` it
+            is called with `between`, which waits for slack in front of each piece.
         seconds: between two times, above 0.
+        slack: when a piece may be done; None: at any time.
 
     Attributes:
         runs: times that upkeep was done.
@@ -31,7 +34,10 @@ class BackgroundOptimizer:
         ConfigError: `seconds` is no such number.
     """
 
-    def __init__(self, upkeep: Callable[[], Any], seconds: float = 60.0) -> None:
+    def __init__(
+        self, upkeep: Callable[..., Any], seconds: float = 60.0, slack: Slack | None = None
+    ) -> None:
+        self._slack = slack
         self.seconds = check.positive("seconds", seconds)
         self.runs = 0
         self.error: Exception | None = None
@@ -59,7 +65,10 @@ class BackgroundOptimizer:
         return self
 
     def close(self) -> None:
-        """End the thread; upkeep that has begun is finished first."""
+        """End the thread; upkeep that has begun is finished first.
+
+        The slack that it waits for must be closed by then.
+        """
         with self._turning:
             self._stop.set()
             if self._thread is not None:
@@ -75,7 +84,12 @@ class BackgroundOptimizer:
     def _run(self) -> None:
         while not self._stop.wait(self.seconds):
             try:
-                self._upkeep()
+                if self._slack is None:
+                    self._upkeep()
+                elif self._slack.wait():
+                    self._upkeep(between=self._slack.wait)
+                else:
+                    return
                 self.runs += 1
             except Exception as error:
                 # It would fail again, and a thread that dies silently would be noticed by nobody.

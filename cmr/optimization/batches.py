@@ -12,6 +12,9 @@ import torch
 from cmr._fork import renew
 from cmr.config import checks as check
 
+LEAST_SAVED = 0.1
+"""Share of the tokens that must be saved for a batch to be split, as joining outputs costs, too."""
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -30,7 +33,8 @@ class MicroBatch:
 class BatchProcessingOptimizer:
     """Splits a padded batch into micro-batches of texts of like length, and puts it back together.
 
-    May be used from several threads.
+    A batch of which that saves less than `LEAST_SAVED` is handed through as it is, whatever its
+    size. May be used from several threads.
 
     Args:
         batch_tokens: most tokens of a micro-batch, padding among them; a single longer text runs
@@ -88,20 +92,25 @@ class BatchProcessingOptimizer:
             attention_mask: the same shape; None: no padding, and all rows run together.
 
         Returns:
-            An output of the same kind: tensors `[batch, tokens, ...]` put together in the order
-            and place of the rows, everything else as the last micro-batch gave it, and of several
-            micro-batches no cache.
+            Of a batch that was split an output of the same kind: tensors `[batch, tokens, ...]` put
+            together in the order and place of the rows, everything else as the last micro-batch
+            gave it, and no cache. Else the model's own.
         """
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        parts = self.plan(mask)
+        given = input_ids.numel()
+        parts = [] if attention_mask is None else self.plan(attention_mask)
+        tokens = sum(part.tokens for part in parts)
+        whole = not parts or tokens > (1 - LEAST_SAVED) * given
         with self._counting:
-            self.given += input_ids.numel()
-            self.run += sum(part.tokens for part in parts)
-        outputs = [(part, run(part, self._cut(part, input_ids, mask))) for part in parts]
-        if len(parts) == 1 and parts[0].rows == tuple(range(len(input_ids))):
-            part, output = outputs[0]
-            if (part.start, part.stop) == (0, input_ids.shape[1]):
-                return output
+            self.given += given
+            self.run += given if whole else tokens
+        if whole:
+            inputs = {"input_ids": input_ids}
+            if attention_mask is not None:
+                inputs["attention_mask"] = attention_mask
+            rows = tuple(range(len(input_ids)))
+            return run(MicroBatch(rows, 0, input_ids.shape[1]), inputs)
+        assert attention_mask is not None
+        outputs = [(part, run(part, self._cut(part, input_ids, attention_mask))) for part in parts]
         return _join(outputs, *input_ids.shape)
 
     def _cut(

@@ -1,4 +1,4 @@
-"""`CMRPerformanceOptimizer`: forwards with everything that steers a memory around them."""
+"""`CMRPerformanceOptimizer`: everything that steers a memory while people ask its model."""
 
 from __future__ import annotations
 
@@ -12,36 +12,44 @@ from cmr.config import checks as check
 from cmr.errors import AttachError, ConfigError
 from cmr.integration.attach import memory_of
 from cmr.integration.memory import Memory
+from cmr.integration.requests.answers import Answer
 from cmr.optimization.background import BackgroundOptimizer
 from cmr.optimization.batches import BatchProcessingOptimizer
 from cmr.optimization.prefetcher import MemoryPrefetcher
 from cmr.optimization.scheduler import ComputationScheduler
+from cmr.optimization.slack import Slack
 from cmr.optimization.thresholds import AdaptiveThresholdManager
 
 
 class CMRPerformanceOptimizer:
-    """Runs a model with a memory, and steers the memory between forwards.
+    """Steers a model's memory from now on until `close`, however the model is asked.
 
-    Each part is there where its setting is on, and does nothing to the others. A forward runs what
-    was deferred for at most `scheduler.budget` seconds after it. May be used from several threads,
+    It is told of every request that searches when that is over: `model.generate`, a forward, a
+    session's handle, a pipeline. Each part is there where its setting is on, and does nothing to
+    the others; with all of them off nothing is registered. May be used from several threads,
     beside whatever else uses the memory.
 
     Args:
         model: a model class of this library, or a decoder with a memory attached.
         optimization_config: which parts are on, as `OptimizationConfig` or its fields;
-            `enable_adaptive_thresholds`: `thresholds` follows `recall_rate`;
-            `enable_batch_optimization`: `batching` splits padded batches;
-            `enable_prefetching`: `prefetcher` lifts the sessions that are expected next, after a
-            forward; `enable_background_optimization`: `background` tidies up in a thread. None: all
-            are off.
-        recall_rate: share of rows that are to recall something, in (0, 1).
+            `enable_adaptive_thresholds`: `thresholds` holds a target;
+            `enable_batch_optimization`: `batching` splits the padded batches of
+            `optimize_forward`, and nobody else's;
+            `enable_prefetching`: `prefetcher` brings up the sessions that are expected next, in
+            slack after a request; `enable_background_optimization`: `background` tidies up in
+            slack. None: all are off.
+        wanted: what of the target `thresholds` holds, see `AdaptiveThresholdManager`.
+        target: 'recall_rate', 'latency' or 'bytes'.
+        setting: what it moves for that, 'threshold' or 'relevance_threshold'.
         batch_tokens: most tokens of a micro-batch, padding among them.
         upkeep_seconds: between two times that are tidied up.
-        upkeep_budget: seconds after a forward in which deferred work is begun.
+        quiet_seconds: since the last request, before slack is made use of.
 
     Attributes:
         memory: of the model.
-        scheduler: what is deferred; tasks may be added.
+        slack: says when no request is under way; None where nobody waits for it.
+        scheduler: what is deferred until then; tasks may be added. Without slack they wait for its
+            `run`, or `close`.
         thresholds, batching, prefetcher, background: the parts, None where they are off.
 
     Raises:
@@ -54,27 +62,49 @@ class CMRPerformanceOptimizer:
         model: Any,
         optimization_config: OptimizationConfig | Mapping[str, Any] | None = None,
         *,
-        recall_rate: float = 0.5,
+        wanted: float = 0.5,
+        target: str = "recall_rate",
+        setting: str = "threshold",
         batch_tokens: int = 2048,
         upkeep_seconds: float = 60.0,
-        upkeep_budget: float = 0.05,
+        quiet_seconds: float = 0.05,
     ) -> None:
         on = _settings(optimization_config)
         self.model, self.config = model, on
         self._own = isinstance(getattr(model, "memory", None), Memory)
         self.memory = memory_of(model)
-        self.scheduler = ComputationScheduler(upkeep_budget)
-        adaptive = AdaptiveThresholdManager(self.memory, recall_rate)
+        # What is off is checked as well, as far as it is not about this memory.
         batching = BatchProcessingOptimizer(batch_tokens)
-        upkeep = getattr(model, "optimize_memory", self.memory.consolidate)
-        background = BackgroundOptimizer(upkeep, upkeep_seconds)
-        # All are made, so that a bad argument is refused where its part is off as well.
-        self.thresholds = adaptive if on.enable_adaptive_thresholds else None
+        check.real("quiet_seconds", quiet_seconds, 0.0)
+        check.positive("upkeep_seconds", upkeep_seconds)
+        self.thresholds: AdaptiveThresholdManager | None = None
+        if on.enable_adaptive_thresholds:
+            self.thresholds = AdaptiveThresholdManager(
+                self.memory, wanted, target=target, setting=setting
+            )
         self.batching = batching if on.enable_batch_optimization else None
         self.prefetcher = MemoryPrefetcher(self.memory) if on.enable_prefetching else None
-        self.background = background if on.enable_background_optimization else None
-        if self.background is not None:
-            self.background.start()
+        waits = on.enable_prefetching or on.enable_background_optimization
+        self.slack = Slack(self.memory, quiet_seconds) if waits else None
+        self.scheduler = ComputationScheduler(slack=self.slack)
+        self.background: BackgroundOptimizer | None = None
+        if on.enable_background_optimization:
+            upkeep = getattr(model, "optimize_memory", self.memory.consolidate)
+            self.background = BackgroundOptimizer(upkeep, upkeep_seconds, self.slack).start()
+        told = self.thresholds is not None or self.prefetcher is not None
+        self._end = self.memory.watch_requests(self._steer) if told else None
+
+    def _steer(self, answers: list[Answer]) -> None:
+        """What a request gave steers those behind it; in its thread, so this is quick."""
+        if self.thresholds is not None:
+            self.thresholds.update(answers)
+        if self.prefetcher is not None:
+            self.prefetcher.note([answer.session for answer in answers if answer.session])
+            self.scheduler.submit("prefetch", self._prefetch)
+
+    def _prefetch(self) -> int:
+        assert self.prefetcher is not None and self.slack is not None
+        return self.prefetcher.prefetch(between=self.slack.wait)
 
     def optimize_forward(
         self,
@@ -119,28 +149,13 @@ class CMRPerformanceOptimizer:
                 raise ConfigError("sessions say whose memory is read, and memory is off")
             return self.model(**_given(input_ids, attention_mask, inputs))
         names = self._names(sessions, len(input_ids))
-        recalled: list[bool] = []
         if self.batching is None or _belong_together(names, inputs):
-            output = self._forward(names, _given(input_ids, attention_mask, inputs), recalled)
-        else:
-            output = self.batching.forward(
-                lambda part, cut: self._forward(
-                    [names[row] for row in part.rows], {**cut, **inputs}, recalled
-                ),
-                input_ids,
-                attention_mask,
-            )
-        # After the forward: what it recalled is what steers.
-        self._steer(names, recalled)
-        return output
-
-    def _steer(self, names: list[str], recalled: list[bool]) -> None:
-        if self.thresholds is not None:
-            self.thresholds.update(recalled)
-        if self.prefetcher is not None:
-            self.prefetcher.note(names)
-            self.scheduler.submit("prefetch", self.prefetcher.prefetch)
-        self.scheduler.run()
+            return self._forward(names, _given(input_ids, attention_mask, inputs))
+        return self.batching.forward(
+            lambda part, cut: self._forward([names[row] for row in part.rows], {**cut, **inputs}),
+            input_ids,
+            attention_mask,
+        )
 
     def _remembers(self, inputs: Mapping[str, Any]) -> bool:
         """Whether a forward reads and writes memory."""
@@ -160,18 +175,14 @@ class CMRPerformanceOptimizer:
             raise ValueError(f"sessions: {batch} names expected, one a row, got {len(names)}")
         return names
 
-    def _forward(self, names: list[str], inputs: dict[str, Any], recalled: list[bool]) -> Any:
-        """One forward of these sessions; notes in `recalled` which rows did."""
+    def _forward(self, names: list[str], inputs: dict[str, Any]) -> Any:
+        """One forward of these sessions."""
         # One name stands for all rows, which then share what they recall.
         given = list(dict.fromkeys(names)) if len(set(names)) == 1 else names
         if self._own:
-            output = self.model(sessions=given, **inputs)
-        else:
-            with self.memory.session(*given, create=True):
-                output = self.model(**inputs)
-        if self.thresholds is not None:
-            recalled += [bool(row) for row in self.memory.recalled]
-        return output
+            return self.model(sessions=given, **inputs)
+        with self.memory.session(*given, create=True):
+            return self.model(**inputs)
 
     def stats(self) -> dict[str, Any]:
         """What each part that is on has done, by its name, and the `scheduler`."""
@@ -185,9 +196,15 @@ class CMRPerformanceOptimizer:
         return {name: part.stats() for name, part in parts.items() if part is not None}
 
     def close(self) -> None:
-        """End the thread, where there is one, and run what is still deferred."""
+        """Steer no more: threads end, what is still deferred is run, and the settings stay."""
+        if self._end is not None:
+            self._end()
+        # First of all: threads that wait for slack end by that.
+        if self.slack is not None:
+            self.slack.close()
         if self.background is not None:
             self.background.close()
+        self.scheduler.close()
         while self.scheduler.waiting:
             self.scheduler.run()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cmr._fork import renew
@@ -14,19 +14,22 @@ from cmr.integration.memory import Memory
 
 
 class MemoryPrefetcher:
-    """Learns which sessions follow which, and lifts the expected ones out of lower tiers.
+    """Learns which sessions follow which, and brings up what the expected ones may recall.
 
-    What follows a session is counted over its last `span` requests. Nothing that a search finds
-    changes by it; what was lifted is read from beside the model instead of being copied from
-    host memory or run through the model again. May be used from several threads.
+    What follows a session is counted over its last `span` requests. What is expected is lifted out
+    of lower tiers (`Memory.lift`), and where a tier keeps token ids alone the passages next in the
+    text to what was last recalled are run through the model ahead of the request
+    (`Memory.prepare`). Nothing that a search finds changes by it. May be used from several threads.
 
     Args:
         memory: whose sessions they are.
-        ahead: sessions that are lifted at once, 1 or more.
+        ahead: sessions that are brought up at once, 1 or more.
         span: requests behind each session that are remembered, 1 or more.
+        passages: of each of them that are run through the model at most, 1 or more.
 
     Attributes:
         lifted: times that a block went up a tier.
+        prepared: passages that were run through the model.
         expected: requests for sessions that had been predicted.
         seen: requests so far.
 
@@ -34,10 +37,11 @@ class MemoryPrefetcher:
         ConfigError: a value is no positive integer.
     """
 
-    def __init__(self, memory: Memory, ahead: int = 2, span: int = 32) -> None:
+    def __init__(self, memory: Memory, ahead: int = 2, span: int = 32, passages: int = 32) -> None:
         self.ahead = check.integer("ahead", ahead, 1)
         self.span = check.integer("span", span, 1)
-        self.lifted = self.expected = self.seen = 0
+        self.passages = check.integer("passages", passages, 1)
+        self.lifted = self.prepared = self.expected = self.seen = 0
         self._memory = memory
         self._followers: dict[str, deque[str]] = {}
         self._last: tuple[str, ...] = ()
@@ -69,28 +73,52 @@ class MemoryPrefetcher:
         likely = [name for name, _ in votes.most_common() if name in alive]
         return likely[: self.ahead]
 
-    def prefetch(self, *sessions: str) -> int:
-        """Lift sessions, or those that are expected; returns how many times a block went up.
+    def prefetch(self, *sessions: str, between: Callable[[], object] | None = None) -> int:
+        """Bring up sessions, or those that are expected; how many blocks and passages came.
+
+        `between` is called in front of each block and passage, without the memory's lock: what
+        waits there lets requests go first. With it, a newer request ends this, as others may be
+        expected by then.
 
         Raises:
             UnknownSessionError: a session that is named does not exist.
         """
+        begun = self.seen
+
+        def goes_on() -> bool:
+            return between is None or (between() is not False and self.seen == begun)
+
         while True:
             wanted = list(sessions) or self.predict()
+            with self._noting:
+                # Whoever asks before all of it is there was expected all the same.
+                self._predicted = tuple(wanted)
             try:
-                risen = self._memory.lift(*reversed(wanted)) if wanted else 0
+                risen = run = 0
+                if wanted:
+                    risen = self._memory.lift(*reversed(wanted), between=goes_on)
+                    run = self._memory.prepare(*wanted, passages=self.passages, between=goes_on)
             except UnknownSessionError:
                 # One that was predicted may have ended since; one that was named is the caller's.
                 if sessions:
                     raise
                 continue
             with self._noting:
-                self._predicted = tuple(wanted)
                 self.lifted += risen
-            return risen
+                self.prepared += run
+            return risen + run
 
     def stats(self) -> dict[str, Any]:
-        """`lifted` blocks, `requests` so far, and the share that was `expected`."""
+        """What it has done, as plain data.
+
+        Returns:
+            `lifted` blocks, `prepared` passages, `requests` so far, and the share that was
+            `expected`.
+        """
         with self._noting:
-            lifted, seen, expected = self.lifted, self.seen, self.expected
-        return {"lifted": lifted, "requests": seen, "expected": expected / seen if seen else None}
+            return {
+                "lifted": self.lifted,
+                "prepared": self.prepared,
+                "requests": self.seen,
+                "expected": self.expected / self.seen if self.seen else None,
+            }

@@ -1,9 +1,10 @@
-"""Upkeep that waits until nobody does."""
+"""Work that is put off until nobody waits for it."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import math
 import threading
 import time
@@ -12,15 +13,20 @@ from typing import Any
 
 from cmr._fork import renew
 from cmr.config import checks as check
+from cmr.optimization.slack import Slack
+
+LOG = logging.getLogger("cmr")
 
 
 class ComputationScheduler:
-    """Runs deferred work between requests: the most urgent first, within a time budget.
+    """Runs deferred work, the most urgent first: in slack, by a thread of its own, or in `run`.
 
-    May be used from several threads; tasks run in the thread that calls `run`, one at a time.
+    May be used from several threads; tasks run one at a time in whichever thread runs them. What a
+    task raises in the thread is logged by its kind alone, and the others go on.
 
     Args:
         budget: seconds that `run` begins tasks for, 0 or more. One task is always begun.
+        slack: when the thread may run a task; None: there is no thread, and tasks wait for `run`.
 
     Attributes:
         done: tasks that ran.
@@ -29,13 +35,20 @@ class ComputationScheduler:
         ConfigError: `budget` is no such number.
     """
 
-    def __init__(self, budget: float = 0.05) -> None:
+    def __init__(self, budget: float = 0.05, slack: Slack | None = None) -> None:
         self.budget = check.real("budget", budget, 0.0)
         self.done = 0
+        self._slack = slack
         self._lock = threading.Lock()
         renew(self, "_lock", threading.Lock)
         self._waiting: list[tuple[float, int, str, Callable[[], Any]]] = []
         self._number = itertools.count()
+        self._some = threading.Event()
+        renew(self, "_some", threading.Event)
+        self._stop = False
+        # In the child of a fork there is no thread, and the next task makes one.
+        self._thread: threading.Thread | None = None
+        renew(self, "_thread", lambda: None)
 
     def submit(self, name: str, task: Callable[[], Any], priority: float = 0.0) -> None:
         """Let a task wait for its turn, in the place of one of its name that waits already.
@@ -50,6 +63,37 @@ class ComputationScheduler:
             self._waiting = [other for other in self._waiting if other[2] != name]
             self._waiting.append(entry)
             heapq.heapify(self._waiting)
+            # Made when there is something to do: most schedulers never get a task.
+            if self._slack is not None and self._thread is None and not self._stop:
+                self._thread = threading.Thread(target=self._work, name="cmr-tasks", daemon=True)
+                self._thread.start()
+        self._some.set()
+
+    def _work(self) -> None:
+        assert self._slack is not None
+        while not self._stop:
+            self._some.wait()
+            if self._stop or not self._slack.wait():
+                return
+            try:
+                self.run(0.0)
+            except Exception as error:
+                # Its words may hold what is stored: no log gets them.
+                LOG.error("a deferred task failed with %s", type(error).__name__)
+            with self._lock:
+                if not self._waiting:
+                    self._some.clear()
+
+    def close(self) -> None:
+        """End the thread, a task that has begun is finished first; tasks that wait go on waiting.
+
+        The slack that it waits for must be closed by then.
+        """
+        self._stop = True
+        self._some.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     @property
     def waiting(self) -> list[str]:

@@ -17,13 +17,13 @@ from tests.docs.spec_paths import MODULES
 
 
 class OurImports(ast.NodeTransformer):
-    """`from models.x import Y` becomes `from cmr import Y`, where the table of paths has Y."""
+    """`from models.x import Y` becomes `from cmr.models.x import Y`, where the table has Y."""
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom:
         if node.module in MODULES:
             for item in node.names:
                 assert item.name in MODULES[node.module], f"{node.module} has no {item.name}"
-            node.module = "cmr"
+            node.module = f"cmr.{node.module}"
         return node
 
 

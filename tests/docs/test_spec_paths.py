@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -48,6 +51,23 @@ def test_every_name_imports_from_the_package(module: str) -> None:
     for name in MODULES[module]:
         assert name in cmr.__all__
         assert callable(getattr(cmr, name))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_of_the_specification_imports_under_the_package(module: str) -> None:
+    found = importlib.import_module(f"cmr.{module}")
+    assert set(MODULES[module]) <= set(found.__all__) <= set(dir(found))
+    for name in MODULES[module]:
+        assert getattr(found, name) is getattr(cmr, name)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        found.Nothing  # noqa: B018
+
+
+def test_they_load_what_is_asked_for_and_no_more() -> None:
+    modules = ", ".join(f"cmr.{module}" for module in MODULES)
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_the_documents_show_the_table() -> None:

@@ -36,7 +36,7 @@ ENOUGH: list[dict[str, Any]] = [
     {"memory_weight": 0.5},
     {"memory_weight": 0},
     {"memory_weight": 0, "target_layers": [1, 3]},
-    {"memory_weight": 0.3, "method": "weighted_sum", "target_layers": [1, 3]},
+    {"memory_weight": 0.3, "method": "gated", "target_layers": [1, 3]},
 ]
 
 

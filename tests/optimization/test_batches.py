@@ -70,3 +70,18 @@ def test_a_bad_limit_is_refused() -> None:
 
 def test_it_is_public() -> None:
     assert cmr.BatchProcessingOptimizer is BatchProcessingOptimizer
+
+
+@pytest.mark.parametrize("lengths", [(40,) * 6, (40, 40, 39, 38)])
+def test_a_batch_that_splitting_would_not_help_is_handed_through(lengths) -> None:
+    given = padded([text(length, seed=length) for length in lengths], "left")
+    ids, mask, seen = given["input_ids"], given["attention_mask"], []
+
+    def run(part, inputs):
+        seen.append(inputs)
+        return part
+
+    # However small a micro-batch may be: more forwards of as many tokens save nothing.
+    part = BatchProcessingOptimizer(64).forward(run, ids, mask)
+    assert part.rows == tuple(range(len(lengths)))
+    assert len(seen) == 1 and seen[0]["input_ids"] is ids and seen[0]["attention_mask"] is mask

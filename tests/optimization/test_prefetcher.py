@@ -92,14 +92,94 @@ def test_a_session_that_ends_meanwhile_is_not_lifted(memory, monkeypatch) -> Non
         prefetcher.note([name])
     lift, asked = memory.lift, []
 
-    def ending(*names: str) -> int:
+    def ending(*names: str, **given) -> int:
         if not asked:
             memory.forget("carl")
         asked.append(names)
-        return lift(*names)
+        return lift(*names, **given)
 
     monkeypatch.setattr(memory, "lift", ending)
     prefetcher.prefetch()
     assert asked == [("ben", "carl"), ("ben",)]
     with pytest.raises(UnknownSessionError):
         prefetcher.prefetch("carl")
+
+
+@pytest.fixture
+def far(llama):
+    """Two sessions of sixteen blocks, nearly all of them as token ids alone."""
+    tiers = {"budget": 16, "long_term_budget": 1024, "block_size": 16, "blocks": 1}
+    with cmr.attach(llama, window=64, threshold=0.0, **tiers) as memory:
+        for name in ("anna", "ben"):
+            memory.read(text(1, 256, seed=ord(name[0])), sessions=[name])
+        yield memory
+
+
+def test_what_was_run_ahead_is_read_at_once_and_says_the_same(far, llama) -> None:
+    question, again = text(1, 8, seed=9), far._core.recomputed
+    with far.session("anna"):
+        before = llama(question).logits
+    again.forget()
+    blocks = len(far.inspect("anna"))
+    assert 0 < far.prepare("anna") <= blocks
+    runs, asked, ready = again.runs, again.asked, again.ready
+    with far.session("anna"):
+        torch.testing.assert_close(llama(question).logits, before, rtol=1e-4, atol=1e-5)
+    assert again.runs == runs, "nothing is run through the model by the request"
+    assert again.asked > asked and again.ready - ready == again.asked - asked
+    assert far.prepare("anna") == 0, "all of it is there"
+
+
+def test_those_next_to_what_was_last_recalled_come_first(far, llama) -> None:
+    again = far._core.recomputed
+    with far.session("anna"):
+        llama(text(1, 8, seed=9))
+    (last,) = far.recalled[0]
+    again.forget()
+    assert far.prepare("anna", passages=3) == 3
+    where = {block.id: block.start for block in far.inspect("anna")}
+    starts = [where[number] for name in again._kept for number in name[:1] if number in where]
+    assert all(abs(start - last.start) <= 6 * 16 for start in starts)
+
+
+def test_it_ends_where_a_newer_request_comes(far) -> None:
+    prefetcher = MemoryPrefetcher(far)
+    for name in ("anna", "ben", "anna"):
+        prefetcher.note([name])
+    pieces = []
+
+    def between() -> None:
+        pieces.append(1)
+        if len(pieces) == 2:
+            prefetcher.note(["ben"])
+
+    prefetcher.prefetch(between=between)
+    assert len(pieces) <= 3 and prefetcher.stats()["expected"] > 0
+    assert far._core.recomputed.runs <= 2
+
+
+def test_what_was_run_ahead_is_forgotten_with_the_session(far) -> None:
+    far.prepare("anna")
+    assert far._core.recomputed._kept
+    far.forget("anna")
+    assert not far._core.recomputed._kept
+    with pytest.raises(UnknownSessionError):
+        far.prepare("anna")
+    with pytest.raises(cmr.ConfigError, match="passages"):
+        far.prepare("ben", passages=0)
+
+
+def test_nothing_is_run_where_all_tiers_keep_states(memory) -> None:
+    assert memory.prepare("anna", "ben") == 0
+
+
+def test_what_is_forgotten_meanwhile_is_not_run(far) -> None:
+    pieces = []
+
+    def between() -> None:
+        pieces.append(1)
+        if len(pieces) == 3:
+            far.forget("ben")
+
+    assert far.prepare("ben", between=between) == 2
+    assert len(pieces) > 3 and not far._core.recomputed._kept

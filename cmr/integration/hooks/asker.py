@@ -16,6 +16,7 @@ from cmr.integration.capture.text_search import TextSearch
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
 from cmr.integration.decoder.partial_pass import states_entering
+from cmr.integration.hooks.found import what_was_found
 from cmr.integration.hooks.step import Step
 from cmr.integration.hooks.training import check_training
 from cmr.integration.requests.request import Request
@@ -97,7 +98,7 @@ class Asker:
     ) -> Recall | None:
         """Search, and keep what the layers read from now on; None when nothing."""
         record, search, new = step.record, step.search, step.new
-        timing = self._core.timing
+        core, timing = self._core, self._core.timing
         with timing.of("search"):
             if record is not None and step.goes_on:
                 choice, asked = self._ask_again(record, search, request)
@@ -110,9 +111,12 @@ class Asker:
             base = base - record.reach(base.device)
         # Passages that keep no states are run through the model again, which must not be captured.
         with self._alone(), timing.of("read"):
-            search.recall = self._core.recall(choice, base, asked)
+            search.recall = core.recall(choice, base, asked)
         if search.recall is not None and timing.on:
             timing.add("found", 0.0)
+        if core.answers.on:
+            found = what_was_found(core, step.sessions, choice, search.recall)
+            core.answers.note(found, request.inputs)
         search.sessions = step.sessions
         return search.recall
 

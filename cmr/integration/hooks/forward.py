@@ -196,6 +196,8 @@ class ForwardHooks:
         # Also where nothing is remembered: what looks ahead stops every forward that comes by.
         self._turns.begin()
         self.core.timing.begin()
+        if self.core.answers.on and current(self.core) is None:
+            self.core.answers.begin()
         try:
             return self._begin_step(decoder, args, kwargs, compiled)
         except BaseException:
@@ -345,7 +347,7 @@ class ForwardHooks:
             if self.step is not None:
                 self._finish(self.step, kwargs, output)
         finally:
-            if self.core.timing.on:
+            if self.core.timing.on or self.core.answers.on:
                 self._tell(args, kwargs, output)
             self._turns.end()
 
@@ -355,8 +357,11 @@ class ForwardHooks:
         inputs = kwargs.get("inputs_embeds") if inputs is None else inputs
         rows, tokens = (0, 0) if inputs is None else inputs.shape[:2]
         # One token of a loop of somebody's own is no request: its prompt was.
-        alone = current(self.core) is None and tokens != 1
+        outside = current(self.core) is None
+        alone = outside and tokens != 1
         self.core.timing.end(0 if output is None else rows * tokens, tokens == 1, alone)
+        if outside:
+            self.core.answers.over(alone and output is not None)
 
     def _finish(self, step: Step, kwargs: dict[str, Any], output: Any) -> None:
         """Take note of what a forward gave, and store what left its window."""

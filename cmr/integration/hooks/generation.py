@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from cmr.integration.requests.request import (
     within,
 )
 from cmr.integration.window.window_layer import is_windowed
+
+_NOBODY: AbstractContextManager[None] = nullcontext()
 
 
 class GenerationPlug:
@@ -73,10 +76,11 @@ class GenerationPlug:
         self._handle, self._wrapped = None, []
 
     def _generate(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        timing, answers = self._core.timing, self._core.answers
         # One that another one calls is a part of it.
-        if not self._core.timing.on or current(self._core) is not None or self._stepper.busy:
+        if current(self._core) is not None or self._stepper.busy:
             return self._remembered(own, *args, **kwargs)
-        with self._core.timing.call():
+        with timing.call() if timing.on else _NOBODY, answers.call() if answers.on else _NOBODY:
             return self._remembered(own, *args, **kwargs)
 
     def _remembered(

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from cmr.config import checks as check
 from cmr.integration.change import RECONSTRUCTION
+from cmr.integration.consolidation import Between, no_wait
 from cmr.integration.models.backbone.backbones import BackboneAdapter
 from cmr.integration.models.memory_model import Given, MemoryModel
 from cmr.integration.models.outputs import CMROutput
 from cmr.integration.models.passes import Sessions
 from cmr.memory.entry import MemoryEntry
 from cmr.memory.relevance import RelevanceScorer
+from cmr.monitoring.monitor import CMRPerformanceMonitor
+from cmr.optimization.optimizer import CMRPerformanceOptimizer
 from cmr.reconstruction.blender import ContextBlender
 from cmr.reconstruction.integrator import ReconstructionIntegrator
 from cmr.reconstruction.reconstructor import LayeredStateReconstructor
@@ -37,7 +41,8 @@ PASSAGE = ("start", "end", "score", "gate", "session", "text")
 class FullCMRModel(MemoryModel):
     """A decoder that remembers, with retrieval, reconstruction and all that steers them.
 
-    What steers it changes memory and buffer alike; whatever is refused changes nothing.
+    What steers it changes memory and buffer alike; whatever is refused changes nothing. Where
+    `optimization_config` turns something on, it steers itself while its hooks are registered.
 
     Args:
         base_config: of the decoder, as `source` of `MemoryModel`.
@@ -53,9 +58,19 @@ class FullCMRModel(MemoryModel):
         integrator: blends that into states; a `ReconstructionIntegrator`.
         blender: joins several of them; a `ContextBlender`.
         reconstruction_enabled: whether layers read what is reconstructed of what was recalled.
+        optimizer: steers the memory, a `CMRPerformanceOptimizer`; None where nothing is on, or
+            while no hooks are registered.
     """
 
     SCORING = "attention_based"
+    LOOKS_AT = (
+        "context_heads",
+        "criteria_weights",
+        "max_clusters",
+        "optimization",
+        "reconstruction_method",
+    )
+    optimizer: CMRPerformanceOptimizer | None = None
 
     def __init__(
         self,
@@ -85,6 +100,25 @@ class FullCMRModel(MemoryModel):
         self.integrator = ReconstructionIntegrator(hidden, reweave.method, weight)
         criteria_weights = None if criteria is None else dict(criteria)
         self.blender = ContextBlender(hidden, criteria_weights, max_memory_tokens=tokens)
+
+    @cached_property
+    def monitor(self) -> CMRPerformanceMonitor:
+        """Watches it from the first use of this on, in the place of `performance`."""
+        return CMRPerformanceMonitor(self)
+
+    def register_memory_hooks(self) -> None:
+        """Put the hooks on the decoder, and steer where that is on; again is no harm."""
+        super().register_memory_hooks()
+        on = self._given.config.optimization
+        if self.optimizer is None and any(vars(on).values()):
+            self.optimizer = CMRPerformanceOptimizer(self, on)
+
+    def cleanup_hooks(self) -> None:
+        """Take all hooks away and steer no more; what is stored stays."""
+        optimizer, self.optimizer = self.optimizer, None
+        if optimizer is not None:
+            optimizer.close()
+        super().cleanup_hooks()
 
     # The specification's order of arguments, which is not that of the other classes.
     def forward(  # type: ignore[override]
@@ -161,15 +195,18 @@ class FullCMRModel(MemoryModel):
         self.memory.change(scoring_method=method)
         self.scorer = self._feeder.scorer = RelevanceScorer(self._hidden, method)
 
-    def optimize_memory(self) -> dict[str, int]:
+    def optimize_memory(self, between: Between = no_wait) -> dict[str, int]:
         """Tidy up: what expired goes, what is stored twice is merged, what is used rises a tier.
+
+        `between` is as for `Memory.consolidate`.
 
         Returns:
             `expired`, `merged` and `risen` blocks of the memory, see `Memory.consolidate`;
             `merged_entries` of the buffer: of the same token and state in a session the newest
             stays; `answers`: answers of former searches that were dropped.
         """
-        report = self.memory.consolidate()
+        report = self.memory.consolidate(between)
+        between()
         return {
             "expired": report.expired,
             "merged": report.merged,

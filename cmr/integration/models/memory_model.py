@@ -13,7 +13,7 @@ from torch import nn
 
 from cmr.config import CMRConfig
 from cmr.errors import AttachError
-from cmr.integration.attach import attach, caution_captured
+from cmr.integration.attach import attach_with, caution_captured
 from cmr.integration.detection import adapt
 from cmr.integration.files.settings import read, to_header
 from cmr.integration.memory import Memory
@@ -76,14 +76,15 @@ class MemoryModel(nn.Module):
         hooks: captures states, and takes hooks of your own; see `HookManager`.
 
     Raises:
-        ModelNotFoundError, ConfigError, UnsupportedModelError: see `load_backbone` and
-            `cmr.attach`.
+        ModelNotFoundError, ConfigError, UnsupportedModelError: see `load_backbone`, `cmr.attach`.
     """
 
     SCORING = "hybrid"
     """Scoring method where none is given."""
     MEASURED = False
     """Whether every forward gives `performance_stats`."""
+    LOOKS_AT: tuple[str, ...] = ()
+    """Settings that other parts than its memory look at; 'optimization': it steers itself."""
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class MemoryModel(nn.Module):
         # Modules are made in training mode; the decoder stays in the mode that it is in.
         self.training = bool(model.training)
         self.output_hidden_size = output_hidden_size
-        self.memory: Memory = attach(model, given.config, tokenizer=tokenizer)
+        self.memory: Memory = attach_with(model, given.config, tokenizer, elsewhere=self.LOOKS_AT)
         core = self.memory._core
         caution_captured(core, given.captured)
         self._given, self._hidden = given, core.adapter.hidden

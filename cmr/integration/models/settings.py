@@ -30,7 +30,8 @@ class ModelSettings:
 
     def as_asked(self, config: CMRConfig) -> CMRConfig:
         """The memory's settings as a class like this one is to be given them."""
-        return replace(config, memory=replace(config.memory, **self.asked))
+        memory = replace(config.memory, **self.asked)
+        return replace(config, memory=memory, optimization=self.config.optimization)
 
 
 def model_settings(

@@ -172,6 +172,11 @@ class FairLock:
         return self._owner == threading.get_ident()
 
     @property
+    def wanted(self) -> bool:
+        """Whether a thread holds the lock, or waits for it."""
+        return self._owner is not None or bool(self._queue)
+
+    @property
     def held(self) -> Hold:
         """The innermost hold of the thread that holds the lock."""
         return self._holds[-1]

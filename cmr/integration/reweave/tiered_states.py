@@ -18,12 +18,19 @@ Project = Callable[[int, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class Recomputed:
-    """The last few passages that were run through the model again; `runs` counts how often."""
+    """The last few passages that were run through the model again.
+
+    Attributes:
+        most: passages that are kept.
+        runs: times that the model ran.
+        asked: passages that were to be read.
+        ready: of them, those that were there already.
+    """
 
     def __init__(self, recomputer: Recomputer, ring: BlockStore, passages: int) -> None:
-        self._recomputer, self._ring, self._most = recomputer, ring, passages
+        self._recomputer, self._ring, self.most = recomputer, ring, passages
         self._kept: OrderedDict[tuple[int, ...], Layers] = OrderedDict()
-        self.runs = 0
+        self.runs = self.asked = self.ready = 0
 
     def get(self, passages: torch.Tensor) -> list[Layers]:
         """Keys and values by layer number, of each of the passages `[n, run]` of slots on the CPU.
@@ -31,9 +38,28 @@ class Recomputed:
         Two `[1, kv_heads, run * block_size, head_dim]`; -1 is no slot. The decoder's hooks must
         rest meanwhile.
         """
+        return self._get(passages, self._names(passages))
+
+    def read(self, passages: torch.Tensor) -> list[Layers]:
+        """The same for a request, which is counted."""
+        names = self._names(passages)
+        self.asked += len(names)
+        self.ready += sum(name in self._kept for name in names)
+        return self._get(passages, names)
+
+    def prepare(self, passages: torch.Tensor) -> int:
+        """Run those of the passages that are not there; how many these are. As for `get`."""
+        names = self._names(passages)
+        new = sum(name not in self._kept for name in names)
+        self._get(passages, names)
+        return new
+
+    def _names(self, passages: torch.Tensor) -> list[tuple[int, ...]]:
         # By the blocks' numbers, not their slots: a slot may hold another block by now.
         numbers = torch.where(passages >= 0, self._ring.ledger.number[passages.clamp(min=0)], -1)
-        names = [tuple(row) for row in numbers.tolist()]
+        return [tuple(row) for row in numbers.tolist()]
+
+    def _get(self, passages: torch.Tensor, names: list[tuple[int, ...]]) -> list[Layers]:
         new = [i for i, name in enumerate(names) if name not in self._kept]
         found = {name: self._kept[name] for name in names if name in self._kept}
         if new:
@@ -48,7 +74,7 @@ class Recomputed:
         for name, layers in found.items():
             self._kept[name] = layers
             self._kept.move_to_end(name)
-        while len(self._kept) > self._most:
+        while len(self._kept) > self.most:
             self._kept.popitem(last=False)
         return [found[name] for name in names]
 
@@ -122,7 +148,7 @@ class TieredStates:
         which = bare.any(dim=1).nonzero()[:, 0]
         self._bare = bare.repeat_interleave(ring.block_size, dim=1)
         self._found = dict(
-            zip(which.tolist(), recomputed.get(flat[which]) if len(which) else [], strict=True)
+            zip(which.tolist(), recomputed.read(flat[which]) if len(which) else [], strict=True)
         )
 
     def __call__(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -44,6 +44,7 @@ def answer(made: Made, llama: nn.Module, **settings: Any) -> tuple[Any, torch.Te
     with warnings.catch_warnings():
         warnings.simplefilter("error", CMRWarning)
         warnings.filterwarnings("ignore", "target_layers.*their states are captured", CMRWarning)
+        warnings.filterwarnings("ignore", ".*weighted_sum.*recalled nothing", CMRWarning)
         model = made(FullCMRModel, llama, {**ALWAYS, **settings})
     model(text(1, 60), sessions="anna")
     logits = model(text(1, 20), sessions="anna").logits

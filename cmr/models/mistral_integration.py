@@ -1,0 +1,10 @@
+"""Decoders of Mistral and what adapts others, where the specification has them."""
+
+from __future__ import annotations
+
+from cmr._names import passed_on
+
+__all__, __getattr__, __dir__ = passed_on(
+    __name__,
+    "BackboneAdapter GemmaAdapter MistralAdapter MistralCMRModel create_mistral_cmr_model",
+)
