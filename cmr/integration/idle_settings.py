@@ -44,6 +44,10 @@ def _idle(core: Core) -> Iterator[tuple[str, str]]:
     if _given(reweave, "reconstruction_method") and not (again or limited or blends):
         wanted = "max_memory_tokens or compression_ratio"
         yield "reconstruction_method", _said(reweave, "reconstruction_method", wanted, None)
+    asks = core.template is not None and retrieval.strategy == "maxsim" and not blends
+    if _given(reweave, "focus") and reweave.focus and not asks:
+        wanted = "a tokenizer with a chat template, strategy 'maxsim' and method 'attention'"
+        yield "focus", f"focus={reweave.focus!r} needs {wanted}"
     low = layout.lower.long_term
     bare = layout.store == "tokens" or (low and not layout.lower.long_term_states)
     if _given(memory, "recall_context") and not (bare or again):

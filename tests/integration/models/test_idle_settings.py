@@ -14,6 +14,7 @@ IDLE: list[tuple[dict[str, Any], str]] = [
     ({"max_clusters": 8}, "max_clusters=8 needs strategy 'hierarchical'"),
     ({"criteria_weights": {"recency": 1.0}}, "needs strategy 'multi_criteria'"),
     ({"reconstruction_method": "hierarchical"}, "needs max_memory_tokens or compression_ratio"),
+    ({"focus": 1.0}, "focus=1.0 needs a tokenizer with a chat template"),
     ({"recall_context": 32}, "recall_context=32 needs store='tokens'"),
     ({"long_term_store": "kv"}, "long_term_store='kv' needs long_term_budget above 0, got 0"),
     ({"long_term_folder": "."}, "long_term_folder='.' needs long_term_budget"),
@@ -34,6 +35,7 @@ USED: list[dict[str, Any]] = [
     {"long_term_store": "kv", "long_term_budget": 1024},
     {"knn_weight": 0.5, "knn": True},
     {"knn_weight": 0.0},
+    {"focus": 0.0},
     # As they are by default, whoever says so.
     {"knn_weight": 0.9, "recall_context": 64, "long_term_store": "tokens", "max_clusters": None},
 ]
