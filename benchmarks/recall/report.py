@@ -47,8 +47,9 @@ def summarise(details: Rows, system: str) -> dict[str, Any]:
         ceiling = [r for r in details if r["system"] == "ceiling"]
         if ceiling and any(r["right"] for r in ceiling):
             row["of_ceiling"] = row["share"] / mean(float(r["right"]) for r in ceiling)
-    if system.endswith(WRAPPED):
-        row["of_bare"] = of_bare(mine, [r for r in details if r["system"] + WRAPPED == system])
+    bare = [r for r in details if r["system"] + WRAPPED == system]
+    if any(r["right"] for r in bare):  # of nothing there is no share
+        row["of_bare"] = of_bare(mine, bare)
     return row
 
 

@@ -136,6 +136,27 @@ def test_the_long_document_is_answered_from(example) -> None:
         assert fact in answer["passages"][0].text
 
 
+def test_the_whole_model_answers_from_what_passed(
+    example, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = example("demo_day8_integration").main(["--tokens", "1500", "--questions", "2"])
+    for answer in found:
+        assert answer["question"].answered_by(answer["memory"])
+        assert not answer["question"].answered_by(answer["without"])
+    printed = capsys.readouterr().out
+    assert "'multi_criteria': 8" in printed and "buffer_bytes" in printed
+
+
+def test_a_mistral_remembers_and_is_itself_again(
+    example, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = example("demo_mistral_integration").main([])
+    assert len(seen) == 3 and all(seen.values())
+    assert capsys.readouterr().out.count("yes") == 3
+    with pytest.raises(SystemExit):
+        example("demo_mistral_integration").main(["--model", "nowhere"])
+
+
 def test_a_document_needs_a_question(example) -> None:
     with pytest.raises(SystemExit):
         example("book_qa").main(["--document", "book.txt"])
