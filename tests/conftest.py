@@ -33,6 +33,14 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def strategies_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is known in that test alone: others look at all strategies."""
+    from cmr.config import topics
+
+    monkeypatch.setattr(topics, "_PLUGGED_IN", set(topics._PLUGGED_IN))
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """SmolLM2-135M-Instruct and its tokenizer: ``(model, tokenizer)``, as this CPU runs it.
