@@ -40,6 +40,16 @@ FORMS: dict[str, tuple[str, Callable[[str], bool]]] = {
         "Answer in the form of a bulleted list with a hyphen in front. {}",
         lambda a: a.lstrip().startswith(("-", "*", "•")),
     ),
+    "capitals, at length": (
+        "{} My grandmother reads along with me and her eyes are not what they were, so please "
+        "write your whole answer in capital letters, every single word of it.",
+        lambda a: _capitals(a) > 0.7,
+    ),
+    "beginning, at length": (
+        "I will copy what you write into a letter to my landlord without looking at it again, so "
+        "begin your reply with the words Dear Tom and go on from there. {}",
+        lambda a: "dear tom" in a.lower(),
+    ),
     "language": (
         "I am five years old. Please reply in German. {}",
         lambda a: bool(GERMAN & set(a.lower().split())),
