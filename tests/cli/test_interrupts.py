@@ -15,6 +15,14 @@ from cmr.cli.talk.interrupts import stoppable
 from tests.cli.conftest import EOS, Model
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """A shell that runs the tests in the background has Ctrl-C ignored in them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Interrupted(Model):
     """Gets a Ctrl-C behind its third token, of the answers that `when` names."""
 
