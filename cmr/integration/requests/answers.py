@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +12,7 @@ from typing import NamedTuple
 import torch
 
 from cmr._fork import renew
-
-LOG = logging.getLogger("cmr")
+from cmr.integration.requests.watched import Watched
 
 
 class Answer(NamedTuple):
@@ -75,39 +73,26 @@ class _OfThread(threading.local):
     open: _Open | None = None
 
 
-Told = Callable[[list[Answer]], object]
-
-
-class Answers:
+class Answers(Watched[list[Answer]]):
     """Puts together what the searches of a request found, and tells it when the request is over.
 
     Attributes:
-        on: whether anybody is told.
         under_way: requests that have begun and not ended, of those that began while it was on;
             forwards outside of a `generate`, which hold the memory's lock, are not counted.
         ended: `time.monotonic()` when the last one ended.
     """
 
+    who = "who is told of a memory's requests"
+
     def __init__(self, name_of: Callable[[int], str]) -> None:
+        super().__init__()
         self._name_of = name_of
-        self._told: tuple[Told, ...] = ()
         self._here = _OfThread()
         self._counting = threading.Lock()
-        self.on = self._broken = False
         self.under_way, self.ended = 0, time.monotonic()
         renew(self, "_counting", threading.Lock)
         # In the child of a fork none of the parent's requests ever ends.
         renew(self, "under_way", lambda: 0)
-
-    def watch(self, told: Told) -> Callable[[], None]:
-        """Tell somebody from now on; returns what ends it. What `told` raises is logged once."""
-        self._told, self.on = (*self._told, told), True
-
-        def end() -> None:
-            self._told = tuple(other for other in self._told if other is not told)
-            self.on = bool(self._told)
-
-        return end
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -140,15 +125,7 @@ class Answers:
         self.ended = time.monotonic()
         if request is None or not request.found or not told:
             return
-        answers = _rows(request, self._name_of)
-        for tell in self._told:
-            try:
-                tell(answers)
-            except Exception as error:
-                if not self._broken:
-                    self._broken = True
-                    LOG.warning("who is told of a memory's requests raised %s; not logged again",
-                                type(error).__name__)  # fmt: skip
+        self.tell(_rows(request, self._name_of))
 
     def note(self, found: Found, inputs: int | None) -> None:
         """A search of this thread's request; `inputs`: rows of a `generate`, None: of a forward."""

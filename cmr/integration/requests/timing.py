@@ -6,13 +6,13 @@ later one, and in the whole of the forward once something waits for the device.
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
-LOG = logging.getLogger("cmr")
+from cmr.integration.requests.watched import Watched
+
 _NOBODY: AbstractContextManager[None] = nullcontext()
 
 
@@ -36,45 +36,18 @@ class Took(NamedTuple):
     error: str = ""
 
 
-Told = Callable[[Took], object]
-
-
-class Timing:
+class Timing(Watched[Took]):
     """Adds up the stages of a forward and tells them when it is over.
 
     All but `watch` and `call` runs while the memory's lock is held, so one forward is open at most.
-
-    Attributes:
-        on: whether anybody watches.
     """
 
+    who = "who watches a memory"
+
     def __init__(self) -> None:
-        self._told: tuple[Told, ...] = ()
-        self.on = False
+        super().__init__()
         self._open: dict[str, float] | None = None
         self._began = 0.0
-        self._broken = False
-
-    def watch(self, told: Told) -> Callable[[], None]:
-        """Tell somebody from now on; returns what ends it. What `told` raises is logged once."""
-        self._told, self.on = (*self._told, told), True
-
-        def end() -> None:
-            self._told = tuple(other for other in self._told if other is not told)
-            self.on = bool(self._told)
-
-        return end
-
-    def tell(self, took: Took) -> None:
-        """Tell those who watch; a request never breaks by them."""
-        for told in self._told:
-            try:
-                told(took)
-            except Exception as error:
-                if not self._broken:
-                    self._broken = True
-                    LOG.warning("who watches a memory raised %s; not logged again",
-                                type(error).__name__)  # fmt: skip
 
     def begin(self) -> None:
         """A forward of the decoder begins."""
