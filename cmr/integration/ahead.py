@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cmr.integration.consolidation import Alone, Between, no_wait
+from cmr.integration.consolidation import Alone, Between, no_wait, one_by_one
 from cmr.integration.core import Core
 from cmr.kernels.reference.select import block_table
 from cmr.retrieval.selection import TUNED
@@ -26,20 +26,15 @@ def run_ahead(
         core.identity.require()
         starts = _likely(core, session)[:passages]
         numbers = ledger.number[starts].tolist()
-    run = 0
-    for start, number in zip(starts.tolist(), numbers, strict=True):
-        if between() is False:
-            break
-        with core.lock:
-            # The slot may hold another block by now.
-            if int(ledger.number[start]) != number:
-                continue
-            passage = _passage(core, start)
-            if not again and bool(core.ring.keeps_states(passage[passage >= 0]).all()):
-                continue
-            with alone():
-                run += core.recomputed.prepare(passage[None])
-    return run
+
+    def prepared(start: int) -> int:
+        passage = _passage(core, start)
+        if not again and bool(core.ring.keeps_states(passage[passage >= 0]).all()):
+            return 0
+        with alone():
+            return core.recomputed.prepare(passage[None])
+
+    return one_by_one(core, starts, numbers, between, prepared)
 
 
 def _likely(core: Core, session: int) -> torch.Tensor:

@@ -192,15 +192,31 @@ def _up(
         most = max(1, ledger.tiers[tier - 1].slots // 2)
         slots = slots[used.argsort(descending=True, stable=True)[:most]]
         numbers = ledger.number[slots].tolist()
-    risen = 0
+    return one_by_one(
+        core, slots, numbers, between, lambda slot: _one_up(core, alone, tier, slot, yields)
+    )
+
+
+def one_by_one(
+    core: Core,
+    slots: torch.Tensor,
+    numbers: Sequence[int],
+    between: Between,
+    done: Callable[[int], int],
+) -> int:
+    """Something is done with blocks, the lock held for each alone; the sum of what `done` gives.
+
+    `numbers` are those of the blocks when they were chosen; `between` says when to leave off.
+    """
+    total = 0
     for slot, number in zip(slots.tolist(), numbers, strict=True):
         if between() is False:
             break
         with core.lock:
             # The slot may hold another block by now.
-            if int(ledger.number[slot]) == number:
-                risen += _one_up(core, alone, tier, slot, yields)
-    return risen
+            if int(core.ring.ledger.number[slot]) == number:
+                total += done(slot)
+    return total
 
 
 def _one_up(
