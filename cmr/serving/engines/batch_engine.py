@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -21,19 +21,20 @@ from cmr.errors import ConfigError
 from cmr.integration.memory import Memory
 from cmr.serving.engines.job import Job, Tell
 from cmr.serving.engines.making import Making
+from cmr.serving.engines.queued import Queued
 from cmr.serving.engines.rows import Finish, Rows
 from cmr.serving.engines.sampling import RowSampler
 from cmr.serving.engines.storing import Storing
 from cmr.serving.engines.ticket import Ticket
 from cmr.serving.engines.turns import Turns
-from cmr.serving.refusals import Refusal, log_failure, refusal_of
+from cmr.serving.refusals import log_failure, refusal_of
 
 log = logging.getLogger(__name__)
 GATHER = 0.01
 """Seconds that a batch waits for another request when one has come."""
 
 
-class BatchEngine:
+class BatchEngine(Queued):
     """Answers jobs in batches; see `Engine`.
 
     Args:
@@ -66,10 +67,11 @@ class BatchEngine:
         lanes: int = 2,
         changed: Callable[..., None] = lambda *_: None,
     ) -> None:
+        super().__init__(turns)
         self._model, self._memory, self._storing = model, memory, storing
         self._tokenizer, self._ends = tokenizer, ends_of(model, tokenizer)
         self._rows, self._tokens, self._making = rows, tokens, making
-        self._turns, self._changed = turns, changed
+        self._changed = changed
         self._lanes = [
             threading.Thread(target=self._work, name=f"cmr-lane-{lane}", daemon=True)
             for lane in range(lanes)
@@ -82,26 +84,15 @@ class BatchEngine:
         """Whether jobs are worked on."""
         return all(lane.is_alive() for lane in self._lanes)
 
-    @property
-    def load(self) -> tuple[int, int]:
-        """How many jobs wait, and how many are being answered."""
-        return self._turns.load
-
     def submit(self, job: Job, tell: Tell) -> Ticket:
         """Take a job; see `Engine.submit`."""
         ticket = Ticket(job, tell, self._turns.drop, self._turns.answered)
         self._turns.put(ticket)
         return ticket
 
-    def alone(self, *sessions: str, seconds: float) -> AbstractContextManager[None]:
-        """In turn with the jobs of these sessions; see `Engine.alone`."""
-        return self._turns.alone(*sessions, seconds=seconds)
-
     def close(self, seconds: float) -> None:
         """Take no job any more, answer those there for so many seconds, and cancel the rest."""
-        for ticket in self._turns.close(seconds):
-            ticket.cancel()
-            ticket.fail(Refusal(503, "closing", "the server ended before the answer did", 5))
+        self._refuse_rest(seconds)
         for lane in self._lanes:
             lane.join()
 

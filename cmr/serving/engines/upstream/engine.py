@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import ExitStack, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -22,18 +22,19 @@ import torch
 from cmr.integration.memory import Memory
 from cmr.serving.engines.job import Ended, Job, Passage, Tell
 from cmr.serving.engines.making import Making
+from cmr.serving.engines.queued import Queued
 from cmr.serving.engines.ticket import Ticket
 from cmr.serving.engines.turns import Turns
 from cmr.serving.engines.upstream.asking import body_of, question, unsent
 from cmr.serving.engines.upstream.client import Client, Heard, Upstream
 from cmr.serving.prompts import Prompts
-from cmr.serving.refusals import Refusal, log_failure, refusal_of
+from cmr.serving.refusals import log_failure, refusal_of
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-class UpstreamEngine:
+class UpstreamEngine(Queued):
     """Answers jobs by another server; see `Engine`.
 
     Args:
@@ -57,8 +58,9 @@ class UpstreamEngine:
         turns: Turns,
         changed: Callable[..., None] = lambda *_: None,
     ) -> None:
+        super().__init__(turns)
         self._memory, self._making, self._prompts = memory, making, prompts
-        self._turns, self._changed = turns, changed
+        self._changed = changed
         self._free = threading.Semaphore(at_once)
         self._local = ThreadPoolExecutor(1, "cmr-memory")
         self._reading: dict[Ticket, asyncio.Task[None]] = {}
@@ -75,26 +77,15 @@ class UpstreamEngine:
         """Whether jobs are worked on."""
         return all(thread.is_alive() for thread in self._threads)
 
-    @property
-    def load(self) -> tuple[int, int]:
-        """How many jobs wait, and how many are being answered."""
-        return self._turns.load
-
     def submit(self, job: Job, tell: Tell) -> Ticket:
         """Take a job; see `Engine.submit`."""
         ticket = Ticket(job, tell, self._drop)
         self._turns.put(ticket)
         return ticket
 
-    def alone(self, *sessions: str, seconds: float) -> AbstractContextManager[None]:
-        """In turn with the jobs of these sessions; see `Engine.alone`."""
-        return self._turns.alone(*sessions, seconds=seconds)
-
     def close(self, seconds: float) -> None:
         """Take no job any more, answer those there for so many seconds, and cancel the rest."""
-        for ticket in self._turns.close(seconds):
-            ticket.cancel()
-            ticket.fail(Refusal(503, "closing", "the server ended before the answer did", 5))
+        self._refuse_rest(seconds)
         running, taking = self._threads
         taking.join()
         asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result()
