@@ -47,13 +47,4 @@ class Choice(NamedTuple):
 
     def select(self, rows: torch.Tensor) -> Choice:
         """The choice of the given rows, in their order."""
-        within = None if self.within is None else self.within.index_select(0, rows)
-        parts = None if self.parts is None else self.parts.index_select(0, rows)
-        return self._replace(
-            table=self.table.index_select(0, rows),
-            stamps=self.stamps.index_select(0, rows),
-            scores=self.scores.index_select(0, rows),
-            certainty=self.certainty.index_select(0, rows),
-            within=within,
-            parts=parts,
-        )
+        return Choice(*(None if part is None else part.index_select(0, rows) for part in self))  # type: ignore[arg-type]
