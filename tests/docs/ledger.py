@@ -138,6 +138,12 @@ def in_words(number: float) -> str:
     return f"{OPEN}{WORDS[int(number)]}{CLOSE}"
 
 
+def told(true: bool, what: str) -> None:
+    """Holds what a page tells of rows without a number."""
+    if not true:
+        raise AssertionError(f"the page tells what its rows do not tell any more: {what}")
+
+
 @dataclass
 class Compared:
     """What a page has of a ledger's words.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.docs.figures.measured import talk
-from tests.docs.ledger import newest
+from tests.docs.ledger import newest, told
 
 DOCUMENT = "docs/how-it-works.md"
 
@@ -47,7 +47,7 @@ def reconstruction() -> Iterator[str]:
         f'`"attention"` and {right("hierarchical", "0.5", 24)} by `"hierarchical"`'
     )
     few = newest("reconstruction.jsonl", method="none", n=8)
-    assert right("attention", "0.25", 8) == right("hierarchical", "0.25", 8)
+    told(right("attention", "0.25", 8) == right("hierarchical", "0.25", 8), "each")
     yield (
         f"Of {few.n}, {few.right} with all of it, and with a quarter "
         f"{right('attention', '0.25', 8)} each by "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tests.docs.ledger import Figure, Row, between, newest, rows
+from tests.docs.ledger import Figure, Row, between, newest, rows, told
 
 DOCUMENT = "docs/measured.md"
 SMOLLM2, QWEN = "smollm2-135m*", "qwen2.5-coder-0.5b*"
@@ -186,7 +186,7 @@ def costs() -> Iterator[str]:
     yield f"reading runs at {reading.ratio.p50:.3f} of the tokens a second of a plain forward"
     yield f"and at {reading.ratio_all_logits.p50:.2f} of one that computes them all"
     steps = [row.ratio.p50 for row in rows("cost.jsonl", part="decode")]
-    assert len(steps) == 4
+    told(len(steps) == 4, "four runs of decoding steps")
     inside = sorted(steps)
     yield f"takes {inside[0]:.2f} to {inside[-1]:.2f} times as long"
     yield f"{inside[0]:.2f}, {inside[1]:.2f}, {inside[2]:.2f}, {inside[3]:.2f}; the last two with"

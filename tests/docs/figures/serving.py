@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.docs.ledger import Figure, Row, in_words, newest, rows
+from tests.docs.ledger import Figure, Row, in_words, newest, rows, told
 
 DOCUMENT = "docs/serving.md"
 
@@ -34,20 +34,17 @@ def under_load() -> Iterator[str]:
         f"at their end, threads {row.end.threads:.0f} and open files {row.end.files:.0f} both "
         f"times. {replies(row, ' 504')} requests ran into their deadline"
     )
-    assert (
-        f"{row.warm.threads:.0f} {row.warm.files:.0f}"
-        == f"{row.end.threads:.0f} {row.end.files:.0f}"
-    )
+    told(round(row.warm.threads) == round(row.end.threads), "threads, both times")
+    told(round(row.warm.files) == round(row.end.files), "files, both times")
 
 
 def killed() -> Iterator[str]:
-    alone, again = (
-        newest("serving_kills.jsonl", command=f"*kills{more}*", seed=seed)
-        for more, seed in (("", 0), ("", 1))
-    )
+    alone, again = (newest("serving_kills.jsonl", seed=seed) for seed in (0, 1))
     shared = newest("serving_kills.jsonl", command="*--shared*")
     for row in (alone, again, shared):
-        assert not (row.early or row.back or row.foreign) and row.open == row.kills
+        told(not row.early, "nothing that was told before the last save was missing")
+        told(not row.back and not row.foreign, "nothing came back or stood elsewhere")
+        told(row.open == row.kills, "the folder opened each time")
     yield f"SIGKILL ends the server, {in_words(alone.kills)} times"
     yield (
         f"the folder opened {alone.open} times, no number that had been told before the last save "
