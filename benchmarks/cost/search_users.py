@@ -75,7 +75,7 @@ class Asked:
         users = int(store.session.max()) + 1
         self._sessions = torch.arange(batch) * (users // batch)
         self._query = RollingQuery(
-            batch, 16, store, self._sessions, located=True, question=self._ask()
+            batch, NEW, store, self._sessions, True, None, self._ask(), self._retriever.narrows
         )
 
     def prompt(self) -> None:

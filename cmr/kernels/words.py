@@ -11,7 +11,7 @@ import torch
 
 from cmr.kernels.arguments import CONTIGUOUS, expect
 from cmr.kernels.dispatch import register, runs_plain
-from cmr.kernels.reference._own_blocks import seen_first
+from cmr.kernels.reference._own_blocks import beginnings, seen_first
 
 NO_WORD = 0
 """Class of what is no word: punctuation, spaces, special tokens, numbers beyond the vocabulary."""
@@ -120,7 +120,7 @@ def words_plain(
     # and of all rows at once then. Otherwise row by row, as what is counted of one is large.
     # A passage is a block and the next: it says the words of the next one, though its own block
     # may be one that the row does not see.
-    sayers = seen_first(seen | (seen[:, successor.clamp(min=0)] & (successor >= 0)))
+    sayers = seen_first(beginnings(seen, successor))
     if sayers is not None:
         after = successor[sayers]
         linked = (after >= 0) & seen.gather(1, after.clamp(min=0))

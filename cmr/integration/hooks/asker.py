@@ -170,7 +170,7 @@ class Asker:
             numbers, rows = core.numbers(record.sessions), len(record.sessions)
             search.query = RollingQuery(
                 rows, self._query_tokens, core.ring, numbers, search.located, request.task,
-                search.question,
+                search.question, request.retriever.narrows,
             )  # fmt: skip
             # It is made of the record's last tokens, whichever of them came since the last search:
             # of those behind the question, where that asks itself.

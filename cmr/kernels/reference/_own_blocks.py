@@ -63,3 +63,8 @@ def seen_first(seen: torch.Tensor) -> torch.Tensor | None:
     if most is None:
         return None
     return seen.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
+
+
+def beginnings(visible: torch.Tensor, successor: torch.Tensor) -> torch.Tensor:
+    """The blocks [B, N] that are visible, or the next one is: where a passage of two begins."""
+    return visible | (visible[:, successor.clamp(min=0)] & (successor >= 0))
