@@ -211,6 +211,10 @@ class Scored:
             than the scores that they are ranked by. None: of the scores.
         profiles: `[batch, tokens, blocks]` float32, whose cosine says how alike two passages are.
         diversity: weight of 1 less the largest cosine with a passage that was chosen before.
+        values: `[batch, tokens, blocks]` float32 and
+        shares: `[batch, parts, tokens]` float32, where every part is a query of its own: how well
+            the passage that begins at each block matches each token, in deviations from what is
+            usual, and the weight of each token in its part. Given with `winner`; None: see below.
         explained: gives for passages `[batch, k]` int64 what `selection.values_of` does, where the
             strategy knows it without comparing everything. None: everything is compared.
         winner: `[batch, blocks]` int64, the part of what is asked that found each passage. None:
@@ -222,6 +226,8 @@ class Scored:
     line: torch.Tensor | None = None
     profiles: torch.Tensor | None = None
     diversity: float = 0.0
+    values: torch.Tensor | None = None
+    shares: torch.Tensor | None = None
     explained: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
     winner: torch.Tensor | None = None
 

@@ -70,7 +70,7 @@ class OwnSlots:
             return out
         # The rows of a session ask as one: its blocks are read once. All sessions are asked about
         # in one go, filled up to the one with most rows, by one of its own, and most blocks.
-        rows, own = (pad_sequence(part, True, -1) for part in zip(*asked_by, strict=True))
+        rows, own = (pad_sequence(list(part), True, -1) for part in zip(*asked_by, strict=True))
         asking = torch.where(rows < 0, rows[:, :1], rows)
         slots = torch.where(own < 0, -1, self.slots[first + own])
         found = self._store.maxima_at(query[asking].flatten(1, 2), sessions[asking[:, 0]], slots)

@@ -135,13 +135,13 @@ class Retriever:
         if self.strategy is None:
             ask, out, scratch = query.for_kernels(self._selector.candidates, self._selector.run)
             return query.settle(self._selector.fused(ask, store, out, scratch))
-        return query.settle(self._found(query.ask(), store))
+        return query.settle(self._found(query.ask(), store, query.choice))
 
     def _search(self, ask: Ask, store: Searched) -> Choice:
         own = own_slots(ask.sessions, store) if self.narrows and ask.known is None else None
         return self._found(ask, store) if own is None else own.widened(self._found(ask, own))
 
-    def _found(self, ask: Ask, store: Searched) -> Choice:
+    def _found(self, ask: Ask, store: Searched, out: Choice | None = None) -> Choice:
         strategy, selector = self.strategy, self._selector
         if strategy is None:
             return selector.fused(ask, store)
@@ -155,4 +155,4 @@ class Retriever:
                 f"{type(strategy).__name__}: scores of shape {wanted} expected, "
                 f"got {list(found.passages.shape)}"
             )
-        return selector.by_scores(ask, store, found)
+        return selector.by_scores(ask, store, found, out)

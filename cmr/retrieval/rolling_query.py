@@ -37,6 +37,7 @@ class RollingQuery:
             question first, the last ones in no particular order, as new ones take the places of
             the oldest.
         mask: `[rows, tokens]` bool, True where there is a token that asks.
+        choice: what the last search chose, in tensors that the next one may write into.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class RollingQuery:
         self.mask = torch.zeros(rows, tokens, dtype=torch.bool, device=ring.device)
         self._ids = torch.full((rows, tokens), -1, device=ring.device)
         self._room: dict[tuple[int, int, int], tuple[Selection, Scratch]] = {}
-        self._choice: Choice | None = None
+        self.choice: Choice | None = None
         self._next = self._first
         self._seen = ring.ledger.changes
         self._places = torch.arange(tokens * rows, device=ring.device)
@@ -135,12 +136,12 @@ class RollingQuery:
     def settle(self, choice: Choice) -> Choice:
         """The choice in the tensors of the one before, where it has the same shape."""
         # A decoding step that was captured looks for it where it was.
-        kept = self._choice
+        kept = self.choice
         if kept is None or not _alike(kept, choice):
-            self._choice = choice
+            self.choice = choice
             return choice
         for old, new in zip(kept, choice, strict=True):
-            if old is not None and new is not None:
+            if old is not None and new is not None and old is not new:
                 old.copy_(new)
         return kept
 
@@ -162,7 +163,7 @@ class RollingQuery:
             setattr(other, name, getattr(self, name).index_select(0, rows))
         other._parts = QueryParts(*(tensor.index_select(0, rows) for tensor in self._parts))
         other._places = torch.arange(other.mask.numel(), device=rows.device)
-        other._room, other._picks, other._choice = {}, {}, None
+        other._room, other._picks, other.choice = {}, {}, None
         return other
 
     def _keep(self, question: Ask) -> None:
