@@ -16,7 +16,7 @@ class QueryParts(NamedTuple):
     """The parts of what each row asks, each a query of its own, such as sentences.
 
     Attributes:
-        of: `[batch, tokens]` int64, the part that a token belongs to, if it asks at all; -1: none.
+        of: `[batch, tokens]` int64, the part that a token belongs to; -1: it does not ask.
         marked: `[batch, parts]` bool, whether there is a question mark in it. A number that no
             token has is no part.
     """
@@ -25,10 +25,11 @@ class QueryParts(NamedTuple):
     marked: torch.Tensor
 
     @classmethod
-    def one(cls, token_ids: torch.Tensor) -> QueryParts:
-        """All of `token_ids` `[batch, tokens]` as a single part."""
+    def one(cls, token_ids: torch.Tensor, mask: torch.Tensor | None = None) -> QueryParts:
+        """All of `token_ids` `[batch, tokens]` that ask, by the mask, as a single part."""
         marked = torch.zeros(len(token_ids), 1, dtype=torch.bool, device=token_ids.device)
-        return cls(torch.zeros_like(token_ids), marked)
+        of = torch.zeros_like(token_ids)
+        return cls(of if mask is None else of.masked_fill(~mask, -1), marked)
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,9 @@ class RollingQuery:
         self._seen = ring.ledger.changes
         self._places = torch.arange(tokens * rows, device=ring.device)
         self._picks: dict[int, torch.Tensor] = {}
-        self._parts = QueryParts.one(self._ids)
+        self._parts = QueryParts.one(self._ids, self.mask)
+        # The number of the last tokens' part, and whether all rows ask at their places.
+        self._part, self._all_ask = 0, [False] * (tokens - self._first)
         if question is not None:
             self._keep(question)
 
@@ -93,7 +95,7 @@ class RollingQuery:
             count = min(new - done, end - self._next)
             where, part = slice(self._next, self._next + count), slice(done, done + count)
             self._write(where, states, done)
-            self.mask[:, where] = True if mask is None else mask[:, -new:][:, part]
+            self._ask_at(where, None if mask is None else mask[:, -new:][:, part])
             self._ids[:, where] = -1 if token_ids is None else token_ids[:, -new:][:, part]
             self._compare(where, 0, self.space.high_water)
             done += count
@@ -162,6 +164,7 @@ class RollingQuery:
         for name in ("maxima", "mask", "_ids", "sessions"):
             setattr(other, name, getattr(self, name).index_select(0, rows))
         other._parts = QueryParts(*(tensor.index_select(0, rows) for tensor in self._parts))
+        other._all_ask = self._all_ask.copy()
         other._places = torch.arange(other.mask.numel(), device=rows.device)
         other._room, other._picks, other.choice = {}, {}, None
         return other
@@ -173,10 +176,20 @@ class RollingQuery:
         self._write(where, question.states, 0)
         self._ids[:, where] = question.token_ids
         self.mask[:, where] = parts.of >= 0
-        of = torch.full_like(self._ids, parts.marked.shape[1])
-        of[:, where] = parts.of
-        self._parts = QueryParts(of, F.pad(parts.marked, (0, 1)))
+        self._part = parts.marked.shape[1]
+        self._parts = QueryParts(torch.full_like(self._ids, -1), F.pad(parts.marked, (0, 1)))
+        self._parts.of[:, where] = parts.of
         self._compare(where, 0, self.space.high_water)
+
+    def _ask_at(self, where: slice, mask: torch.Tensor | None) -> None:
+        """Have the tokens at some places of the last ones ask, those of a mask `[rows, tokens]`."""
+        places = slice(where.start - self._first, where.stop - self._first)
+        if mask is None and all(self._all_ask[places]):
+            return  # as it is from the second time round on
+        self._all_ask[places] = [mask is None] * (where.stop - where.start)
+        of = self._part if mask is None else torch.where(mask, self._part, -1)
+        self.mask[:, where] = True if mask is None else mask
+        self._parts.of[:, where] = of
 
     def _write(self, where: slice, states: torch.Tensor, done: int) -> None:
         """Unit states of the tokens from `done` on, to the given places."""

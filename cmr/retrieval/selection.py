@@ -20,7 +20,7 @@ from cmr.kernels.reference.select import (
     topk_lowest_slot,
 )
 from cmr.kernels.search.lines import within_lines
-from cmr.kernels.select import Scratch, best_passages, maxsim_select
+from cmr.kernels.select import Scratch, best_passages, floored, maxsim_select
 from cmr.kernels.standardise import spread, standardise
 from cmr.retrieval.ask import Ask, Scored, Searched, columns_of, visible
 from cmr.retrieval.calibration import Calibration
@@ -160,12 +160,9 @@ class Selector:
         else:
             line, passages = (x.masked_fill(~seen, NEG_INF) for x in (line, passages))
             peaks = at_peaks(line, passages, columns)
-            best = Best(*ranked(peaks, k, found.profiles, found.diversity), certainty)
-            # As `best_passages` does it.
-            fits = _similarity(best, found.line) >= 0
-            if found.line is not None:
-                fits[:, 0] = True
-            best = best.only(fits & (certainty >= rule.threshold)[:, None])
+            taken = ranked(peaks, k, found.profiles, found.diversity)
+            fits = None if found.line is None else line
+            best = Best(*floored(*taken, fits, certainty, rule.threshold), certainty)
         return self._taken(ask, store, columns, rule, best, found, out)
 
     def _taken(

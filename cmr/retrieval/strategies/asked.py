@@ -87,14 +87,13 @@ class Asked:
 
     def _parts(self, ask: Ask, token_ids: torch.Tensor) -> QueryParts:
         """The parts of what is asked, without tokens that do not ask."""
+        if ask.parts is not None:
+            return ask.parts
+        if ask.located:
+            return self.vocabulary.parts(token_ids, ask.mask)
         # Where nobody knows what is a question, a text goes on: some sentence of it always fits
         # something, and would be read with a certainty that it has not.
-        parts = ask.parts
-        if parts is None and ask.located:
-            parts = self.vocabulary.parts(token_ids, ask.mask)
-        parts = parts or QueryParts.one(token_ids)
-        of = parts.of if ask.mask is None else parts.of.masked_fill(~ask.mask, -1)
-        return parts._replace(of=of)
+        return QueryParts.one(token_ids, ask.mask)
 
 
 def _numbers(rule: Rule, located: bool) -> Numbers:
