@@ -153,7 +153,7 @@ def without_unread(
         without_unread_kernel,
         (len(out),),
         device=table.device,
-        warps=2,
+        warps=4,
         p_positions=positions.contiguous(),
         p_table=table.contiguous(),
         p_read=read.contiguous().view(torch.uint8),
