@@ -108,8 +108,10 @@ def _use_lower(stage: Stage) -> None:
     """Blocks low down are recalled, and a text is stored twice."""
     memory = stage.memory
     memory.read(BEN[None, :24], sessions=["ben"])
-    ledger = memory._core.ring.ledger
-    memory._core.ring.touch(torch.cat([ledger.held(tier)[:2] for tier in (1, 2)]))
+    ring = memory._core.ring
+    slots = torch.cat([ring.ledger.held(tier)[:2] for tier in (1, 2)])
+    ring.access_count[slots] += 1
+    ring.last_access[slots] = ring.clock
 
 
 def _end_of_ben(stage: Stage) -> None:

@@ -33,7 +33,7 @@ from cmr.integration.requests.scope import Said, said_here, settings_of
 from cmr.integration.requests.speech import Speech
 from cmr.integration.requests.timing import Timing
 from cmr.integration.reweave.aside import focus_for
-from cmr.integration.reweave.recall import LayerStates, Recall, memory_bias
+from cmr.integration.reweave.recall import LayerStates, Recall
 from cmr.integration.reweave.recomputer import Recomputer
 from cmr.integration.reweave.reducer import Reducer
 from cmr.integration.reweave.tiered_states import Prefetcher, Recomputed, TieredStates
@@ -356,12 +356,10 @@ class Core:
         if asks and not bool((choice.table >= 0).any()):
             return None
         self.recalls_made += 1
-        # What is recalled counts as used, by which blocks are evicted and rise a tier.
-        self.ring.touch(choice.table)
         limited = reweave.max_memory_tokens is not None or reweave.compression_ratio is not None
         recall = Recall(
             choice,
-            memory_bias(choice.certainty, self._bias),
+            self._bias,
             adapter=self.adapter,
             ring=self.ring,
             load=self._loader(choice.table, again),

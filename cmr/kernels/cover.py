@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cmr.kernels.arguments import expect
+from cmr.kernels.arguments import CONTIGUOUS, expect
 from cmr.kernels.dispatch import register, runs_plain
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.select import SearchColumns, block_table, stamped
@@ -53,6 +53,8 @@ def cover(
     columns: SearchColumns,
     enough: Enough,
     most: int,
+    winner: torch.Tensor | None = None,
+    out: Cover | None = None,
 ) -> Cover:
     """The best passage and those that add enough to it, and the blocks to read. One launch.
 
@@ -71,6 +73,10 @@ def cover(
         columns: of the stored blocks.
         enough: when another passage is read.
         most: passages that are taken at most, 1 to k.
+        winner: [B, N] int64, the part that found each passage, see `part_scores`. Where it is
+            given, values are those of all slots, [B, Q, N], and shares those of all parts,
+            [B, P, Q]: the ones of the part that found the first passage count. None: as above.
+        out: contiguous tensors to write into; None: new ones.
 
     Returns:
         A `Cover` of `most` passages.
@@ -82,22 +88,33 @@ def cover(
 
     Equivalent PyTorch: `cover_plain`.
     """
-    sizes = expect(
-        ("values", values, "B Q k", torch.float32),
-        ("shares", shares, "B Q", torch.float32),
+    run = enough.passage + 2 * enough.neighbours
+    wanted: list[tuple[Any, ...]] = [
+        ("values", values, "B Q k" if winner is None else "B Q N", torch.float32),
+        ("shares", shares, "B Q" if winner is None else "B P Q", torch.float32),
+        ("winner", winner, "B N", torch.int64),
         ("scores", scores, "B k", torch.float32),
         ("starts", starts, "B k", torch.int64),
         ("fits", fits, "B k", torch.float32),
         ("successor", columns.successor, "N", torch.int64),
         ("predecessor", columns.predecessor, "N", torch.int64),
         ("created", columns.created, "N", torch.int64),
-    )
+    ]
+    if out is not None:
+        wanted += [
+            ("out.scores", out.scores, "B most", torch.float32, CONTIGUOUS),
+            ("out.starts", out.starts, "B most", torch.int64, CONTIGUOUS),
+            ("out.table", out.table, "B most run", torch.int64, CONTIGUOUS),
+            ("out.stamps", out.stamps, "B most run", torch.int64, CONTIGUOUS),
+        ]
+    sizes = expect(*wanted, most=most, run=run)
     if not 1 <= most <= sizes["k"]:
         raise ValueError(f"most: 1 to k={sizes['k']} expected, got {most}")
-    batch, run = sizes["B"], enough.passage + 2 * enough.neighbours
-    table, stamps = (starts.new_empty(batch, most, run) for _ in range(2))
-    out = Cover(scores.new_empty(batch, most), starts.new_empty(batch, most), table, stamps)
-    given = (values, shares, scores, starts, fits)
+    if out is None:
+        batch = sizes["B"]
+        table, stamps = (starts.new_empty(batch, most, run) for _ in range(2))
+        out = Cover(scores.new_empty(batch, most), starts.new_empty(batch, most), table, stamps)
+    given = (values, shares, winner, scores, starts, fits)
     links = (columns.successor, columns.predecessor, columns.created)
     called: Any = cover_plain if runs_plain(values, shares, scores) else cover_
     called(*given, *links, *enough, *out)
@@ -107,6 +124,7 @@ def cover(
 def cover_plain(
     values: torch.Tensor,
     shares: torch.Tensor,
+    winner: torch.Tensor | None,
     scores: torch.Tensor,
     starts: torch.Tensor,
     fits: torch.Tensor,
@@ -124,6 +142,12 @@ def cover_plain(
 ) -> None:
     """The specification of `cover`, of arguments that were checked already."""
     there = starts >= 0
+    if winner is not None:
+        at, tokens = starts.clamp(min=0), values.shape[1]
+        values = values.gather(2, at[:, None].expand(-1, tokens, -1))
+        # What a further passage adds is measured on the part that found the first one.
+        first = winner.gather(1, at[:, :1])[..., None].expand(-1, 1, tokens)
+        shares = shares.gather(1, first)[:, 0]
     # Below 0 a look-alike fits less than usual, however close it comes to the first one.
     close = (fits >= ratio * fits[:, :1]) & (fits > 0)
     order = torch.arange(starts.shape[1], device=starts.device)
@@ -152,10 +176,10 @@ def cover_plain(
 
 
 cover_ = register(
-    "cover(Tensor values, Tensor shares, Tensor scores, Tensor starts, Tensor fits, "
-    "Tensor successor, Tensor predecessor, Tensor created, float ratio, float gain, int passage, "
-    "int neighbours, Tensor(a!) taken_scores, Tensor(b!) taken_starts, Tensor(c!) table, "
-    "Tensor(d!) stamps) -> ()",
+    "cover(Tensor values, Tensor shares, Tensor? winner, Tensor scores, Tensor starts, "
+    "Tensor fits, Tensor successor, Tensor predecessor, Tensor created, float ratio, float gain, "
+    "int passage, int neighbours, Tensor(a!) taken_scores, Tensor(b!) taken_starts, "
+    "Tensor(c!) table, Tensor(d!) stamps) -> ()",
     cover_plain,
     "cover:cover",
     "cmr.retrieve",

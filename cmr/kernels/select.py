@@ -244,11 +244,25 @@ def fitting(
     line = line.masked_fill(~seen, NEG_INF)
     ranked = line if base is None else base.masked_fill(~seen, NEG_INF)
     scores, starts = topk_lowest_slot(at_peaks(line, ranked, columns), k)
-    fits = scores
-    if base is not None and line.shape[1]:
-        fits = line.gather(1, starts.clamp(min=0))
-    keep = fits >= 0
-    if base is not None:
+    return floored(scores, starts, None if base is None else line, certainty, threshold)
+
+
+def floored(
+    scores: torch.Tensor,
+    starts: torch.Tensor,
+    line: torch.Tensor | None,
+    certainty: torch.Tensor,
+    threshold: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The floor of a search: -inf and -1 for passages below it, and in rows that are not sure.
+
+    Of `scores` and `starts` [B, k], best first, as `best_passages` gives them. `line` [B, N]: how
+    well passages fit, where they are ranked by something else; None: as their scores are.
+    """
+    keep = scores >= 0
+    if line is not None:
+        if line.shape[1]:
+            keep = line.gather(1, starts.clamp(min=0)) >= 0
         # Of a ranking its first one is wanted, however unlike to what is asked.
         keep[:, 0] = True
     drop = ~(keep & (certainty >= threshold)[:, None] & (starts >= 0))

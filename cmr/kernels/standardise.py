@@ -6,7 +6,7 @@ import torch
 
 from cmr.kernels.arguments import expect
 from cmr.kernels.dispatch import register, runs_plain
-from cmr.kernels.reference._own_blocks import seen_first
+from cmr.kernels.reference._own_blocks import beginnings, seen_first
 from cmr.kernels.reference.attention import NEG_INF
 
 MANY = 1 << 16
@@ -70,14 +70,30 @@ def standardised(
 ) -> torch.Tensor:
     """`standardise` of arguments that were checked already, in plain PyTorch."""
     # Among many users' blocks a row sees few: only those are looked at where that saves something.
-    own = seen_first(visible) if maxima.numel() >= MANY else None
-    if own is None:
-        z = _deviations(maxima, visible, clamp)
-    else:
-        at = own[:, None].expand(-1, maxima.shape[1], -1)
-        few = _deviations(maxima.gather(2, at), visible.gather(1, own), clamp)
-        z = torch.full_like(maxima, -clamp).scatter_(2, at, few)
+    if maxima.numel() >= MANY:
+        own = seen_first(visible if successor is None else beginnings(visible, successor))
+        if own is not None:
+            return _of_own(maxima, visible, successor, clamp, own)
+    z = _deviations(maxima, visible, clamp)
     return z if successor is None else passages(z, successor)
+
+
+def _of_own(
+    maxima: torch.Tensor,
+    visible: torch.Tensor,
+    successor: torch.Tensor | None,
+    clamp: float,
+    own: torch.Tensor,
+) -> torch.Tensor:
+    """The same where all but the blocks `own` [B, n] of each row are -clamp."""
+    at = own[:, None].expand(-1, maxima.shape[1], -1)
+    few = _deviations(maxima.gather(2, at), visible.gather(1, own), clamp)
+    z = torch.full_like(maxima, -clamp).scatter_(2, at, few)
+    if successor is None:
+        return z
+    after = successor[own][:, None].expand(at.shape)
+    following = z.gather(2, after.clamp(min=0)).masked_fill_(after < 0, NEG_INF)
+    return z.scatter_(2, at, torch.maximum(few, following))
 
 
 def _deviations(maxima: torch.Tensor, visible: torch.Tensor, clamp: float) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from cmr.kernels.arguments import CONTIGUOUS, expect
 from cmr.kernels.dispatch import register, runs_plain
-from cmr.kernels.reference._own_blocks import most_seen
+from cmr.kernels.reference._own_blocks import beginnings, seen_first
 
 NO_WORD = 0
 """Class of what is no word: punctuation, spaces, special tokens, numbers beyond the vocabulary."""
@@ -107,65 +107,74 @@ def words_plain(
 ) -> None:
     """The specification of `words`, of arguments that were checked already."""
     stored = classes_of(token_ids, classes).masked_fill(positions < 0, NO_WORD)
-    # Among many users' blocks a row sees few: only those are looked at where that saves something.
-    few = most_seen(seen) is not None
-    for row, asked in enumerate(classes_of(query, classes)):
-        given = stored, successor, seen[row]
-        if few:
-            at = _with_those_before(*given[1:])
-            given = stored[at], _among(at, successor), seen[row, at]
-        rarity[row], found = _of_row(asked, of[row], *given, kinds, scores.shape[1])
-        if few:
-            scores[row].zero_().index_copy_(1, at, found)
-        else:
-            scores[row] = found
+    asked = classes_of(query, classes)
+    # Which of the words that any row asks a stored one is, or none of them (the last number), is
+    # looked up once for all rows: no distinct words are sought.
+    none = asked.numel()
+    first = torch.full((kinds,), none, device=asked.device)
+    place = torch.arange(none, device=asked.device)
+    first.scatter_reduce_(0, asked.flatten(), place, "amin")
+    first[NO_WORD] = none
+    stored, asked = first[stored], first[asked]
+    # Among many users' blocks a row sees few: only those are looked at where that saves something,
+    # and of all rows at once then. Otherwise row by row, as what is counted of one is large.
+    # A passage is a block and the next: it says the words of the next one, though its own block
+    # may be one that the row does not see.
+    sayers = seen_first(beginnings(seen, successor))
+    if sayers is not None:
+        after = successor[sayers]
+        linked = (after >= 0) & seen.gather(1, after.clamp(min=0))
+        places = torch.zeros_like(seen, dtype=torch.int64)
+        places.scatter_(1, sayers, torch.arange(sayers.shape[1]).expand_as(sayers))
+        after = torch.where(linked, places.gather(1, after.clamp(min=0)), -1)
+        given = stored[sayers], after, seen.gather(1, sayers)
+        rare, found = _of_rows(asked, of, none, *given, scores.shape[1])
+        rarity.copy_(rare)
+        scores.zero_().scatter_(2, sayers[:, None].expand_as(found), found)
+        return
+    for row in range(len(asked)):
+        one = slice(row, row + 1)
+        given = stored[None], successor[None], seen[one]
+        rare, found = _of_rows(asked[one], of[one], none, *given, scores.shape[1])
+        rarity[one], scores[one] = rare, found
 
 
-def _of_row(
+def _of_rows(
     asked: torch.Tensor,
     part: torch.Tensor,
+    none: int,
     stored: torch.Tensor,
     successor: torch.Tensor,
     sees: torch.Tensor,
-    kinds: int,
     parts: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rarity [Q] and scores [P, n] of a row whose words are `asked` [Q], among n blocks."""
-    tokens, device = len(asked), asked.device
-    # The first token with a word stands for it: which token a stored one is, or none, is then
-    # looked up in a table, and no distinct words are sought.
-    first = torch.full((kinds,), tokens, device=device)
-    place = torch.arange(tokens, device=device)
-    first.scatter_reduce_(0, torch.where(part >= 0, asked, NO_WORD), place, "amin")
-    first[NO_WORD] = tokens
-    found = torch.zeros(len(stored), tokens + 1, device=device)
-    found.scatter_add_(1, first[stored], sees[:, None].expand(stored.shape).float())
-    found = found[:, :tokens]
-    found = found + found[successor.clamp(min=0)] * (successor >= 0).float()[:, None]
-    total, holding = sees.sum(), (found * sees[:, None] > 0).sum(0)
+    """Rarity [b, Q] and scores [b, P, n] of rows among n blocks each, [b, n, block].
+
+    Words are numbers up to `none`, which is no word that is asked; successors are places among the
+    n blocks.
+    """
+    (rows, tokens), device = asked.shape, asked.device
+    # The first token with a word stands for it in its row.
+    first = torch.full((rows, none + 1), tokens, device=device)
+    place = torch.arange(tokens, device=device).expand(rows, -1)
+    first.scatter_reduce_(1, torch.where(part >= 0, asked, none), place, "amin")
+    first[:, none] = tokens
+    says = first.gather(1, stored.flatten(1)).view(stored.shape)
+    found = torch.zeros(*stored.shape[:2], tokens + 1, device=device)
+    found.scatter_add_(2, says, sees[..., None].expand(stored.shape).float())
+    found = found[..., :tokens]
+    after = found.gather(1, successor.clamp(min=0)[..., None].expand_as(found))
+    found = found + after * (successor >= 0).float()[..., None]
+    total, holding = sees.sum(1, keepdim=True), (found * sees[..., None] > 0).sum(1)
     rare = rarity_of(holding, total)
-    says = rare * saturated(found)
-    own = first[asked]
-    rarity = torch.where(own < tokens, rare[own.clamp(max=tokens - 1)], 0.5 / (total + 0.5))
-    member = torch.zeros(parts * (tokens + 1), device=device)
+    own = first.gather(1, asked)
+    known = rare.gather(1, own.clamp(max=tokens - 1))
+    rarity = torch.where(own < tokens, known, 0.5 / (total + 0.5))
+    member = torch.zeros(rows, parts * (tokens + 1), device=device)
     at = part.clamp(min=0) * (tokens + 1) + own
-    member.scatter_reduce_(0, at, (part >= 0).float(), "amax")
-    return rarity, member.view(-1, tokens + 1)[:, :tokens] @ says.t()
-
-
-def _with_those_before(successor: torch.Tensor, sees: torch.Tensor) -> torch.Tensor:
-    """The blocks that a row sees, or whose next one it sees: [n]."""
-    # A passage is a block and the next: it says the words of the next one, though its own block
-    # may be one that the row does not see.
-    return (sees | (sees[successor.clamp(min=0)] & (successor >= 0))).nonzero()[:, 0]
-
-
-def _among(at: torch.Tensor, successor: torch.Tensor) -> torch.Tensor:
-    """The successors of the blocks `at` [n] as places among them, -1 for none."""
-    places = torch.full_like(successor, -1)
-    places[at] = torch.arange(len(at), device=at.device)
-    after = successor[at]
-    return torch.where(after >= 0, places[after.clamp(min=0)], -1)
+    member.scatter_reduce_(1, at, (part >= 0).float(), "amax")
+    member = member.view(rows, parts, tokens + 1)[..., :tokens]
+    return rarity, member @ (rare[:, None] * saturated(found)).mT
 
 
 def classes_of(token_ids: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

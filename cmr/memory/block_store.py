@@ -10,6 +10,7 @@ import torch
 
 from cmr.kernels.ring_link import Reserved, ring_link
 from cmr.kernels.ring_write import ring_write_index
+from cmr.kernels.search.recalled import Used
 from cmr.kernels.upload import numbers_on, uploaded
 from cmr.memory.batch import BlockBatch, write_layers
 from cmr.memory.journal import all_or_nothing
@@ -287,14 +288,10 @@ class BlockStore(TierTensors):
         held = self.positions[slots.to(self.device)].cpu()
         return held[held >= 0]
 
-    def touch(self, slots: torch.Tensor) -> None:
-        """Count a recall of the given slots (any shape; entries below 0 count for nothing)."""
-        # Entries below 0 add nothing, at slot 0: to leave them out would ask the device.
-        flat = slots.reshape(-1)
-        read = (flat >= 0).to(self.access_count.dtype)
-        flat = flat.clamp(min=0)
-        self.access_count.index_add_(0, flat, read)
-        self.last_access.scatter_reduce_(0, flat, read * self.clock, "amax")
+    @property
+    def used(self) -> Used:
+        """Where a recall is counted, now."""
+        return Used(self.access_count, self.last_access, self.clock)
 
     @all_or_nothing
     def tick(self) -> int:

@@ -16,7 +16,7 @@ class QueryParts(NamedTuple):
     """The parts of what each row asks, each a query of its own, such as sentences.
 
     Attributes:
-        of: `[batch, tokens]` int64, the part that a token belongs to, if it asks at all; -1: none.
+        of: `[batch, tokens]` int64, the part that a token belongs to; -1: it does not ask.
         marked: `[batch, parts]` bool, whether there is a question mark in it. A number that no
             token has is no part.
     """
@@ -25,10 +25,11 @@ class QueryParts(NamedTuple):
     marked: torch.Tensor
 
     @classmethod
-    def one(cls, token_ids: torch.Tensor) -> QueryParts:
-        """All of `token_ids` `[batch, tokens]` as a single part."""
+    def one(cls, token_ids: torch.Tensor, mask: torch.Tensor | None = None) -> QueryParts:
+        """All of `token_ids` `[batch, tokens]` that ask, by the mask, as a single part."""
         marked = torch.zeros(len(token_ids), 1, dtype=torch.bool, device=token_ids.device)
-        return cls(torch.zeros_like(token_ids), marked)
+        of = torch.zeros_like(token_ids)
+        return cls(of if mask is None else of.masked_fill(~mask, -1), marked)
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,10 @@ class Scored:
             than the scores that they are ranked by. None: of the scores.
         profiles: `[batch, tokens, blocks]` float32, whose cosine says how alike two passages are.
         diversity: weight of 1 less the largest cosine with a passage that was chosen before.
+        values: `[batch, tokens, blocks]` float32 and
+        shares: `[batch, parts, tokens]` float32, where every part is a query of its own: how well
+            the passage that begins at each block matches each token, in deviations from what is
+            usual, and the weight of each token in its part. Given with `winner`; None: see below.
         explained: gives for passages `[batch, k]` int64 what `selection.values_of` does, where the
             strategy knows it without comparing everything. None: everything is compared.
         winner: `[batch, blocks]` int64, the part of what is asked that found each passage. None:
@@ -222,6 +227,8 @@ class Scored:
     line: torch.Tensor | None = None
     profiles: torch.Tensor | None = None
     diversity: float = 0.0
+    values: torch.Tensor | None = None
+    shares: torch.Tensor | None = None
     explained: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
     winner: torch.Tensor | None = None
 

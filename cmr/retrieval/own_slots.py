@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from cmr.kernels.reference._own_blocks import own_blocks, put
+from cmr.kernels.reference._own_blocks import own_blocks, places, put
 from cmr.kernels.reference.attention import NEG_INF
-from cmr.retrieval.ask import Ask, Searched
+from cmr.retrieval.ask import Searched
 from cmr.retrieval.choice import Choice
 
 COLUMNS = ("session", "positions", "token_ids", "relevance", "created")
@@ -18,7 +17,7 @@ WORTH, LEAST = 2, 256
 
 
 class OwnSlots:
-    """The blocks of some sessions of a store, beside each other in the order of their slots.
+    """The blocks of some sessions of a store, beside each other, each in the order of its slots.
 
     A `Searched` whose slot i is slot `slots[i]` of the store. What a search says of a row depends
     on its own session's blocks alone, so it says the same here, and looks at fewer.
@@ -42,10 +41,10 @@ class OwnSlots:
         for name in COLUMNS:
             setattr(self, name, getattr(store, name).index_select(0, slots))
         # A link leads to a block of the same session, which is here, too.
-        places = torch.full((store.high_water + 1,), -1)
-        places[slots] = torch.arange(len(slots))
+        self._places = torch.full((store.high_water + 1,), -1)
+        self._places[slots] = torch.arange(len(slots))
         for name in LINKS:
-            setattr(self, name, places[getattr(store, name).index_select(0, slots)])
+            setattr(self, name, self._places[getattr(store, name).index_select(0, slots)])
 
     @property
     def high_water(self) -> int:
@@ -61,15 +60,22 @@ class OwnSlots:
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `cmr.memory.tier_tensors.TierTensors`, as for the other two methods."""
-        batch, tokens, width = query.shape
+        tokens = query.shape[1]
         if out is None:
-            out = query.new_empty(batch, tokens, last - first, dtype=torch.float32)
+            out = query.new_empty(len(query), tokens, last - first, dtype=torch.float32)
         out.fill_(NEG_INF)
-        for rows, own in own_blocks(self.session[first:last], sessions):
-            # The rows of a session ask as one: its blocks are read once.
-            asked, at = query[rows].view(1, -1, width), self.slots[first + own][None]
-            found = self._store.maxima_at(asked, sessions[rows[:1]], at)
-            put(out, rows, own, found.view(len(rows), tokens, -1))
+        asked_by = own_blocks(self.session[first:last], sessions)
+        asked_by = [(rows, own) for rows, own in asked_by if len(own)]
+        if not asked_by:
+            return out
+        # The rows of a session ask as one: its blocks are read once. All sessions are asked about
+        # in one go, filled up to the one with most rows, by one of its own, and most blocks.
+        rows, own = (pad_sequence(list(part), True, -1) for part in zip(*asked_by, strict=True))
+        asking = torch.where(rows < 0, rows[:, :1], rows)
+        slots = torch.where(own < 0, -1, self.slots[first + own])
+        found = self._store.maxima_at(query[asking].flatten(1, 2), sessions[asking[:, 0]], slots)
+        for (these, where), part in zip(asked_by, found.unflatten(1, (-1, tokens)), strict=True):
+            put(out, these, where, part[: len(these), :, : len(where)])
         return out
 
     def maxima_at(
@@ -82,10 +88,10 @@ class OwnSlots:
         """Index vectors of slots."""
         return self._store.states(self._in_store(slots))
 
-    def narrowed(self, ask: Ask) -> Ask:
-        """The ask with those of its maxima that are known already and are of these blocks."""
-        known = None if ask.known is None else ask.known.index_select(2, self.slots)
-        return replace(ask, known=known)
+    def places_in(self, before: OwnSlots) -> torch.Tensor:
+        """Where another space of the same store has each of these blocks, `[n]`; -1 for nowhere."""
+        known = self.slots < len(before._places) - 1
+        return before._places[torch.where(known, self.slots, -1)]
 
     def widened(self, choice: Choice) -> Choice:
         """A choice of these blocks as one of the store's."""
@@ -95,8 +101,8 @@ class OwnSlots:
         return torch.where(slots < 0, slots, self.slots[slots.clamp(min=0)])
 
 
-def own_slots(ask: Ask, store: Searched) -> OwnSlots | None:
-    """What the sessions of an ask have of a store; None where looking at all of it is as good.
+def own_slots(sessions: torch.Tensor, store: Searched) -> OwnSlots | None:
+    """What sessions `[rows]` have of a store; None where looking at all of it is as good.
 
     On a CPU alone: elsewhere the number of blocks would have to come from the device, and the
     kernels pass the others' blocks by.
@@ -104,7 +110,7 @@ def own_slots(ask: Ask, store: Searched) -> OwnSlots | None:
     if store.device.type != "cpu" or store.high_water < LEAST:
         return None
     # A row without a session has the number that empty slots have: it may see nothing.
-    asking = ask.sessions[ask.sessions >= 0]
-    slots = torch.isin(store.session[: store.high_water], asking).nonzero()[:, 0]
+    asking = sessions[sessions >= 0].unique()
+    slots = torch.cat(places(asking, store.session[: store.high_water]))
     worth = 0 < WORTH * len(slots) <= store.high_water
     return OwnSlots(store, slots) if worth else None

@@ -12,7 +12,7 @@ from cmr.retrieval.ask import Ask, Searched, Strategy, tell
 from cmr.retrieval.cache import RetrievalCache, key_of, version_of
 from cmr.retrieval.calibration import Calibration
 from cmr.retrieval.choice import Choice
-from cmr.retrieval.own_slots import own_slots
+from cmr.retrieval.own_slots import OwnSlots, own_slots
 from cmr.retrieval.rolling_query import RollingQuery
 from cmr.retrieval.selection import Selector
 from cmr.retrieval.strategies.asked import Asked
@@ -121,21 +121,27 @@ class Retriever:
         self.cache.put(key, version, found)
         return found
 
+    @property
+    def narrows(self) -> bool:
+        """Whether a search may look at a part of the store, that of the sessions that ask."""
+        # Strategies beside the default one may keep what they learnt of the store, slot by slot.
+        return self.config.strategy == "maxsim"
+
     def search_again(self, query: RollingQuery, store: Searched) -> Choice:
         """Choose passages for a query that goes on; the next search may write over the choice."""
-        if self.strategy is None and own_slots(query.ask(), store) is None:
+        space = query.space
+        if isinstance(space, OwnSlots):
+            return query.settle(space.widened(self._found(query.ask(), space)))
+        if self.strategy is None:
             ask, out, scratch = query.for_kernels(self._selector.candidates, self._selector.run)
             return query.settle(self._selector.fused(ask, store, out, scratch))
-        return query.settle(self._search(query.ask(), store))
+        return query.settle(self._found(query.ask(), store, query.choice))
 
     def _search(self, ask: Ask, store: Searched) -> Choice:
-        # Strategies beside the default one may keep what they learnt of the store, slot by slot.
-        own = own_slots(ask, store) if self.config.strategy == "maxsim" else None
-        if own is None:
-            return self._found(ask, store)
-        return own.widened(self._found(own.narrowed(ask), own))
+        own = own_slots(ask.sessions, store) if self.narrows and ask.known is None else None
+        return self._found(ask, store) if own is None else own.widened(self._found(ask, own))
 
-    def _found(self, ask: Ask, store: Searched) -> Choice:
+    def _found(self, ask: Ask, store: Searched, out: Choice | None = None) -> Choice:
         strategy, selector = self.strategy, self._selector
         if strategy is None:
             return selector.fused(ask, store)
@@ -149,4 +155,4 @@ class Retriever:
                 f"{type(strategy).__name__}: scores of shape {wanted} expected, "
                 f"got {list(found.passages.shape)}"
             )
-        return selector.by_scores(ask, store, found)
+        return selector.by_scores(ask, store, found, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from cmr.kernels.upload import uploaded
 from cmr.memory.block_store import BlockStore
 from cmr.retrieval.ask import Ask, QueryParts
 from cmr.retrieval.choice import Choice
+from cmr.retrieval.own_slots import OwnSlots, own_slots
 
 
 class RollingQuery:
@@ -26,10 +28,16 @@ class RollingQuery:
     With a `question`, an `Ask` whose parts are known, its tokens stay and go on asking in front of
     the last ones, which are one more part: what was asked, and the answer so far.
 
+    `narrows`: whoever searches may be given `space`, which is a part of the store.
+
     Attributes:
-        maxima: `[rows, tokens, slots]` float32, see `block_maxima`; those of the question first,
-            the last ones in no particular order, as new ones take the places of the oldest.
+        space: what is compared: the store, or where that is much less and `narrows` what these
+            sessions have of it, see `own_slots`.
+        maxima: `[rows, tokens, slots]` float32 of its slots, see `block_maxima`; those of the
+            question first, the last ones in no particular order, as new ones take the places of
+            the oldest.
         mask: `[rows, tokens]` bool, True where there is a token that asks.
+        choice: what the last search chose, in tensors that the next one may write into.
     """
 
     def __init__(
@@ -41,25 +49,30 @@ class RollingQuery:
         located: bool = False,
         task: str | None = None,
         question: Ask | None = None,
+        narrows: bool = False,
     ) -> None:
         self._ring, self.sessions = ring, sessions
-        self._located, self._task = located, task
+        self._located, self._task, self._narrows = located, task, narrows
         like = ring.index
         # The places of the last tokens lie behind those of the question.
         self._first = 0 if question is None else question.states.shape[1]
         tokens += self._first
         # Tokens first: those of one step lie together, and one launch writes them for all rows.
         self._query = like.new_zeros(tokens, rows, like.shape[-1])
-        self.maxima = torch.zeros(rows, tokens, ring.slots, device=ring.device)
+        own = own_slots(sessions, ring) if narrows else None
+        self.space: BlockStore | OwnSlots = ring if own is None else own
+        self.maxima = self._room_for(rows, tokens)
         self.mask = torch.zeros(rows, tokens, dtype=torch.bool, device=ring.device)
         self._ids = torch.full((rows, tokens), -1, device=ring.device)
         self._room: dict[tuple[int, int, int], tuple[Selection, Scratch]] = {}
-        self._choice: Choice | None = None
+        self.choice: Choice | None = None
         self._next = self._first
         self._seen = ring.ledger.changes
         self._places = torch.arange(tokens * rows, device=ring.device)
         self._picks: dict[int, torch.Tensor] = {}
-        self._parts = QueryParts.one(self._ids)
+        self._parts = QueryParts.one(self._ids, self.mask)
+        # The number of the last tokens' part, and whether all rows ask at their places.
+        self._part, self._all_ask = 0, [False] * (tokens - self._first)
         if question is not None:
             self._keep(question)
 
@@ -77,17 +90,14 @@ class RollingQuery:
         tokens = end - self._first
         states = states[:, -tokens:]
         new, done = states.shape[1], 0
-        # Older tokens meet the blocks that were written since; new ones meet all blocks below.
-        for first, last in self._ring.ledger.changed_since(self._seen):
-            self._compare(slice(None), first, last)
-        self._seen = self._ring.ledger.changes
+        self._follow()
         while done < new:  # twice where the end of the tensors lies between
             count = min(new - done, end - self._next)
             where, part = slice(self._next, self._next + count), slice(done, done + count)
             self._write(where, states, done)
-            self.mask[:, where] = True if mask is None else mask[:, -new:][:, part]
+            self._ask_at(where, None if mask is None else mask[:, -new:][:, part])
             self._ids[:, where] = -1 if token_ids is None else token_ids[:, -new:][:, part]
-            self._compare(where, 0, self._ring.high_water)
+            self._compare(where, 0, self.space.high_water)
             done += count
             self._next += count
             if self._next == end:
@@ -113,7 +123,7 @@ class RollingQuery:
 
     def ask(self, slots: int | None = None) -> Ask:
         """The same as a question on its own; its tensors are views that go on changing."""
-        slots = self._ring.high_water if slots is None else slots
+        slots = self.space.high_water if slots is None else slots
         return Ask(
             states=self._query.transpose(0, 1),
             mask=self.mask,
@@ -128,12 +138,12 @@ class RollingQuery:
     def settle(self, choice: Choice) -> Choice:
         """The choice in the tensors of the one before, where it has the same shape."""
         # A decoding step that was captured looks for it where it was.
-        kept = self._choice
+        kept = self.choice
         if kept is None or not _alike(kept, choice):
-            self._choice = choice
+            self.choice = choice
             return choice
         for old, new in zip(kept, choice, strict=True):
-            if old is not None and new is not None:
+            if old is not None and new is not None and old is not new:
                 old.copy_(new)
         return kept
 
@@ -154,8 +164,9 @@ class RollingQuery:
         for name in ("maxima", "mask", "_ids", "sessions"):
             setattr(other, name, getattr(self, name).index_select(0, rows))
         other._parts = QueryParts(*(tensor.index_select(0, rows) for tensor in self._parts))
+        other._all_ask = self._all_ask.copy()
         other._places = torch.arange(other.mask.numel(), device=rows.device)
-        other._room, other._picks, other._choice = {}, {}, None
+        other._room, other._picks, other.choice = {}, {}, None
         return other
 
     def _keep(self, question: Ask) -> None:
@@ -165,10 +176,20 @@ class RollingQuery:
         self._write(where, question.states, 0)
         self._ids[:, where] = question.token_ids
         self.mask[:, where] = parts.of >= 0
-        of = torch.full_like(self._ids, parts.marked.shape[1])
-        of[:, where] = parts.of
-        self._parts = QueryParts(of, F.pad(parts.marked, (0, 1)))
-        self._compare(where, 0, self._ring.high_water)
+        self._part = parts.marked.shape[1]
+        self._parts = QueryParts(torch.full_like(self._ids, -1), F.pad(parts.marked, (0, 1)))
+        self._parts.of[:, where] = parts.of
+        self._compare(where, 0, self.space.high_water)
+
+    def _ask_at(self, where: slice, mask: torch.Tensor | None) -> None:
+        """Have the tokens at some places of the last ones ask, those of a mask `[rows, tokens]`."""
+        places = slice(where.start - self._first, where.stop - self._first)
+        if mask is None and all(self._all_ask[places]):
+            return  # as it is from the second time round on
+        self._all_ask[places] = [mask is None] * (where.stop - where.start)
+        of = self._part if mask is None else torch.where(mask, self._part, -1)
+        self.mask[:, where] = True if mask is None else mask
+        self._parts.of[:, where] = of
 
     def _write(self, where: slice, states: torch.Tensor, done: int) -> None:
         """Unit states of the tokens from `done` on, to the given places."""
@@ -188,9 +209,43 @@ class RollingQuery:
             states,
         )
 
+    def _follow(self) -> None:
+        """Have older tokens meet the blocks that were written since; new ones meet all anyway."""
+        since, self._seen = self._seen, self._ring.ledger.changes
+        if since == self._seen:
+            return
+        changed = self._ring.ledger.changed_since(since)
+        own = own_slots(self.sessions, self._ring) if self._narrows else None
+        before, self.space = self.space, self._ring if own is None else own
+        if own is not None and isinstance(before, OwnSlots):
+            self._take_over(own, before, changed)
+        elif own is not None or isinstance(before, OwnSlots):
+            self.maxima = self._room_for(*self.mask.shape)
+            self._compare(slice(None), 0, self.space.high_water)
+        else:
+            for first, last in changed:
+                self._compare(slice(None), first, last)
+
+    def _take_over(
+        self, own: OwnSlots, before: OwnSlots, changed: Sequence[tuple[int, int]]
+    ) -> None:
+        """What was compared in the space before, and what was not."""
+        at = own.places_in(before)
+        for first, last in changed:
+            at = at.masked_fill((own.slots >= first) & (own.slots < last), -1)
+        self.maxima = self.maxima.index_select(-1, at.clamp(min=0))
+        new = (at < 0).nonzero()[:, 0]
+        if len(new):
+            part, query = OwnSlots(self._ring, own.slots[new]), self._query.transpose(0, 1)
+            self.maxima[..., new] = part.maxima(query, self.sessions, 0, len(new))
+
+    def _room_for(self, rows: int, tokens: int) -> torch.Tensor:
+        slots = self._ring.slots if self.space is self._ring else self.space.high_water
+        return torch.zeros(rows, tokens, slots, device=self._ring.device)
+
     def _compare(self, tokens: slice, first: int, last: int) -> None:
         out = self.maxima[:, tokens, first:last]
-        self._ring.maxima(self._query[tokens].transpose(0, 1), self.sessions, first, last, out)
+        self.space.maxima(self._query[tokens].transpose(0, 1), self.sessions, first, last, out)
 
 
 def _alike(one: Choice, other: Choice) -> bool:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from cmr.config import RetrievalConfig
-from cmr.kernels.cover import Enough, cover
+from cmr.kernels.cover import Cover, Enough, cover
 from cmr.kernels.reference.attention import NEG_INF
 from cmr.kernels.reference.select import (
     Rule,
@@ -20,7 +20,7 @@ from cmr.kernels.reference.select import (
     topk_lowest_slot,
 )
 from cmr.kernels.search.lines import within_lines
-from cmr.kernels.select import Scratch, best_passages, maxsim_select
+from cmr.kernels.select import Scratch, best_passages, floored, maxsim_select
 from cmr.kernels.standardise import spread, standardise
 from cmr.retrieval.ask import Ask, Scored, Searched, columns_of, visible
 from cmr.retrieval.calibration import Calibration
@@ -139,8 +139,13 @@ class Selector:
         best = Best(found.scores, found.starts, found.certainty)
         return self._taken(ask, store, columns, rule, best)
 
-    def by_scores(self, ask: Ask, store: Searched, found: Scored) -> Choice:
-        """By a strategy's scores; what a row may not see is left out whatever they are."""
+    def by_scores(
+        self, ask: Ask, store: Searched, found: Scored, out: Choice | None = None
+    ) -> Choice:
+        """By a strategy's scores; what a row may not see is left out whatever they are.
+
+        The kernels write into `out` where it is given, and of the same shape.
+        """
         columns, rule = columns_of(store, store.high_water), self._rules[ask.located]
         seen, k = visible(ask, store), self.candidates
         passages = found.passages.float()
@@ -155,13 +160,10 @@ class Selector:
         else:
             line, passages = (x.masked_fill(~seen, NEG_INF) for x in (line, passages))
             peaks = at_peaks(line, passages, columns)
-            best = Best(*ranked(peaks, k, found.profiles, found.diversity), certainty)
-            # As `best_passages` does it.
-            fits = _similarity(best, found.line) >= 0
-            if found.line is not None:
-                fits[:, 0] = True
-            best = best.only(fits & (certainty >= rule.threshold)[:, None])
-        return self._taken(ask, store, columns, rule, best, found)
+            taken = ranked(peaks, k, found.profiles, found.diversity)
+            fits = None if found.line is None else line
+            best = Best(*floored(*taken, fits, certainty, rule.threshold), certainty)
+        return self._taken(ask, store, columns, rule, best, found, out)
 
     def _taken(
         self,
@@ -171,12 +173,17 @@ class Selector:
         rule: Rule,
         best: Best,
         found: Scored | None = None,
+        out: Choice | None = None,
     ) -> Choice:
         """Those of the best passages that are read; the end of every search."""
         least = self._config.similarity_threshold
         if least is not None:
             best = near(ask.maxima(store), ask.mask, columns.successor, best, least)
-        if found is None or found.explained is None:
+        winner = None
+        if found is not None and found.values is not None:
+            assert found.shares is not None
+            values, shares, winner = found.values, found.shares, found.winner
+        elif found is None or found.explained is None:
             seen = may_see(columns, ask.sessions, ask.before)
             values, shares = values_of(
                 ask.maxima(store), ask.mask, columns.successor, seen, rule, best.starts
@@ -186,7 +193,13 @@ class Selector:
         own = _similarity(best, None if found is None else found.line)
         enough = Enough(self._config.ratio, self._config.gain, rule.passage, rule.neighbours)
         most = min(self._config.blocks, self.candidates)
-        taken = cover(values, shares, best.scores, best.starts, own, columns, enough, most)
+        given = (values, shares, best.scores, best.starts, own, columns, enough, most, winner)
+        room = (len(best.starts), most, self.run)
+        if out is None or out.table.shape != room:
+            taken = cover(*given)
+        else:
+            into = Cover(out.scores, best.starts.new_empty(room[:2]), out.table, out.stamps)
+            taken = cover(*given, into)
         parts = None
         # Of a query that goes on nobody wants to know.
         told = ask.parts is not None and ask.known is None
@@ -194,7 +207,8 @@ class Selector:
             parts = found.winner.gather(1, taken.starts.clamp(min=0))
             parts = parts.masked_fill(taken.starts < 0, -1)
         choice = Choice(taken.table, taken.stamps, taken.scores, best.certainty, parts=parts)
-        return self._in_lines(choice, taken.starts, store, columns, rule)
+        within = None if out is None else out.within
+        return self._in_lines(choice, taken.starts, store, columns, rule, within)
 
     def _in_lines(
         self,
@@ -203,13 +217,16 @@ class Selector:
         store: Searched,
         columns: SearchColumns,
         rule: Rule,
+        within: torch.Tensor | None,
     ) -> Choice:
         """The same, read no further than the lines go on, where a vocabulary knows their ends."""
         ids = store.token_ids[: len(columns.session)]
         if self._vocabulary is None or not rule.neighbours or not len(ids):
             return choice
         ends, beside = self._vocabulary.tables.breaks, (rule.passage, rule.neighbours)
-        return choice._replace(within=within_lines(starts, columns, ids, ends, *beside))
+        if within is not None and within.shape != (*starts.shape, 2):
+            within = None
+        return choice._replace(within=within_lines(starts, columns, ids, ends, *beside, within))
 
 
 def _similarity(best: Best, line: torch.Tensor | None) -> torch.Tensor:

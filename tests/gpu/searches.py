@@ -14,7 +14,7 @@ from cmr.kernels.reference.quantise import quantise_rows
 from cmr.kernels.reference.select import Rule, SearchColumns
 from cmr.kernels.search.lines import within_lines
 from cmr.kernels.search.parts import Numbers, Windows, part_scores
-from cmr.kernels.search.recalled import recalled, without_unread
+from cmr.kernels.search.recalled import Sure, Used, recalled, without_unread
 from cmr.kernels.select import best_passages, maxsim_select, new_scratch, new_selection
 from cmr.kernels.standardise import standardise
 from cmr.kernels.words import Words, words
@@ -71,15 +71,23 @@ def _standardise(tokens: int, blocks: int, large: bool = False) -> Call:
     )  # fmt: skip
 
 
-def _cover(tokens: int, k: int, most: int, large: bool = False) -> Call:
+def _cover(tokens: int, k: int, most: int, large: bool = False, parts: int = 0) -> Call:
     def make(device: str, _: torch.dtype, seed: int) -> Inputs:
         new = Maker(device, torch.float32, seed)
         slots = new.range(300)
         after = torch.where(slots + 1 < 300, slots + 1, -1)
         scores = new.floats(2, k).sort(-1, descending=True).values
-        return {
+        by_parts = {
+            "values": new.floats(2, tokens, 300).tanh(),
+            "shares": new.floats(2, parts, tokens).softmax(-1),
+            "winner": new.integers(parts, 2, 300),
+        }
+        plain = {
             "values": new.floats(2, tokens, k).tanh(),
             "shares": new.floats(2, tokens).softmax(-1),
+        }
+        return {
+            **(by_parts if parts else plain),
             "scores": scores,
             "starts": (new.range(k) * 7).expand(2, -1).contiguous(),
             "fits": scores,
@@ -89,7 +97,7 @@ def _cover(tokens: int, k: int, most: int, large: bool = False) -> Call:
         }
 
     return Call(
-        f"cover/{tokens}x{k} {most}", "cover", "cmr.retrieve", make,
+        f"cover/{tokens}x{k} {most}" + f" p{parts}" * bool(parts), "cover", "cmr.retrieve", make,
         lambda given, _: tuple(cover(**given)), large=large,
     )  # fmt: skip
 
@@ -266,11 +274,13 @@ def _recalled(entries: int, hidden: int) -> Call:
             "positions": new.range(300 * BLOCK).view(300, BLOCK),
             "token_ids": new.integers(50, 300, BLOCK),
             "index": index,
+            "used": Used(new.range(300), new.range(300), 150),
+            "sure": Sure(new.floats(2), -0.5, 0.5, 3.0),
         }
 
     return Call(
         f"recalled/{entries}x{hidden}", "recalled", "cmr.retrieve", make,
-        lambda given, _: tuple(recalled(**given)),
+        lambda given, _: (*recalled(**given), *given["used"][:2]),
     )  # fmt: skip
 
 
@@ -299,6 +309,7 @@ SEARCHES = [
     _standardise(64, 3000),
     _standardise(128, 32768, large=True),
     _cover(5, 8, 3),
+    _cover(100, 33, 9, parts=3),
     _cover(100, 33, 9),
     _cover(512, 33, 33, large=True),
     _best_passages(301, 2),

@@ -58,6 +58,21 @@ def test_against_a_loop(batch: int, tokens: int, k: int, most: int, seed: int) -
         assert (found.table[row, count:] == -1).all()
 
 
+def test_values_of_all_slots_and_shares_of_the_part_that_found_the_first() -> None:
+    torch.manual_seed(5)
+    values, shares = torch.randn(2, 7, 90), torch.rand(2, 3, 7).softmax(-1)
+    scores, starts, fits = passages_of(2, 7, 8, blocks=90)[2:]
+    columns, winner = columns_of(90, 1, 2), torch.randint(0, 3, (2, 90))
+    found = cover(values, shares, scores, starts, fits, columns, ENOUGH, 4, winner)
+    picked = torch.stack([values[row][:, starts[row].clamp(min=0)] for row in range(2)])
+    first = winner[[0, 1], starts[:, 0]]
+    own = shares[[0, 1], first]
+    out = type(found)(*(torch.full_like(part, 9) for part in found))
+    want = cover(picked, own, scores, starts, fits, columns, ENOUGH, 4, out=out)
+    assert all(a is b for a, b in zip(want, out, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+
+
 def test_a_look_alike_adds_nothing_and_a_second_fact_does() -> None:
     values = torch.tensor([[[4.0, 4.0, 0.0], [4.0, 3.9, 0.0], [0.0, 0.0, 4.0]]])
     shares, scores = torch.full((1, 3), 1 / 3), torch.tensor([[3.0, 2.0, 1.0]])
@@ -85,12 +100,12 @@ def test_nothing_is_stored() -> None:
 
 
 def arguments() -> tuple:
-    given = passages_of(2, 5, 8, blocks=40)
+    values, shares, *given = passages_of(2, 5, 8, blocks=40)
     columns = columns_of(40, 1, 2)
     links = columns.successor, columns.predecessor, columns.created
     starts, table = torch.full((2, 3), 0), torch.full((2, 3, 4), 0)
     out = torch.empty(2, 3), starts, table, torch.full((2, 3, 4), 0)
-    return *given, *links, *ENOUGH, *out
+    return values, shares, None, *given, *links, *ENOUGH, *out
 
 
 def test_opcheck() -> None:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cmr.kernels.search.recalled import Sure, recalled
 from cmr.memory import BlockBatch, LayerShape, LayerSource, Lower, Policy
 from tests.kernels.helpers.compare import assert_close
 from tests.memory.kept import KeptStore
@@ -132,14 +133,20 @@ def test_clear_zeroes_every_slot_of_the_session_only() -> None:
     assert all((t == 0).all() or (t == -1).all() for t in written)
 
 
+def recall(store: KeptStore, table: list[list[int]]) -> None:
+    sure = Sure(torch.ones(len(table)), 0.0, 1.0, 1.0)
+    held = store.positions, store.token_ids
+    recalled(torch.tensor(table), None, *held, None, store.used, sure)
+
+
 def test_recalls_are_counted_where_something_was_read() -> None:
     store = ring(4)
     store.write(batch([0, 0, 0, 0]))
-    store.touch(torch.tensor([[[0, 2, -1]], [[2, -1, -1]]]))
+    recall(store, [[0, 2, -1], [2, -1, -1]])
     assert store.access_count.tolist() == [1, 0, 2, 0]
     assert store.last_access.tolist() == [4, 0, 4, 0]
     store.write(batch([0], first=5))
-    store.touch(torch.tensor([[[3, -1, -1]]]))
+    recall(store, [[3, -1, -1]])
     assert store.access_count.tolist() == [0, 0, 2, 1]
     assert store.last_access.tolist() == [0, 0, 4, 5]
 

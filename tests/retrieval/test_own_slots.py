@@ -63,7 +63,7 @@ def test_a_query_that_grows_finds_the_same(store, retriever, monkeypatch) -> Non
     found = []
     for least in (own_slots.LEAST, store.slots + 1):
         monkeypatch.setattr(own_slots, "LEAST", least)
-        query = RollingQuery(len(SESSIONS), 6, store, numbers)
+        query = RollingQuery(len(SESSIONS), 6, store, numbers, narrows=True)
         for part in (slice(0, 4), slice(4, 9)):
             query.add(states[:, part], None, ids[:, part])
             found.append(Choice(*(None if x is None else x.clone()

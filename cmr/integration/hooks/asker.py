@@ -107,7 +107,7 @@ class Asker:
         base = step.position_ids[:, 0]
         if new is not None:  # of the first token that is no padding
             base = step.position_ids.gather(1, new.long().argmax(1, keepdim=True))[:, 0]
-        if record is not None:
+        if record is not None and core.config.reweave.positions != "constant":
             base = base - record.reach(base.device)
         # Passages that keep no states are run through the model again, which must not be captured.
         with self._alone(), timing.of("read"):
@@ -170,7 +170,7 @@ class Asker:
             numbers, rows = core.numbers(record.sessions), len(record.sessions)
             search.query = RollingQuery(
                 rows, self._query_tokens, core.ring, numbers, search.located, request.task,
-                search.question,
+                search.question, request.retriever.narrows,
             )  # fmt: skip
             # It is made of the record's last tokens, whichever of them came since the last search:
             # of those behind the question, where that asks itself.

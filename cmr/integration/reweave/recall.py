@@ -15,7 +15,7 @@ from cmr.integration.reweave.held import LayerBlocks, LayerRows, StateRows, in_b
 from cmr.integration.window.lasting import lasting
 from cmr.kernels import implementation
 from cmr.kernels.attention import rotate
-from cmr.kernels.search.recalled import recalled, without_unread
+from cmr.kernels.search.recalled import Sure, recalled, without_unread
 from cmr.memory.block_store import BlockStore
 from cmr.reconstruction.read_plan import ReadPlan
 from cmr.retrieval.choice import Choice
@@ -27,14 +27,7 @@ FULL_BIAS = 3.0
 """Bias where a passage stands out: memory_weight of about 0.95 (docs/how-it-works.md)."""
 UNSURE, SURE = 0.8, 1.325
 """Certainties between which the bias of `auto` rises from 0 to `FULL_BIAS`."""
-
-
-def memory_bias(certainty: torch.Tensor, fixed: float | None) -> torch.Tensor:
-    """The bias `[batch]` float32 added to each row's memory logits."""
-    # It is `fixed`, or where that is None what the certainty `[batch]` of the search makes of it.
-    if fixed is not None:
-        return torch.full_like(certainty, fixed)
-    return FULL_BIAS * sureness(certainty)
+RISE = UNSURE, SURE, FULL_BIAS
 
 
 def sureness(certainty: torch.Tensor) -> torch.Tensor:
@@ -57,7 +50,7 @@ class Recall:
     Otherwise it reads a copy.
 
     Args:
-        bias: `[batch]` float32 added to the memory's logits; `-inf` reads nothing.
+        fixed: added to the memory's logits; None: what the certainty of the search makes of it.
         load: gives a layer's un-rotated keys and values, `[batch, kv_heads, read * block_size,
             head_dim]`, where the store does not hold them; None where it does.
         positions: `constant`, `layout` or `true`.
@@ -66,6 +59,7 @@ class Recall:
         guarded: the first token of a text, its attention sink, is recalled and not read.
 
     Attributes:
+        bias: `[batch]` float32 added to the memory's logits; `-inf` reads nothing.
         layers: what the layers read that have come to it so far.
         mask: `[batch, read * block_size]` bool, True where there is a token to read.
         read: which tokens the layers read, bool of that shape, or of the plan's where there is one.
@@ -77,7 +71,7 @@ class Recall:
     def __init__(
         self,
         choice: Choice,
-        bias: torch.Tensor,
+        fixed: float | None,
         *,
         adapter: ModelAdapter,
         ring: BlockStore,
@@ -88,7 +82,6 @@ class Recall:
         guarded: bool = False,
     ) -> None:
         self.choice = choice
-        self.bias = bias
         self.plan = plan
         self._adapter, self._ring, self._load = adapter, ring, load
         self._table = choice.table.flatten(1)
@@ -98,7 +91,11 @@ class Recall:
         lower = guarded and ring.ledger.below(0)
         index = ring.index if guarded and not lower else None
         stored = ring.positions, ring.token_ids
-        found = recalled(self._table, choice.within, *stored, index)
+        # What is recalled counts as used, by which blocks are evicted and rise a tier.
+        found = recalled(
+            self._table, choice.within, *stored, index, ring.used, Sure(choice.certainty, *RISE)
+        )
+        self.bias = found.bias if fixed is None else torch.full_like(found.bias, fixed)
         self.mask, self.read_ids, self.read_positions = found.mask, found.token_ids, found.positions
         self.read = found.read
         if lower:

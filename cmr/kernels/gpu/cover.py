@@ -15,9 +15,9 @@ QUERIES = 64
 
 @triton.jit
 def cover_kernel(
-    p_values, p_shares, p_scores, p_starts, p_fits, p_successor, p_predecessor, p_created,
+    p_values, p_shares, p_winner, p_scores, p_starts, p_fits, p_successor, p_predecessor, p_created,
     p_taken, p_begins, p_table, p_stamps,
-    tokens, candidates, most, ratio, gain,
+    tokens, candidates, most, columns, parts, ratio, gain,
     PASSAGE: tl.constexpr, NEIGHBOURS: tl.constexpr,
     K: tl.constexpr, MOST: tl.constexpr, RUN: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
@@ -36,6 +36,12 @@ def cover_kernel(
     start = tl.load(p_starts + i_batch * candidates)
     b_where = tl.where((o_m == 0) & (start >= 0), 0, -1)  # [MOST]
     wanted = tl.full([], 0.0, tl.float32)
+    o_value = o_k.to(tl.int64)
+    i_part = i_batch
+    if p_winner is not None:
+        # Values are those of slots, and shares those of the part that found the first passage.
+        o_value = tl.maximum(b_start, 0)
+        i_part = i_batch * parts + tl.load(p_winner + i_batch * columns + tl.maximum(start, 0))
     for i in range(1, most):
         b_more = tl.zeros([K], tl.float32)
         total = tl.full([], 0.0, tl.float32)
@@ -43,8 +49,8 @@ def cover_kernel(
             o_q = start_q + tl.arange(0, BLOCK_Q)
             m_q = o_q < tokens
             o_row = i_batch * tokens + o_q
-            b_share = tl.load(p_shares + o_row, mask=m_q, other=0.0)  # [Q]
-            p_value = p_values + o_row[:, None] * candidates + o_k[None, :]
+            b_share = tl.load(p_shares + i_part * tokens + o_q, mask=m_q, other=0.0)  # [Q]
+            p_value = p_values + o_row[:, None] * columns + o_value[None, :]
             b_value = tl.load(p_value, mask=m_q[:, None] & m_k[None, :], other=0.0)  # [Q, K]
             m_held = (b_held > 0)[None, :]
             b_explained = tl.max(tl.where(m_held, b_value, -float("inf")), 1)
@@ -75,6 +81,7 @@ def cover_kernel(
 def cover(
     values: torch.Tensor,
     shares: torch.Tensor,
+    winner: torch.Tensor | None,
     scores: torch.Tensor,
     starts: torch.Tensor,
     fits: torch.Tensor,
@@ -91,7 +98,7 @@ def cover(
     stamps: torch.Tensor,
 ) -> None:
     """Launches `cover_kernel`, one program a row."""
-    batch, tokens, candidates = values.shape
+    (batch, tokens, columns), candidates = values.shape, starts.shape[1]
     launch(
         cover_kernel,
         (batch,),
@@ -99,6 +106,7 @@ def cover(
         warps=8 if candidates > 16 else 2,
         p_values=values.contiguous(),
         p_shares=shares.contiguous(),
+        p_winner=None if winner is None else winner.contiguous(),
         p_scores=scores.contiguous(),
         p_starts=starts.contiguous(),
         p_fits=fits.contiguous(),
@@ -112,6 +120,8 @@ def cover(
         tokens=tokens,
         candidates=candidates,
         most=table.shape[1],
+        columns=columns,
+        parts=1 if winner is None else shares.shape[1],
         ratio=ratio,
         gain=gain,
         PASSAGE=passage,

@@ -15,10 +15,15 @@ def own_blocks(
 
     Of the `session` [N] of each block and the `sessions` [B] of the rows. Waits for a device.
     """
-    return [
-        ((sessions == number).nonzero()[:, 0], (session == number).nonzero()[:, 0])
-        for number in sessions.unique().tolist()
-    ]
+    numbers = sessions.unique()
+    rows, own = (places(numbers, of) for of in (sessions, session))
+    return list(zip(rows, own, strict=True))
+
+
+def places(numbers: torch.Tensor, of: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Where each of some numbers [S] stands in `of` [N]: places [n] in rising order, int64."""
+    which, at = (of == numbers[:, None]).nonzero().unbind(1)
+    return at.split(which.bincount(minlength=len(numbers)).tolist())
 
 
 def put(out: torch.Tensor, rows: torch.Tensor, own: torch.Tensor, found: torch.Tensor) -> None:
@@ -33,12 +38,12 @@ def blocks_at(
     scale: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """What is stored of the blocks `at` [n]: parts of tensors [N, ...], None of None."""
-    where: torch.Tensor | slice = at
+    given = index, token_mask, scale
     # What was stored together mostly lies together: on a CPU it need not be copied then.
     if at.device.type == "cpu" and len(at) and bool((at.diff() == 1).all()):
         where = slice(int(at[0]), int(at[-1]) + 1)
-    marks, scales = (None if part is None else part[where] for part in (token_mask, scale))
-    return index[where], marks, scales
+        return tuple(None if part is None else part[where] for part in given)  # type: ignore[return-value]
+    return tuple(None if part is None else part.index_select(0, at) for part in given)  # type: ignore[return-value]
 
 
 def most_seen(seen: torch.Tensor) -> int | None:
@@ -58,3 +63,8 @@ def seen_first(seen: torch.Tensor) -> torch.Tensor | None:
     if most is None:
         return None
     return seen.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
+
+
+def beginnings(visible: torch.Tensor, successor: torch.Tensor) -> torch.Tensor:
+    """The blocks [B, N] that are visible, or the next one is: where a passage of two begins."""
+    return visible | (visible[:, successor.clamp(min=0)] & (successor >= 0))

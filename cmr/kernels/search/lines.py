@@ -19,6 +19,7 @@ def within_lines(
     breaks: torch.Tensor,
     passage: int,
     neighbours: int,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The first and the last position that each passage is read in. One launch.
 
@@ -33,6 +34,7 @@ def within_lines(
             token's.
         passage: blocks in one, 1 or 2.
         neighbours: blocks read beside a passage, on each side, 1 to 8.
+        out: [B, k, 2] int64, contiguous, to write into; None: a new one.
 
     Returns:
         [B, k, 2] int64; of no passage a first position that lies behind the last one.
@@ -50,8 +52,10 @@ def within_lines(
         ("successor", columns.successor, "N", whole, CONTIGUOUS),
         ("predecessor", columns.predecessor, "N", whole, CONTIGUOUS),
         ("breaks", breaks, "V", torch.bool, CONTIGUOUS),
+        ("out", out, "B k two", whole, CONTIGUOUS),
+        two=2,
     )
-    out = starts.new_empty(sizes["B"], sizes["k"], 2)
+    out = starts.new_empty(sizes["B"], sizes["k"], 2) if out is None else out
     links = columns.successor, columns.predecessor
     run = within_lines_plain if runs_plain(starts, token_ids) else within_lines_
     run(starts, *links, columns.positions, token_ids, breaks, passage, neighbours, out)

@@ -69,15 +69,9 @@ class Asked:
         words = words_of(ask.token_ids, parts, self.vocabulary, store, seen)
         windows, numbers = self._windows_of(store), _numbers(rule, ask.located)
         found = part_scores(z, seen, parts.of, parts.marked, words, windows, numbers)
-
-        def explained(starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            at = starts.clamp(min=0)
-            values = z.gather(2, at[:, None].expand(-1, z.shape[1], -1))
-            # What a further passage adds is measured on the part that found the first one.
-            first = found.winner.gather(1, at[:, :1])[..., None].expand(-1, 1, z.shape[1])
-            return values, found.shares.gather(1, first)[:, 0]
-
-        return Scored(found.line, found.certainty, explained=explained, winner=found.winner)
+        return Scored(
+            found.line, found.certainty, winner=found.winner, values=z, shares=found.shares
+        )
 
     def _windows_of(self, store: Searched) -> Windows:
         """The windows of a store, made anew where it has changed."""
@@ -93,14 +87,13 @@ class Asked:
 
     def _parts(self, ask: Ask, token_ids: torch.Tensor) -> QueryParts:
         """The parts of what is asked, without tokens that do not ask."""
+        if ask.parts is not None:
+            return ask.parts
+        if ask.located:
+            return self.vocabulary.parts(token_ids, ask.mask)
         # Where nobody knows what is a question, a text goes on: some sentence of it always fits
         # something, and would be read with a certainty that it has not.
-        parts = ask.parts
-        if parts is None and ask.located:
-            parts = self.vocabulary.parts(token_ids, ask.mask)
-        parts = parts or QueryParts.one(token_ids)
-        of = parts.of if ask.mask is None else parts.of.masked_fill(~ask.mask, -1)
-        return parts._replace(of=of)
+        return QueryParts.one(token_ids, ask.mask)
 
 
 def _numbers(rule: Rule, located: bool) -> Numbers:

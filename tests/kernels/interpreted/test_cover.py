@@ -32,6 +32,18 @@ def test_cover(batch, tokens, k, most, passage, neighbours) -> None:
         both(passages_of(batch, tokens, k, blocks=90), columns_of(90, 2, 2), enough, most)
 
 
+@pytest.mark.parametrize(("tokens", "k", "parts"), [(1, 1, 1), (9, 8, 3), (150, 9, 5)])
+def test_values_of_all_slots_and_shares_of_parts(tokens: int, k: int, parts: int) -> None:
+    torch.manual_seed(tokens)
+    _, _, *passages = passages_of(3, tokens, k, blocks=90)
+    passages[1][2] = -1  # a row that finds nothing
+    given = torch.randn(3, tokens, 90), torch.rand(3, parts, tokens).softmax(-1), *passages
+    columns, winner = columns_of(90, 2, 2), torch.randint(0, parts, (3, 90))
+    have = cover(*given, columns, ENOUGH, min(3, k), winner)
+    want = specified(cover, *given, columns, ENOUGH, min(3, k), winner)
+    assert all(torch.equal(a, b) for a, b in zip(have, want, strict=True))
+
+
 def test_rows_that_find_nothing_or_one() -> None:
     values, shares, scores, starts, fits = passages_of(3, 5, 8, blocks=40)
     starts[0], starts[1, 1:] = -1, -1

@@ -5,7 +5,7 @@ import torch
 
 from cmr.kernels.search.recalled import recalled, without_unread
 from tests.kernels.helpers.compare import specified
-from tests.kernels.helpers.recalling import chosen
+from tests.kernels.helpers.recalling import chosen, counting
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (3, 6, 9, 4, 5), (2, 40, 50, 5, 100)])
@@ -17,7 +17,14 @@ def test_recalled(shape: tuple[int, ...]) -> None:
         (table, None, *stored, index.bfloat16()),
         (table, within, *stored, None),
     ):
-        have, want = recalled(*given), specified(recalled, *given)
+        used, sure = counting(shape[0], shape[2])
+        other = used._replace(
+            access_count=used.access_count.clone(), last_access=used.last_access.clone()
+        )
+        have = recalled(*given, used, sure)
+        want = specified(recalled, *given, other, sure)
+        assert torch.equal(used.access_count, other.access_count)
+        assert torch.equal(used.last_access, other.last_access)
         assert all(torch.equal(a, b) for a, b in zip(have, want, strict=True))
         unread = stored[0], table, have.read
         assert torch.equal(without_unread(*unread), specified(without_unread, *unread))

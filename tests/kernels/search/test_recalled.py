@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cmr.kernels.search.recalled import recalled, recalled_, without_unread, without_unread_
-from tests.kernels.helpers.recalling import chosen
+from tests.kernels.helpers.recalling import chosen, counting
 
 
 @pytest.mark.parametrize(("within", "blank"), [(True, True), (False, True), (True, False)])
@@ -12,7 +12,16 @@ from tests.kernels.helpers.recalling import chosen
 def test_against_a_loop(shape: tuple[int, ...], within: bool, blank: bool) -> None:
     torch.manual_seed(shape[0])
     table, ends, positions, ids, index = chosen(*shape)
-    found = recalled(table, ends if within else None, positions, ids, index if blank else None)
+    used, sure = counting(shape[0], shape[2])
+    before = [column.tolist() for column in used[:2]]
+    given = table, ends if within else None, positions, ids, index if blank else None
+    found = recalled(*given, used, sure)
+    rise = [(certainty - 0.5) * 3.0 for certainty in sure.certainty.tolist()]
+    assert found.bias.tolist() == pytest.approx([min(max(bias, 0.0), 3.0) for bias in rise])
+    for slot in table[table >= 0].tolist():
+        before[0][slot] += 1
+        before[1][slot] = max(before[1][slot], used.clock)
+    assert [column.tolist() for column in used[:2]] == before
     size, seen = shape[3], 0
     for row, slots in enumerate(table.tolist()):
         for entry, slot in enumerate(slots):
@@ -40,17 +49,18 @@ def test_a_token_stays_where_a_row_reads_it() -> None:
 
 def test_opcheck() -> None:
     given = chosen(2, 6, 9, 4, 5)
+    used, sure = counting(2, 9)
     flags = [torch.zeros(2, 24, dtype=torch.bool) for _ in range(2)]
     numbers = [torch.zeros(2, 24, dtype=torch.int64) for _ in range(2)]
-    torch.library.opcheck(recalled_, (*given, *flags, *numbers))
-    torch.library.opcheck(without_unread_, (given[0], flags[0], given[2].clone()))
+    torch.library.opcheck(recalled_, (*given, *used, *sure, *flags, *numbers, torch.zeros(2)))
+    torch.library.opcheck(without_unread_, (given[2], given[0], flags[0], given[2].clone()))
 
 
 def test_full_graph() -> None:
-    given = chosen(2, 6, 9, 4, 5)
+    given, counted = chosen(2, 6, 9, 4, 5), counting(2, 9)
 
     def both() -> tuple[torch.Tensor, ...]:
-        found = recalled(*given)
+        found = recalled(*given, *counted)
         return *found, without_unread(given[2], given[0], found.read)
 
     torch._dynamo.reset()
@@ -61,6 +71,9 @@ def test_full_graph() -> None:
 def test_bad_input_is_named() -> None:
     table, within, positions, ids, index = chosen(2, 6, 9, 4, 5)
     with pytest.raises(ValueError, match=r"within: shape \[B=2, m, two=2\] expected"):
-        recalled(table, within[..., :1], positions, ids, index)
+        recalled(table, within[..., :1], positions, ids, index, *counting(2, 9))
+    used, sure = counting(2, 9)
+    with pytest.raises(ValueError, match=r"high: a certainty above low=0\.5 expected, got 0\.5"):
+        recalled(table, within, positions, ids, index, used, sure._replace(high=0.5))
     with pytest.raises(ValueError, match=r"read: shape \[B=2, T=24\] expected"):
         without_unread(positions, table, torch.zeros(2, 23, dtype=torch.bool))

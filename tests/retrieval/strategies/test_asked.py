@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmr.config import RetrievalConfig
 from cmr.integration.capture.text_search import TextSearch
-from cmr.integration.reweave.recall import FULL_BIAS, memory_bias
+from cmr.integration.reweave.recall import sureness
 from cmr.memory.sessions import NO_SESSION
 from cmr.retrieval import Ask, Retriever, RollingQuery
 from cmr.retrieval.ask import QueryParts
@@ -165,7 +165,7 @@ def test_a_question_to_few_blocks_is_certain(blocks: int, sure: bool) -> None:
     ]
     few = [FEW_CERTAINTY, rule_for(False).few_certainty]
     assert (certain == pytest.approx(few)) == sure
-    assert memory_bias(torch.tensor(few), None).tolist()[0] == FULL_BIAS
+    assert sureness(torch.tensor(few)).tolist()[0] == 1.0
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -259,10 +259,10 @@ def test_what_further_passages_add_is_measured_on_the_part_that_found_the_first(
     states = asks_for(store, 30, ids, of, 1)
     ask = question([0], states=states, token_ids=ids, located=True)
     found = Asked(vocabulary).score(ask, store)
-    assert found.explained is not None
-    values, shares = found.explained(torch.tensor([[30, 5, -1]]))
-    assert values.shape == (1, ids.shape[1], 3)
-    assert shares.sum().item() == pytest.approx(1.0) and shares[0, of[0] != 1].abs().sum() == 0
+    assert found.values is not None and found.shares is not None and found.winner is not None
+    assert found.values.shape == (1, ids.shape[1], store.high_water)
+    shares = found.shares[0, found.winner[0, 30]]
+    assert shares.sum().item() == pytest.approx(1.0) and shares[of[0] != 1].abs().sum() == 0
 
 
 class Waits(TorchDispatchMode):
@@ -292,8 +292,6 @@ def test_a_search_while_decoding_waits_for_nothing() -> None:
     ask, strategy = rolling.ask(), Asked(vocabulary)
     with Waits() as waits:
         found = strategy.score(ask, store)
-        assert found.explained is not None
-        found.explained(torch.tensor([[3, 4]]))
     assert waits.found == []
     with Waits() as waits:
         bool(found.passages.any())

@@ -16,14 +16,22 @@ ENTRIES = 32
 
 @triton.jit
 def recalled_kernel(
-    p_table, p_within, p_positions, p_token_ids, p_index, p_mask, p_read, p_ids, p_places,
-    entries, passages, size, hidden, stride_slot, stride_token, stride_feature,
+    p_table, p_within, p_positions, p_token_ids, p_index, p_count, p_last, p_certainty,
+    p_mask, p_read, p_ids, p_places, p_bias,
+    clock, low, width, most, entries, passages, size, hidden,
+    stride_slot, stride_token, stride_feature,
     BLOCK: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """One block of a table a program."""
     i_at = tl.program_id(0).to(tl.int64)
     i_batch = i_at // entries
     slot = tl.load(p_table + i_at)
+    # Several rows may name a block. Whole numbers: the order of what is added changes nothing.
+    tl.atomic_add(p_count + slot, tl.full([], 1, tl.int64), mask=slot >= 0)
+    tl.atomic_max(p_last + slot, tl.cast(clock, tl.int64), mask=slot >= 0)
+    if i_at % entries == 0:
+        share = (tl.load(p_certainty + i_batch) - low) / width
+        tl.store(p_bias + i_batch, most * tl.minimum(tl.maximum(share, 0.0), 1.0))
     o_at = tl.arange(0, BLOCK)
     m_at = o_at < tl.where(slot >= 0, size, 0)
     b_place = tl.load(p_positions + slot * size + o_at, mask=m_at, other=-1)  # [BLOCK]
@@ -57,27 +65,27 @@ def recalled_kernel(
 
 @triton.jit
 def without_unread_kernel(
-    p_table, p_read, p_out,
+    p_positions, p_table, p_read, p_out,
     entries, size,
     BLOCK: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """One block of a table a program; the first of those with a slot writes."""
-    i_at = tl.program_id(0).to(tl.int64)
-    slot = tl.load(p_table + i_at)
+    """One slot of the store a program, with all entries of the table that name it."""
+    slot = tl.program_id(0).to(tl.int64)
     o_at = tl.arange(0, BLOCK)
     b_used = tl.zeros([BLOCK], tl.int32)
-    before = tl.full([], 0, tl.int32)
+    named = tl.full([], 0, tl.int32)
     for start in range(0, entries, BLOCK_E):
         o_e = start + tl.arange(0, BLOCK_E).to(tl.int64)
         m_same = tl.load(p_table + o_e, mask=o_e < entries, other=-1) == slot
-        before = tl.maximum(before, tl.max((m_same & (o_e < i_at)).to(tl.int32), 0))
+        named = tl.maximum(named, tl.max(m_same.to(tl.int32), 0))
         p_from = p_read + o_e[:, None] * size + o_at[None, :]
         m_from = (m_same & (o_e < entries))[:, None] & (o_at < size)[None, :]
         b_read = tl.load(p_from, mask=m_from, other=0)  # [E, BLOCK]
         b_used = tl.maximum(b_used, tl.max((b_read != 0).to(tl.int32), 0))
-    # No two programs write to one place, though several rows may name a slot.
-    m_left = (b_used == 0) & (o_at < tl.where((slot >= 0) & (before == 0), size, 0))
-    tl.store(p_out + slot * size + o_at, b_used.to(tl.int64) - 1, mask=m_left)
+    o_slot = slot * size + o_at
+    b_place = tl.load(p_positions + o_slot, mask=o_at < size, other=-1)  # [BLOCK]
+    b_place = tl.where((named > 0) & (b_used == 0), -1, b_place)
+    tl.store(p_out + o_slot, b_place, mask=o_at < size)
 
 
 def recalled(
@@ -86,10 +94,18 @@ def recalled(
     positions: torch.Tensor,
     token_ids: torch.Tensor,
     index: torch.Tensor | None,
+    access_count: torch.Tensor,
+    last_access: torch.Tensor,
+    clock: int,
+    certainty: torch.Tensor,
+    low: float,
+    high: float,
+    most: float,
     mask: torch.Tensor,
     read: torch.Tensor,
     ids: torch.Tensor,
     places: torch.Tensor,
+    bias: torch.Tensor,
 ) -> None:
     """Launches `recalled_kernel`, one program a block of the table."""
     size = positions.shape[1]
@@ -104,10 +120,18 @@ def recalled(
         p_positions=positions,
         p_token_ids=token_ids,
         p_index=index,
+        p_count=access_count,
+        p_last=last_access,
+        p_certainty=certainty.contiguous(),
         p_mask=mask.view(torch.uint8),
         p_read=read.view(torch.uint8),
         p_ids=ids,
         p_places=places,
+        p_bias=bias,
+        clock=clock,
+        low=low,
+        width=high - low,
+        most=most,
         entries=table.shape[1],
         passages=0 if within is None else within.shape[1],
         size=size,
@@ -120,14 +144,17 @@ def recalled(
     )
 
 
-def without_unread(table: torch.Tensor, read: torch.Tensor, out: torch.Tensor) -> None:
-    """Launches `without_unread_kernel`, one program a block of the table."""
+def without_unread(
+    positions: torch.Tensor, table: torch.Tensor, read: torch.Tensor, out: torch.Tensor
+) -> None:
+    """Launches `without_unread_kernel`, one program a slot of the store."""
     size = out.shape[1]
     launch(
         without_unread_kernel,
-        (table.numel(),),
+        (len(out),),
         device=table.device,
-        warps=2,
+        warps=4,
+        p_positions=positions.contiguous(),
         p_table=table.contiguous(),
         p_read=read.contiguous().view(torch.uint8),
         p_out=out,
