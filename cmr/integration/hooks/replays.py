@@ -222,6 +222,7 @@ class Replays:
             like = [(layer.keys, layer.values) for layer in layers]
             fixed = self._made(like, given, count)
         column = layers[0]._held()
+        layers[0].owner.deferred = True  # nothing leaves in a replay, but behind it
         if not fixed.window.lends(layers[0]):
             _keep_left(step.record)
             fixed.window.lend(cache)
