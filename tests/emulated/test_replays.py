@@ -17,6 +17,7 @@ from torch import nn
 
 import cmr
 from cmr.errors import AttachError, ConfigError
+from cmr.integration.files.settings import to_header
 from cmr.integration.hooks import graph
 from tests.emulated.decoding import LAYERS, SETTINGS, Decoding, llama, some_text
 from tests.emulated.device import DEVICE, Device, Recorded, moved
@@ -352,6 +353,35 @@ def test_nothing_is_left_of_a_text_that_is_forgotten(device: Device, model: nn.M
         assert all(bool(x.any()) for x in keys)
         memory.forget(session="0")
         assert not any(bool(x.any()) for x in (*keys, *fixed.window.values))
+
+
+def test_what_could_not_be_stored_is_not_written_over(
+    device: Device, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It left the window, whose columns are others' by the time it is stored."""
+
+    def act(memory: cmr.Memory) -> torch.Tensor:
+        run = Decoding(device, model)
+        with monkeypatch.context() as patch:
+            patch.setattr(memory._core.writer, "write", full)
+            decoded(run, 20)
+            assert memory.stats()["failures"] == {"store": {"OSError": 1}}
+        decoded(run, 20)
+        ring = memory._core.ring
+        return torch.stack([ring.keys[n].cpu() for n in range(LAYERS)])
+
+    plain, replayed, before, stats = both(model, act)
+    assert stats["written_blocks"] == before["written_blocks"] and stats["graphs"]["replayed"] == 39
+    close(replayed, plain)
+
+
+def full(*_: object) -> int:
+    raise OSError("no space left")
+
+
+def test_graphs_are_not_saved() -> None:
+    settings = to_header(cmr.CMRConfig(graphs=True))
+    assert "graphs" not in settings and cmr.CMRConfig.from_dict(settings) == cmr.CMRConfig()
 
 
 def test_a_detached_memory_leaves_caches_their_own(device: Device, model: nn.Module) -> None:
