@@ -70,6 +70,10 @@ class CMRConfig(check.Checked):
             without it, and the failure is counted (`memory.stats()["failures"]`) and logged; True
             raises it. What is asked for wrongly, and whose memory cannot be told, always raises.
 
+        graphs: decoding steps are recorded as CUDA graphs and replayed, one for each number of
+            rows. Refused where the model or a setting allows no step to be recorded; no GPU has
+            run it yet.
+
     Raises:
         ConfigError: a value is unknown, of the wrong type or out of its range.
     """
@@ -83,6 +87,7 @@ class CMRConfig(check.Checked):
     unnamed: str = check.setting("row", check.choice, UNNAMED)
     remember: str = check.setting("left", check.choice, REMEMBER)
     strict: bool = check.setting(False, check.flag)
+    graphs: bool = check.setting(False, check.flag)
 
     def __post_init__(self) -> None:
         """Checks that each topic has its type, and that something fits between the sinks."""
@@ -173,7 +178,7 @@ def resolve(settings: Mapping[str, Any], topics: Mapping[str, Any]) -> dict[str,
     if not isinstance(settings, Mapping):
         raise ConfigError(f"settings: a dict expected, got {type(settings).__name__}")
     home = {name: topic for topic, kind in topics.items() for name in fields_of(kind)}
-    home |= dict.fromkeys(("window", "unnamed", "remember", "strict"), "")
+    home |= dict.fromkeys(("window", "unnamed", "remember", "strict", "graphs"), "")
     found: dict[str, dict[str, Any]] = {}
     origin: dict[str, str] = {}
     for section, key, value in _flat(settings, topics):

@@ -113,7 +113,7 @@ def load(
         max_bytes: what the memory may take, all tiers together: bytes, or a size such as '8GiB'.
             None: what is free where each tier lies.
         **overrides: settings that differ from the saved ones. No file is named in a saved memory:
-            a calibration of one's own is given again, and `long_term_folder`, where one is wanted.
+            a calibration of one's own is given again, and so are `long_term_folder` and `graphs`.
 
     Warns:
         CMRWarning: as for `attach`.

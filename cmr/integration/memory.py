@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache
 
 from cmr.config import CMRConfig
 from cmr.config.topics import lifetime
-from cmr.errors import AttachError
+from cmr.errors import AttachError, ConfigError
 from cmr.integration.absorb import absorb
 from cmr.integration.capture.block_writer import Keep
 from cmr.integration.capture.rows import Rows
@@ -24,6 +24,7 @@ from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.outfit import Outfit
 from cmr.integration.first_use import first_use
 from cmr.integration.hooks.generation import GenerationPlug, finish
+from cmr.integration.hooks.replays import MOST
 from cmr.integration.hooks.residual import ResidualReader
 from cmr.integration.hooks.stepper import Stepper
 from cmr.integration.memory_upkeep import MemoryUpkeep
@@ -213,6 +214,33 @@ class Memory(MemoryUpkeep):
         """
         with self._core.lock:
             self.config = change(self._core, settings)
+
+    def warm_up(self, *rows: int) -> int:
+        """Record the decoding steps of batches of so many rows, ahead of the first request.
+
+        With `graphs=True` alone. Kernels are compiled on the way. A step that recalls more blocks
+        than the settings name, or of another kind of input, is recorded anew when it comes.
+
+        Args:
+            *rows: numbers of rows, 1 or more each, 8 of them at most.
+
+        Returns:
+            How many had to be recorded.
+
+        Raises:
+            ConfigError: the memory was attached without graphs, or a number is none of these.
+            AttachError: the memory is not attached, or the model cannot be replayed as it is now:
+                it is being trained, hooks of others stand in its layers, and the like.
+        """
+        self._require_attached()
+        replays = self._stepper.replays
+        if replays is None:
+            raise ConfigError("warm_up: a memory with graphs=True expected, got one without")
+        wrong = [n for n in rows if type(n) is not int or n < 1]
+        if wrong or not 0 < len({*rows}) <= MOST:
+            raise ConfigError(f"warm_up: 1 to {MOST} numbers of rows expected, got {list(rows)}")
+        with self._core.lock:
+            return sum([replays.warm_up(n) for n in dict.fromkeys(rows)])
 
     # -- reading and sessions --------------------------------------------------------------------
 

@@ -185,7 +185,7 @@ class MemoryView:
     def stats(self) -> dict[str, Any]:
         """Counters and sizes; see the keys. Reads the device: for people, not for the hot path."""
         core, ring, keeper = self._core, self._core.ring, self._core.keeper
-        capacity = ring.slots * ring.block_size
+        capacity, replays = ring.slots * ring.block_size, self._stepper.replays
         with core.lock:
             return {
                 "tokens": self.tokens,
@@ -215,6 +215,7 @@ class MemoryView:
                 "strategy": core.retriever.config.strategy,
                 "cache": core.retriever.cache.stats(),
                 "next_token": self._next_token.stats(),
+                "graphs": None if replays is None else replays.stats(),
                 "active": core.active,
             }
 

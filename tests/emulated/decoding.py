@@ -66,10 +66,16 @@ class Decoding:
         count: what that took.
     """
 
-    def __init__(self, device: Device, model: nn.Module, seed: int = 1) -> None:
+    def __init__(
+        self,
+        device: Device,
+        model: nn.Module,
+        seed: int = 1,
+        prompt: torch.Tensor | None = None,
+    ) -> None:
         self._device, self._model = device, model
         self.cache: Any = None
-        self._next = some_text(PROMPT, seed).to(DEVICE)
+        self._next = (some_text(PROMPT, seed) if prompt is None else prompt).to(DEVICE)
         self.step()
 
     def step(self) -> Count:

@@ -8,6 +8,7 @@ of a kernel counts once however many launches it makes.
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -71,6 +72,48 @@ class Count:
         return "\n".join(more)
 
 
+@dataclass
+class Done:
+    """An operation that was recorded.
+
+    Attributes:
+        call: runs it again, on the tensors that it was given.
+        fresh: the tensors that it made.
+        out: all that it gave.
+    """
+
+    call: Callable[[], Any]
+    fresh: list[torch.Tensor]
+    out: Any
+
+    def again(self) -> None:
+        """Run it, and write what it gives where it was given before."""
+        new = self.call()
+        kept = {id(x) for x in self.fresh}
+        for before, now in zip(_tensors(self.out), _tensors(new), strict=True):
+            if id(before) in kept:
+                before.copy_(now)
+
+
+class Recorded:
+    """Stands for a CUDA graph: the same operations on the same tensors, whatever those hold by now.
+
+    Attributes:
+        result: what the recorded function gave.
+    """
+
+    def __init__(self, device: Device, function: Callable[[], Any]) -> None:
+        self._device = device
+        with device.recording() as self.done:
+            self.result = function()
+
+    def replay(self) -> None:
+        """Run what was recorded; no Python of the recorded function runs."""
+        with self._device.unseen():
+            for done in self.done:
+                done.again()
+
+
 class Emulated(torch.Tensor):
     """A tensor whose values are on the CPU, in `held`, and whose device is `cuda:0`."""
 
@@ -128,6 +171,8 @@ class _Dispatched(TorchDispatchMode):
         wait = _wait(name, args, kwargs, wanted, there)
         self._device.note(name, not _is_free(func, name), wait)
         out = func(*plain_args, **plain_kwargs)
+        if not _is_free(func, name):
+            self._device.ran(lambda: func(*plain_args, **plain_kwargs), args, out)
         if wanted is not None and wanted.type == "cpu":
             return out
         known = {id(x.held): x for x in there}  # what is changed in place is what was given
@@ -179,10 +224,25 @@ class _Called(TorchFunctionMode):
         return own(*args, **kwargs)
 
     def _getitem(self, x: torch.Tensor, index: Any) -> torch.Tensor:
-        self._indexed("index", x, index)
+        copies = self._indexed("index", x, index)
+        x_held, index_held = _held(x), self._whole(_held(index))
         with self._device.unseen():
-            out = _held(x)[_held(index)]
+            out = x_held[index_held]
+            if copies:
+                self._device.ran(lambda: x_held[index_held], (x, index), out)
         return Emulated(out) if isinstance(x, Emulated) else out
+
+    def _whole(self, index: Any) -> Any:
+        """The same with slices whose ends are numbers: the host reads those of the device."""
+        if isinstance(index, tuple):
+            return tuple(map(self._whole, index))
+        if not isinstance(index, slice):
+            return index
+        ends = index.start, index.stop, index.step
+        if any(isinstance(x, Emulated) for x in ends):
+            self._device.note("_local_scalar_dense", True, "the end of a slice")
+        with self._device.unseen():
+            return slice(*(int(_held(x)) if isinstance(x, Emulated) else x for x in ends))
 
     def _setitem(self, x: torch.Tensor, index: Any, value: Any) -> None:
         if not self._indexed("index_put_", x, index):
@@ -190,8 +250,10 @@ class _Called(TorchFunctionMode):
             if isinstance(value, torch.Tensor) and value.ndim:
                 wait = _across(isinstance(x, Emulated), isinstance(value, Emulated))
             self._device.note("copy_", True, wait)
+        given = _held((x, index, value))
         with self._device.unseen():
-            _held(x)[_held(index)] = _held(value)
+            given[0][given[1]] = given[2]
+            self._device.ran(lambda: operator.setitem(*given), (x, index, value), None)
 
     def _indexed(self, name: str, x: torch.Tensor, index: Any) -> bool:
         """Note an index; whether it is more than a view."""
@@ -221,8 +283,10 @@ class _Called(TorchFunctionMode):
         self._device.note(
             "copy_", True, _across(isinstance(x, Emulated), isinstance(other, Emulated))
         )
+        to, given = _held((x, other))
         with self._device.unseen():
-            _held(x).copy_(_held(other))
+            to.copy_(given)
+            self._device.ran(lambda: to.copy_(given), (x, other), to)
         return x
 
     def _nonzero(self, x: Emulated) -> torch.Tensor:
@@ -234,8 +298,11 @@ class _Called(TorchFunctionMode):
         size = kwargs.get("output_size")
         wait = "repeat_interleave" if isinstance(repeats, torch.Tensor) and size is None else None
         self._device.note("repeat_interleave", True, wait)
+        given = _held((x, repeats, *args))
         with self._device.unseen():
-            return Emulated(_held(x).repeat_interleave(_held(repeats), *args, **kwargs))
+            out = given[0].repeat_interleave(*given[1:], **kwargs)
+            self._device.ran(lambda: given[0].repeat_interleave(*given[1:], **kwargs), args, out)
+            return Emulated(out)
 
     def _pinned(self, x: torch.Tensor) -> torch.Tensor:
         """A copy in memory that is never moved; on a GPU it comes from a pool."""
@@ -247,8 +314,11 @@ class _Called(TorchFunctionMode):
     def _attention(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._device.note("scaled_dot_product_attention", True, None)
         plain_args, plain = _held((args, kwargs))
+        attend = nn.functional.scaled_dot_product_attention
         with self._device.unseen():
-            return Emulated(nn.functional.scaled_dot_product_attention(*plain_args, **plain))
+            out = attend(*plain_args, **plain)
+            self._device.ran(lambda: attend(*plain_args, **plain), args, out)
+            return Emulated(out)
 
 
 class Device:
@@ -256,10 +326,12 @@ class Device:
 
     Attributes:
         count: what was noted in the `counting` under way.
+        done: what was done in the `recording` under way.
     """
 
     def __init__(self) -> None:
         self.count: Count | None = None
+        self.done: list[Done] | None = None
         self._dispatched = _Dispatched(self)
 
     @contextmanager
@@ -283,6 +355,26 @@ class Device:
             self.count = None
 
     @contextmanager
+    def recording(self) -> Iterator[list[Done]]:
+        """What launches something inside is recorded; nothing may wait for the host, or ask it."""
+        self.done = done = []
+        try:
+            yield done
+        finally:
+            self.done = None
+
+    def ran(self, call: Callable[[], Any], given: Any, out: Any) -> None:
+        """Take note of an operation that ran, which `call` runs again."""
+        if self.done is None:
+            return
+        if any(not isinstance(x, Emulated) and x.ndim for x in _tensors(given)):
+            raise AssertionError(f"{_line()}: a tensor of the host while a graph is recorded")
+        # What is written in place, or is a view, is where it was: it is no result to be copied.
+        known = {x.held.untyped_storage().data_ptr() for x in _tensors(given) if x.ndim}
+        fresh = [x for x in _tensors(out) if x.untyped_storage().data_ptr() not in known]
+        self.done.append(Done(call, fresh, out))
+
+    @contextmanager
     def unseen(self) -> Iterator[None]:
         """What runs inside, on the CPU, is noted elsewhere."""
         with torch.utils._python_dispatch._disable_current_modes():
@@ -290,6 +382,8 @@ class Device:
 
     def note(self, name: str, launches: bool, wait: str | None) -> None:
         """Take note of an operation, and of why the host waits for it; None: it does not."""
+        if self.done is not None and wait is not None:
+            raise AssertionError(f"{_line()}: {wait} while a graph is recorded")
         if self.count is None:
             return
         line = _line()
@@ -313,6 +407,13 @@ def moved(model: nn.Module) -> nn.Module:
             if isinstance(value, torch.Tensor):
                 setattr(module, name, Emulated(value))
     return model
+
+
+def _tensors(value: Any) -> list[Any]:
+    """All tensors in nested lists, tuples and dictionaries."""
+    found: list[Any] = []
+    _mapped(value, lambda x: found.append(x) if isinstance(x, torch.Tensor) else None)
+    return found
 
 
 def _held(value: Any) -> Any:

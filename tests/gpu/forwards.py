@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.cost.addresses import playing
 from benchmarks.shared import decoding
 from benchmarks.shared.device import device as device_of
 from cmr.kernels import dispatch
@@ -77,10 +78,12 @@ def forwards(model: Any, memory: Any, count: bool = False) -> Iterator[Forward]:
 
 
 @contextmanager
-def remembering(device: str, dtype: torch.dtype = torch.float32) -> Iterator[tuple[Any, Any]]:
+def remembering(
+    device: str, dtype: torch.dtype = torch.float32, **more: Any
+) -> Iterator[tuple[Any, Any]]:
     """A tiny model on a device, and its memory with text in it."""
     model = decoding.tiny_model(device, dtype, layers=2)
-    settings: dict[str, Any] = {"window": WINDOW, "refresh": REFRESH}
+    settings: dict[str, Any] = {"window": WINDOW, "refresh": REFRESH, **more}
     with (
         in_place(device),
         torch.no_grad(),
@@ -98,6 +101,26 @@ def as_specified(device: str) -> None:
         have = list(forwards(model, memory))
     with dispatch.using("reference"), remembering(device) as (model, memory):
         want = list(forwards(model, memory))
+    _alike(have, want)
+
+
+def as_replayed(device: str) -> None:
+    """`graphs=True`: steps that were recorded give the logits of those that run, in one graph.
+
+    On a CPU the recorded function runs each time.
+    """
+    with remembering(device) as (model, memory):
+        want = list(forwards(model, memory))
+    played = playing() if device == "cpu" else nullcontext()
+    with played, remembering(device, graphs=True) as (model, memory):
+        have = list(forwards(model, memory))
+        counted = memory.stats()["graphs"]
+    _alike(have, want)
+    assert (counted["captured"], counted["replayed"]) == (1, STEPS - 1), counted
+
+
+def _alike(have: list[Forward], want: list[Forward]) -> None:
+    """The same kinds of forwards, all of them among them, with the same logits."""
     assert [one.kind for one in have] == [one.kind for one in want]
     assert {"prompt", "step", "search", "leaving"} <= {one.kind for one in have}
     for number, (a, b) in enumerate(zip(have, want, strict=True)):
@@ -218,6 +241,7 @@ def _named(call: Call, device: str) -> Call:
 
 FORWARD_CHECKS: dict[str, Callable[[str], None]] = {
     "each kind of forward as specified": as_specified,
+    "each kind of forward replayed": as_replayed,
     "waits of each kind of forward": waits_of_each_kind,
     "on another stream": on_another_stream,
     "streams in turns": streams_in_turns,

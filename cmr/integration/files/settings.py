@@ -14,6 +14,7 @@ from cmr.memory.store.schema import CALIBRATIONS
 def to_header(config: CMRConfig) -> dict[str, Any]:
     """The settings to be saved; of a calibration's file only that there is one."""
     plain = config.to_dict()
+    del plain["graphs"]  # a matter of the machine
     del plain["memory"]["long_term_folder"]
     if plain["retrieval"]["calibration"] not in CALIBRATIONS:
         plain["retrieval"]["calibration"] = CALIBRATIONS[-1]

@@ -51,6 +51,7 @@ from cmr.integration.decoder.adapter_watch import AdapterWatch
 from cmr.integration.hooks.asker import Asker
 from cmr.integration.hooks.leaving import leave, wait
 from cmr.integration.hooks.reading import Reading
+from cmr.integration.hooks.replays import Replays
 from cmr.integration.hooks.step import Step, goes_on, padding_mask, seen_before
 from cmr.integration.hooks.token_ids import TokenIds
 from cmr.integration.hooks.windows import Windows
@@ -70,6 +71,7 @@ class ForwardHooks:
     Attributes:
         step: the forward of the thread that holds the lock; None between forwards.
         reading: what layers read in a forward.
+        replays: the steps that are replayed; None: none is.
         attached: whether the hooks are in place.
     """
 
@@ -78,6 +80,7 @@ class ForwardHooks:
         self._plugs = Plugs(core.adapter)
         self.step: Step | None = None
         self.reading = Reading(core)
+        self.replays = Replays(self) if config.graphs else None
         self.attached = False
         self._busy: int | None = None
         self._turns = Turns(self)
@@ -116,6 +119,8 @@ class ForwardHooks:
     def attach(self) -> None:
         """Put the hooks in place."""
         adapter, layout = self.core.adapter, self._layout
+        if self.replays is not None:
+            self.replays.attach()
         self._turns.attach(adapter.decoder, self._interrupted, self._again)
         take = self._handles.append
         take(adapter.decoder.register_forward_pre_hook(self._before, with_kwargs=True))
@@ -138,6 +143,8 @@ class ForwardHooks:
         self._handles.clear()
         self._plugs.detach(self)
         self._turns.detach()
+        if self.replays is not None:
+            self.replays.detach()
         self._turns.end()  # where a hook of somebody's detaches in the middle of a forward
         self.step = None
 
@@ -174,10 +181,10 @@ class ForwardHooks:
     def memory_for(self, layer: int) -> LayerMemory | None:
         """What block `layer` reads in this forward."""
         step = self.step
+        if step is not None and step.ready is not None:
+            return step.ready.get(layer)
         if step is None or step.recall is None:
             return None
-        if step.ready is not None:
-            return step.ready.get(layer)
         return self.reading.of(step, step.recall, layer)
 
     # -- in front of the decoder -----------------------------------------------------------------
@@ -257,7 +264,10 @@ class ForwardHooks:
         if layer is not None:
             waits = compiled or core.adapter.input_device.type != "cpu"
             layer.owner.deferred = waits and record is not None
-        self.reading.prepare(step, cache, compiled)
+        if self.replays is not None:
+            step.fixed = self.replays.prepare(step, request, kwargs, compiled)
+        if step.fixed is None:
+            self.reading.prepare(step, cache, compiled)
         self.step = step
         return (), kwargs
 
@@ -316,7 +326,7 @@ class ForwardHooks:
                 step.index = states
             if stored:
                 step.states[number] = states
-            if compared and step.recall is not None:
+            if compared and (step.recall is not None or step.ready is not None):
                 step.entering[number] = states
 
         return hook

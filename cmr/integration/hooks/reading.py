@@ -73,14 +73,14 @@ class Reading:
             held,
             recall.bias.to(device),
             None if seen is None else seen.to(device),
-            self._turn(step, layer, device),
+            self.turn(step, layer, device),
             step.gates,
             step.weights,
             step.aside,
             timing.add if timed and timing.on else None,
         )
 
-    def _turn(
+    def turn(
         self, step: Step, layer: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """What rotates a query from its own position to one window behind position 0."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,9 @@ from cmr.integration.requests.request import LastForward, Request
 from cmr.integration.reweave.aside import Aside
 from cmr.integration.reweave.attention import LayerMemory
 from cmr.integration.reweave.recall import Recall
+
+if TYPE_CHECKING:
+    from cmr.integration.hooks.fixed_step import FixedStep
 
 
 @dataclass
@@ -34,6 +37,7 @@ class Step:
         told: takes note of it for a handle, see `LastForward`.
         ready: what each layer reads, put together ahead of the forward; None where layers put
             theirs together as they come to it.
+        fixed: what replays it; None: it runs.
         before: puts its cache back to what it was in front of it; None: it cannot be.
         index: `[batch, tokens, hidden]` states that entered the index layer.
         states: states that entered the layers that store them.
@@ -61,6 +65,7 @@ class Step:
     unrecorded: TextSearch | None = None
     told: LastForward | None = None
     ready: dict[int, LayerMemory] | None = None
+    fixed: FixedStep | None = None
     before: Callable[[], None] | None = None
     index: torch.Tensor | None = None
     states: dict[int, torch.Tensor] = field(default_factory=dict)

@@ -64,6 +64,8 @@ class Stepper(ForwardHooks):
         for last in list(self.core.lasts):
             last.step = None
         self.scratch.clear()
+        if self.replays is not None:
+            self.replays.clear()
 
     def forget_recalls(self, sessions: set[int]) -> None:
         """Let go of what was recalled of these sessions, also by last forwards."""
@@ -72,3 +74,5 @@ class Stepper(ForwardHooks):
             if last.step is not None and sessions & set(last.step.sessions):
                 last.step = None
         self.search_anew(sessions)
+        if self.replays is not None:
+            self.replays.forget()

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def settle(layers: Sequence[WindowLayer]) -> None:
     """`WindowLayer.settle` of all layers of a cache that were run."""
     held = [layer for layer in layers if layer.seen]
+    if not held or not held[0].over():  # all hold as many columns
+        return
     alike = {(x.keys.shape, x.keys.dtype, x.keys.device, x.values.shape) for x in held}
     if len(alike) == 1 and held[0].owner.padded is None:
         let_go(held, held[0].over())

@@ -214,7 +214,7 @@ def test_an_embedding_that_scales_attention_scales_keys_that_are_not_rotated(lla
         cos, sin = adapter.rotary(0, positions)
         assert not torch.allclose(cos * cos + sin * sin, torch.ones(()), atol=0.05)
         query, key = torch.randn(2, 1, 4, 1, 16)
-        turned = rotate(rotate(query, cos, sin), *stepper.reading._turn(step, 0, query.device))
+        turned = rotate(rotate(query, cos, sin), *stepper.reading.turn(step, 0, query.device))
         there = adapter.rotary(0, torch.tensor([[SETTINGS["window"]]]))
         front = adapter.rotary(0, torch.tensor([[0]]))
         want = (rotate(query, *there) * rotate(key, *front)).sum(-1)

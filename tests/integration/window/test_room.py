@@ -141,3 +141,9 @@ def test_most_addresses_of_a_step_stay() -> None:
         assert moves.pop(name) == 0, name
     assert moves.pop("cosines") == moves.pop("sines") == 96, "they may be called fixed now"
     assert all(0 < count < 10 for count in moves.values()), moves  # at a search
+
+
+def test_all_addresses_of_a_recorded_step_stay() -> None:
+    """Of what it reads from outside, while blocks leave three times and six searches find more."""
+    moves = addresses.moves(97, 64, graphs=True)
+    assert len(moves) == 11 and not any(moves.values()), moves
