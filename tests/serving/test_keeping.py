@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 import cmr
 from cmr.errors import StoreError
+from cmr.integration.memory import Memory
 from cmr.serving.app import create_app
 from cmr.serving.engines.storing import Storing
+from cmr.serving.keeping import Keeping
 from cmr.serving.settings import ServerSettings
 from tests.serving.served import served, until
 
@@ -70,3 +74,27 @@ def test_a_memory_that_forgets_what_is_in_its_window_is_refused(tiny: tuple[Any,
         pytest.raises(cmr.ConfigError, match="remember"),
     ):
         create_app(model, memory, Storing(), tokenizer, name="tiny")
+
+
+def test_a_save_has_ended_an_interval_after_what_it_saves_at_the_latest(tmp_path: Path) -> None:
+    """However long saves take, as long as that is less than the interval."""
+    every, ended = 2.0, list[float]()
+
+    class Slow:
+        def save(self, *_: Any, **__: Any) -> Any:
+            time.sleep(0.3)
+            ended.append(time.monotonic())
+            return SimpleNamespace(blocks=1, bytes_written=1)
+
+    keeping = Keeping(cast(Memory, Slow()), tmp_path, None, every)
+    keeping.start()
+    told = [time.monotonic()]
+    keeping.changed("a/anna")
+    until(lambda: bool(ended))
+    # What is stored while a save runs or behind it belongs to the next one.
+    told.append(time.monotonic())
+    keeping.changed("a/ben", "a/anna")
+    until(lambda: len(ended) == 2)
+    assert all(0.25 * every < end - at < every for at, end in zip(told, ended, strict=True))
+    keeping.close()
+    assert len(ended) == 2

@@ -161,6 +161,37 @@ def test_calls_come_in_pieces_and_are_told_whole(server: Served, fake: Fake) -> 
     assert reply["usage"]["completion_tokens"] == len("It rains.")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_ends_in_front_of_a_stop_word_whatever_the_other_server_does(
+    server: Served, fake: Fake, stream: bool
+) -> None:
+    def ends_behind(handler: Any) -> None:
+        """Leaves the word in the answer, as transformers' own server does."""
+        says("Anna, ", "#", "E", "ND", usage=(11, 5))(handler)
+
+    server.say("Hello.")
+    for plan, tokens in ((ends_behind, 5), (goes_on, None)):
+        fake.plan = plan
+        stops = ["#END"] if plan is ends_behind else [" 3"]
+        wanted = "Anna, " if plan is ends_behind else " 0 1 2"
+        before, began = server.stored(), time.monotonic()
+        reply = server.say("Whose turn?", stop=stops, stream=stream)
+        if stream:
+            events = [line[6:] for line in reply.text.splitlines() if line.startswith("data: {")]
+            choices = [one for event in events for one in json.loads(event)["choices"]]
+            said = "".join(one["delta"].get("content") or "" for one in choices)
+            reason = choices[-1]["finish_reason"]
+        else:
+            body = reply.json()
+            said = body["choices"][0]["message"]["content"]
+            reason = body["choices"][0]["finish_reason"]
+            assert body["usage"]["completion_tokens"] == (tokens or len(wanted))
+        assert (said, reason) == (wanted, "stop")
+        # It is not asked for more than the next word, and what was not told is not remembered.
+        assert time.monotonic() - began < 15
+        assert server.stored().removeprefix(before).rstrip().endswith(wanted.rstrip())
+
+
 def status(code: int, **headers: str) -> Any:
     def plan(handler: Any) -> None:
         handler.begin(code, "application/json", **headers)
