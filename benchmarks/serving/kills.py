@@ -50,13 +50,22 @@ MEMORY = "/v1/memory/sessions"
 class Session:
     """What one session was told: each number with the time of its reply.
 
-    `gone`: numbers that a deletion was replied to for; `unsure`: those that the kill left open.
+    `gone`: numbers that a deletion was replied to for; `unsure`: those that the kill left open;
+    `begun`: first digits of all.
     """
 
     name: str
     told: dict[str, float] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     unsure: set[str] = field(default_factory=set)
+    begun: set[str] = field(default_factory=set)
+
+    def number(self, rng: random.Random) -> str:
+        """One that begins like no other of it: a beginning that is known is not stored again."""
+        while (number := str(rng.randrange(10**7, 10**8)))[:4] in self.begun:
+            pass
+        self.begun.add(number[:4])
+        return number
 
 
 @dataclass
@@ -105,7 +114,7 @@ class Campaign:
                     reply.raise_for_status()
                     session.gone |= session.unsure
                     session.unsure.clear()
-                number = str(self.rng.randrange(10**7, 10**8))
+                number = session.number(self.rng)
                 session.unsure.add(number)
                 body = {
                     "messages": [{"role": "user", "content": f"The number is {number}."}],
