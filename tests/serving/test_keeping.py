@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,12 +48,15 @@ def test_it_is_saved_while_it_runs_and_only_where_something_changed(
     with served(*tiny, settings=often, folder=tmp_path / "kept") as server:
         keeping = server.service.keeping
         server.say(TEXT)
-        until(lambda: keeping.saves == 1)
+        server.idle()
+        # What is told is saved at once, and what its batch has left behind it once more.
+        saves = saved(keeping)
+        assert 1 <= saves <= 2
         server.say("Which code?", memory="read")
         server.say("Which code?", None, memory="off")
         server.http.get("/v1/memory/sessions/anna/blocks")
-        until(lambda: keeping._ends.wait(0.3) or True)
-        assert keeping.saves == 1
+        keeping._ends.wait(0.3)
+        assert saved(keeping) == saves
         with pytest.MonkeyPatch.context() as patch:
 
             def full(*_: Any, **__: Any) -> Any:
@@ -63,8 +67,15 @@ def test_it_is_saved_while_it_runs_and_only_where_something_changed(
             until(lambda: keeping.failures > 0)
             assert server.http.get("/ready").status_code == 503
             assert "cmr_save_failing 1.0" in server.http.get("/metrics").text
-        until(lambda: keeping.saves == 2)
+        until(lambda: keeping.saves > saves)
         assert server.http.get("/ready").status_code == 200
+
+
+def saved(keeping: Keeping) -> int:
+    """How many saves were done when nothing is left to be saved."""
+    until(lambda: keeping._due == math.inf)
+    with keeping._saving:
+        return keeping.saves
 
 
 def test_a_memory_that_forgets_what_is_in_its_window_is_refused(tiny: tuple[Any, Any]) -> None:
