@@ -7,10 +7,10 @@ for all that it holds. Told is what a client has its reply to.
 After each kill:
 open: the next server starts and answers. early: numbers told before the last save began that are
 missing. foreign: numbers of another session. back: numbers of sessions that were ended, where that
-had been replied to. Each of them is to be 0. late: numbers that were told after that save began and
-are missing, with `oldest`, how long before the kill the oldest of them was told, and `age`, how
-long before it that save began, in seconds: how often a server saves depends on what else its
-machine does, too.
+had been replied to. beyond: missing numbers that were told more than an interval (`save_every`)
+before the kill. Each of them is to be 0. late: numbers that were told after that save began and are
+missing, with `oldest`, how long before the kill the oldest of them was told, and `age`, how long
+before it that save began, in seconds.
 
 With `--shared` two servers have one folder, and each request goes to either: sessions move from one
 to the other all the time. One of them is killed, again and again, and the other one is asked.
@@ -50,13 +50,22 @@ MEMORY = "/v1/memory/sessions"
 class Session:
     """What one session was told: each number with the time of its reply.
 
-    `gone`: numbers that a deletion was replied to for; `unsure`: those that the kill left open.
+    `gone`: numbers that a deletion was replied to for; `unsure`: those that the kill left open;
+    `begun`: first digits of all.
     """
 
     name: str
     told: dict[str, float] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     unsure: set[str] = field(default_factory=set)
+    begun: set[str] = field(default_factory=set)
+
+    def number(self, rng: random.Random) -> str:
+        """One that begins like no other of it: a beginning that is known is not stored again."""
+        while (number := str(rng.randrange(10**7, 10**8)))[:4] in self.begun:
+            pass
+        self.begun.add(number[:4])
+        return number
 
 
 @dataclass
@@ -105,7 +114,7 @@ class Campaign:
                     reply.raise_for_status()
                     session.gone |= session.unsure
                     session.unsure.clear()
-                number = str(self.rng.randrange(10**7, 10**8))
+                number = session.number(self.rng)
                 session.unsure.add(number)
                 body = {
                     "messages": [{"role": "user", "content": f"The number is {number}."}],
@@ -130,7 +139,7 @@ class Campaign:
 
     def judge(self, url: str) -> dict[str, float]:
         """What the next server holds, beside what was told."""
-        found = dict.fromkeys(("told", "early", "foreign", "back", "late"), 0)
+        found = dict.fromkeys(("told", "early", "foreign", "back", "late", "beyond"), 0)
         oldest, whose = 0.0, {}
         for session in self.sessions:
             known = {*session.told, *session.gone, *session.unsure}
@@ -143,6 +152,7 @@ class Campaign:
                 found["told"] += len(session.told)
                 found["early"] += sum(at < self.saved for at in missing.values())
                 found["late"] += sum(at >= self.saved for at in missing.values())
+                found["beyond"] += sum(self.killed - at > SAVE_EVERY for at in missing.values())
                 found["foreign"] += sum(whose[n] != session.name for n in held)
                 found["back"] += len(held & session.gone)
                 oldest = max([oldest, *(self.killed - at for at in missing.values())])
@@ -207,7 +217,7 @@ def main() -> int:
         model = save_tiny(Path(place) / "tiny")
         run_one = shared_campaign if args.shared else campaign
         found = run_one(model, Path(place), args.kills, args.seed)
-    names = ("open", "told", "early", "foreign", "back", "late", "evicted")
+    names = ("open", "told", "early", "foreign", "back", "late", "beyond", "evicted")
     total = {name: sum(one.get(name, 0) for one in found) for name in names}
     most = {name: max(one.get(name, 0.0) for one in found) for name in ("oldest", "age")}
     row = {"kills": args.kills, **total, **most, "save_every": SAVE_EVERY}
@@ -215,7 +225,7 @@ def main() -> int:
     conditions = rows.conditions(None, seed=args.seed, settings=settings)
     rows.append("serving_kills", {**conditions, **row})
     print(row)
-    wrong = ("early", "foreign", "back", "evicted")
+    wrong = ("early", "foreign", "back", "beyond", "evicted")
     return int(total["open"] < args.kills or any(total[name] for name in wrong))
 
 

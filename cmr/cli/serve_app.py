@@ -47,7 +47,7 @@ def serve(
         int | None, typer.Option(min=1, help="How many, with --ray.  [default: 2]")
     ] = None,
     key_file: KeyFileOption = None,
-    save_every: Annotated[float, typer.Option(min=0.1, help="Seconds between saves.")] = 30.0,
+    save_every: Annotated[float, typer.Option(min=0.1, help="Seconds until it is saved.")] = 30.0,
     window: WindowOption = None,
     budget: BudgetOption = None,
     working_budget: WorkingBudgetOption = None,

@@ -6,6 +6,7 @@ Where several servers share the folder it is kept session by session, see `homes
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from pathlib import Path
@@ -18,11 +19,15 @@ log = logging.getLogger(__name__)
 class Keeping:
     """Saves a memory by a thread of its own, where something has changed.
 
+    A save begins so early that it should have ended `every` seconds after the first change that it
+    saves: three times as long before as saves took lately. At least a quarter of `every` lies
+    between a change and the save that is begun for it, however long saves take.
+
     Args:
         memory: what is kept.
         folder: where; None: nowhere, and it ends with the process.
         key: encrypts it.
-        every: seconds between two saves.
+        every: seconds within which what was stored is to be saved.
 
     Attributes:
         saves: how many were done.
@@ -38,7 +43,9 @@ class Keeping:
         self, memory: Memory, folder: Path | None, key: bytes | str | None, every: float
     ) -> None:
         self._memory, self._folder, self._key, self._every = memory, folder, key, every
-        self._dirty, self._ends, self._saving = False, threading.Event(), threading.Lock()
+        # When the next save begins, by `time.monotonic`; never, while nothing has changed.
+        self._due, self._took, self._wake = math.inf, every / 4, threading.Condition()
+        self._ends, self._saving = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._work, name="cmr-save", daemon=True)
         self.saves = self.failures = 0
         self.failed, self.saved_until = "", 0.0
@@ -53,7 +60,11 @@ class Keeping:
 
         In one folder all are saved at once, whichever they are.
         """
-        self._dirty = True
+        with self._wake:
+            if self._due == math.inf:
+                early = min(3 * self._took, 0.75 * self._every)
+                self._due = time.monotonic() + self._every - early
+                self._wake.notify()
 
     def enter(self, *sessions: str) -> None:
         """Have sessions here, whose turn it is: in one folder of one's own they always are."""
@@ -67,31 +78,44 @@ class Keeping:
 
     def close(self) -> None:
         """Save what has changed, for the last time."""
-        self._ends.set()
+        with self._wake:
+            self._ends.set()
+            self._wake.notify()
         if self._thread.is_alive():
             self._thread.join()
         self._save()
 
     def _work(self) -> None:
-        while not self._ends.wait(self._every):
+        while self._wait():
             self._save()
+
+    def _wait(self) -> bool:
+        """Wait until a save is due; False: the server ends."""
+        with self._wake:
+            while not self._ends.is_set() and (left := self._due - time.monotonic()) > 0:
+                self._wake.wait(min(left, threading.TIMEOUT_MAX))
+        return not self._ends.is_set()
 
     def _save(self) -> None:
         with self._saving:
-            if self._folder is None or not self._dirty:
+            if self._folder is None or self._due == math.inf:
                 return
             # Before the save: what comes while it runs belongs to the next one.
-            self._dirty, began = False, time.time()
+            with self._wake:
+                self._due = math.inf
+            began, clock = time.time(), time.monotonic()
             try:
                 blocks, size = self._write()
             except Exception as error:
-                self._dirty, self.failed = True, type(error).__name__
-                self.failures += 1
+                self.failures, self.failed = self.failures + 1, type(error).__name__
                 log.error("the memory could not be saved: %s", self.failed)
+                with self._wake:
+                    self._due = time.monotonic() + self._every / 2
                 return
+            took = time.monotonic() - clock
+            self._took = max(took, 0.9 * self._took)
             self.saves, self.failed, self.saved_until = self.saves + 1, "", began
-            log.info("saved %d blocks, %d bytes written, in %.2f s",
-                     blocks, size, time.time() - began)  # fmt: skip
+            log.info("saved %d blocks, %d bytes written, in %.2f s", blocks, size, took)
 
     def _write(self) -> tuple[int, int]:
         """Save; returns how many blocks are in the folder, and the bytes that were written."""

@@ -23,7 +23,7 @@ class ServerSettings(check.Checked):
         rate: requests a minute of a tenant; None: any number.
         at_once: requests of a tenant at once; None: any number.
         sessions: of a tenant at once; None: any number.
-        save_every: seconds between two saves, where something has changed.
+        save_every: seconds within which what was stored is saved.
         drain: seconds that requests under way have when the server ends.
 
     Raises:

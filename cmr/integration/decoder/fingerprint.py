@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ SAMPLE = 64
 """Numbers looked at of each parameter, spread over it."""
 PACKED_ROWS = 32
 """Rows looked at of 4-bit weights: those that bitsandbytes lays out together on a CPU."""
+_TOKENIZERS: weakref.WeakKeyDictionary[Any, tuple[Any, str]] = weakref.WeakKeyDictionary()
 
 
 def of_model(adapter: ModelAdapter) -> dict[str, Any]:
@@ -140,8 +142,17 @@ def of_tokenizer(tokenizer: Any) -> str | None:
     """A hash of the vocabulary; None where there is no tokenizer."""
     if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
         return None
+    # It takes a tenth of a second and more for tens of thousands of tokens, and every save asks for
+    # it. A tokenizer's own vocabulary is part of it; what changes is what was added.
+    added = tokenizer.get_added_vocab() if hasattr(tokenizer, "get_added_vocab") else None
+    known = None if added is None else _TOKENIZERS.get(tokenizer)
+    if known is not None and known[0] == added:
+        return known[1]
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
-    return hashlib.sha256(vocabulary.encode()).hexdigest()
+    found = hashlib.sha256(vocabulary.encode()).hexdigest()
+    if added is not None:
+        _TOKENIZERS[tokenizer] = added, found
+    return found
 
 
 def difference(saved: dict[str, Any], here: dict[str, Any]) -> str | None:

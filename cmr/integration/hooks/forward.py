@@ -44,6 +44,7 @@ import torch
 from torch import nn
 
 from cmr.config import CMRConfig
+from cmr.errors import AttachError
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
 from cmr.integration.decoder.adapter import entering_states
@@ -225,6 +226,11 @@ class ForwardHooks:
         if not request.active:
             return None
         self._require_as_attached()
+        if kwargs.get("cache") is not None and "cu_seq_lens_q" in kwargs:
+            raise AttachError(
+                "a text in each row expected, got several in one, as continuous batching packs "
+                "them (generate_batch): call generate, a session a row, or pause() the memory"
+            )
         inputs = ids if ids is not None else embeds
         if inputs is None:
             return None

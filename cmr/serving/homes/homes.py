@@ -52,7 +52,9 @@ class Homes(Keeping):
         self._root, self._claims = root, Claims(root)
         # A claim is an open file, of which connections need some, too.
         self._most = _files() // 2
-        self._changed, self._used, self._lock = set[str](), dict[str, float](), threading.Lock()
+        # In the order in which they changed: who waits longest is saved first.
+        self._changed, self._used = dict[str, None](), dict[str, float]()
+        self._lock = threading.Lock()
         self._away, self._failed, self._called = (
             set[str](),
             dict[str, Exception](),
@@ -83,7 +85,7 @@ class Homes(Keeping):
     def changed(self, *sessions: str) -> None:
         """Something may have been stored in them or forgotten since the last save."""
         with self._lock:
-            self._changed.update(filter(_homed, sessions))
+            self._changed.update(dict.fromkeys(filter(_homed, sessions)))
         super().changed(*sessions)
 
     def names(self, tenant: str) -> list[str]:
@@ -133,7 +135,7 @@ class Homes(Keeping):
 
     def _write(self) -> tuple[int, int]:
         with self._lock:
-            names, self._changed = self._changed, set()
+            names, self._changed = self._changed, {}
         blocks = size = 0
         wrong: Exception | None = None
         for name in names:
@@ -146,7 +148,7 @@ class Homes(Keeping):
                 # The others are saved all the same, and this one is tried again.
                 wrong = error
                 with self._lock:
-                    self._changed.add(name)
+                    self._changed[name] = None
         if wrong is not None:
             raise wrong
         return blocks, size
@@ -221,7 +223,7 @@ class Homes(Keeping):
     def _forgotten(self, name: str) -> None:
         with self._lock:
             self._used.pop(name, None)
-            self._changed.discard(name)
+            self._changed.pop(name, None)
         self._claims.free(name)
 
     def _load(self, name: str) -> None:

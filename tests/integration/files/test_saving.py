@@ -357,3 +357,27 @@ def test_another_tokenizer_is_refused(llama: nn.Module, tmp_path: Path) -> None:
         cmr.load(tmp_path / "m", llama, tokenizer=Tokenizer(["b", "a"]))
     cmr.load(tmp_path / "m", llama, tokenizer=Tokenizer(["a", "b"])).detach()
     cmr.load(tmp_path / "m", llama).detach()
+
+
+def test_a_vocabulary_is_looked_at_again_when_something_was_added(
+    llama: nn.Module, tmp_path: Path
+) -> None:
+    class Tokenizer:
+        looks, added = 0, dict[str, int]()
+
+        def get_added_vocab(self) -> dict[str, int]:
+            return dict(self.added)
+
+        def get_vocab(self) -> dict[str, int]:
+            self.looks += 1
+            return {"a": 0, **self.added}
+
+    tokenizer = Tokenizer()
+    with cmr.attach(llama, **SETTINGS, tokenizer=tokenizer) as memory:
+        for _ in range(3):
+            memory.read(text(50))
+            memory.save(tmp_path / "m")
+        assert tokenizer.looks == 1
+        tokenizer.added["b"] = 1
+        with pytest.raises(ModelMismatchError, match="another tokenizer"):
+            cmr.load(tmp_path / "m", llama, tokenizer=tokenizer)

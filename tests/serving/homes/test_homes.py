@@ -141,7 +141,7 @@ def test_what_was_kept_is_taken_up_by_who_comes_next(
 def test_one_that_is_busy_or_cannot_save_keeps_it(
     models: tuple[Any, Any], tiny: tuple[Any, Any], tmp_path: Path
 ) -> None:
-    soon = ServerSettings(max_tokens=64, drain=5.0, save_every=3600.0, deadline=3.0)
+    soon = ServerSettings(max_tokens=64, drain=5.0, save_every=3600.0, deadline=8.0)
     with two(models, tiny[1], tmp_path / "kept", settings=soon) as (first, second):
         first.say(TOLD.format("anna", 4712))
         with slowed(models[0], 0.05), asking(first, "Go on", max_tokens=32) as long:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -143,7 +143,9 @@ class Client:
             follow_redirects=False,
         )
 
-    async def answer(self, path: str, body: dict[str, Any], heard: Heard) -> AsyncIterator[str]:
+    async def answer(
+        self, path: str, body: dict[str, Any], heard: Heard
+    ) -> AsyncGenerator[str, None]:
         """The pieces of an answer, which is complete at the end; `heard` knows all of it.
 
         Raises `Refusal` (429, 502, 504) where it is not to be had.

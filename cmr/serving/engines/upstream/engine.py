@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, aclosing, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +22,7 @@ import torch
 from cmr.integration.memory import Memory
 from cmr.serving.engines.job import Ended, Job, Passage, Tell
 from cmr.serving.engines.making import Making
+from cmr.serving.engines.pieces import Until
 from cmr.serving.engines.queued import Queued
 from cmr.serving.engines.ticket import Ticket
 from cmr.serving.engines.turns import Turns
@@ -165,9 +166,26 @@ class UpstreamEngine(Queued):
         )
 
     async def _read(self, ticket: Ticket, passages: tuple[Passage, ...], heard: Heard) -> None:
-        async for piece in self._client.answer(*body_of(ticket.job, passages), heard):
-            ticket.spoke = ticket.spoke or time.perf_counter()
-            ticket.say(piece)
+        # Some servers leave the stop word in the answer, or know of none.
+        until, told = Until(ticket.job.stops), list[str]()
+
+        def say(text: str) -> None:
+            told.append(text)
+            ticket.say(text)
+
+        answer = self._client.answer(*body_of(ticket.job, passages), heard)
+        try:
+            async with aclosing(answer) as pieces:
+                async for piece in pieces:
+                    ticket.spoke = ticket.spoke or time.perf_counter()
+                    if until.stopped:
+                        break
+                    say(until.add(piece))
+            say(until.end())
+        finally:
+            heard.text = "".join(told)
+        if until.stopped:
+            heard.reason = "stop"
 
     async def _here(self, work: Callable[..., Result], *given: object) -> Result:
         """What the model of this process does, on its thread."""
