@@ -10,8 +10,9 @@ from cmr.config import CMRConfig
 from cmr.config.checks import nearest
 from cmr.errors import EvaluationError
 from cmr.evaluation.documents import place
+from cmr.evaluation.peers.presses import PRESSES, python
 from cmr.evaluation.questions import Question
-from cmr.evaluation.systems import MAKERS, SYSTEMS
+from cmr.evaluation.registry import MAKERS, SYSTEMS
 
 Named = dict[str, tuple[str, dict[str, Any]]]
 """Systems by the name that they are shown by: which one it is, and its settings of a memory."""
@@ -39,8 +40,10 @@ def named(
         raise EvaluationError(
             "systems: bm25 needs the package rank-bm25: run `pip install 'cmr[evaluate]'`"
         )
-    # In the order of `SYSTEMS`, not of the words.
-    found: Named = {name: (name, dict(settings)) for name in SYSTEMS if name in systems}
+    if not PRESSES.keys().isdisjoint(systems):
+        python()
+    # In the order of `MAKERS`, not of the words.
+    found: Named = {name: (name, dict(settings)) for name in MAKERS if name in systems}
     for name, own in configurations.items():
         if name in MAKERS:
             raise EvaluationError(f"configurations: another name expected, {name!r} is a system")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cmr.cli.evaluating import run as evaluating
-from cmr.evaluation.systems import SYSTEMS
+from cmr.evaluation.registry import SYSTEMS
 from tests.cli.saved import CITY, OTHER
 
 ONE = {"question": "What is the secret?", "answers": ["lavender"], "document": "a.txt"}

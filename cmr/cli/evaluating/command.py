@@ -82,7 +82,7 @@ def evaluate(
     Shows how many answers are right, how sure that is, and how long one waits.
     """
     from cmr.cli.evaluating.run import Options, run
-    from cmr.evaluation.systems import SYSTEMS
+    from cmr.evaluation.registry import SYSTEMS
 
     everything = [name for name in SYSTEMS if not (quick and name == "passages-as-text")]
     run(
