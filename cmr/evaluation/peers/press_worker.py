@@ -23,7 +23,7 @@ class Pressed:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         # Beside this file, which is run as a program.
-        from weights import weights_digest  # type: ignore[import-not-found]
+        from weights import weights_digest
 
         torch.set_num_threads(threads)
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
@@ -39,7 +39,7 @@ class Pressed:
 
         The text is held under a name, in place of another one of that name.
         """
-        import kvpress  # type: ignore[import-not-found]
+        import kvpress
         from transformers import DynamicCache
 
         began = time.perf_counter()
