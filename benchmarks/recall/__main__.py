@@ -45,6 +45,7 @@ from benchmarks.texts.documents import (
     make_documents,
 )
 from benchmarks.texts.everyday import WRAPPED, wrapped
+from cmr.evaluation.checks import check_kept
 from cmr.evaluation.peers.presses import PRESSES, Presses
 from cmr.evaluation.registry import spelt_out
 
@@ -176,11 +177,10 @@ def main(words: list[str] | None = None) -> None:
 def kept(word: str) -> float:
     """A type for an argument: a number of tokens, or a share of them."""
     try:
-        if 0 < (number := float(word)) < 1 or (number >= 1 and number.is_integer()):
-            return number
+        check_kept(number := float(word))
     except ValueError:
-        pass
-    raise ArgumentTypeError(f"a number of tokens or a share below 1 expected, got {word!r}")
+        raise ArgumentTypeError(f"tokens, or a share below 1, expected, got {word!r}") from None
+    return number
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from cmr.errors import EvaluationError
@@ -52,6 +52,6 @@ def register_system(name: str, maker: Callable[[Asked], System]) -> None:
     MAKERS[name] = maker
 
 
-def spelt_out(systems: list[str]) -> list[str]:
+def spelt_out(systems: Sequence[str]) -> list[str]:
     """Names of systems, with all presses in place of `kvpress`."""
     return [each for name in systems for each in (PRESSES if name == "kvpress" else (name,))]

@@ -11,7 +11,7 @@ from typing import Any
 from cmr.config import CMRConfig
 from cmr.errors import EvaluationError
 from cmr.evaluation import rows
-from cmr.evaluation.checks import check_questions, named
+from cmr.evaluation.checks import check_kept, check_questions, named
 from cmr.evaluation.documents import Document
 from cmr.evaluation.evaluation import Evaluation
 from cmr.evaluation.machine import described, machine
@@ -78,8 +78,7 @@ def evaluate(
     check_questions(documents, questions)
     if new_tokens < 1:
         raise EvaluationError(f"new_tokens: at least 1 expected, got {new_tokens}")
-    if kept is not None and not kept > 0:
-        raise EvaluationError(f"kept: tokens or a share above 0 expected, got {kept}")
+    check_kept(kept)
     window = CMRConfig().with_overrides(**(settings or {})).window
     run = _Run(
         Asked(model, tokenizer, new_tokens, instructed, window, {}, kept or window + UNTOLD),
