@@ -61,11 +61,11 @@ class Asker:
             self.full = Prefilled(model, tokenizer, doc.token_ids, self.instructed)
             self.prepare_seconds["full"] = time.perf_counter() - begun
         self.start = up_to_question(tokenizer, doc.token_ids, self.instructed)
-        self.pressed = {}
-        for name, (press, kept) in args.pressed.items() if presses is not None else ():
-            held = presses.prefill(self.start, press, kept, name)
-            self.prepare_seconds[name] = held["seconds"]
-            self.pressed[name] = {k: held[k] for k in ("kept_tokens", "kept_bytes")}
+        self.pressed: dict[str, dict[str, int]] = {}
+        if presses is not None:
+            for name, held in presses.prefill(self.start, args.pressed).items():
+                self.prepare_seconds[name] = held.pop("seconds")
+                self.pressed[name] = held
 
     def context(self, system: str, fact: Fact, question: Question) -> list[int]:
         """Token ids shown before the question by the systems that show text."""
@@ -154,7 +154,7 @@ class Asker:
     def ask_pressed(self, system: str, question: Question) -> dict[str, Any]:
         """One answer with what a press kept of the document before the question."""
         ids = chat(self.tokenizer, question.text, self.doc.token_ids, self.instructed)
-        said = self.presses.answer(ids[len(self.start) :], NEW_TOKENS, system)
+        said = self.presses.answer(system, ids[len(self.start) :], NEW_TOKENS)
         return {
             "answer": said["text"],
             "seconds": round(said["seconds"], 3),

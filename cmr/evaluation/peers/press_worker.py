@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from copy import copy
 from importlib.metadata import version
 from typing import Any
 
@@ -34,27 +35,39 @@ class Pressed:
         self.weights = weights_digest(self.model)
         self.texts: dict[str, tuple[Any, int]] = {}
 
-    def prefill(self, name: str, ids: list[int], press: str, share: float) -> dict[str, Any]:
-        """Reads token ids with that press of kvpress, which keeps `share` of their keys.
+    def prefill(
+        self, ids: list[int], presses: dict[str, tuple[str, float]]
+    ) -> dict[str, dict[str, Any]]:
+        """Reads token ids once, and has several presses of kvpress keep a share of their keys.
 
-        The text is held under a name, in place of another one of that name.
+        Args:
+            ids: of the text.
+            presses: by the name that what is kept is held by, what kvpress calls it, and its share.
         """
         import kvpress
         from transformers import DynamicCache
 
-        began = time.perf_counter()
-        cache = DynamicCache()
-        with getattr(kvpress, press)(compression_ratio=1 - share)(self.model):
+        made = {
+            name: getattr(kvpress, press)(compression_ratio=1 - share)
+            for name, (press, share) in presses.items()
+        }
+        beside, cache, began = side_by_side(made), DynamicCache(), time.perf_counter()
+        with beside(self.model):
             # Without the head: the logits of a long text take more room than its keys and values.
             self.model.model(input_ids=self._row(ids), past_key_values=cache)
-        seconds = time.perf_counter() - began
-        self.texts[name] = cache, len(ids)
-        layers = cache.layers
-        return {
-            "seconds": seconds,
-            "kept_tokens": max(layer.keys.shape[-2] for layer in layers),
-            "kept_bytes": sum(layer.keys.nbytes + layer.values.nbytes for layer in layers),
-        }
+        alone = time.perf_counter() - began - sum(beside.seconds.values())
+        found = {}
+        for name, kept in beside.layers.items():
+            layers = [kept.get(number, layer) for number, layer in enumerate(cache.layers)]
+            mine = DynamicCache()
+            mine.layers = [copy(layer) for layer in layers]
+            self.texts[name] = mine, len(ids)
+            found[name] = {
+                "seconds": alone + beside.seconds[name],
+                "kept_tokens": max(layer.keys.shape[-2] for layer in layers),
+                "kept_bytes": sum(layer.keys.nbytes + layer.values.nbytes for layer in layers),
+            }
+        return found
 
     def answer(self, name: str, ids: list[int], new_tokens: int) -> dict[str, Any]:
         """Goes on greedily behind a text with these token ids; the text is held as before."""
@@ -82,6 +95,37 @@ class Pressed:
         return torch.tensor([ids], device=self.model.device)
 
 
+def side_by_side(presses: dict[str, Any]) -> Any:
+    """A press that has others do their work side by side: a text is run through the model once.
+
+    What a press keeps changes nothing of what the layers behind it see of the text.
+    """
+    import kvpress
+
+    class SideBySide(kvpress.BasePress):
+        def __init__(self) -> None:
+            self.layers: dict[str, dict[int, Any]] = {name: {} for name in presses}
+            self.seconds = dict.fromkeys(presses, 0.0)
+
+        def post_init_from_model(self, model: Any) -> None:
+            for press in presses.values():
+                press.post_init_from_model(model)
+
+        def forward_hook(self, module: Any, input: Any, kwargs: Any, output: Any) -> Any:
+            whole = kwargs["past_key_values"]
+            for name, press in presses.items():
+                began = time.perf_counter()
+                # Its own cache: what it takes away is still there for the others.
+                mine, layers = copy(whole), self.layers[name]
+                layers[module.layer_idx] = copy(whole.layers[module.layer_idx])
+                mine.layers = layers
+                press.forward_hook(module, input, {**kwargs, "past_key_values": mine}, output)
+                self.seconds[name] += time.perf_counter() - began
+            return output
+
+    return SideBySide()
+
+
 @torch.inference_mode()
 def main() -> None:
     """Answers each line; the first one says which model."""
@@ -96,7 +140,7 @@ def main() -> None:
                 held = Pressed(**request)
                 found: dict[str, Any] = {"weights": held.weights}
                 found |= {name: version(name) for name in ("kvpress", "transformers", "torch")}
-            elif "press" in request:
+            elif "presses" in request:
                 found = held.prefill(**request)
             else:
                 found = held.answer(**request)

@@ -31,14 +31,14 @@ class Pressed(System):
             return
         asked, ids = self.asked, document.token_ids
         self.start = up_to_question(asked.tokenizer, ids, asked.instructed)
-        held = self.there.prefill(self.start, self.press, asked.kept)
+        held = self.there.prefill(self.start, {self.press: (self.press, asked.kept)})[self.press]
         self.held = {name: held[name] for name in ("kept_tokens", "kept_bytes")}
 
     def ask(self, question: str, recalled: Spans | None) -> Reply:
         """The reply of the model there."""
         asked = self.asked
         ids = chat(asked.tokenizer, question, self.document.token_ids, asked.instructed)
-        said = self.there.answer(ids[len(self.start) :], asked.new_tokens)
+        said = self.there.answer(self.press, ids[len(self.start) :], asked.new_tokens)
         more = {**self.held, "shown_tokens": self.held["kept_tokens"], **self.there.versions}
         return Reply(said["text"], said["first_seconds"], said["seconds"], None, more)
 

@@ -85,22 +85,27 @@ class Presses:
             self.close()
             raise
 
-    def prefill(self, ids: list[int], press: str, kept: float, name: str = "") -> dict[str, Any]:
-        """Reads a text under a press, in place of what was read under that name before.
+    def prefill(
+        self, ids: list[int], presses: dict[str, tuple[str, float]]
+    ) -> dict[str, dict[str, Any]]:
+        """Reads a text once for several presses.
 
         Args:
             ids: the prompt's tokens up to the question.
-            press: of `PRESSES`.
-            kept: tokens of which keys and values are kept, or below 1 their share.
-            name: of the text.
+            presses: of `PRESSES`, each with the tokens of which it keeps keys and values, or below
+                1 their share; by a name, in place of what was held by that name before.
 
         Returns:
-            `seconds`; `kept_tokens` of a layer, at most; `kept_bytes` of all layers.
+            By name `seconds` (of reading and of that press alone); `kept_tokens` of a layer, at
+            most; `kept_bytes` of all layers.
         """
-        share = kept if kept < 1 else min(1.0, kept / len(ids))
-        return self._ask(name=name, ids=ids, press=PRESSES[press], share=share)
+        shares = {
+            name: (PRESSES[press], kept if kept < 1 else min(1.0, kept / len(ids)))
+            for name, (press, kept) in presses.items()
+        }
+        return self._ask(ids=ids, presses=shares)
 
-    def answer(self, ids: list[int], new_tokens: int, name: str = "") -> dict[str, Any]:
+    def answer(self, name: str, ids: list[int], new_tokens: int) -> dict[str, Any]:
         """The greedy reply behind a text: `text`, `first_seconds` (its first token), `seconds`."""
         return self._ask(name=name, ids=ids, new_tokens=new_tokens)
 

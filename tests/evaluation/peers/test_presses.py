@@ -24,27 +24,35 @@ STAND_IN = '''
 from contextlib import contextmanager
 
 
-class _Press:
-    """Keeps the newest tokens."""
-
-    def __init__(self, compression_ratio):
-        self.ratio = compression_ratio
+class BasePress:
+    def post_init_from_model(self, model):
+        self.ready = True
 
     @contextmanager
     def __call__(self, model):
-        def shorten(module, args, kwargs, out):
-            layer = kwargs["past_key_values"].layers[module.layer_idx]
-            many = round(layer.keys.shape[-2] * (1 - self.ratio))
-            layer.keys = layer.keys[..., -many:, :]
-            layer.values = layer.values[..., -many:, :]
-
+        self.post_init_from_model(model)
         hooks = [
-            layer.self_attn.register_forward_hook(shorten, with_kwargs=True)
+            layer.self_attn.register_forward_hook(self.forward_hook, with_kwargs=True)
             for layer in model.model.layers
         ]
         yield
         for hook in hooks:
             hook.remove()
+
+
+class _Press(BasePress):
+    """Keeps the newest tokens."""
+
+    def __init__(self, compression_ratio):
+        self.ratio = compression_ratio
+
+    def forward_hook(self, module, input, kwargs, output):
+        assert self.ready
+        layer = kwargs["past_key_values"].layers[module.layer_idx]
+        many = round(layer.keys.shape[-2] * (1 - self.ratio))
+        layer.keys = layer.keys[..., -many:, :]
+        layer.values = layer.values[..., -many:, :]
+        return output
 
 
 SnapKVPress = ExpectedAttentionPress = KnormPress = StreamingLLMPress = _Press
@@ -84,7 +92,7 @@ def test_all_that_is_kept_answers_as_the_model_does(
     ids = tokenizer(DOCUMENTS["garden.txt"], add_special_tokens=False)["input_ids"]
     start = up_to_question(tokenizer, ids)
     assert presses.versions["kvpress"] == "0.0"
-    held = presses.prefill(start, "knorm", len(start))
+    held = presses.prefill(start, {"all": ("knorm", len(start))})["all"]
     layer = model.config.num_key_value_heads * model.config.head_dim * 4 * 2
     assert held["kept_tokens"] == len(start) and held["seconds"] > 0
     assert held["kept_bytes"] == len(start) * layer * model.config.num_hidden_layers
@@ -97,20 +105,28 @@ def test_all_that_is_kept_answers_as_the_model_does(
                 pad_token_id=tokenizer.pad_token_id,
             )  # fmt: skip
         want = tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True).strip()
-        said = presses.answer(prompt[len(start) :], TOKENS)
+        said = presses.answer("all", prompt[len(start) :], TOKENS)
         assert said["text"] == want
         assert 0 < said["first_seconds"] <= said["seconds"]
 
 
 def test_so_many_are_kept_as_is_said(presses: Presses) -> None:
+    """Several presses of one reading know nothing of each other."""
     ids = list(range(3, 203))
-    assert presses.prefill(ids, "snapkv", 40)["kept_tokens"] == 40
-    assert presses.prefill(ids, "snapkv", 0.25)["kept_tokens"] == 50
-    assert presses.prefill(ids, "snapkv", 1_000)["kept_tokens"] == 200
-    presses.prefill(ids, "snapkv", 40, "little")
-    presses.prefill(ids, "snapkv", 200, "all")
-    little, every = (presses.answer([7, 8, 9], TOKENS, name) for name in ("little", "all"))
-    assert little["text"] != every["text"], "what was kept changes nothing"
+    held = presses.prefill(
+        ids,
+        {
+            "tokens": ("snapkv", 40),
+            "share": ("knorm", 0.25),
+            "all": ("snapkv", 1_000),
+            "as many": ("streaming-llm", 40),
+        },
+    )
+    assert {name: of["kept_tokens"] for name, of in held.items()} == {
+        "tokens": 40, "share": 50, "all": 200, "as many": 40,
+    }  # fmt: skip
+    said = {name: presses.answer(name, [7, 8, 9], TOKENS)["text"] for name in held}
+    assert said["tokens"] == said["as many"] != said["all"], "what was kept changes nothing"
 
 
 def test_they_are_systems_of_an_evaluation(there: Path, decoder: tuple[Any, Any]) -> None:
@@ -143,10 +159,10 @@ def test_other_weights_are_refused(there: Path, decoder: tuple[Any, Any]) -> Non
 def test_what_went_wrong_there_is_told(presses: Presses, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(peers.PRESSES, "new", "NewPress")
     with pytest.raises(EvaluationError, match=r"kvpress: AttributeError: .*NewPress"):
-        presses.prefill([3, 4, 5], "new", 0.5)
+        presses.prefill([3, 4, 5], {"one": ("new", 0.5)})
     presses._process.kill()
     with pytest.raises(EvaluationError, match="kvpress: its process ended"):
-        presses.prefill([3, 4, 5], "knorm", 0.5)
+        presses.prefill([3, 4, 5], {"one": ("knorm", 0.5)})
 
 
 @pytest.mark.parametrize(
