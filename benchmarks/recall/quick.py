@@ -6,12 +6,14 @@ the share of what is wanted that stands in them as whole words. Memory is asked 
 `dense` shows the passages whose embeddings are nearest to the question's, as many tokens as memory
 read; presses of kvpress (`--systems … kvpress`) keep `--kept` of the whole document. `mean` of a
 row is over kinds, each of which counts the same, with a bootstrap over questions within kinds.
+`whole_seconds` is what all systems together took, less what a folder had of them before.
 
     python -m benchmarks.recall.quick --tokens 8000 --systems memory full-context bm25 dense kvpress
 """
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,7 @@ def main(words: list[str] | None = None) -> None:
     def tell(done: int, total: int, doing: str) -> None:
         print(f"{done} of {total}: {doing}", flush=True)
 
+    began = time.perf_counter()
     found = evaluate(
         model, tokenizer, documents, questions,
         systems=args.systems, settings=args.settings, kept=args.kept, folder=args.folder,
@@ -95,10 +98,12 @@ def main(words: list[str] | None = None) -> None:
     )  # fmt: skip
     if args.folder is not None:
         found.write(Path(args.folder))
+    seconds = round(time.perf_counter() - began, 1)
     for row in found.summary():
         mine = [each for each in found.rows if each["system"] == row["system"]]
         rows.append("quick", {
-            **conditions, "tokens": args.tokens, "documents": args.documents, **row,
+            **conditions, "tokens": args.tokens, "documents": args.documents,
+            "whole_seconds": seconds, **row,
             **over_kinds(mine),
             **{k: mine[0][k] for k in ("kept_tokens", "kept_bytes", "kvpress") if k in mine[0]},
         })  # fmt: skip

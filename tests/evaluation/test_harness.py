@@ -98,6 +98,17 @@ def test_a_size_of_batches_is_refused(decoder: tuple[Any, Any]) -> None:
     assert not any(m._forward_pre_hooks for m in decoder[0].modules())
 
 
+def test_a_device_that_is_not_there_is_the_cpu(
+    decoder: tuple[Any, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What lm-eval's command line says where nobody said anything."""
+    if torch.cuda.is_available():
+        pytest.skip("there is such a device")
+    lm = MemoryLM(*decoder, device="cuda:0", **SETTINGS)
+    lm.memory.detach()
+    assert lm.model.device.type == "cpu" and "no device cuda:0" in caplog.text
+
+
 def test_a_task_runs(decoder: tuple[Any, Any], tmp_path: Path) -> None:
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from cmr.errors import EvaluationError
 from cmr.evaluation.prompts import chat_parts, encode
 from cmr.integration.attach import attach
 
+LOG = logging.getLogger("cmr")
 NAME = "cmr"
 _SESSION = "item"
 Encoded = tuple[tuple[str, str], list[int], list[int]]
@@ -46,7 +48,8 @@ class MemoryLM(TemplateLM):
         max_gen_toks: of a reply, where the task does not say.
         batch_size: 1; items are asked one by one.
         max_batch_size: None or 1, the same.
-        device: where the model is; None: where it is loaded.
+        device: where the model is; None: where it is loaded. lm-eval's command line says `cuda:0`
+            where nobody said anything; without such a device that is the CPU, with a warning.
         dtype: of the weights, as transformers takes it.
         **settings: for `cmr.attach`.
 
@@ -75,6 +78,9 @@ class MemoryLM(TemplateLM):
         model = (
             AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype) if named else pretrained
         )
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            LOG.warning("there is no device %s: the model stays on %s", device, model.device)
+            device = None
         self.model = model.eval() if device is None else model.eval().to(device)
         self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(model.config.name_or_path)
         # A failure that is left out of an answer would be taken for what memory says.
