@@ -183,9 +183,14 @@ class Soak:
 @contextmanager
 def broken(error: Exception, *functions: tuple[Any, str]) -> Iterator[None]:
     """Functions that raise."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        # A new one each time: an error keeps the frames that it went through, and what they hold.
+        raise type(error)(*error.args)
+
     with ExitStack() as patched:
         for owner, name in functions:
-            patched.enter_context(mock.patch.object(owner, name, side_effect=error))
+            patched.enter_context(mock.patch.object(owner, name, fail))
         yield
 
 
