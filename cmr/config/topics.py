@@ -274,7 +274,7 @@ class ReweaveConfig(check.Checked):
         focus: 0..16, how much layers that read memory turn to what was asked in a message of many
             sentences. Those that found nothing and have no question mark weigh less, by the square
             of what asked over `focus` times their own length, where that is below 1. 0: nothing
-            weighs less.
+            weighs less. 'auto': 0.35, and 0.7 for a model of fewer than 300 million parameters.
         layers: layers that read memory (synonym 'intervention_layers'). None: with `cmr.attach`
             the target layers, in the model classes the range that those are by default.
         reconstruction_method: what is read where not all that is recalled may be. 'attention':
@@ -299,7 +299,7 @@ class ReweaveConfig(check.Checked):
     memory_weight: float | str = check.setting("auto", check.auto_or_real, 0.0, 1.0)
     positions: str = check.setting("constant", check.choice, POSITIONS)
     sink_guard: int = check.setting(8, check.integer, 0, 64)
-    focus: float = check.setting(0.7, check.real, 0.0, 16.0)
+    focus: float | str = check.setting("auto", check.auto_or_real, 0.0, 16.0)
     layers: tuple[int, ...] | None = check.setting(None, check.layers)
     reconstruction_method: str | None = check.setting(None, check.choice, RECONSTRUCTION_METHODS)
     max_memory_tokens: int | None = check.setting(None, check.integer, 1)

@@ -32,6 +32,7 @@ from cmr.integration.requests.request import LastForward, Request, current
 from cmr.integration.requests.scope import Said, said_here, settings_of
 from cmr.integration.requests.speech import Speech
 from cmr.integration.requests.timing import Timing
+from cmr.integration.reweave.aside import focus_for
 from cmr.integration.reweave.recall import LayerStates, Recall, memory_bias
 from cmr.integration.reweave.recomputer import Recomputer
 from cmr.integration.reweave.reducer import Reducer
@@ -121,6 +122,7 @@ class Core:
         self.vocabulary = None if tokenizer is None else Vocabulary.of(tokenizer, device)
         self.standing_retriever = Retriever(config.retrieval, measured, vocabulary=self.vocabulary)
         self._bias = config.reweave.bias
+        self.focus = focus_for(adapter, config.reweave.focus)
         self.records: WeakSet[WindowRecord] = WeakSet()
         self.lasts: WeakSet[LastForward] = WeakSet()
         self.tokenizer = tokenizer

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.docs.blocks import ROOT, documents
+from tests.docs.ledger import RESULTS, compare, differences, ledgers, text_of
+from tests.docs.not_measured import EVERYWHERE, NOT_MEASURED
+from tests.docs.unheld import numbers, spans, unheld
 
-RESULTS = ROOT / "benchmarks" / "results"
 NAMED = re.compile(r"\b(?!own/)(?<!own/)([a-z_]+(?:/[a-z_]+)?\.jsonl)\b")
 NOT_ROWS = {
     "docs/evaluate.md": {"answers.jsonl", "questions.jsonl", "replies.jsonl", "summary.jsonl"},
@@ -22,56 +22,64 @@ NOT_ROWS = {
 }
 """Files of other kinds that documents name. `own/` has a reader's rows, which git ignores."""
 PLACES = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users)/")
-
-Row = dict[str, Any]
-
-
-def rows(name: str) -> list[Row]:
-    """The rows of a file in `benchmarks/results/`."""
-    lines = (RESULTS / name).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.0f} %"
-
-
-def whole(value: float) -> str:
-    return f"{value:,.0f}"
+LEDGERS = ledgers()
+OTHERS = {
+    "docs/gpu-model.md": "a calculation, of which `benchmarks.compiled.roofline` writes most",
+    "docs/misuse.md": "messages, which a test compares with what is said",
+}
+"""Pages of which not every number is looked at."""
+WHOLLY_HELD = [
+    page
+    for page in documents()
+    if re.fullmatch(r"(?:README|examples/README|docs/[^/]+)\.md", page) and page not in OTHERS
+]
 
 
-FIGURES: tuple[tuple[str, str, str, Row, str, Callable[[float], str]], ...] = (
-    *(
-        ("docs/pictures/tiers.svg", "{} bytes a token", "tiers.jsonl", {"tier": tier},
-         "bytes_per_token", whole)
-        for tier in ("recent", "working", "long_term")
-    ),
-    (
-        "docs/limits.md", "fact in {} at 5,000 tokens", "retrieval.jsonl",
-        {"system": "default", "kind": "paraphrased", "tokens": 5000, "seed": 0}, "read@2", percent,
-    ),
-)  # fmt: skip
-"""Document, words around a figure, file, which row, field, and how the figure is written."""
+@pytest.mark.parametrize("document", LEDGERS)
+def test_figures_are_those_of_their_rows(document: str) -> None:
+    wrong = differences(document, text_of(document), LEDGERS[document].held())
+    assert not wrong, "\n" + "\n".join(wrong)
 
 
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: f"{figure[0]}: {figure[1]}")
-def test_a_figure_is_that_of_its_row(
-    figure: tuple[str, str, str, Row, str, Callable[[float], str]],
-) -> None:
-    document, words, name, which, field, written = figure
-    found = [row for row in rows(name) if which.items() <= row.items()]
-    assert found, f"{name} has no row with {which}"
-    text = " ".join((ROOT / document).read_text(encoding="utf-8").split())
-    assert any(words.format(written(row[field])) in text for row in found)
+@pytest.mark.parametrize("document", WHOLLY_HELD)
+def test_every_number_is_held_or_no_figure(document: str) -> None:
+    text = text_of(document)
+    ledger = LEDGERS[document].held() if document in LEDGERS else ()
+    held = [span for words in ledger for span in compare(text, words).held]
+    free = unheld(document, text, held)
+    said = "a ledger in tests/docs/figures/ has to say of which row it is, or not_measured.py what:"
+    assert not free, f"{said}\n" + "\n".join(free)
 
 
-def test_the_table_of_the_assistants_is_that_of_their_rows() -> None:
-    text = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
-    shown = re.findall(r"^\| (\w+ \w+) \| (begun|free) \| (\d+) \| (\d+) \| (\d+) \|$", text, re.M)
-    fields = ("assistant", "way", "n", "right", "without")
-    measured = [tuple(str(row[name]) for name in fields) for row in rows("assistants.jsonl")]
-    assert len(shown) >= 3
-    assert {(name.replace(" ", "_"), *rest) for name, *rest in shown} <= set(measured)
+@pytest.mark.parametrize("document", NOT_MEASURED)
+def test_what_is_no_figure_is_there(document: str) -> None:
+    """Each pattern stands in its page and has a number in it, so that none is left behind."""
+    text = text_of(document)
+    found = numbers(text)
+    for reason, phrases in NOT_MEASURED[document].items():
+        for phrase in phrases:
+            places = spans(phrase, text)
+            assert any(
+                first <= end and begin <= last for first, last in places for begin, end in found
+            ), f"{document}: no number in {phrase!r} ({reason})"
+    assert not set(NOT_MEASURED) - set(WHOLLY_HELD) and EVERYWHERE
+
+
+def test_another_figure_is_told_with_what_the_row_says() -> None:
+    """So that a break of the comparison itself is seen."""
+    document = "docs/memory.md"
+    text = text_of(document)
+    broken = text.replace("86 were answered", "89 were answered")
+    assert broken != text
+    (told,) = differences(document, broken, LEDGERS[document].held())
+    assert re.match(r"docs/memory\.md:\d+: 89 stands there, 86 in the row: ", told)
+    (told,) = differences(document, text.replace("were answered", "came"), LEDGERS[document].held())
+    assert told.startswith(
+        "docs/memory.md: these words are not in it: (5,000 tokens, 96 questions)"
+    )
+    assert unheld(document, text + "\nIt takes 3.7 ms.\n", [])[-1].startswith(
+        f"docs/memory.md:{text.count(chr(10)) + 2}: 3.7 is held by no row"
+    )
 
 
 @pytest.mark.parametrize("document", documents())

@@ -152,7 +152,7 @@ class Asker:
         search.asked_at = step.record.seen + step.token_ids.shape[1]
         choice = core.search(wanted, request.retriever)
         sure = sureness(choice.certainty)
-        aside = aside_of(asked.parts, choice, sure, core.config.reweave.focus)
+        aside = aside_of(asked.parts, choice, sure, core.focus)
         # Where nothing loses weight no layer needs a mask; elsewhere the host would have to wait.
         if aside is not None and (aside.device.type != "cpu" or bool(aside.any())):
             search.aside = aside

@@ -2,8 +2,9 @@
 
 A question inside everyday talk finds its passage, and a small model then answers the talk. So the
 layers that read memory also turn to what was asked: the sentences that found something, and those
-with a question mark, keep their weight, and the others of the same message lose some. As much of
-it as was asked stays untouched: an instruction that goes with a question is to be followed.
+with a question mark, keep their weight, and the others of the same message lose some. What is
+not much longer than what asked stays untouched: an instruction that goes with a question is to be
+followed. So does what is far too long for talk: a letter given with a question is to be read.
 
 Source: Zhang et al. (2024), Tell Your Model Where to Attend: Post-hoc Attention Steering for LLMs.
 """
@@ -13,8 +14,22 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.retrieval import Choice
 from cmr.retrieval.ask import QueryParts
+
+TALK = 160
+"""Tokens beside what asked that may still be talk; from twice as many on they keep all weight."""
+
+
+def focus_for(adapter: ModelAdapter, setting: float | str) -> float:
+    """How much this model turns to what was asked; see `ReweaveConfig.focus`.
+
+    A very small model answers talk, and follows no request that stands in it; others are followed.
+    """
+    if isinstance(setting, float):
+        return setting
+    return 0.7 if adapter.model.num_parameters() < 300e6 else 0.35
 
 
 def aside_of(
@@ -22,7 +37,8 @@ def aside_of(
 ) -> torch.Tensor | None:
     """What is added to the logits of a message's tokens, `[batch, tokens]` float32, at most 0.
 
-    Of a tokens that asked and r others the others weigh min(1, a / (focus r))^2 where `sure` is 1.
+    Of a tokens that asked and r others the others weigh min(1, a / (focus r))^2, where `sure` is 1
+    and r at most `TALK`; up to twice that they lose less and less.
 
     Args:
         parts: of what was asked.
@@ -44,6 +60,7 @@ def aside_of(
     there = parts.of >= 0
     asked, rest = (asks & there).sum(1), (~asks & there).sum(1)
     less = 2.0 * sure * (asked / (focus * rest).clamp(min=1e-6)).clamp(1e-6, 1.0).log()
+    less = less * (2.0 - rest / TALK).clamp(0.0, 1.0)
     return less[:, None] * (~asks & there)
 
 

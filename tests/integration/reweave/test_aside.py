@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from cmr.integration.reweave.aside import Aside, aside_of
+from cmr.config import ReweaveConfig
+from cmr.integration.reweave.aside import TALK, Aside, aside_of, focus_for
 from cmr.integration.reweave.attention import LayerMemory, weave
 from cmr.integration.reweave.held import LayerRows
 from cmr.retrieval import Choice
@@ -51,6 +53,15 @@ def test_a_question_mark_keeps_its_weight_too() -> None:
     assert weights(message, choice(1), SURE, 1.0) == [1, 1, 1, *[0.36] * 5]
 
 
+def test_what_is_too_long_for_talk_keeps_its_weight() -> None:
+    lost = [
+        weights(parts(*[0] * rest, *[1] * 8), choice(1), SURE, 1.0)[0]
+        for rest in (TALK, TALK + TALK // 2, 2 * TALK, 9 * TALK)
+    ]
+    assert lost[:2] == [round((8 / TALK) ** 2, 4), round(8 / (1.5 * TALK), 4)]
+    assert lost[2:] == [1.0, 1.0]
+
+
 def test_an_unsure_search_turns_less_to_what_it_found() -> None:
     message = parts(0, 0, 1)
     assert weights(message, choice(1), torch.tensor([0.5]), 1.0) == [0.5, 0.5, 1]
@@ -62,6 +73,17 @@ def test_without_parts_or_focus_there_is_nothing_to_do() -> None:
     assert aside_of(parts(0, 0), choice(0), SURE, 1.0) is None
     assert aside_of(parts(0, 1), choice(0), SURE, 0.0) is None
     assert aside_of(parts(0, 1), choice(0)._replace(parts=None), SURE, 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("parameters", "setting", "focus"),
+    [(135e6, "auto", 0.7), (494e6, "auto", 0.35), (135e6, 0.2, 0.2), (8e9, 0.0, 0.0)],
+)
+def test_a_very_small_model_turns_more_to_what_was_asked(
+    parameters: float, setting: float | str, focus: float
+) -> None:
+    adapter: Any = SimpleNamespace(model=SimpleNamespace(num_parameters=lambda: parameters))
+    assert focus_for(adapter, ReweaveConfig(focus=setting).focus) == focus
 
 
 @pytest.mark.parametrize("kind", ["none", "bool", "float"])

@@ -1,0 +1,228 @@
+"""The page of all measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tests.docs.ledger import Figure, Row, between, newest, rows, told
+
+DOCUMENT = "docs/measured.md"
+SMOLLM2, QWEN = "smollm2-135m*", "qwen2.5-coder-0.5b*"
+ANSWERS = {"tokens": 5000, "seed": 7}
+"""Of which documents and questions the first table is."""
+FORMS_AT_LENGTH = Figure(24)
+"""How many of the requests of seed 9 are long: the command says so, its rows do not."""
+SYSTEMS = {
+    "the last 512 tokens with the question": "window",
+    "the whole text in the prompt": "full",
+    "BM25, as many recalled tokens put into the prompt": "bm25",
+    "the passages that memory chose, put into the prompt as text": "memory_text",
+    "**memory**": "memory",
+    "ceiling: the fact's sentence alone, right before the question": "ceiling",
+}
+FACTS = {"**memory**": "default", "BM25": "bm25", "dense retriever (MiniLM)": "dense"}
+READINGS = {
+    "the question alone": "none",
+    'stored states blended in (`method="weighted_sum"`)': "residual",
+    "**attention read** (the default)": "attention",
+    "**next-token memory alone**": "knn",
+    "**both**": "both",
+}
+
+
+def held() -> Iterator[str]:
+    yield from answers(intervals=True)
+    yield from left_inside_talk()
+    yield from forms()
+    yield from other_answers()
+    yield from found()
+    yield from conversations()
+    yield from readings()
+    yield from costs()
+
+
+def answers(intervals: bool) -> Iterator[str]:
+    """The first table: right answers, plainly and inside everyday talk, of both models."""
+    for name, system in SYSTEMS.items():
+        cells = []
+        for model in (SMOLLM2, QWEN):
+            for form in ("", ", wrapped"):
+                if model == QWEN and system in ("window", "full"):
+                    cells.append("–")
+                    continue
+                row = newest("recall.jsonl", system=system + form, model=model, **ANSWERS)
+                right = f"**{row.right}**" if system == "memory" else f"{row.right}"
+                cells.append(f"{right} {between(row.wilson)}" if intervals else right)
+        yield f"| {name} | {' | '.join(cells)} |"
+    n = newest("recall.jsonl", system="memory", model=SMOLLM2, **ANSWERS).n
+    yield f"| answers right, of {n}" + (" [95 %, in %]" if intervals else ", in 5,000 tokens")
+
+
+def left_inside_talk() -> Iterator[str]:
+    small = newest("recall.jsonl", system="memory, wrapped", model=SMOLLM2, **ANSWERS)
+    qwen = newest("recall.jsonl", system="memory, wrapped", model=QWEN, **ANSWERS)
+    yield (
+        f"Of the plain answers {small.of_bare.share:.2f} {between(small.of_bare.interval, '.2f')} "
+        f"of SmolLM2 and {qwen.of_bare.share:.2f} {between(qwen.of_bare.interval, '.2f')} of Qwen "
+        "are left inside talk"
+    )
+    before = newest("recall.jsonl", system="memory, wrapped", seed=4)
+    plainly = newest("recall.jsonl", system="memory", seed=4)
+    yield (
+        f"`focus` it was {before.of_bare.share:.2f} of SmolLM2 ({before.right} of {plainly.right}, "
+        "seed 4)"
+    )
+    ceiling = newest("recall.jsonl", system="ceiling, wrapped", model=SMOLLM2, **ANSWERS)
+    yield f"fact's sentence in its prompt SmolLM2 keeps {ceiling.of_bare.share:.2f}"
+    text = {
+        (model, form): newest("recall.jsonl", system=f"memory{form}", model=model, **ANSWERS)
+        .against[f"memory_text{form}"]
+        for model in (SMOLLM2, QWEN)
+        for form in ("", ", wrapped")
+    }  # fmt: skip
+    bare, inside = text[QWEN, ""], text[QWEN, ", wrapped"]
+    yield (
+        f"(paired: {-bare.difference:%} points {less(bare.interval)} plainly, "
+        f"{-inside.difference:%} {less(inside.interval)} inside talk)"
+    )
+    yield (
+        f"on SmolLM2 {text[SMOLLM2, ''].difference:%} and "
+        f"{text[SMOLLM2, ', wrapped'].difference:%} points less"
+    )
+
+
+def less(interval: list[Figure]) -> str:
+    """The interval of how much less it is."""
+    low, high = interval
+    return f"[{-high:%}, {-low:+%}]"
+
+
+def forms() -> Iterator[str]:
+    """Requests about the form of the answer."""
+    first, other = (
+        [newest("forms.jsonl", seed=seed, focus=focus) for focus in (0.0, 0.7)] for seed in (7, 9)
+    )
+    yield (
+        f"| about as short as the question, seed 7 | {first[0].n} | {first[0].followed} | "
+        f"{first[1].followed} |"
+    )
+    short, long = ([followed(row, long) for row in other] for long in (False, True))
+    yield f"| the same, seed 9 | {other[0].n - FORMS_AT_LENGTH} | {short[0]} | {short[1]} |"
+    yield f"| three times as long, seed 9 | {FORMS_AT_LENGTH} | {long[0]} | **{long[1]}** |"
+    yield (
+        f"with it as without, {first[1].right} of {first[1].n} and {other[1].right} of {other[1].n}"
+    )
+
+
+def followed(row: Row, long: bool) -> Figure:
+    """How many requests were followed; those at length are kinds of their own in a row."""
+    return Figure(sum(n for name, n in row.by_form.items() if ("at length" in name) == long))
+
+
+def other_answers() -> Iterator[str]:
+    right = {
+        system: newest("recall.jsonl", system=system, tokens=16000, seed=2)
+        for system in ("memory", "bm25", "memory_text", "window", "ceiling")
+    }
+    yield (
+        f"memory {right['memory'].right}, BM25 {right['bm25'].right}, the passages as text "
+        f"{right['memory_text'].right}, the window {right['window'].right}, the ceiling "
+        f"{right['ceiling'].right} of {right['memory'].n}"
+    )
+    tiers = [newest("tiers.jsonl", tier=tier) for tier in ("recent", "working", "long_term")]
+    yield f"| answers right, of {tiers[0].n} | {' | '.join(f'{tier.right}' for tier in tiers)} |"
+    yield f"| bytes a token | {' | '.join(f'{tier.bytes_per_token:,.0f}' for tier in tiers)} |"
+
+
+def found() -> Iterator[str]:
+    for name, system in FACTS.items():
+        cells = []
+        for tokens in (5_000, 30_000, 100_000, 1_000_000):
+            which = {"system": system, "tokens": tokens, "seed": 0}
+            mean = newest("retrieval.jsonl", kind="mean", **which)
+            words = newest("retrieval.jsonl", kind="paraphrased", **which)
+            cells.append(f"{mean['read@2']:%} ({words['read@2']:%})")
+        yield f"| {name} | {' | '.join(cells)} |"
+    asked = newest("retrieval.jsonl", system="default", kind="paraphrased", tokens=5000, seed=0)
+    yield f"about two facts, {asked.questions} of each; in brackets"
+
+
+def conversations() -> Iterator[str]:
+    memory, bm25, dense = (talk(system, "bare") for system in ("memory", "bm25", "dense"))
+    yield (
+        f"(LoCoMo, {memory.questions} questions) it finds {memory.found:.1%} % "
+        f"{between(memory.interval)} of the evidence asked plainly in {memory.tokens:.0f} tokens, "
+        f"where BM25 finds {bm25.found:.1%} % and MiniLM {dense.found:.1%} % in {bm25.tokens:.0f}"
+    )
+    left, theirs = (talk(system, "wrapped").of_bare.share for system in ("memory", "bm25"))
+    yield f"everyday talk {left:.2f} of that are left, of BM25's {theirs:.2f} ([retrieval"
+
+
+def talk(system: str, form: str, **which: Any) -> Row:
+    """What a system finds of the evidence in all five conversations."""
+    which = {"questions": 760, "model": SMOLLM2, "seed": 0, **which}
+    return newest("conversations.jsonl", system=system, form=form, **which)
+
+
+def readings() -> Iterator[str]:
+    """The table that the page of next-token memory has, too."""
+    for name, system in READINGS.items():
+        row = newest("readings.jsonl", system=system, seed=1)
+        groups = (f"{row.group[kind][0]} of {row.group[kind][1]}" for kind in ("number", "name"))
+        interval = row.by_fact if row.right else row.wilson  # a bootstrap of nothing is [0, 0]
+        yield f"| {name} | {row.right} {between(interval)} | {' | '.join(groups)} |"
+    both = newest("readings.jsonl", system="both", seed=1)
+    yield f"| answers right, of {both.n} questions [95 %, in %] |"
+    more = both.against.attention
+    yield (
+        f"answer {more.difference:%} points more than the attention read alone "
+        f"{between(more.interval)}"
+    )
+
+
+def costs() -> Iterator[str]:
+    reading = newest("cost.jsonl", part="reading")
+    yield f"reading runs at {reading.ratio.p50:.3f} of the tokens a second of a plain forward"
+    yield f"and at {reading.ratio_all_logits.p50:.2f} of one that computes them all"
+    steps = [row.ratio.p50 for row in rows("cost.jsonl", part="decode")]
+    told(len(steps) == 4, "four runs of decoding steps")
+    inside = sorted(steps)
+    yield f"takes {inside[0]:.2f} to {inside[-1]:.2f} times as long"
+    yield f"{inside[0]:.2f}, {inside[1]:.2f}, {inside[2]:.2f}, {inside[3]:.2f}; the last two with"
+    peak = newest("cost.jsonl", part="peak")
+    few, many = peak.peaks[0]
+    yield (
+        f"a budget of {peak.budget:,} tokens, reading {many.tokens:,} tokens peaks at "
+        f"{peak.ratio.p50:.3f} times the memory of reading {few.tokens:,}"
+    )
+    harm = newest("perplexity.jsonl", scored_tokens=8176)
+    low, high = harm.interval
+    yield (
+        f"loss with memory was {-harm.difference:.3f} nats lower than without on "
+        f"{harm.scored_tokens:,} tokens (95 % interval {-high:.3f} to {-low:.3f}"
+    )
+    floats = newest_by_size("float32")
+    faiss = sorted(row.ms.cmr / row.ms.faiss for row in floats.values())
+    yield f"the time is {faiss[0]:.2f} to {faiss[-1]:.2f} of faiss-cpu's"
+    plain = {size: row.ms.cmr / row.ms.plain for size, row in floats.items()}
+    few, one = plain.pop((4096, 32)), plain.pop((4096, 1))
+    alone = floats[4096, 1].ms
+    yield (
+        f"it is {min(plain.values()):.2f} to {max(plain.values()):.2f} except at 4,096 entries "
+        f"with 32 queries ({few:.2f}) and with one ({one:.2f}, {alone.cmr - alone.plain:.2f} ms "
+        "more)"
+    )
+    halves = {size: row.ms.cmr / row.ms.plain for size, row in newest_by_size("bfloat16").items()}
+    large = sorted(ratio for size, ratio in halves.items() if size[0] == 65_536)
+    small = sorted(ratio for size, ratio in halves.items() if size[0] == 4_096)
+    yield (
+        f"it is {large[0]:.2f} to {large[-1]:.2f} at 65,536 entries and {small[0]:.1f} to "
+        f"{small[-1]:.1f} at 4,096"
+    )
+
+
+def newest_by_size(dtype: str) -> dict[tuple[float, float], Figure]:
+    """The rows of the exact search's speed, by numbers of entries and queries."""
+    found = rows("search_speed.jsonl", dtype=dtype)
+    return {(float(row.entries), float(row.queries)): row for row in found}

@@ -1,0 +1,45 @@
+"""The first page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.docs.figures.measured import ANSWERS, QWEN, SMOLLM2, answers, talk
+from tests.docs.ledger import Figure, newest, rows
+
+DOCUMENT = "README.md"
+
+
+def held() -> Iterator[str]:
+    yield from answers(intervals=False)
+    yield from read()
+    yield from found()
+    needles = rows("needle.jsonl", system="memory")
+    named = [row for row in needles if row.named == "full"]
+    yield f"memory names the needle in {Figure(len(named))} of {Figure(len(needles))} cells"
+
+
+def read() -> Iterator[str]:
+    """Tokens that memory reads for a question."""
+    bare, inside = (
+        [
+            newest("recall.jsonl", system=system, model=model, **ANSWERS).recalled_tokens
+            for model in (SMOLLM2, QWEN)
+        ]
+        for system in ("memory", "memory, wrapped")
+    )
+    yield (
+        f"Memory reads {min(bare):.0f} to {max(bare):.0f} tokens a plain question, "
+        f"{min(inside):.0f} to {max(inside):.0f} inside"
+    )
+
+
+def found() -> Iterator[str]:
+    memory, bm25, dense = (talk(system, "bare") for system in ("memory", "bm25", "dense"))
+    yield (
+        f"what people wrote, {memory.questions} questions on five public conversations (LoCoMo), "
+        f"it finds {memory.found:%} % of the evidence in {memory.tokens:.0f} tokens, BM25 "
+        f"{bm25.found:%} % and MiniLM {dense.found:%} % in {bm25.tokens:.0f}"
+    )
+    memory, bm25, dense = (talk(system, "wrapped") for system in ("memory", "bm25", "dense"))
+    yield f"inside everyday talk {memory.found:%}, {bm25.found:%} and {dense.found:%} %"
