@@ -12,18 +12,22 @@ any of the text in the prompt.
   bm25              passages that BM25 finds: as many and as long as memory read for the question
   memory_text       the passages that memory chose, as text, then the question
   memory            the question alone; the document was read into memory once
+  kvpress           the whole document, of whose keys and values presses of kvpress keep `--kept`;
+                    they do not know the question: snapkv, expected-attention, knorm, streaming-llm
 
 With `--wrapped` every question is asked once more inside everyday talk (`texts.everyday`); systems
 are then called `memory, wrapped` and so on; the row says what share of the bare answers is left.
 
 Intervals are Wilson's and, since four questions share a fact, a bootstrap over facts.
 `found_first_two` is the share of questions whose fact overlaps one of the first two passages that
-the prompt itself recalled.
+the prompt itself recalled. `first_answer_seconds` is the median over documents of what passes until
+the first token of the first reply, reading or indexing the document included; `next_answer_seconds`
+is that of a further reply.
 """
 
 from __future__ import annotations
 
-import argparse
+from argparse import ArgumentTypeError, Namespace
 from dataclasses import replace
 from typing import Any
 
@@ -41,12 +45,16 @@ from benchmarks.texts.documents import (
     make_documents,
 )
 from benchmarks.texts.everyday import WRAPPED, wrapped
+from cmr.evaluation.checks import check_kept
+from cmr.evaluation.peers.presses import PRESSES, Presses
+from cmr.evaluation.registry import spelt_out
 
 
-def ask_everything(args: argparse.Namespace) -> list[dict[str, Any]]:
+def ask_everything(args: Namespace) -> list[dict[str, Any]]:
     """Asks everything, appending a detail row for each answer; returns the detail rows."""
     model, tokenizer = load_model(args.model)
-    systems = [s for s in SYSTEMS if s in args.systems]
+    systems = args.systems
+    presses = Presses(model) if args.pressed else None
     memory = None
     if "memory" in systems:
         import cmr
@@ -60,6 +68,7 @@ def ask_everything(args: argparse.Namespace) -> list[dict[str, Any]]:
         batch=args.batch,
         instructed=args.instructed,
         memory=described(memory),
+        presses=presses.versions if presses else None,
     )
     details: list[dict[str, Any]] = []
     try:
@@ -67,7 +76,7 @@ def ask_everything(args: argparse.Namespace) -> list[dict[str, Any]]:
             documents = make_documents(tokenizer, tokens, args.seed)
             asked = chosen(documents, args.questions)
             for doc in asked_about(documents, asked):
-                asker = Asker(model, tokenizer, memory, doc, args)
+                asker = Asker(model, tokenizer, memory, doc, args, presses)
                 details += _document(asker, doc, asked, conditions["run"], args)
                 names = dict.fromkeys(r["system"] for r in details)
                 right = {s: sum(r["right"] for r in details if r["system"] == s) for s in names}
@@ -76,6 +85,8 @@ def ask_everything(args: argparse.Namespace) -> list[dict[str, Any]]:
     finally:
         if memory is not None:
             memory.detach()
+        if presses is not None:
+            presses.close()
         if details:
             report(conditions, details, args.with_runs)
     return details
@@ -101,7 +112,7 @@ def _document(
         forms.append((WRAPPED, inside))
     out = []
     for behind, questions in forms:
-        for system in (s for s in SYSTEMS if s in args.systems):
+        for system in args.systems:
             got = asker.ask_all(system, [(f, questions[f.id, w]) for f, w in wanted])
             for (fact, wording), reply in zip(wanted if got else [], got, strict=True):
                 question = questions[fact.id, wording]
@@ -124,7 +135,14 @@ def main(words: list[str] | None = None) -> None:
     """Command line."""
     parser = Parser(__doc__)
     parser.add_argument("--tokens", type=whole(SHORTEST), nargs="+", default=[5_000, 16_000])
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument(
+        "--systems", nargs="+", choices=[*SYSTEMS, "kvpress"], default=SYSTEMS[: -len(PRESSES)]
+    )
+    parser.add_argument(
+        "--kept", type=kept, nargs="+", default=[642.0], metavar="N",
+        help="tokens that a press keeps, or below 1 their share (default: 642, which are memory's "
+        "window and about what it reads of a question)",
+    )  # fmt: skip
     parser.add_argument("--questions", type=whole(), help="only the first N (of 96) of each length")
     parser.add_argument("--batch", type=whole(), default=8, help="prompts at once (text systems)")
     parser.add_argument("--wrapped", action="store_true", help="inside everyday talk, too")
@@ -146,7 +164,23 @@ def main(words: list[str] | None = None) -> None:
     args = parser.parse_args(words)
     if "memory_text" in args.systems and "memory" not in args.systems:
         parser.error("argument --systems: memory_text shows what memory chose: name memory, too")
+    wanted = spelt_out(args.systems)
+    args.pressed = {
+        f"{press}, {many:g} kept": (press, many)
+        for press in PRESSES if press in wanted for many in args.kept
+    }  # fmt: skip
+    # In the order of `SYSTEMS`: what others are shown follows memory.
+    args.systems = [s for s in SYSTEMS if s in wanted and s not in PRESSES] + [*args.pressed]
     ask_everything(args)
+
+
+def kept(word: str) -> float:
+    """A type for an argument: a number of tokens, or a share of them."""
+    try:
+        check_kept(number := float(word))
+    except ValueError:
+        raise ArgumentTypeError(f"tokens, or a share below 1, expected, got {word!r}") from None
+    return number
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ def summarise(details: Rows, system: str) -> dict[str, Any]:
         "by_fact": clustered(hits, facts), "seconds": median(r["seconds"] for r in mine),
         "shown_tokens": mean(r.get("shown_tokens", 0) for r in mine),
     }  # fmt: skip
+    row |= waiting(mine) | {k: mine[0][k] for k in ("kept_tokens", "kept_bytes") if k in mine[0]}
     for field in ("group", "kind", "wording"):
         values = sorted({r[field] for r in mine})
         row[field] = {
@@ -51,6 +52,21 @@ def summarise(details: Rows, system: str) -> dict[str, Any]:
     if any(r["right"] for r in bare):  # of nothing there is no share
         row["of_bare"] = of_bare(mine, bare)
     return row
+
+
+def waiting(mine: Rows) -> dict[str, float]:
+    """Median seconds to the first token of the first reply about a text, and of a further one."""
+    timed = [r for r in mine if r.get("first_token_seconds") is not None]
+    first = {r["fact"].rpartition("-")[0]: r for r in reversed(timed)}
+    later = [r["first_token_seconds"] for r in timed if r not in first.values()]
+    if not later:
+        return {}
+    return {
+        "first_answer_seconds": median(
+            r["prepare_seconds"] + r["first_token_seconds"] for r in first.values()
+        ),
+        "next_answer_seconds": median(later),
+    }
 
 
 def difference(mine: Rows, theirs: Rows) -> dict[str, Any]:
@@ -92,7 +108,7 @@ def report(conditions: dict[str, Any], details: Rows, with_runs: list[str]) -> R
         summaries = [summarise(here, s) for s in names]
         table = Table(title=f"documents of {tokens:,} tokens")
         for column in ("system", "right", "share [95 %]", "numbers", "names", "first",
-                       "first two", "tokens shown", "s"):  # fmt: skip
+                       "first two", "tokens", "first, s", "next, s"):  # fmt: skip
             table.add_column(column, justify="left" if column == "system" else "right")
         for s in summaries:
             group = {k: f"{a}/{b}" for k, (a, b) in s["group"].items()}
@@ -101,7 +117,9 @@ def report(conditions: dict[str, Any], details: Rows, with_runs: list[str]) -> R
             table.add_row(
                 s["system"], f"{s['right']}/{s['n']}", share(s["right"], s["n"]),
                 group.get("number", ""), group.get("name", ""), *found,
-                f"{s.get('recalled_tokens', s['shown_tokens']):.0f}", f"{s['seconds']:.1f}",
+                f"{s.get('recalled_tokens', s['shown_tokens']):.0f}",
+                *(f"{s[k]:.1f}" if k in s else "" for k in
+                  ("first_answer_seconds", "next_answer_seconds")),
             )  # fmt: skip
         console.print(table)
         for s in summaries:

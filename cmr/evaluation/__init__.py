@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from cmr.evaluation.judging import judge as judge
     from cmr.evaluation.questions import Question as Question
     from cmr.evaluation.questions import read_questions as read_questions
+    from cmr.evaluation.registry import SYSTEMS as SYSTEMS
+    from cmr.evaluation.registry import register_system as register_system
     from cmr.evaluation.run import evaluate as evaluate
-    from cmr.evaluation.systems import SYSTEMS as SYSTEMS
     from cmr.evaluation.tester import Dataset as Dataset
     from cmr.evaluation.tester import DatasetTester as DatasetTester
     from cmr.evaluation.tester import compare_configurations as compare_configurations
@@ -25,13 +26,14 @@ _HOME_OF = {
     "DatasetTester": "cmr.evaluation.tester",
     "Evaluation": "cmr.evaluation.evaluation",
     "Question": "cmr.evaluation.questions",
-    "SYSTEMS": "cmr.evaluation.systems",
+    "SYSTEMS": "cmr.evaluation.registry",
     "compare_configurations": "cmr.evaluation.tester",
     "evaluate": "cmr.evaluation.run",
     "find_documents": "cmr.evaluation.documents",
     "judge": "cmr.evaluation.judging",
     "read_documents": "cmr.evaluation.documents",
     "read_questions": "cmr.evaluation.questions",
+    "register_system": "cmr.evaluation.registry",
 }
 __all__ = sorted(_HOME_OF)
 

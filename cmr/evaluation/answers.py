@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
-from cmr.evaluation.prompts import INSTRUCTION, chat, chat_parts, encode
+from cmr.evaluation.prompts import chat, up_to_question
 
 NEW_TOKENS = 24
 
@@ -38,8 +38,7 @@ class Prefilled:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.context, self.instructed = context, instructed
-        lead = encode(tokenizer, INSTRUCTION) if instructed else []
-        self.start = chat_parts(tokenizer)[0] + lead + list(context)
+        self.start = up_to_question(tokenizer, context, instructed)
         self.cache = DynamicCache(config=model.config)
         with torch.inference_mode():
             ids = torch.tensor([self.start], device=model.device)

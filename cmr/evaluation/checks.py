@@ -10,8 +10,9 @@ from cmr.config import CMRConfig
 from cmr.config.checks import nearest
 from cmr.errors import EvaluationError
 from cmr.evaluation.documents import place
+from cmr.evaluation.peers.presses import PRESSES, python
 from cmr.evaluation.questions import Question
-from cmr.evaluation.systems import MAKERS, SYSTEMS
+from cmr.evaluation.registry import MAKERS, SYSTEMS, spelt_out
 
 Named = dict[str, tuple[str, dict[str, Any]]]
 """Systems by the name that they are shown by: which one it is, and its settings of a memory."""
@@ -28,9 +29,11 @@ def named(
         EvaluationError: a name is unknown or taken, or what a system needs is not there.
         ConfigError: a setting is unknown or out of its range.
     """
+    systems = spelt_out(systems)
     for name in systems:
         if name not in MAKERS:
-            raise EvaluationError(f"systems: unknown system {name!r}: {nearest(name, MAKERS)}")
+            known = [*MAKERS, "kvpress"]
+            raise EvaluationError(f"systems: unknown system {name!r}: {nearest(name, known)}")
     if not systems and not configurations:
         raise EvaluationError(f"systems: at least one of {', '.join(SYSTEMS)} expected")
     if "passages-as-text" in systems and "memory" not in systems:
@@ -39,8 +42,10 @@ def named(
         raise EvaluationError(
             "systems: bm25 needs the package rank-bm25: run `pip install 'cmr[evaluate]'`"
         )
-    # In the order of `SYSTEMS`, not of the words.
-    found: Named = {name: (name, dict(settings)) for name in SYSTEMS if name in systems}
+    if not PRESSES.keys().isdisjoint(systems):
+        python()
+    # In the order of `MAKERS`, not of the words.
+    found: Named = {name: (name, dict(settings)) for name in MAKERS if name in systems}
     for name, own in configurations.items():
         if name in MAKERS:
             raise EvaluationError(f"configurations: another name expected, {name!r} is a system")
@@ -49,6 +54,18 @@ def named(
         # Told now and not after other systems have answered for an hour.
         CMRConfig().with_overrides(**own)
     return found
+
+
+def check_kept(kept: float | None) -> None:
+    """Looks whether that is a number of tokens, or a share of them; None: nobody said.
+
+    Raises:
+        EvaluationError: it is not.
+    """
+    if kept is not None and not (0 < kept < 1 or (kept >= 1 and float(kept).is_integer())):
+        raise EvaluationError(
+            f"kept: a number of tokens, or a share between 0 and 1, expected, got {kept}"
+        )
 
 
 def check_questions(documents: Mapping[str, str], questions: Sequence[Question]) -> None:

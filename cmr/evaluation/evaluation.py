@@ -22,8 +22,9 @@ class Evaluation:
 
     A row has `system`, `question` (its number), `asked`, `expected`, `kind`, `document`,
     `document_tokens`; `reply` (None with `why` where it could not be asked); the scores `contains`,
-    `exact` and `f1`; `found` (the share of the evidence that was shown; None without evidence);
-    `shown` (tokens [start, end) of the document), `shown_tokens`; `prepare_seconds` (reading or
+    `exact` and `f1`; `found` (the share of the evidence that was shown; None without evidence, or
+    where each head sees other tokens); `shown` (tokens [start, end) of the document; None there),
+    `shown_tokens`, of a press also `kept_bytes`; `prepare_seconds` (reading or
     indexing the document), `first_token_seconds` and `seconds` (from the question on); and all
     conditions.
     """
@@ -52,7 +53,7 @@ class Evaluation:
             told: Row = {"kind": question.kind, "expected": question.answers or question.parts}
             if row["reply"] is not None:
                 told |= judge(row["reply"], question)
-                told["found"] = share_found(spans, row["shown"]) if spans else None
+                told["found"] = _found(spans, row["shown"])
             out.append({**row, **told})
         return cls(out, beside)
 
@@ -75,3 +76,7 @@ class Evaluation:
         rows.write(place / "summary.jsonl", self.summary(judged))
         (place / "report.html").write_text(self.report(judged), encoding="utf-8")
         return place / "report.html"
+
+
+def _found(evidence: list[tuple[int, int]], shown: list[tuple[int, int]] | None) -> float | None:
+    return share_found(evidence, shown) if evidence and shown is not None else None

@@ -31,6 +31,12 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
+def up_to_question(tokenizer: Any, context: list[int], instructed: bool = False) -> list[int]:
+    """What a prompt of `chat` begins with: all in front of the question and of what parts them."""
+    lead = encode(tokenizer, INSTRUCTION) if instructed else []
+    return chat_parts(tokenizer)[0] + lead + list(context)
+
+
 def chat(
     tokenizer: Any, question: str, context: list[int] | None = None, instructed: bool = False
 ) -> list[int]:
@@ -41,8 +47,6 @@ def chat(
     before, after = chat_parts(tokenizer)
     if context is None:
         return before + encode(tokenizer, question) + after
-    lead, join = [], "\n\n"
-    if instructed:
-        lead = encode(tokenizer, INSTRUCTION)
-        join = "\n\nQuestion: "
-    return before + lead + list(context) + encode(tokenizer, join + question) + after
+    join = "\n\nQuestion: " if instructed else "\n\n"
+    start = up_to_question(tokenizer, context, instructed)
+    return start + encode(tokenizer, join + question) + after

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cmr.config import CMRConfig
 from cmr.errors import EvaluationError
 from cmr.evaluation import rows
-from cmr.evaluation.checks import check_questions, named
+from cmr.evaluation.checks import check_kept, check_questions, named
 from cmr.evaluation.documents import Document
 from cmr.evaluation.evaluation import Evaluation
 from cmr.evaluation.machine import described, machine
 from cmr.evaluation.passages import tokens_of
+from cmr.evaluation.peers.presses import PRESSES
+from cmr.evaluation.peers.weights import weights_digest
 from cmr.evaluation.questions import Question
+from cmr.evaluation.registry import MAKERS, SYSTEMS
 from cmr.evaluation.rows import Row
-from cmr.evaluation.systems import MAKERS, SYSTEMS, Asked, System
+from cmr.evaluation.systems import UNTOLD, Asked, System
 
 Progress = Callable[[int, int, str], None]
 REPLIES = "replies.jsonl"
 """The file of a folder that replies are appended to; a later call reads it again."""
 NEW_TOKENS = 32
-_SAMPLE = 64
 
 
 def evaluate(
@@ -41,6 +40,7 @@ def evaluate(
     configurations: Mapping[str, Mapping[str, Any]] | None = None,
     new_tokens: int = NEW_TOKENS,
     instructed: bool = False,
+    kept: float | None = None,
     folder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -54,11 +54,13 @@ def evaluate(
         tokenizer: its tokenizer.
         documents: texts by name.
         questions: what is asked, each about one of the documents.
-        systems: of `SYSTEMS`; their order does not matter.
+        systems: of `SYSTEMS` and the presses of kvpress; their order does not matter.
         settings: for `cmr.attach`.
         configurations: further memories by name, each with settings that go before `settings`.
         new_tokens: of a reply, at most.
         instructed: whether systems that show text say above it what it is for.
+        kept: how many tokens of a text a press keeps, or below 1 which share of them; None: the
+            window and 192, about what memory reads with the question.
         folder: where replies are kept as they come, and taken from where all conditions are equal;
             None: they are not kept.
         progress: called with replies done, replies in all, and what is being done.
@@ -76,9 +78,10 @@ def evaluate(
     check_questions(documents, questions)
     if new_tokens < 1:
         raise EvaluationError(f"new_tokens: at least 1 expected, got {new_tokens}")
+    check_kept(kept)
     window = CMRConfig().with_overrides(**(settings or {})).window
     run = _Run(
-        Asked(model, tokenizer, new_tokens, instructed, window, {}),
+        Asked(model, tokenizer, new_tokens, instructed, window, {}, kept or window + UNTOLD),
         {
             name: Document.of(tokenizer, name, documents[name])
             for name in dict.fromkeys(question.document for question in questions)
@@ -162,6 +165,7 @@ class _Run:
         question = self.questions[number]
         own: dict[str, Any] = {"memory": settings, "window": self.asked.window}
         own |= dict.fromkeys(("bm25", "passages-as-text"), self.recalled.get(number))
+        own |= dict.fromkeys(PRESSES, self.asked.kept)
         return rows.key_of(
             **self.conditions, system=system, own=own.get(system), asked=question.text,
             document=rows.digest(self.documents[question.document].text),
@@ -179,18 +183,20 @@ class _Run:
         about = {"document": document, "document_tokens": len(text.token_ids)}
         for number in numbers:
             row: Row = {**about, "asked": self.questions[number].text}
-            why = speaker.refuses()
+            why = speaker.refuses(self.questions[number].text)
             if why:
                 # A row, too: who is not asked is not wrong.
                 yield number, {**row, "reply": None, "why": why, "shown": []}
                 continue
             reply = speaker.ask(self.questions[number].text, self.recalled.get(number))
             yield number, {
-                **row, "reply": reply.text, "shown": [list(span) for span in reply.shown],
-                "shown_tokens": len(tokens_of(reply.shown)),
+                **row, "reply": reply.text,
+                "shown": None if reply.shown is None else [list(span) for span in reply.shown],
+                "shown_tokens": len(tokens_of(reply.shown or [])),
                 "prepare_seconds": round(prepared, 3),
                 "first_token_seconds": round(reply.first_seconds, 3),
                 "seconds": round(reply.seconds, 3),
+                **reply.more,
             }  # fmt: skip
 
     def _keep(self, row: Row, settings: dict[str, Any]) -> None:
@@ -203,15 +209,3 @@ class _Run:
         self.done += more
         if self.progress is not None:
             self.progress(self.done, self.total, doing)
-
-
-def weights_digest(model: Any) -> str:
-    """What tells a model from others of its name: a digest of some numbers of every weight."""
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        # Spread over the weight, and in float32, as numpy knows no bfloat16.
-        flat = weight.detach().reshape(-1)
-        step = max(1, flat.numel() // _SAMPLE)
-        digest.update(name.encode())
-        digest.update(flat[::step][:_SAMPLE].to("cpu", torch.float32).numpy().tobytes())
-    return digest.hexdigest()[:16]

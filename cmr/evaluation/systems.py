@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,14 +17,6 @@ from cmr.evaluation.passages import shown, tokens_of
 from cmr.evaluation.prompts import chat
 from cmr.integration.attach import attach
 
-SYSTEMS = ("memory", "window", "full-context", "bm25", "passages-as-text")
-"""Names of the systems, in the order in which they are shown.
-
-`memory`: the question alone; the document was read into memory once. `window`: as much of the
-document's end as fits into a prompt of the window's size. `full-context`: the whole document, where
-the model can take it. `bm25`: the passages that BM25 finds, as many tokens as memory read for the
-same question. `passages-as-text`: the passages that memory chose, as text before the question.
-"""
 UNTOLD = 192
 """Tokens that `bm25` shows where memory was not asked, or recalled nothing."""
 Spans = list[tuple[int, int]]
@@ -34,7 +26,8 @@ Spans = list[tuple[int, int]]
 class Asked:
     """With what is asked: the model, its tokenizer, the longest reply, memory's settings.
 
-    `instructed` says above a text that is shown what it is for; `window` is that of memory.
+    `instructed` says above a text that is shown what it is for; `window` is that of memory; `kept`
+    is how many tokens of a text a press keeps, or below 1 which share of them.
     """
 
     model: Any
@@ -43,22 +36,26 @@ class Asked:
     instructed: bool
     window: int
     settings: Mapping[str, Any]
+    kept: float
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply: seconds to its first token and to its end, and the tokens [start, end) shown."""
+    """A reply: seconds to its first token and to its end, and the tokens [start, end) shown.
+
+    `shown` is None where each head sees others; `more` goes into the row.
+    """
 
     text: str
     first_seconds: float
     seconds: float
-    shown: Spans
+    shown: Spans | None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 class System(ABC):
     """Answers questions about one document after the other."""
 
-    memory: Any = None
     document: Document
 
     def __init__(self, asked: Asked) -> None:
@@ -68,12 +65,25 @@ class System(ABC):
         """Prepare for questions about a document; those before are not asked about any more."""
         self.document = document
 
-    def refuses(self) -> str:
-        """Why questions about the document cannot be asked; empty: they can."""
+    def refuses(self, question: str) -> str:
+        """Why a question about the document cannot be asked; empty: it can."""
         return ""
 
+    @abstractmethod
     def ask(self, question: str, recalled: Spans | None) -> Reply:
         """The greedy reply to a question; `recalled` are the passages that memory read for it."""
+
+    def close(self) -> None:  # noqa: B027 (most have nothing to end)
+        """Called at the end, also after an error: the model is as it was."""
+
+
+class Generating(System):
+    """Asks the model's stock `generate`."""
+
+    memory: Any = None
+
+    def ask(self, question: str, recalled: Spans | None) -> Reply:
+        """What `say` says, and how long it took."""
         look, began = FirstToken(self.memory), time.perf_counter()
         text, spans = self.say(question, recalled, look)
         assert look.at is not None
@@ -90,11 +100,8 @@ class System(ABC):
             asked.model, asked.tokenizer, ids, asked.new_tokens, stopping_criteria=look.among()
         )
 
-    def close(self) -> None:  # noqa: B027 (most have nothing to end)
-        """Called at the end, also after an error: the model is as it was."""
 
-
-class Memory(System):
+class Memory(Generating):
     """The question alone, with a memory that read the document."""
 
     def __init__(self, asked: Asked) -> None:
@@ -130,22 +137,17 @@ class Memory(System):
         self.memory.detach()
 
 
-class FullContext(System):
+class FullContext(Generating):
     """The whole document before the question; it runs through the model once."""
 
-    def refuses(self) -> str:
-        """Where the document is longer than the model can take."""
-        # Beyond it most models say anything: that would be no comparison.
-        limit = getattr(self.asked.model.config, "max_position_embeddings", None)
-        needed = len(self.document.token_ids) + ROOM + self.asked.new_tokens
-        if limit is None or needed <= limit:
-            return ""
-        return f"{needed:,} tokens are needed, the model takes {limit:,}"
+    def refuses(self, question: str) -> str:
+        """Where document, question and reply are longer than the model can take."""
+        return too_long(self.asked, self.document, question)
 
     def open(self, document: Document) -> None:
         """Runs it through the model, if it can take it."""
         super().open(document)
-        if not self.refuses():
+        if not self.refuses(""):
             asked, ids = self.asked, document.token_ids
             self.prompt = Prefilled(asked.model, asked.tokenizer, ids, asked.instructed)
 
@@ -155,7 +157,7 @@ class FullContext(System):
         return text, [(0, len(self.document.token_ids))]
 
 
-class Excerpt(System):
+class Excerpt(Generating):
     """Some of the document as text before the question."""
 
     @abstractmethod
@@ -203,12 +205,12 @@ class PassagesAsText(Excerpt):
         return recalled or []
 
 
-ROOM = 192
-"""Tokens that are kept free for a question behind a whole document."""
-MAKERS: dict[str, type[System]] = {
-    "memory": Memory,
-    "window": Window,
-    "full-context": FullContext,
-    "bm25": Bm25,
-    "passages-as-text": PassagesAsText,
-}
+def too_long(asked: Asked, document: Document, question: str) -> str:
+    """Why a document with a question behind it is too long for the model; empty: it is not."""
+    # Beyond its positions most models say anything: that would be no comparison.
+    limit = getattr(asked.model.config, "max_position_embeddings", None)
+    prompt = chat(asked.tokenizer, question, document.token_ids, asked.instructed)
+    needed = len(prompt) + asked.new_tokens
+    if limit is None or needed <= limit:
+        return ""
+    return f"{needed:,} tokens are needed, the model takes {limit:,}"

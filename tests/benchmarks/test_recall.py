@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.recall import __main__ as command
-from benchmarks.recall.report import report
+from benchmarks.recall.report import report, waiting
 from benchmarks.shared import rows
 from benchmarks.texts.documents import Document, Fact, Question
 from benchmarks.texts.everyday import WRAPPED
@@ -102,3 +102,40 @@ def test_the_report_says_what_is_left_of_the_bare_answers(
     assert inside["against"]["memory"]["difference"] == pytest.approx(behind / 16 - 1)
     assert "of_bare" not in by_name["memory"]
     assert f"memory, wrapped has {behind / 16:.2f}" in capsys.readouterr().out
+
+
+def test_the_report_says_how_long_one_waits() -> None:
+    """The first reply about a text waits for what was prepared; systems may time a few alone."""
+    rows_of = [
+        {"fact": f"d{doc}-f{n}", "prepare_seconds": 10.0 * doc, "first_token_seconds": seconds}
+        for doc, times in ((1, (2.0, 0.5, 0.7)), (3, (4.0, 0.9, None)))
+        for n, seconds in enumerate(times)
+    ]
+    assert waiting(rows_of) == {"first_answer_seconds": 23.0, "next_answer_seconds": 0.7}
+    assert waiting([{"fact": "d1-f0", "first_token_seconds": None}]) == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--systems", "kvpress", "--kept", "1.5"], "tokens, or a share below 1, expected"),
+        (["--systems", "press"], "invalid choice"),
+    ],
+)
+def test_what_a_press_keeps_is_looked_at_first(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command.main(words)
+    assert said in capsys.readouterr().err
+
+
+def test_every_press_keeps_every_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(command, "ask_everything", given.append)
+    command.main(["--systems", "kvpress", "memory", "--kept", "642", "0.5"])
+    [args] = given
+    assert args.systems[0] == "memory" and args.systems[1:] == list(args.pressed)
+    assert len(args.pressed) == 8 and args.pressed["snapkv, 0.5 kept"] == ("snapkv", 0.5)
+    command.main([])
+    assert given[-1].pressed == {} and "bm25" in given[-1].systems

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cmr.cli.evaluating import run as evaluating
-from cmr.evaluation.systems import SYSTEMS
+from cmr.evaluation.registry import SYSTEMS
 from tests.cli.saved import CITY, OTHER
 
 ONE = {"question": "What is the secret?", "answers": ["lavender"], "document": "a.txt"}
@@ -74,6 +74,11 @@ def test_quick_brings_its_own_questions(cmr, given, tmp_path, monkeypatch):
         (("given", "--systems", "memory", "windw"), "unknown system 'windw': did you mean"),
         (("given", "--systems", "passages-as-text"), "name memory, too"),
         (("given", "--set", "blocks=2", "frogs=1"), "--set: unknown setting frogs"),
+        (
+            ("given", "--kept", "1.5"),
+            "kept: a number of tokens, or a share between",
+        ),
+        (("given", "--systems", "kvpress"), "pip install kvpress"),
         (("given", "--judge", "best"), "--judge: one of contains, exact, f1 expected"),
         (("given", "--out", "q.jsonl"), "is a file, a folder is expected"),
         (("--documents", "gone", "--questions", "q.jsonl"), "gone: a file or a folder with"),
@@ -87,6 +92,7 @@ def test_mistakes_are_told_before_the_model_is_loaded(
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(evaluating, "load_model", load)
+    monkeypatch.setenv("CMR_KVPRESS_PYTHON", str(tmp_path / "python"))
     monkeypatch.chdir(tmp_path)
     words = [part for word in words for part in (given if word == "given" else (word,))]
     result = cmr("evaluate", *words)

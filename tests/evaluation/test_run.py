@@ -74,10 +74,11 @@ def test_a_long_document_is_refused_by_what_cannot_take_it(decoder: tuple[Any, A
         *decoder, documents, QUESTIONS, systems=["full-context"], settings=SETTINGS, new_tokens=2
     )
     refused = [row["reply"] is None for row in found.rows]
-    assert refused == [True, True, True]
+    # The other document leaves room for question and reply, if little.
+    assert refused == [True, True, False]
     assert "the model takes 1,024" in found.rows[0]["why"]
     [row] = found.summary()
-    assert (row["asked"], row["refused"]) == (0, 3)
+    assert (row["asked"], row["refused"]) == (1, 2)
 
 
 def test_a_second_call_goes_on_where_the_first_stopped(

@@ -50,13 +50,22 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME …",
-            help="Of memory, window, full-context, bm25 and passages-as-text.",
-            show_default="all; with --quick all but the last",
+            help="Of memory, window, full-context, bm25, passages-as-text, and kvpress or one "
+            "of its snapkv, expected-attention, knorm and streaming-llm.",
+            show_default="all but those of kvpress; with --quick all but the last",
         ),
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE …", help="Settings of the memory."),
+    ] = None,
+    kept: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens of a document that a press of kvpress keeps, or below 1 their share.",
+            show_default="memory's window and 192",
+        ),
     ] = None,
     out: Annotated[
         Path,
@@ -82,7 +91,7 @@ def evaluate(
     Shows how many answers are right, how sure that is, and how long one waits.
     """
     from cmr.cli.evaluating.run import Options, run
-    from cmr.evaluation.systems import SYSTEMS
+    from cmr.evaluation.registry import SYSTEMS
 
     everything = [name for name in SYSTEMS if not (quick and name == "passages-as-text")]
     run(
@@ -93,6 +102,7 @@ def evaluate(
             model,
             systems or everything,
             settings or [],
+            kept,
             out,
             judge,
             instructed,

@@ -33,6 +33,7 @@ class Options:
     model: str | None
     systems: Sequence[str]
     settings: Sequence[str]
+    kept: float | None
     out: Path
     judged: str
     instructed: bool
@@ -59,11 +60,12 @@ def run(options: Options) -> None:
     # The folder is made when there is something to write: a mistake below leaves none behind.
     require_writable(f"--out {options.out}", options.out)
     given = None if options.quick else _given(options)
-    from cmr.evaluation.checks import check_questions, named
+    from cmr.evaluation.checks import check_kept, check_questions, named
     from cmr.evaluation.run import evaluate
 
     # Before the model is loaded: these tell of wrong names.
     named(options.systems, settings, {})
+    check_kept(options.kept)
     if given is not None:
         check_questions(*given)
     screen = console()
@@ -74,8 +76,8 @@ def run(options: Options) -> None:
     with _bar(screen) as progress:
         found = evaluate(
             model, tokenizer, documents, questions, systems=options.systems, settings=settings,
-            new_tokens=options.new_tokens, instructed=options.instructed, folder=options.out,
-            progress=progress,
+            new_tokens=options.new_tokens, instructed=options.instructed, kept=options.kept,
+            folder=options.out, progress=progress,
         )  # fmt: skip
     page = found.write(options.out, options.judged)
     _show(screen, found.summary(options.judged))

@@ -124,6 +124,9 @@ def common_words(tokenizer: Any, tokens: int, rng: random.Random) -> Made:
     # As often as the text has room for: what is to be counted stays the same share.
     once = common * 10 + rare
     turns = max(2, tokens // len(encode(tokenizer, _list(once))))
+    # Numbers of lines grow longer.
+    while turns > 2 and len(encode(tokenizer, _list(once * turns))) > 1.1 * tokens:
+        turns -= 1
     listed = once * turns
     rng.shuffle(listed)
     assert {word for word, _ in Counter(listed).most_common(COMMON)} == set(common)

@@ -34,6 +34,14 @@ def held() -> Iterator[str]:
     hostile = rows("hostile.jsonl")
     yield f"| {total(hostile, 'inputs'):,} inputs | {total(hostile, 'failures')} |"
     yield from operations()
+    soak = newest("soak.jsonl")
+    for name in ("threads", "descriptors"):
+        told(soak[f"{name}_last_to_first"] == 1, f"as many {name} at the end")
+    yield (
+        f"the process takes {soak.resident_bytes_last_to_first:.2f} of what it took when the last "
+        "tier was full"
+    )
+    yield f"| {soak.tokens:,} tokens, {soak.faults} failures | {Figure(len(soak.wrong))} |"
     versions = newest("versions.jsonl", run="a4ac3735")
     yield f"alternating: decode {versions.decode.ratio.p50:.3f}, read {versions.read.ratio.p50:.3f}"
     yield f"| {versions.rounds} rounds |"
