@@ -44,7 +44,6 @@ import torch
 from torch import nn
 
 from cmr.config import CMRConfig
-from cmr.errors import AttachError
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
 from cmr.integration.decoder.adapter import entering_states
@@ -53,7 +52,7 @@ from cmr.integration.hooks.asker import Asker
 from cmr.integration.hooks.leaving import leave, wait
 from cmr.integration.hooks.reading import Reading
 from cmr.integration.hooks.replays import Replays
-from cmr.integration.hooks.step import Step, goes_on, padding_mask, seen_before
+from cmr.integration.hooks.step import Step, goes_on, padding_mask, require_rows, seen_before
 from cmr.integration.hooks.token_ids import TokenIds
 from cmr.integration.hooks.windows import Windows
 from cmr.integration.requests.lock import Turns
@@ -226,11 +225,7 @@ class ForwardHooks:
         if not request.active:
             return None
         self._require_as_attached()
-        if kwargs.get("cache") is not None and "cu_seq_lens_q" in kwargs:
-            raise AttachError(
-                "a text in each row expected, got several in one, as continuous batching packs "
-                "them (generate_batch): call generate, a session a row, or pause() the memory"
-            )
+        require_rows(kwargs)
         inputs = ids if ids is not None else embeds
         if inputs is None:
             return None
@@ -354,9 +349,7 @@ class ForwardHooks:
     def _after(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        if self.busy:
-            return
-        if not self._turns.under_way:  # it could not even begin
+        if self.busy or not self._turns.under_way:  # it could not even begin
             return
         # Where the decoder raised there is no output: nothing is noted, and the lock handed on.
         try:

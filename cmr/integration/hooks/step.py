@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cmr.errors import AttachError
 from cmr.integration.capture.text_search import TextSearch
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.requests.request import LastForward, Request
@@ -140,6 +141,15 @@ class Step:
         if reach:
             found["reach"] = self.position_ids.max().expand_as(self.position_ids)
         return found
+
+
+def require_rows(kwargs: dict[str, Any]) -> None:
+    """Refuses a row that holds several texts, as continuous batching packs them."""
+    if kwargs.get("cache") is not None and "cu_seq_lens_q" in kwargs:
+        raise AttachError(
+            "a text in each row expected, got several in one, as continuous batching packs "
+            "them (generate_batch): call generate, a session a row, or pause() the memory"
+        )
 
 
 def padding_mask(kwargs: dict[str, Any]) -> torch.Tensor | None:
