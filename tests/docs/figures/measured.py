@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tests.docs.ledger import Figure, Row, between, newest, rows, told
+from benchmarks.recall.report import difference
+from tests.docs.ledger import Figure, Row, between, newest, of_json, rows, told
 
 DOCUMENT = "docs/measured.md"
 SMOLLM2, QWEN = "smollm2-135m*", "qwen2.5-coder-0.5b*"
@@ -76,11 +77,10 @@ def left_inside_talk() -> Iterator[str]:
     ceiling = newest("recall.jsonl", system="ceiling, wrapped", model=SMOLLM2, **ANSWERS)
     yield f"fact's sentence in its prompt SmolLM2 keeps {ceiling.of_bare.share:.2f}"
     text = {
-        (model, form): newest("recall.jsonl", system=f"memory{form}", model=model, **ANSWERS)
-        .against[f"memory_text{form}"]
+        (model, form): paired(f"memory{form}", f"memory_text{form}", model)
         for model in (SMOLLM2, QWEN)
         for form in ("", ", wrapped")
-    }  # fmt: skip
+    }
     bare, inside = text[QWEN, ""], text[QWEN, ", wrapped"]
     yield (
         f"(paired: {-bare.difference:%} points {less(bare.interval)} plainly, "
@@ -90,6 +90,16 @@ def left_inside_talk() -> Iterator[str]:
         f"on SmolLM2 {text[SMOLLM2, ''].difference:%} and "
         f"{text[SMOLLM2, ', wrapped'].difference:%} points less"
     )
+
+
+def paired(system: str, other: str, model: str) -> Row:
+    """The difference on the same questions; the two need not be of one run."""
+    sides = []
+    for name in (system, other):
+        run = newest("recall.jsonl", system=name, model=model, **ANSWERS)["run"]
+        sides.append(rows("recall_details.jsonl", system=name, run=run))
+    found = difference(*sides)
+    return Row(of_json({**found, "interval": list(found["interval"])}))
 
 
 def less(interval: list[Figure]) -> str:
