@@ -78,9 +78,9 @@ class SeenText:
     def common(self, ids: torch.Tensor, block: int) -> int:
         """Tokens from the beginning on that a text of `ids` `[tokens]` int32 has in common with it.
 
-        Where both go on differently, it counts to a place where a part ended, or whole blocks
-        behind one: half a sentence is not taken for the whole one, and what is stored anew can be
-        read by itself.
+        Where both go on differently, it counts to a place where a part ended or a run begins, or
+        whole blocks behind one, but for the last of them: half a sentence is not taken for the
+        whole one, and what is stored anew can be read by itself.
         """
         most = min(len(self), len(ids))
         mine = self.ids[:most]
@@ -88,8 +88,9 @@ class SeenText:
         if not len(differ):
             return most
         agreed = int(differ[0])
-        part = max((cut for cut in self.cuts if cut <= agreed), default=0)
-        return part + (agreed - part) // block * block
+        ends = [*self.cuts, *(run.at for run in self.runs)]
+        part = max((end for end in ends if end <= agreed), default=0)
+        return part + max(0, (agreed - part) // block - 1) * block
 
     def first(self, tokens: int) -> SeenText:
         """Its first tokens."""

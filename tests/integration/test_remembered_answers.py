@@ -107,3 +107,14 @@ def test_through_the_chat_of_the_command_line(
 
     talk(FACT, "--save", folder)
     assert ANSWER in talk(QUESTION, "--load", folder)
+
+
+def test_two_messages_that_begin_alike_are_both_stored_whole(smollm2: tuple[Any, Any]) -> None:
+    model, tokenizer = smollm2
+    told = [f"The number of the locker at the station is {n}." for n in (123456, 128899)]
+    with cmr.attach(model, tokenizer=tokenizer, remember="all") as memory:
+        anna = memory.session("anna", create=True)
+        for message in told:
+            anna.generate(torch.tensor([chat(tokenizer, message)]), max_new_tokens=1)
+        text = "".join(block.text or "" for block in memory.inspect("anna"))
+        assert all(message in text for message in told)

@@ -55,8 +55,16 @@ def test_a_text_that_goes_on_differently_is_known_in_whole_parts_and_blocks() ->
     def common(same: int) -> int:
         return text.common(torch.cat([row(0, same), row(100, 20)]), 8)
 
-    # Whole blocks from the beginning, from 13 on whole blocks behind that place.
-    assert [common(n) for n in (3, 9, 12, 13, 20, 21, 29, 30)] == [0, 8, 8, 13, 13, 21, 29, 30]
+    # Whole blocks but one from the beginning, from 13 on whole blocks but one behind that place.
+    assert [common(n) for n in (3, 9, 12, 13, 20, 21, 29, 30)] == [0, 0, 0, 13, 13, 13, 21, 30]
+
+
+def test_a_message_that_begins_as_another_one_did_is_not_half_known() -> None:
+    # A template of 12 tokens stands before both, and is not stored.
+    text = seen_text((12, 0, row(12, 9)))
+    sent = torch.cat([row(0, 16), row(100, 5)])
+    assert text.common(sent, 8) == 12
+    assert recognised({1: text}, sent, 8)[:2] == (None, 0)
 
 
 def test_the_text_that_says_most_is_taken_and_the_newest_of_equals() -> None:
