@@ -23,6 +23,7 @@ SYSTEMS = {
     "ceiling: the fact's sentence alone, right before the question": "ceiling",
 }
 FACTS = {"**memory**": "default", "BM25": "bm25", "dense retriever (MiniLM)": "dense"}
+ASKED = ("prompt", "step")
 READINGS = {
     "the question alone": "none",
     'stored states blended in (`method="weighted_sum"`)': "residual",
@@ -212,6 +213,20 @@ def costs() -> Iterator[str]:
         f"loss with memory was {-harm.difference:.3f} nats lower than without on "
         f"{harm.scored_tokens:,} tokens (95 % interval {-high:.3f} to {-low:.3f}"
     )
+    now, before = (
+        [
+            row[part].cpu_ms.p50
+            for row in rows("search_users.jsonl", commit=commit)
+            for part in ASKED
+        ]
+        for commit in ("039bc48", "f95ed76")
+    )
+    asked = newest("search_users.jsonl")
+    yield (
+        f"Where {asked.users} users have {asked.tokens_each:,} tokens each, the search of a batch "
+        f"of {asked.batch} takes {min(now):.0f} to {max(now):.0f} ms"
+    )
+    yield f"alone it was {min(before):.0f} to {max(before):.0f} (medians"
     floats = newest_by_size("float32")
     faiss = sorted(row.ms.cmr / row.ms.faiss for row in floats.values())
     yield f"the time is {faiss[0]:.2f} to {faiss[-1]:.2f} of faiss-cpu's"
