@@ -77,17 +77,13 @@ def _cover(tokens: int, k: int, most: int, large: bool = False, parts: int = 0) 
         slots = new.range(300)
         after = torch.where(slots + 1 < 300, slots + 1, -1)
         scores = new.floats(2, k).sort(-1, descending=True).values
-        by_parts = {
-            "values": new.floats(2, tokens, 300).tanh(),
-            "shares": new.floats(2, parts, tokens).softmax(-1),
-            "winner": new.integers(parts, 2, 300),
-        }
-        plain = {
-            "values": new.floats(2, tokens, k).tanh(),
-            "shares": new.floats(2, tokens).softmax(-1),
+        told = {
+            "values": new.floats(2, tokens, 300 if parts else k).tanh(),
+            "shares": new.floats(*(2, parts, tokens) if parts else (2, tokens)).softmax(-1),
+            **({"winner": new.integers(parts, 2, 300)} if parts else {}),
         }
         return {
-            **(by_parts if parts else plain),
+            **told,
             "scores": scores,
             "starts": (new.range(k) * 7).expand(2, -1).contiguous(),
             "fits": scores,
@@ -278,10 +274,12 @@ def _recalled(entries: int, hidden: int) -> Call:
             "sure": Sure(new.floats(2), -0.5, 0.5, 3.0),
         }
 
-    return Call(
-        f"recalled/{entries}x{hidden}", "recalled", "cmr.retrieve", make,
-        lambda given, _: (*recalled(**given), *given["used"][:2]),
-    )  # fmt: skip
+    def call(given: Inputs, _: Any) -> tuple[torch.Tensor, ...]:
+        counts, when, now = given["used"]
+        used = Used(counts.clone(), when.clone(), now)  # they are counted on
+        return (*recalled(**{**given, "used": used}), *used[:2])
+
+    return Call(f"recalled/{entries}x{hidden}", "recalled", "cmr.retrieve", make, call)
 
 
 def _without_unread(entries: int) -> Call:

@@ -74,8 +74,9 @@ class Metric:
     def weigh(self, states: torch.Tensor) -> torch.Tensor:
         """States `[..., hidden]` that ask, weighed, of norm 1; the dtype stays, and so do zeros."""
         # As `F.normalize` does it twice, in fewer operations: each is a launch on a GPU.
-        length = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.float32)
-        unit = states / length.clamp(min=LEAST)
+        wide = torch.promote_types(states.dtype, torch.float32)  # a norm in less is refused
+        length = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=wide)
+        unit = (states / length.clamp(min=LEAST)).to(self.mean.dtype)
         weighed = (unit - self.mean) @ self.projection @ self.projection.t()
         across = torch.linalg.vector_norm(weighed, dim=-1, keepdim=True).clamp(min=LEAST)
         return (weighed / across.masked_fill(length == 0, torch.inf)).to(states.dtype)
