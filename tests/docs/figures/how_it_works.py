@@ -17,10 +17,10 @@ def held() -> Iterator[str]:
         f"{windows.tokens:.0f} tokens with them, and {before.found:.1%} % were found in "
         f"{before.tokens:.0f} without"
     )
-    focused, plain = (newest("forms.jsonl", seed=9, focus=focus) for focus in (0.7, 0.0))
+    focused, plain, usual = (newest("forms.jsonl", seed=9, focus=focus) for focus in (0.7, 0, 0.35))
     yield (
-        f"Qwen follows {focused.followed} of {focused.n} requests about a form, and without it "
-        f"{plain.followed} ("
+        f"Qwen follows {focused.followed} of {focused.n} requests about a form, without it "
+        f"{plain.followed}, at 0.35 {usual.followed} ("
     )
     prose = newest("perplexity.jsonl")
     low, high = prose.interval

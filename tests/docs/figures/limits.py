@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.docs.figures.measured import ANSWERS, FORMS_AT_LENGTH, QWEN, SMOLLM2, followed
+from tests.docs.figures.measured import ANSWERS, QWEN, SMOLLM2
 from tests.docs.ledger import in_words, newest
 
 DOCUMENT = "docs/limits.md"
@@ -20,9 +20,4 @@ def held() -> Iterator[str]:
     yield (
         f"SmolLM2-135M keeps {in_words(round(5 * small))} of five plain answers, Qwen2.5-0.5B "
         f"{in_words(round(10 * qwen))} of ten"
-    )
-    without, with_it = (newest("forms.jsonl", seed=9, focus=focus) for focus in (0.0, 0.7))
-    yield (
-        f"mostly not followed, {followed(with_it, long=True)} of {FORMS_AT_LENGTH} times instead "
-        f"of {followed(without, long=True)}"
     )

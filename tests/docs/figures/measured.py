@@ -111,18 +111,15 @@ def less(interval: list[Figure]) -> str:
 
 def forms() -> Iterator[str]:
     """Requests about the form of the answer."""
-    first, other = (
-        [newest("forms.jsonl", seed=seed, focus=focus) for focus in (0.0, 0.7)] for seed in (7, 9)
-    )
+    asked = [newest("forms.jsonl", seed=9, focus=focus) for focus in (0.0, 0.35, 0.7)]
+    none, default, more = asked
+    short, long = ([followed(row, long) for row in asked] for long in (False, True))
+    few = none.n - FORMS_AT_LENGTH
+    yield f"| about as short as the question | {few} | {short[0]} | {short[1]} | {short[2]} |"
+    yield f"| three times as long | {FORMS_AT_LENGTH} | {long[0]} | **{long[1]}** | **{long[2]}** |"
     yield (
-        f"| about as short as the question, seed 7 | {first[0].n} | {first[0].followed} | "
-        f"{first[1].followed} |"
-    )
-    short, long = ([followed(row, long) for row in other] for long in (False, True))
-    yield f"| the same, seed 9 | {other[0].n - FORMS_AT_LENGTH} | {short[0]} | {short[1]} |"
-    yield f"| three times as long, seed 9 | {FORMS_AT_LENGTH} | {long[0]} | **{long[1]}** |"
-    yield (
-        f"with it as without, {first[1].right} of {first[1].n} and {other[1].right} of {other[1].n}"
+        f"{none.right} of {none.n} are right without it, {default.right} at 0.35 and {more.right} "
+        "at 0.7"
     )
 
 
