@@ -24,8 +24,6 @@ SYSTEMS = {
     "BM25": "bm25",
     "dense (MiniLM)": "dense",
 }
-TIMED_BEFORE = "4bc34600"
-"""The run of the default's times: those of the newest search were measured on another machine."""
 NOT_AT_A_MILLION = {"contextual_relevance", "hierarchical", "task_specific", "hybrid_ensemble"}
 CALIBRATIONS = {
     "calibrated": ("auto", None),
@@ -92,10 +90,7 @@ def times() -> Iterator[str]:
             if tokens == LENGTHS[-1] and system in NOT_AT_A_MILLION:
                 cells.append("–")
                 continue
-            which = {"run": TIMED_BEFORE} if (system, tokens) == ("default", LENGTHS[0]) else {}
-            row = newest(
-                "retrieval.jsonl", system=system, tokens=tokens, kind="mean", seed=0, **which
-            )
+            row = newest("retrieval.jsonl", system=system, tokens=tokens, kind="mean", seed=0)
             cells.append(f"{Figure(1000 * row.median_seconds):.3g}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     yield "\n".join(lines)
