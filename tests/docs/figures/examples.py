@@ -11,10 +11,11 @@ DOCUMENT = "examples/README.md"
 
 def held() -> Iterator[str]:
     answered = {
-        (row.assistant, row.way): row for row in rows("assistants.jsonl")
+        (row.assistant, row.way, row.model): row for row in rows("assistants.jsonl")
     }  # the newest of each
     for row in answered.values():
+        model = "Qwen2.5" if row.model.startswith("qwen") else "SmolLM2"
         yield (
-            f"| {row.assistant.replace('_', ' ')} | {row.way} | {row.n} | {row.right} | "
+            f"| {row.assistant.replace('_', ' ')} | {row.way} | {model} | {row.n} | {row.right} | "
             f"{row.without} |"
         )
