@@ -10,7 +10,7 @@ from tests.docs.ledger import Figure, Row, between, newest, of_json, rows, told
 
 DOCUMENT = "docs/measured.md"
 SMOLLM2, QWEN = "smollm2-135m*", "qwen2.5-coder-0.5b*"
-ANSWERS = {"tokens": 5000, "seed": 7}
+ANSWERS = {"tokens": 5000, "seed": 7, "n": 96}
 """Of which documents and questions the first table is."""
 FORMS_AT_LENGTH = Figure(24)
 """How many of the requests of seed 9 are long: the command says so, its rows do not."""
@@ -21,6 +21,14 @@ SYSTEMS = {
     "the passages that memory chose, put into the prompt as text": "memory_text",
     "**memory**": "memory",
     "ceiling: the fact's sentence alone, right before the question": "ceiling",
+}
+PRESSED = {
+    "**memory**": "memory",
+    "the whole text in the prompt": "full",
+    "SnapKV": "snapkv, 642 kept",
+    "ExpectedAttention": "expected-attention, 642 kept",
+    "Knorm": "knorm, 642 kept",
+    "StreamingLLM": "streaming-llm, 642 kept",
 }
 FACTS = {"**memory**": "default", "BM25": "bm25", "dense retriever (MiniLM)": "dense"}
 ASKED = ("prompt", "step")
@@ -37,6 +45,7 @@ def held() -> Iterator[str]:
     yield from answers(intervals=True)
     yield from left_inside_talk()
     yield from forms()
+    yield from beside_kvpress()
     yield from other_answers()
     yield from found()
     yield from conversations()
@@ -121,6 +130,17 @@ def forms() -> Iterator[str]:
         f"{none.right} of {none.n} are right without it, {default.right} at 0.35 and {more.right} "
         "at 0.7"
     )
+
+
+def beside_kvpress() -> Iterator[str]:
+    """The table of the presses, which see the document and not the question."""
+    for name, system in PRESSED.items():
+        row = newest("recall.jsonl", system=system, model=SMOLLM2, tokens=5000, seed=7, n=48)
+        yield (
+            f"| {name} | {row.right} {between(row.wilson)} | {row.first_answer_seconds:.1f} | "
+            f"{row.next_answer_seconds:.2f} |"
+        )
+    yield f"| right, of {row.n} [95 %, in %] | first answer, s | next one, s |"
 
 
 def followed(row: Row, long: bool) -> Figure:

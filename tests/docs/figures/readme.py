@@ -4,19 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.docs.figures.measured import ANSWERS, QWEN, SMOLLM2, answers, talk
-from tests.docs.ledger import Figure, newest, rows
+from tests.docs.figures.measured import ANSWERS, PRESSED, QWEN, SMOLLM2, answers, talk
+from tests.docs.ledger import Figure, newest, rows, told
 
 DOCUMENT = "README.md"
 
 
 def held() -> Iterator[str]:
     yield from answers(intervals=False)
+    yield from pressed()
     yield from read()
     yield from found()
     needles = rows("needle.jsonl", system="memory")
     named = [row for row in needles if row.named == "full"]
     yield f"memory names the needle in {Figure(len(named))} of {Figure(len(needles))} cells"
+
+
+def pressed() -> Iterator[str]:
+    """What presses of kvpress answer, which keep about what memory reads."""
+    memory, *others = (
+        newest("recall.jsonl", system=system, model=SMOLLM2, tokens=5000, seed=7, n=48)
+        for name, system in PRESSED.items()
+        if system != "full"
+    )
+    most = max(row.right for row in others)
+    yield f"answer at most {most} of {memory.n}, where memory answers {memory.right}"
+    slower = min(row.first_answer_seconds for row in others) / memory.first_answer_seconds
+    told(2 <= slower < 3, "first answer takes twice as long")
 
 
 def read() -> Iterator[str]:
