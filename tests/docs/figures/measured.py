@@ -132,10 +132,15 @@ def forms() -> Iterator[str]:
     )
 
 
+def beside_presses(system: str) -> Row:
+    """What a system answered of the questions that presses were asked."""
+    return newest("recall.jsonl", system=system, model=SMOLLM2, **{**ANSWERS, "n": 48})
+
+
 def beside_kvpress() -> Iterator[str]:
     """The table of the presses, which see the document and not the question."""
     for name, system in PRESSED.items():
-        row = newest("recall.jsonl", system=system, model=SMOLLM2, tokens=5000, seed=7, n=48)
+        row = beside_presses(system)
         yield (
             f"| {name} | {row.right} {between(row.wilson)} | {row.first_answer_seconds:.1f} | "
             f"{row.next_answer_seconds:.2f} |"

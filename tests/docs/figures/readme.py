@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.docs.figures.measured import ANSWERS, PRESSED, QWEN, SMOLLM2, answers, talk
+from tests.docs.figures.measured import (
+    ANSWERS,
+    PRESSED,
+    QWEN,
+    SMOLLM2,
+    answers,
+    beside_presses,
+    talk,
+)
 from tests.docs.ledger import Figure, newest, rows, told
 
 DOCUMENT = "README.md"
@@ -22,11 +30,7 @@ def held() -> Iterator[str]:
 
 def pressed() -> Iterator[str]:
     """What presses of kvpress answer, which keep about what memory reads."""
-    memory, *others = (
-        newest("recall.jsonl", system=system, model=SMOLLM2, tokens=5000, seed=7, n=48)
-        for name, system in PRESSED.items()
-        if system != "full"
-    )
+    memory, *others = (beside_presses(one) for one in PRESSED.values() if one != "full")
     most = max(row.right for row in others)
     yield f"answer at most {most} of {memory.n}, where memory answers {memory.right}"
     slower = min(row.first_answer_seconds for row in others) / memory.first_answer_seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cmr.retrieval.calibration import Calibration
@@ -48,16 +48,20 @@ def haystack(system: str, tokens: int, kind: str) -> Row:
     return newest("retrieval.jsonl", system=system, tokens=tokens, kind=kind, seed=0)
 
 
-def haystacks() -> Iterator[str]:
+def by_length(cell: Callable[[Row], str]) -> Iterator[str]:
+    """A line for each system, with what a cell says of the mean at each length."""
     for name, system in SYSTEMS.items():
-        cells = []
-        for tokens in LENGTHS:
-            if tokens == LENGTHS[-1] and system in NOT_AT_A_MILLION:
-                cells.append("–")
-                continue
-            mean = haystack(system, tokens, "mean")
-            cells.append(" / ".join(f"{mean[f'read@{k}']:%}" for k in (1, 2, 4)))
+        cells = [
+            "–"
+            if tokens == LENGTHS[-1] and system in NOT_AT_A_MILLION
+            else cell(haystack(system, tokens, "mean"))
+            for tokens in LENGTHS
+        ]
         yield f"| {name} | {' | '.join(cells)} |"
+
+
+def haystacks() -> Iterator[str]:
+    yield from by_length(lambda mean: " / ".join(f"{mean[f'read@{k}']:%}" for k in (1, 2, 4)))
     yield (
         f"Haystacks of four lengths, {haystack('default', LENGTHS[0], 'paraphrased').questions} "
         "questions of each"
@@ -84,15 +88,7 @@ def times() -> Iterator[str]:
         "|",
         "|---|---|---|---|---|",
     ]
-    for name, system in SYSTEMS.items():
-        cells = []
-        for tokens in LENGTHS:
-            if tokens == LENGTHS[-1] and system in NOT_AT_A_MILLION:
-                cells.append("–")
-                continue
-            row = newest("retrieval.jsonl", system=system, tokens=tokens, kind="mean", seed=0)
-            cells.append(f"{Figure(1000 * row.median_seconds):.3g}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += by_length(lambda mean: f"{Figure(1000 * mean.median_seconds):.3g}")
     yield "\n".join(lines)
 
 
