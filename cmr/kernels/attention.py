@@ -155,13 +155,26 @@ def attend(
     """
     if not _fused_fits(query, key, value, softcap):
         return attention_with_lse_plain(query, key, value, mask, is_causal, scale, softcap)
-    (batch, heads, steps, width), (groups, length) = query.shape, key.shape[1:3]
+    (batch, heads, steps, width), groups = query.shape, key.shape[1]
     alike = mask is None or mask.dim() < 3 or mask.shape[-3] == 1
     if steps == 1 and heads != groups and alike:
         # The heads of a group become steps of one head: their keys are read once, not once a head.
         folded = query.reshape(batch, groups, heads // groups, width)
-        out, lse = attend(folded, key, value, mask, False, scale, None)
+        out, lse = _fused(folded, key, value, mask, False, scale)
         return out.reshape(query.shape), lse.reshape(batch, heads, 1)
+    return _fused(query, key, value, mask, is_causal, scale)
+
+
+def _fused(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`attend` by PyTorch's fused kernel for CPUs."""
+    steps, length = query.shape[2], key.shape[2]
     causal = is_causal and steps > 1
     # The fused kernel's own flag counts queries from the first key on; ours from the last.
     flag = causal and mask is None and steps == length

@@ -116,10 +116,11 @@ def blend(
     gate = torch.sigmoid(mem_lse + per_row - local_lse)
     # What does not read keeps its local attention by a selection, not by a gate of 0: where nothing
     # is seen on either side the gate is NaN, as -inf less -inf is, and the blend is NaN with it.
-    for allowed in (
-        per_row != NEG_INF if isinstance(per_row, torch.Tensor) else None,
-        None if query_mask is None else query_mask[:, None],
-    ):
+    on = per_row != NEG_INF if isinstance(per_row, torch.Tensor) else None
+    if on is not None and on.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Where all do nothing has to be selected; elsewhere the host would wait to know.
+        on = None if bool(on.all()) else on
+    for allowed in (on, None if query_mask is None else query_mask[:, None]):
         if allowed is not None:
             reads = allowed if reads is None else reads & allowed
     dtype = torch.promote_types(recalled.dtype, torch.float32)

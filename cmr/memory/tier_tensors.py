@@ -226,14 +226,19 @@ class TierTensors:
         )
         return found.to(self.device)
 
-    def gather(self, layer: int, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def gather(
+        self, layer: int, table: torch.Tensor, columns: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Keys and values of a table `[batch, blocks]` of slots of the first tier, below 0: zeros.
 
         `[batch, heads, blocks * block_size, dim]` each; values are None for stored states.
+        `columns` `[batch, n]` int64: only these tokens of each row, in this order.
         """
-        values = self.values.get(layer)
-        keys = _gathered(self.keys[layer], table)
-        return keys, None if values is None else _gathered(values, table)
+        keys, values = self.keys[layer], self.values.get(layer)
+        if columns is None and keys.device.type != "cpu":
+            return _gathered(keys, table), None if values is None else _gathered(values, table)
+        at = _at(table.to(keys.device), columns, *keys.shape[1:3])
+        return _picked(keys, *at), None if values is None else _picked(values, *at)
 
     def gather_anywhere(
         self, layer: int, table: torch.Tensor
@@ -330,6 +335,29 @@ def _gathered(tensor: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     picked = picked.view(rows, blocks, heads, size, width)
     picked = picked.masked_fill_((table < 0)[..., None, None, None], 0)
     return picked.transpose(1, 2).reshape(rows, heads, blocks * size, width)
+
+
+def _at(
+    table: torch.Tensor, columns: torch.Tensor | None, heads: int, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the tokens of `gather` lie among `[slots * heads * size]`, and which are none.
+
+    `[batch, heads, n]` int64 and `[batch, 1, n, 1]` bool.
+    """
+    device = table.device
+    if columns is None:
+        columns = torch.arange(table.shape[1] * size, device=device).expand(len(table), -1)
+    columns = columns.to(device)
+    slots = table.gather(1, columns // size)[:, None]
+    at = (slots.clamp(min=0) * heads + torch.arange(heads, device=device)[:, None]) * size
+    return at + (columns % size)[:, None], (slots < 0)[..., None]
+
+
+def _picked(tensor: torch.Tensor, at: torch.Tensor, none: torch.Tensor) -> torch.Tensor:
+    """Tokens of `[slots, heads, size, dim]` by their places, copied once."""
+    width = tensor.shape[-1]
+    picked = tensor.view(-1, width).index_select(0, at.view(-1)).view(*at.shape, width)
+    return picked.masked_fill_(none, 0) if bool(none.any()) else picked
 
 
 def _floats(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,6 +16,7 @@ from cmr.integration.capture.text_search import TextSearch
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.integration.core import Core
 from cmr.integration.decoder.partial_pass import states_entering
+from cmr.integration.hooks.first_layers import FirstLayers
 from cmr.integration.hooks.found import what_was_found
 from cmr.integration.hooks.step import Step
 from cmr.integration.hooks.training import check_training
@@ -28,7 +29,11 @@ from cmr.retrieval import Ask, Choice, Retriever, RollingQuery
 
 
 class Asker:
-    """Searches for the forwards of one model; forwards inside `alone` are the model's own."""
+    """Searches for the forwards of one model; forwards inside `alone` are the model's own.
+
+    Attributes:
+        first: the layers that ran ahead of a search, and are not to run again in the forward.
+    """
 
     def __init__(
         self,
@@ -37,6 +42,8 @@ class Asker:
         alone: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._core, self._alone = core, alone
+        layout = core.layout
+        self.first = FirstLayers(core.adapter, min(layout.read_layers, default=layout.index_layer))
         self._query_tokens, self._refresh = config.query_tokens, config.refresh
         # Of caches that have no record, such as static ones: they read memory and write none.
         self._unrecorded: WeakKeyDictionary[Any, TextSearch] = WeakKeyDictionary()
@@ -254,12 +261,14 @@ class Asker:
             layer.peeking = True
         wanted = retriever.layers
         partial = states_entering(adapter, {index_layer, *wanted}, stop=index_layer)
+        # Without a window of ours the pass is not what the forward will run.
+        first = self.first.noted(usable, index_layer, kwargs) if layers else nullcontext()
         try:
-            with self._alone(), torch.no_grad(), partial as noted:
+            with first, self._alone(), torch.no_grad(), partial as noted:
                 decoder(**seen)
         finally:
             for layer in layers:
-                layer.peeking = False
+                layer.peeking, layer.peeked = False, None
         assert index_layer in noted, "the decoder never reached its index layer"
         with torch.no_grad():
             heads = {n: adapter.queries(n, noted[n]).to(core.ring.device) for n in wanted}

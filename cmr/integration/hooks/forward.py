@@ -9,13 +9,15 @@ One forward, told in the order in which things happen:
 3. `_begin_step` finds the request: that of the `generate` under way, or a new one for this forward
    alone. It tells whose sessions the rows are, with which settings they search, and whether memory
    is active at all. Where it is not, nothing more happens and the model runs as it is.
-4. `_require_as_attached` looks that the model is still the one that the memory was attached to, and
-   in front of a prompt `Identity` (decoder/identity.py) that it has the weights of what is stored.
+4. The plugs (reweave/plugs.py) look that the model is still the one that the memory was attached
+   to, and in front of a prompt `Identity` (decoder/identity.py) that it has the weights of what is
+   stored.
 5. `_record` finds the record of the cache. An empty cache gets a bounded window with a new record;
    a cache that cannot be followed reads memory and becomes none itself.
 6. `Step.look` finds out where the new tokens stand, and which of them may read.
 7. `Asker.recalled` says what the layers read. A prompt searches with all its new tokens: the first
-   layers run ahead for their states. A text that goes on searches anew once in `refresh` tokens,
+   layers run ahead for their states, and as far as they read nothing do not run again
+   (hooks/first_layers.py). A text that goes on searches anew once in `refresh` tokens,
    with the newest ones of its record, and reads what it has found in between.
 8. The step stands in `step` from here on, and the decoder runs. In front of each layer whose states
    are wanted, the hook of `_note_states` notes them. In each attention the plug (reweave/plugs.py)
@@ -85,8 +87,6 @@ class ForwardHooks:
         self._busy: int | None = None
         self._turns = Turns(self)
         self._names = list(inspect.signature(core.adapter.decoder.forward).parameters)
-        self._embeddings: Any = core.adapter.model.get_input_embeddings()
-        self._right: object = None
         # A model of text and more embeds by itself, and gives its decoder no token ids.
         embeds = core.adapter.model.config is not core.adapter.config
         self._ids = TokenIds() if embeds else None
@@ -145,7 +145,7 @@ class ForwardHooks:
         self._turns.detach()
         if self.replays is not None:
             self.replays.detach()
-        self._turns.end()  # where a hook of somebody's detaches in the middle of a forward
+        self._end()  # where a hook of somebody's detaches in the middle of a forward
         self.step = None
 
     @contextmanager
@@ -202,6 +202,7 @@ class ForwardHooks:
             return None
         # Also where nothing is remembered: what looks ahead stops every forward that comes by.
         self._turns.begin()
+        self._asker.first.drop()
         self.core.timing.begin()
         if self.core.answers.on and current(self.core) is None:
             self.core.answers.begin()
@@ -209,7 +210,7 @@ class ForwardHooks:
             return self._begin_step(decoder, args, kwargs, compiled)
         except BaseException:
             self.core.timing.end(call=current(self.core) is None)
-            self._turns.end()
+            self._end()
             raise
 
     def _begin_step(
@@ -224,7 +225,7 @@ class ForwardHooks:
             ids = self._ids.take(ids, embeds)
         if not request.active:
             return None
-        self._require_as_attached()
+        self._plugs.require_as_attached()
         require_rows(kwargs)
         inputs = ids if ids is not None else embeds
         if inputs is None:
@@ -270,17 +271,8 @@ class ForwardHooks:
         if step.fixed is None:
             self.reading.prepare(step, cache, compiled)
         self.step = step
+        self._asker.first.take(compiled)
         return (), kwargs
-
-    def _require_as_attached(self) -> None:
-        """Raises `AttachError` where the model's dtype, device or attention was changed."""
-        weight = self._embeddings.weight
-        config: Any = self.core.adapter.decoder.config
-        now = weight.dtype, weight.device, config._attn_implementation
-        if now != self._right:  # looked at once; then only whether it is still the same
-            self.core.adapter.require_unmoved()
-            self._plugs.require_unchanged()
-            self._right = now
 
     def _owner(self, cache: Any) -> LocalWindow | None:
         """What the layers of a cache share whose window is this memory's; None for others."""
@@ -342,9 +334,13 @@ class ForwardHooks:
     def _again(self, error: Exception) -> bool:
         return not self.busy and self.reading.again(self.step, error)
 
+    def _end(self) -> None:
+        self._asker.first.drop()
+        self._turns.end()
+
     def _interrupted(self) -> None:
         if not self.busy:
-            self._turns.end()
+            self._end()
 
     def _after(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -358,7 +354,7 @@ class ForwardHooks:
         finally:
             if self.core.timing.on or self.core.answers.on:
                 self._tell(args, kwargs, output)
-            self._turns.end()
+            self._end()
 
     def _tell(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Tell whoever watches of a forward that is over."""

@@ -31,6 +31,8 @@ class Plugs:
 
     def __init__(self, adapter: ModelAdapter) -> None:
         self._adapter = adapter
+        self._embeddings: Any = adapter.model.get_input_embeddings()
+        self._right: object = None
         self._implementation: str | None = None
         self._wrapped: list[Wrapped] = []
         self._warned = False
@@ -48,8 +50,17 @@ class Plugs:
                 around = functools.partial(_read, attention, self._warn)
                 self._wrapped.append(Wrapped(attention, "forward", around))
 
-    def require_unchanged(self) -> None:
-        """Raises `AttachError` where another attention implementation was set meanwhile."""
+    def require_as_attached(self) -> None:
+        """Raises `AttachError` where the model's dtype, device or attention was changed."""
+        weight = self._embeddings.weight
+        config: Any = self._adapter.decoder.config
+        now = weight.dtype, weight.device, config._attn_implementation
+        if now != self._right:  # looked at once; then only whether it is still the same
+            self._adapter.require_unmoved()
+            self._require_same_attention()
+            self._right = now
+
+    def _require_same_attention(self) -> None:
         if self._implementation is None:  # what is wrapped stays wrapped, whatever is set
             return
         decoder: Any = self._adapter.decoder

@@ -172,17 +172,20 @@ class Recall:
 
     def _copied(self, number: int) -> LayerRows:
         """A copy of what one layer reads, on the layer's device, rotated."""
-        keys, values = self._recalled(number)
+        chosen = self._columns
+        direct = chosen is not None and self._load is None and self.plan is None
+        keys, values = self._recalled(number, chosen if direct else None)
         self._require_finite(number, keys, values)
         if self.plan is not None:
             plan = self.plan.to(keys.device)
             keys, values = plan.apply(keys), plan.apply(values)
         place = self._place if self._adapter.rotates(number) else None
         mask = self.read
-        if self._columns is not None:
-            mask = mask.gather(1, self._columns)
-            keys, values = of_columns(keys, self._columns), of_columns(values, self._columns)
-            place = None if place is None else place.gather(1, self._columns)
+        if chosen is not None:
+            mask = mask.gather(1, chosen)
+            place = None if place is None else place.gather(1, chosen)
+            if not direct:
+                keys, values = of_columns(keys, chosen), of_columns(values, chosen)
         if place is not None:
             keys = rotate(keys, *self._turns(number, place.to(keys.device)))
         whole = not self._steady and mask.device.type == "cpu" and bool(mask.all())
@@ -199,12 +202,17 @@ class Recall:
                 "were damaged in memory or on the disk"
             )
 
-    def _recalled(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Un-rotated keys and values of all that was recalled, on the layer's device."""
+    def _recalled(
+        self, number: int, columns: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Un-rotated keys and values of what was recalled, on the layer's device.
+
+        `columns` `[batch, n]` int64: of these tokens alone, where the store holds them.
+        """
         # Where states are stored for themselves they stand for both, as one head.
         if self._load is not None:
             return self._load(number)
-        keys, values = self._ring.gather(number, self._table)
+        keys, values = self._ring.gather(number, self._table, columns)
         return keys, keys if values is None else values
 
     def _in_blocks(self, number: int) -> LayerBlocks:

@@ -43,6 +43,7 @@ class WindowLayer(DynamicLayer):
         left: columns that left.
         gone: tokens that left each row, where some are padded.
         peeking: whether `update` only shows what it would, and keeps nothing.
+        peeked: the new keys and values that it was given last while peeking.
         new: keys and values of the newest tokens, where the owner wants them.
     """
 
@@ -55,6 +56,7 @@ class WindowLayer(DynamicLayer):
         self.seen = 0
         self.left = 0
         self.peeking = False
+        self.peeked: Pair | None = None
         self.gone = (0,) * owner.rows
         self.new: tuple[torch.Tensor, torch.Tensor] | None = None
         self._wanted = number in owner.wanted
@@ -74,6 +76,7 @@ class WindowLayer(DynamicLayer):
         shown = keys[..., hidden:, :], values[..., hidden:, :]
         # A pass ahead of a search: the forward itself will bring these tokens again.
         if self.peeking:
+            self.peeked = key_states, value_states
             return shown
         self.seen += key_states.shape[-2]
         self.keys, self.values = keys, values
