@@ -14,7 +14,7 @@ from tests.gpu.inputs import Outputs, tensors
 
 OPERATIONS = (
     "hybrid_blocks", "standardise", "words", "part_scores", "best_passages", "cover",
-    "within_lines", "recalled", "without_unread", "ring_link",
+    "within_lines", "recalled", "without_unread", "write_query", "ring_link",
 )  # fmt: skip
 
 

@@ -71,7 +71,7 @@ def test_select(benchmark, stored: int, device: str, by: str) -> None:
         created=slots + 1,
     )
     sessions = torch.zeros(1, dtype=torch.int64, device=device)
-    out = new_selection(maxima, 1, K, RULE.passage + 2 * RULE.neighbours)
+    out = new_selection(maxima, K, RULE.passage + 2 * RULE.neighbours)
     scratch = new_scratch(maxima, 1, queries, blocks)
 
     def ours() -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -92,7 +91,7 @@ class Remembered:
             ask = self.asks[number]
             if self.core.index_digest is None:  # noted as the model has them
                 with self.memory._stepper.alone():
-                    ask = replace(ask, states=self.core.asking(ask.states, finder))
+                    ask = self.core.asked(ask, finder)
             choice = self.core.search(ask)
             seconds = time.perf_counter() - begun
             starts = choice.table[0, :, 0]

@@ -37,6 +37,7 @@ from cmr.integration.reweave.recall import LayerStates, Recall
 from cmr.integration.reweave.recomputer import Recomputer
 from cmr.integration.reweave.reducer import Reducer
 from cmr.integration.reweave.tiered_states import Prefetcher, Recomputed, TieredStates
+from cmr.kernels.search.query import weigh
 from cmr.kernels.upload import uploaded
 from cmr.memory.block_store import BlockStore
 from cmr.memory.journal import Journal
@@ -308,28 +309,29 @@ class Core:
         """What is indexed and searched of states `[..., hidden]` at the index layer."""
         return states if self.calibration is None else self.calibration.index(states)
 
-    def asking(self, states: torch.Tensor, retriever: Retriever) -> torch.Tensor:
-        """What a search compares with the index of states `[..., hidden]` at the index layer.
+    def weighing(self, retriever: Retriever) -> Metric | None:
+        """What weighs the states that a search asks with; None: they are as they are indexed.
 
-        As they are indexed, and where that is as they are, weighed by the model's own metric. The
-        first time it runs the decoder, whose hooks must rest.
+        The model's own metric, where they are indexed as they are. The first time it runs the
+        decoder, whose hooks must rest.
         """
         config = retriever.config
         # What is weighed are no cosines, which a strategy or a least one may ask for.
         plain = config.strategy != "maxsim" or config.similarity_threshold is not None
         if plain or self.searched_by == "none" or self.index_digest is not None:
-            return self.indexed(states)
+            return None
         if not self.sampled:
             # No cached property: its lock, which a fork in another thread would leave locked in
             # the child, is held for as long as the model runs.
             found = sample(self.adapter, self.layout.index_layer)
             self.metric, self.sampled = found and found.to(self.ring.device), True
-        return states if self.metric is None else self.metric.weigh(states)
+        return self.metric
 
     def asked(self, ask: Ask, retriever: Retriever) -> Ask:
-        """The same with states as `asking` gives them, on the index's device."""
-        ask = ask.to(self.ring.device)
-        return replace(ask, states=self.asking(ask.states, retriever))
+        """The same with states as the index is compared with, on its device; see `weighing`."""
+        ask, metric = ask.to(self.ring.device), self.weighing(retriever)
+        states = self.indexed(ask.states) if metric is None else weigh(ask.states, metric)
+        return replace(ask, states=states)
 
     def search(self, ask: Ask, retriever: Retriever | None = None) -> Choice:
         """Search with what `asked` gives; see `Retriever`. None: as it is set here and now."""

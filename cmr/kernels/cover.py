@@ -121,26 +121,10 @@ def cover(
     return out
 
 
-def cover_plain(
-    values: torch.Tensor,
-    shares: torch.Tensor,
-    winner: torch.Tensor | None,
-    scores: torch.Tensor,
-    starts: torch.Tensor,
-    fits: torch.Tensor,
-    successor: torch.Tensor,
-    predecessor: torch.Tensor,
-    created: torch.Tensor,
-    ratio: float,
-    gain: float,
-    passage: int,
-    neighbours: int,
-    taken_scores: torch.Tensor,
-    taken_starts: torch.Tensor,
-    table: torch.Tensor,
-    stamps: torch.Tensor,
-) -> None:
-    """The specification of `cover`, of arguments that were checked already."""
+def cover_plain(*given: Any) -> None:
+    """The specification of `cover`, of the operation's arguments, checked before."""
+    values, shares, winner, scores, starts, fits, successor, predecessor, created = given[:9]
+    enough, out = Enough(*given[9:13]), Cover(*given[13:])
     there = starts >= 0
     if winner is not None:
         at, tokens = starts.clamp(min=0), values.shape[1]
@@ -149,30 +133,29 @@ def cover_plain(
         first = winner.gather(1, at[:, :1])[..., None].expand(-1, 1, tokens)
         shares = shares.gather(1, first)[:, 0]
     # Below 0 a look-alike fits less than usual, however close it comes to the first one.
-    close = (fits >= ratio * fits[:, :1]) & (fits > 0)
+    close = (fits >= enough.ratio * fits[:, :1]) & (fits > 0)
     order = torch.arange(starts.shape[1], device=starts.device)
     explained = values[..., 0]
-    wanted = gain * (shares * explained).sum(1, keepdim=True)
+    wanted = enough.gain * (shares * explained).sum(1, keepdim=True)
     free = there & (order > 0)
     taken = [torch.where(there[:, 0], 0, -1)]
     # How many rounds there are does not depend on what is found: the host never waits.
-    for _ in range(table.shape[1] - 1):
+    for _ in range(out.table.shape[1] - 1):
         more = (shares[..., None] * (values - explained[..., None]).clamp(min=0)).sum(1)
-        enough = free & ((more >= wanted) | close)
-        best = enough.int().argmax(-1)  # the first of them
-        some = enough.any(-1)
+        adds = free & ((more >= wanted) | close)
+        best = adds.int().argmax(-1)  # the first of them
+        some = adds.any(-1)
         taken.append(torch.where(some, best, -1))
         picked = values.gather(2, best[:, None, None].expand(-1, values.shape[1], 1))[..., 0]
         explained = torch.where(some[:, None], torch.maximum(explained, picked), explained)
         free = free & (order > best[:, None]) & some[:, None]
     where = torch.stack(taken, 1)
     at, none = where.clamp(min=0), where < 0
-    taken_scores.copy_(scores.gather(1, at).masked_fill(none, NEG_INF))
-    taken_starts.copy_(starts.gather(1, at).masked_fill(none, -1))
-    table.copy_(
-        block_table(taken_starts, successor, predecessor, length=passage, neighbours=neighbours)
-    )
-    stamps.copy_(stamped(table, created))
+    out.scores.copy_(scores.gather(1, at).masked_fill(none, NEG_INF))
+    out.starts.copy_(starts.gather(1, at).masked_fill(none, -1))
+    links, beside = (successor, predecessor), enough.neighbours
+    out.table.copy_(block_table(out.starts, *links, length=enough.passage, neighbours=beside))
+    out.stamps.copy_(stamped(out.table, created))
 
 
 cover_ = register(

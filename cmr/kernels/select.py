@@ -37,13 +37,15 @@ class Scratch(NamedTuple):
     lines: torch.Tensor
 
 
-def new_selection(like: torch.Tensor, batch: int, k: int, run: int) -> Selection:
-    """Uninitialised tensors for the result of `maxsim_select`, on the device of `like`."""
+def new_selection(like: torch.Tensor, k: int, run: int) -> Selection:
+    """Uninitialised tensors for what `maxsim_select` finds by maxima [B, Q, N] `like` these."""
+    batch, tokens = like.shape[:2]
     scores = like.new_empty(batch, k, dtype=torch.float32)
     table = like.new_empty(batch, k, run, dtype=torch.int64)
     starts = torch.empty_like(scores, dtype=torch.int64)
     certainty = like.new_empty(batch, dtype=torch.float32)
-    return Selection(scores, starts, certainty, table, torch.empty_like(table))
+    values, shares = scores.new_empty(batch, tokens, k), scores.new_empty(batch, tokens)
+    return Selection(scores, starts, certainty, table, torch.empty_like(table), values, shares)
 
 
 def new_scratch(like: torch.Tensor, batch: int, tokens: int, blocks: int) -> Scratch:
@@ -69,7 +71,7 @@ def maxsim_select(
     out: Selection | None = None,
     scratch: Scratch | None = None,
 ) -> Selection:
-    """Choose passages from block maxima: everything up to the block table. Three launches.
+    """Choose passages from block maxima: everything up to the block table. Four launches.
 
     Each query token's maxima are standardised over the row's visible blocks (its own session's,
     before `before`), a passage takes the larger value of its two blocks, and its similarity is the
@@ -116,6 +118,8 @@ def maxsim_select(
             ("out.certainty", out.certainty, "B", torch.float32, CONTIGUOUS),
             ("out.table", out.table, "B k run", torch.int64, CONTIGUOUS),
             ("out.stamps", out.stamps, "B k run", torch.int64, CONTIGUOUS),
+            ("out.values", out.values, "B Q k", torch.float32, CONTIGUOUS),
+            ("out.shares", out.shares, "B Q", torch.float32, CONTIGUOUS),
         ]
     if scratch is not None:
         wanted += [
@@ -131,7 +135,7 @@ def maxsim_select(
         _copy(found, out)
         return out
     # While decoding both are given, so that a search allocates nothing.
-    out = new_selection(maxima, sizes["B"], k, run) if out is None else out
+    out = new_selection(maxima, k, run) if out is None else out
     scratch = scratch or new_scratch(maxima, sizes["B"], sizes["Q"], sizes["N"])
     maxsim_select_(maxima, query_mask, *columns, sessions, before, *rule, *scratch, *out)
     return out
@@ -170,7 +174,7 @@ maxsim_select_ = register(
     "int peak_power, float clamp, float threshold, float null_base, float null_slope, "
     "int few_blocks, float few_certainty, int passage, int neighbours, Tensor(a!) statistics, "
     "Tensor(b!) lines, Tensor(c!) scores, Tensor(d!) starts, Tensor(e!) certainty, "
-    "Tensor(f!) table, Tensor(g!) stamps) -> ()",
+    "Tensor(f!) table, Tensor(g!) stamps, Tensor(h!) values, Tensor(i!) shares) -> ()",
     maxsim_select_plain,
     "select:maxsim_select",
     "cmr.retrieve",

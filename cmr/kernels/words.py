@@ -5,7 +5,7 @@ Source: Robertson and Zaragoza (2009), BM25, with b = 0, as passages are equally
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -91,21 +91,10 @@ def words(
     return found
 
 
-def words_plain(
-    query: torch.Tensor,
-    of: torch.Tensor,
-    token_ids: torch.Tensor,
-    positions: torch.Tensor,
-    successor: torch.Tensor,
-    seen: torch.Tensor,
-    classes: torch.Tensor,
-    kinds: int,
-    counts: torch.Tensor,
-    weights: torch.Tensor,
-    rarity: torch.Tensor,
-    scores: torch.Tensor,
-) -> None:
-    """The specification of `words`, of arguments that were checked already."""
+def words_plain(*given: Any) -> None:
+    """The specification of `words`, of the operation's arguments, checked before."""
+    query, of, token_ids, positions, successor, seen, classes, kinds = given[:8]
+    rarity, scores = given[10:]
     stored = classes_of(token_ids, classes).masked_fill(positions < 0, NO_WORD)
     asked = classes_of(query, classes)
     # Which of the words that any row asks a stored one is, or none of them (the last number), is

@@ -133,8 +133,8 @@ class Retriever:
         if isinstance(space, OwnSlots):
             return query.settle(space.widened(self._found(query.ask(), space)))
         if self.strategy is None:
-            ask, out, scratch = query.for_kernels(self._selector.candidates, self._selector.run)
-            return query.settle(self._selector.fused(ask, store, out, scratch))
+            ask, room = query.for_kernels(self._selector.candidates, self._selector.run)
+            return query.settle(self._selector.fused(ask, store, room, query.choice))
         return query.settle(self._found(query.ask(), store, query.choice))
 
     def _search(self, ask: Ask, store: Searched) -> Choice:

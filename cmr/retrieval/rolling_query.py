@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from cmr.kernels.reference.select import Selection
-from cmr.kernels.ring_write import ring_write_index
+from cmr.kernels.search.query import Places, Weighing, write_query
 from cmr.kernels.select import Scratch, new_scratch, new_selection
-from cmr.kernels.upload import uploaded
 from cmr.memory.block_store import BlockStore
 from cmr.retrieval.ask import Ask, QueryParts
 from cmr.retrieval.choice import Choice
@@ -68,11 +68,8 @@ class RollingQuery:
         self.choice: Choice | None = None
         self._next = self._first
         self._seen = ring.ledger.changes
-        self._places = torch.arange(tokens * rows, device=ring.device)
-        self._picks: dict[int, torch.Tensor] = {}
         self._parts = QueryParts.one(self._ids, self.mask)
-        # The number of the last tokens' part, and whether all rows ask at their places.
-        self._part, self._all_ask = 0, [False] * (tokens - self._first)
+        self._part = 0  # the number of the last tokens'
         if question is not None:
             self._keep(question)
 
@@ -81,29 +78,27 @@ class RollingQuery:
         states: torch.Tensor,
         mask: torch.Tensor | None,
         token_ids: torch.Tensor | None = None,
+        weighing: Weighing | None = None,
     ) -> None:
         """Take new tokens `[rows, new]` in, as of an `Ask`, and bring everything up to date.
 
-        Of more than `tokens` the last ones count.
+        Of more than `tokens` the last ones count. `weighing`: of their states; None: they are
+        weighed already, or as they are.
         """
         end = self.mask.shape[1]
-        tokens = end - self._first
-        states = states[:, -tokens:]
-        new, done = states.shape[1], 0
+        new, done = min(states.shape[1], end - self._first), 0
+        given = [None if x is None else x[:, -new:] for x in (states, mask, token_ids)]
         self._follow()
         while done < new:  # twice where the end of the tensors lies between
             count = min(new - done, end - self._next)
             where, part = slice(self._next, self._next + count), slice(done, done + count)
-            self._write(where, states, done)
-            self._ask_at(where, None if mask is None else mask[:, -new:][:, part])
-            self._ids[:, where] = -1 if token_ids is None else token_ids[:, -new:][:, part]
-            self._compare(where, 0, self.space.high_water)
+            self._write(where, [None if x is None else x[:, part] for x in given], weighing)
             done += count
             self._next += count
             if self._next == end:
                 self._next = self._first
 
-    def for_kernels(self, candidates: int, run: int) -> tuple[Ask, Selection, Scratch]:
+    def for_kernels(self, candidates: int, run: int) -> tuple[Ask, tuple[Selection, Scratch]]:
         """What `maxsim_select` is given: the question, and tensors that are kept for it.
 
         They are for so many candidates, passages of `run` blocks. The next search writes over what
@@ -116,10 +111,10 @@ class RollingQuery:
         if sizes not in self._room:
             rows, tokens = self.mask.shape
             self._room[sizes] = (
-                new_selection(self.maxima, rows, candidates, run),
+                new_selection(self.maxima, candidates, run),
                 new_scratch(self.maxima, rows, tokens, width),
             )
-        return self.ask(width), *self._room[sizes]
+        return self.ask(width), self._room[sizes]
 
     def ask(self, slots: int | None = None) -> Ask:
         """The same as a question on its own; its tensors are views that go on changing."""
@@ -142,6 +137,8 @@ class RollingQuery:
         if kept is None or not _alike(kept, choice):
             self.choice = choice
             return choice
+        # Its certainty alone is not looked for again: a bias was made of it.
+        kept = self.choice = kept._replace(certainty=choice.certainty)
         for old, new in zip(kept, choice, strict=True):
             if old is not None and new is not None and old is not new:
                 old.copy_(new)
@@ -164,50 +161,24 @@ class RollingQuery:
         for name in ("maxima", "mask", "_ids", "sessions"):
             setattr(other, name, getattr(self, name).index_select(0, rows))
         other._parts = QueryParts(*(tensor.index_select(0, rows) for tensor in self._parts))
-        other._all_ask = self._all_ask.copy()
-        other._places = torch.arange(other.mask.numel(), device=rows.device)
-        other._room, other._picks, other.choice = {}, {}, None
+        other._room, other.choice = {}, None
         return other
 
     def _keep(self, question: Ask) -> None:
         """The question's tokens, to the places in front."""
         parts, where = question.parts, slice(0, self._first)
         assert parts is not None and question.token_ids is not None
-        self._write(where, question.states, 0)
-        self._ids[:, where] = question.token_ids
-        self.mask[:, where] = parts.of >= 0
         self._part = parts.marked.shape[1]
         self._parts = QueryParts(torch.full_like(self._ids, -1), F.pad(parts.marked, (0, 1)))
+        self._write(where, [question.states, parts.of >= 0, question.token_ids])
         self._parts.of[:, where] = parts.of
+
+    def _write(self, where: slice, given: Sequence[Any], weighing: Weighing | None = None) -> None:
+        """States, mask and ids of tokens to the given places, and what they match."""
+        held = self._query.transpose(0, 1), self._ids, self._parts.of, self.mask
+        places, (states, mask, ids) = Places(*(x[:, where] for x in held)), given
+        write_query(places, states, mask, ids, self._part, weighing)
         self._compare(where, 0, self.space.high_water)
-
-    def _ask_at(self, where: slice, mask: torch.Tensor | None) -> None:
-        """Have the tokens at some places of the last ones ask, those of a mask `[rows, tokens]`."""
-        places = slice(where.start - self._first, where.stop - self._first)
-        if mask is None and all(self._all_ask[places]):
-            return  # as it is from the second time round on
-        self._all_ask[places] = [mask is None] * (where.stop - where.start)
-        of = self._part if mask is None else torch.where(mask, self._part, -1)
-        self.mask[:, where] = True if mask is None else mask
-        self._parts.of[:, where] = of
-
-    def _write(self, where: slice, states: torch.Tensor, done: int) -> None:
-        """Unit states of the tokens from `done` on, to the given places."""
-        # By the kernel of the store's slots: it allocates nothing while a text is decoded.
-        rows, new = states.shape[:2]
-        # The states lie row by row, their places token by token: where each comes from is the same
-        # at every step of as many tokens, and made once.
-        if new not in self._picks:
-            order = torch.arange(rows * new).view(rows, new).t().flatten()
-            self._picks[new] = uploaded(order, self._places.device)
-        count = where.stop - where.start
-        ring_write_index(
-            self._query.flatten(0, 1)[:, None],
-            None,
-            self._places[where.start * rows : where.stop * rows],
-            self._picks[new][done * rows : (done + count) * rows],
-            states,
-        )
 
     def _follow(self) -> None:
         """Have older tokens meet the blocks that were written since; new ones meet all anyway."""

@@ -118,8 +118,8 @@ class Selector:
         self,
         ask: Ask,
         store: Searched,
-        out: Selection | None = None,
-        scratch: Scratch | None = None,
+        room: tuple[Selection | None, Scratch | None] = (None, None),
+        out: Choice | None = None,
     ) -> Choice:
         """By late interaction (Khattab and Zaharia 2020, ColBERT), all of it in the kernels.
 
@@ -127,17 +127,20 @@ class Selector:
         the larger of its two blocks' values, and its score is the mean over the query's tokens,
         weighted by their best value where the question was located and by its square elsewhere.
 
-        The kernels write into `out` and `scratch` where these are given.
+        The kernels write into `room`, and into `out` where it is of the same shape.
         """
         maxima, rule = ask.maxima(store), self._rules[ask.located]
         # As many columns as there are maxima: a growing query has them for padded slots.
         columns = columns_of(store, maxima.shape[2])
         who, k = (ask.sessions, ask.before), self.candidates
-        found = maxsim_select(maxima, ask.mask, columns, *who, rule, k, out=out, scratch=scratch)
+        found = maxsim_select(maxima, ask.mask, columns, *who, rule, k, *room)
         if self._takes_first:
             return Choice(found.table, found.stamps, found.scores, found.certainty)
         best = Best(found.scores, found.starts, found.certainty)
-        return self._taken(ask, store, columns, rule, best)
+        # What is left out for its cosines moves the others forward, away from their values.
+        moved = self._config.similarity_threshold is not None
+        told = None if moved else (found.values, found.shares)
+        return self._taken(ask, store, columns, rule, best, None, out, told)
 
     def by_scores(
         self, ask: Ask, store: Searched, found: Scored, out: Choice | None = None
@@ -172,8 +175,9 @@ class Selector:
         columns: SearchColumns,
         rule: Rule,
         best: Best,
-        found: Scored | None = None,
-        out: Choice | None = None,
+        found: Scored | None,
+        out: Choice | None,
+        told: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> Choice:
         """Those of the best passages that are read; the end of every search."""
         least = self._config.similarity_threshold
@@ -183,11 +187,10 @@ class Selector:
         if found is not None and found.values is not None:
             assert found.shares is not None
             values, shares, winner = found.values, found.shares, found.winner
+        elif told is not None:
+            values, shares = told
         elif found is None or found.explained is None:
-            seen = may_see(columns, ask.sessions, ask.before)
-            values, shares = values_of(
-                ask.maxima(store), ask.mask, columns.successor, seen, rule, best.starts
-            )
+            values, shares = values_of(ask, store, columns, rule, best.starts)
         else:
             values, shares = found.explained(best.starts)
         own = _similarity(best, None if found is None else found.line)
@@ -202,8 +205,8 @@ class Selector:
             taken = cover(*given, into)
         parts = None
         # Of a query that goes on nobody wants to know.
-        told = ask.parts is not None and ask.known is None
-        if told and found is not None and found.winner is not None:
+        known = ask.parts is not None and ask.known is None
+        if known and found is not None and found.winner is not None:
             parts = found.winner.gather(1, taken.starts.clamp(min=0))
             parts = parts.masked_fill(taken.starts < 0, -1)
         choice = Choice(taken.table, taken.stamps, taken.scores, best.certainty, parts=parts)
@@ -295,18 +298,15 @@ def near(
 
 
 def values_of(
-    maxima: torch.Tensor,
-    query_mask: torch.Tensor | None,
-    successor: torch.Tensor,
-    visible: torch.Tensor,
-    rule: Rule,
-    starts: torch.Tensor,
+    ask: Ask, store: Searched, columns: SearchColumns, rule: Rule, starts: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How well passages match each query token, and each token's share of a score.
 
-    Of `maxima` `[batch, tokens, blocks]` and passages that begin at `starts` `[batch, k]`, -1 for
-    none: `[batch, tokens, k]` in deviations from what is usual, and `[batch, tokens]`.
+    Of passages that begin at `starts` `[batch, k]`, -1 for none: `[batch, tokens, k]` in deviations
+    from what is usual, and `[batch, tokens]`.
     """
+    maxima, query_mask, successor = ask.maxima(store), ask.mask, columns.successor
+    visible = may_see(columns, ask.sessions, ask.before)
     batch, tokens, size = maxima.shape
     if not size:
         return maxima.new_zeros(batch, tokens, starts.shape[1]), maxima.new_zeros(batch, tokens)

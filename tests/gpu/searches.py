@@ -14,6 +14,7 @@ from cmr.kernels.reference.quantise import quantise_rows
 from cmr.kernels.reference.select import Rule, SearchColumns
 from cmr.kernels.search.lines import within_lines
 from cmr.kernels.search.parts import Numbers, Windows, part_scores
+from cmr.kernels.search.query import Places, Weighing, write_query
 from cmr.kernels.search.recalled import Sure, Used, recalled, without_unread
 from cmr.kernels.select import best_passages, maxsim_select, new_scratch, new_selection
 from cmr.kernels.standardise import standardise
@@ -172,7 +173,7 @@ def _maxsim_select(tokens: int, blocks: int, k: int) -> Call:
 
     def allocate(given: Inputs) -> Any:
         like = given["maxima"]
-        return new_selection(like, 2, k, run), new_scratch(like, 2, tokens, blocks)
+        return new_selection(like, k, run), new_scratch(like, 2, tokens, blocks)
 
     return Call(
         f"maxsim_select/{tokens}x{blocks} k{k}", "maxsim_select", "cmr.retrieve", make,
@@ -297,7 +298,41 @@ def _without_unread(entries: int) -> Call:
     )  # fmt: skip
 
 
+def _write_query(rows: int, tokens: int, hidden: int, width: int = 0) -> Call:
+    def make(device: str, dtype: torch.dtype, seed: int) -> Inputs:
+        new = Maker(device, dtype, seed)
+        weighing = None
+        if width:
+            # Orthogonal directions: nothing is much larger than what comes of it.
+            basis = torch.linalg.qr(new.floats(hidden, width).cpu()).Q.to(device)
+            weighing = Weighing(new.floats(hidden) / hidden, basis)
+        return {
+            "states": new.normal(rows, tokens, hidden),
+            "mask": new.integers(2, rows, tokens) > 0,
+            "token_ids": new.integers(99, rows, tokens),
+            "part": 2,
+            "weighing": weighing,
+        }
+
+    def call(given: Inputs, out: Any) -> tuple[torch.Tensor, ...]:
+        write_query(out, **given)
+        return tuple(out)
+
+    def allocate(given: Inputs) -> Any:
+        ids = torch.zeros_like(given["token_ids"])
+        return Places(torch.zeros_like(given["states"]), ids, ids.clone(), ids > 0)
+
+    return Call(
+        f"write_query/{rows}x{tokens}x{hidden}" + f" of {width}" * bool(width), "write_query",
+        "cmr.retrieve", make, call if not width else lambda given, _: call(given, allocate(given)),
+        None if width else allocate, decoding=not width,
+    )  # fmt: skip
+
+
 SEARCHES = [
+    _write_query(2, 5, 100),
+    _write_query(1, 16, 576, 300),
+    _write_query(3, 16, 4096, 64),
     _block_maxima(1, 70, 100),
     _block_maxima(64, 33, 96),
     _block_maxima(64, 2048, 576, large=True),

@@ -161,7 +161,7 @@ def test_it_chooses_what_the_stages_choose(seed: int) -> None:
 def test_the_operation_traces_and_compiles() -> None:
     columns, (maxima, mask) = columns_of(40, 2, 3), rows_of(2, 3, 40)
     sessions = torch.tensor([0, 1])
-    scratch, out = new_scratch(maxima, 2, 3, 40), new_selection(maxima, 2, 4, 4)
+    scratch, out = new_scratch(maxima, 2, 3, 40), new_selection(maxima, 4, 4)
     arguments = (maxima, mask, *columns, sessions, None, *RULE)
     torch.library.opcheck(maxsim_select_, (*arguments, *scratch, *out))
 

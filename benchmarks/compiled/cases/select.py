@@ -18,12 +18,12 @@ def _select(tokens: int, blocks: int, k: int, neighbours: int, before: bool = Tr
     columns += [integers(blocks)]
     rows = [integers(1), integers(1) if before else None]
     scratch = new_scratch(maxima, 1, tokens, blocks)
-    out = new_selection(maxima, 1, k, 2 + 2 * neighbours)
+    out = new_selection(maxima, k, 2 + 2 * neighbours)
     rule = (2, 8.0, 1.0, 0.7, 0.18, 12, 1.0, 2, neighbours)
     return Case(
         f"select.maxsim_select/{tokens}x{blocks} k{k} n{neighbours}",
         lambda: gpu.maxsim_select(maxima, mask, *columns, *rows, *rule, *scratch, *out),
-        launches=3,
+        launches=4,
         bytes=2 * size(maxima) + size(*columns, *scratch, *out),
         flops=12 * maxima.numel(),
     )

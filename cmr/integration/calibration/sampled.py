@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.integration.decoder.partial_pass import at_rest, states_entering
+from cmr.kernels.search.query import Weighing
 
 ROWS, TOKENS = 4, 256
 """Texts of random tokens that a sample is, and the tokens of each."""
@@ -17,13 +17,10 @@ SHARE = 0.94
 """Of the sample's variance: so much is held by the directions that are kept."""
 EVEN = 0.3
 """Share of the kept variances' mean that is added to each before it divides."""
-LEAST = 1e-12
-"""Length that what is scaled to norm 1 is divided by, at least."""
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(Weighing):
     """What weighs the states that ask, so that stored ones are compared as they are.
 
     States at the index layer lie in a narrow cone, and a few directions rule every cosine. The
@@ -35,15 +32,8 @@ class Metric:
     It is of the model alone. Nothing that was read is in it, so that no session's text shows in
     the scores of another.
 
-    Attributes:
-        mean: `[hidden]` float32.
-        projection: `[hidden, width]` float32.
-
     Source: Su et al. (2021), whitening sentence representations.
     """
-
-    mean: torch.Tensor
-    projection: torch.Tensor
 
     @classmethod
     def of(cls, states: torch.Tensor) -> Metric | None:
@@ -70,16 +60,6 @@ class Metric:
     def to(self, device: torch.device) -> Metric:
         """The same on a device."""
         return Metric(self.mean.to(device), self.projection.to(device))
-
-    def weigh(self, states: torch.Tensor) -> torch.Tensor:
-        """States `[..., hidden]` that ask, weighed, of norm 1; the dtype stays, and so do zeros."""
-        # As `F.normalize` does it twice, in fewer operations: each is a launch on a GPU.
-        wide = torch.promote_types(states.dtype, torch.float32)  # a norm in less is refused
-        length = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=wide)
-        unit = (states / length.clamp(min=LEAST)).to(self.mean.dtype)
-        weighed = (unit - self.mean) @ self.projection @ self.projection.t()
-        across = torch.linalg.vector_norm(weighed, dim=-1, keepdim=True).clamp(min=LEAST)
-        return (weighed / across.masked_fill(length == 0, torch.inf)).to(states.dtype)
 
 
 def sample(adapter: ModelAdapter, layer: int) -> Metric | None:

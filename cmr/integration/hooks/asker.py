@@ -211,12 +211,9 @@ class Asker:
             mask = said if mask is None else said & mask.to(said.device)
         device = core.ring.device
         with self._alone():
-            asking = core.asking(states.to(device), retriever)
-        query.add(
-            asking,
-            None if mask is None else mask.to(device),
-            ids.to(device),
-        )
+            metric = core.weighing(retriever)
+        states, mask = states.to(device), None if mask is None else mask.to(device)
+        query.add(states if metric else core.indexed(states), mask, ids.to(device), metric)
 
     def _asking(self, step: Step) -> tuple[torch.Tensor, bool]:
         """`[batch, tokens]` bool: the new tokens that a search asks with.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -115,3 +115,15 @@ def cdiv(count: int, size: int) -> int:
 def next_power(count: int) -> int:
     """The least power of two that is not below `count`, at least 1."""
     return 1 << max(0, count - 1).bit_length()
+
+
+def strides(name: str, axes: Iterable[str], tensor: torch.Tensor | None) -> dict[str, int]:
+    """The strides of the leading axes as arguments, `name` and the axis; 0 without a tensor."""
+    axes = [*axes]
+    found = (0,) * len(axes) if tensor is None else tensor.stride()
+    return {name + axis: step for axis, step in zip(axes, found, strict=False)}
+
+
+def in_rows(x: torch.Tensor) -> torch.Tensor:
+    """The tensor with its last axis contiguous."""
+    return x if x.stride(-1) == 1 else x.contiguous()

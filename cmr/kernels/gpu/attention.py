@@ -14,7 +14,7 @@ import triton.language as tl
 
 from cmr.errors import KernelError
 from cmr.kernels.attention_partials import part_size
-from cmr.kernels.gpu._launch import cdiv, launch, next_power, target
+from cmr.kernels.gpu._launch import cdiv, launch, next_power, strides, target
 
 
 class Tile(NamedTuple):
@@ -216,12 +216,6 @@ def attention_partials(
         BLOCK_D=block_d,
         BLOCK_E=block_e,
     )
-
-
-def strides(name: str, letters: str, tensor: torch.Tensor | None) -> dict[str, int]:
-    """The strides of a tensor as arguments `name` + letter; 0 where there is no tensor."""
-    found = (0,) * len(letters) if tensor is None else tensor.stride()
-    return {name + letter: step for letter, step in zip(letters, found, strict=True)}
 
 
 def expect_dtype(query: torch.Tensor) -> None:

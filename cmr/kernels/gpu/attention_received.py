@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from cmr.kernels.gpu._launch import cdiv, launch, next_power, target
+from cmr.kernels.gpu._launch import cdiv, in_rows, launch, next_power, strides, target
 
 LARGE = (64, 64)
 """Queries and keys of a tile in half precision."""
@@ -199,7 +199,7 @@ def attention_received(
     if steps == 0 or heads == 0:
         received.zero_()
         return
-    query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
+    query, key = in_rows(query), in_rows(key)
     mask = None if key_mask is None else key_mask.contiguous().view(torch.uint8)
     single = query.dtype == torch.float32
     # On AMD the masks of larger tiles, or of a pipelined loop, overflow the scalar registers.
@@ -221,12 +221,8 @@ def attention_received(
         "steps": steps,
         "length": length,
         "scale": scale,
-        "stride_qb": query.stride(0),
-        "stride_qh": query.stride(1),
-        "stride_qs": query.stride(2),
-        "stride_kb": key.stride(0),
-        "stride_kh": key.stride(1),
-        "stride_kl": key.stride(2),
+        **strides("stride_q", "bhs", query),
+        **strides("stride_k", "bhl", key),
         "HEAD": width,
         "BLOCK_D": FEATURES if single and (width > 128 or not hip) else max(16, next_power(width)),
         "BLOCK_S": rows,

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from cmr.kernels.gpu._launch import cdiv, launch, next_power, target
+from cmr.kernels.gpu._launch import cdiv, in_rows, launch, next_power, target
 from cmr.kernels.gpu._topk import (
     LOWEST,
     chosen,
@@ -129,12 +129,8 @@ def cosine_topk(
     batch, hidden = query.shape
     count, k = entries.shape[0], scores.shape[1]
     _, splits, width = partial.shape
-    query = query if query.stride(-1) == 1 else query.contiguous()
-    entries = entries if entries.stride(-1) == 1 else entries.contiguous()
-    seen = None
-    if visible is not None:
-        seen = visible if visible.stride(-1) == 1 else visible.contiguous()
-        seen = seen.view(torch.uint8)
+    query, entries = in_rows(query), in_rows(entries)
+    seen = None if visible is None else in_rows(visible).view(torch.uint8)
     fp8 = entries.dtype == torch.float8_e4m3fn
     wide = entries.dtype == torch.float32
     amd = target(query.device).backend == "hip"

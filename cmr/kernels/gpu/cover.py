@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 import triton
 import triton.language as tl
 
+from cmr.kernels.cover import Cover, Enough
 from cmr.kernels.gpu._choice import store_table
 from cmr.kernels.gpu._launch import launch, next_power
 
@@ -78,26 +80,10 @@ def cover_kernel(
     )  # fmt: skip
 
 
-def cover(
-    values: torch.Tensor,
-    shares: torch.Tensor,
-    winner: torch.Tensor | None,
-    scores: torch.Tensor,
-    starts: torch.Tensor,
-    fits: torch.Tensor,
-    successor: torch.Tensor,
-    predecessor: torch.Tensor,
-    created: torch.Tensor,
-    ratio: float,
-    gain: float,
-    passage: int,
-    neighbours: int,
-    taken_scores: torch.Tensor,
-    taken_starts: torch.Tensor,
-    table: torch.Tensor,
-    stamps: torch.Tensor,
-) -> None:
+def cover(*given: Any) -> None:
     """Launches `cover_kernel`, one program a row."""
+    values, shares, winner, scores, starts, fits, successor, predecessor, created = given[:9]
+    enough, out = Enough(*given[9:13]), Cover(*given[13:])
     (batch, tokens, columns), candidates = values.shape, starts.shape[1]
     launch(
         cover_kernel,
@@ -113,21 +99,21 @@ def cover(
         p_successor=successor,
         p_predecessor=predecessor,
         p_created=created,
-        p_taken=taken_scores,
-        p_begins=taken_starts,
-        p_table=table,
-        p_stamps=stamps,
+        p_taken=out.scores,
+        p_begins=out.starts,
+        p_table=out.table,
+        p_stamps=out.stamps,
         tokens=tokens,
         candidates=candidates,
-        most=table.shape[1],
+        most=out.table.shape[1],
         columns=columns,
         parts=1 if winner is None else shares.shape[1],
-        ratio=ratio,
-        gain=gain,
-        PASSAGE=passage,
-        NEIGHBOURS=neighbours,
+        ratio=enough.ratio,
+        gain=enough.gain,
+        PASSAGE=enough.passage,
+        NEIGHBOURS=enough.neighbours,
         K=next_power(candidates),
-        MOST=next_power(table.shape[1]),
-        RUN=next_power(passage + 2 * neighbours),
+        MOST=next_power(out.table.shape[1]),
+        RUN=next_power(enough.passage + 2 * enough.neighbours),
         BLOCK_Q=QUERIES,
     )

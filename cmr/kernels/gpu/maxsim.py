@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from cmr.kernels.gpu._launch import cdiv, launch, next_power, target
+from cmr.kernels.gpu._launch import cdiv, in_rows, launch, next_power, strides, target
 from cmr.kernels.gpu._topk import decode
 
 TOKENS = 128
@@ -94,7 +94,7 @@ def block_maxima(
     batch, tokens, hidden = query.shape
     block = index.shape[1]
     blocks = out.shape[2]
-    query = query if query.stride(-1) == 1 else query.contiguous()
+    query = in_rows(query)
     assert index.stride(-1) == 1
     fp8 = index.dtype == torch.float8_e4m3fn
     stored = token_mask
@@ -127,13 +127,9 @@ def block_maxima(
         tokens=tokens,
         blocks=blocks,
         block=block,
-        stride_query_batch=query.stride(0),
-        stride_query_token=query.stride(1),
-        stride_index_block=index.stride(0),
-        stride_index_token=index.stride(1),
-        stride_out_batch=out.stride(0),
-        stride_out_token=out.stride(1),
-        stride_out_block=out.stride(2),
+        **strides("stride_query_", ("batch", "token"), query),
+        **strides("stride_index_", ("block", "token"), index),
+        **strides("stride_out_", ("batch", "token", "block"), out),
         HIDDEN=hidden,
         POSITIONS=stored is not None and stored.dtype == torch.int64,
         FP8=fp8,

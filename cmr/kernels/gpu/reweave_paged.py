@@ -10,8 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from cmr.kernels.gpu._launch import cdiv, launch, next_power, target
-from cmr.kernels.gpu.attention import Tile, absorb, cap, expect_dtype, finish, strides, tile
+from cmr.kernels.gpu._launch import cdiv, launch, next_power, strides, target
+from cmr.kernels.gpu.attention import Tile, absorb, cap, expect_dtype, finish, tile
 
 
 @triton.jit

@@ -9,8 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from cmr.kernels.gpu._launch import launch, next_power
-from cmr.kernels.gpu.attention import expect_dtype, strides
+from cmr.kernels.gpu._launch import launch, next_power, strides
+from cmr.kernels.gpu.attention import expect_dtype
 from cmr.kernels.gpu.reweave_paged import readable_tokens
 
 TILE_ELEMENTS = 8192

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 import triton
 import triton.language as tl
 
-from cmr.kernels.gpu._launch import launch, next_power
+from cmr.kernels.gpu._launch import in_rows, launch, next_power
+from cmr.kernels.ring_link import Columns
 
 SCAN = 1024
 """Blocks of a batch that a program looks at in one step."""
@@ -77,48 +79,19 @@ def ring_link_kernel(
     tl.store(p_positions + slot * SIZE + o_t, b_places.to(tl.int64), mask=o_t < SIZE)
 
 
-def ring_link(
-    cursor: torch.Tensor,
-    session: torch.Tensor,
-    created: torch.Tensor,
-    successor: torch.Tensor,
-    predecessor: torch.Tensor,
-    last_access: torch.Tensor,
-    access_count: torch.Tensor,
-    relevance: torch.Tensor,
-    token_ids: torch.Tensor,
-    positions: torch.Tensor,
-    slots: torch.Tensor,
-    predecessors: torch.Tensor,
-    numbers: torch.Tensor,
-    sessions: torch.Tensor,
-    pick: torch.Tensor,
-    new_token_ids: torch.Tensor,
-    new_positions: torch.Tensor,
-    new_relevance: torch.Tensor | None,
-) -> None:
+def ring_link(*given: Any) -> None:
     """Launches `ring_link_kernel`, one program a new block."""
-    size = token_ids.shape[1]
+    columns, (slots, predecessors, numbers) = Columns(*given[:10]), given[10:13]
+    sessions, pick, new_token_ids, new_positions, new_relevance = given[13:]
+    size = columns.token_ids.shape[1]
     tokens = new_token_ids.shape[1]
-    if new_token_ids.stride(-1) != 1:
-        new_token_ids = new_token_ids.contiguous()
-    if new_positions.stride(-1) != 1:
-        new_positions = new_positions.contiguous()
+    new_token_ids, new_positions = in_rows(new_token_ids), in_rows(new_positions)
     launch(
         ring_link_kernel,
         (slots.shape[0],),
-        device=session.device,
+        device=slots.device,
         warps=1 if slots.shape[0] <= 128 else 4,
-        p_cursor=cursor,
-        p_session=session,
-        p_created=created,
-        p_successor=successor,
-        p_predecessor=predecessor,
-        p_last_access=last_access,
-        p_access_count=access_count,
-        p_relevance=relevance,
-        p_token_ids=token_ids,
-        p_positions=positions,
+        **{f"p_{name}": column for name, column in columns._asdict().items()},
         p_slots=slots,
         p_predecessors=predecessors,
         p_numbers=numbers,

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from cmr.kernels.gpu._launch import cdiv, launch, next_power
+from cmr.kernels.gpu._launch import cdiv, in_rows, launch, next_power, strides
 
 COPIED = 2048
 """Elements that a program copies in one step."""
@@ -132,8 +132,8 @@ def ring_write_heads(
     block_d = min(FEATURES, max(next_power(key_dim - 2 * half), next_power(value_dim)))
     # As many tokens a program as keep its tiles of copied and of turned features in registers.
     at_once = min(COPIED // block_d, TURNED // block_r, next_power(size))
-    keys = _rows(keys)
-    values, cos, sin = (x if x is None else _rows(x) for x in (values, cos, sin))
+    keys = in_rows(keys)
+    values, cos, sin = (x if x is None else in_rows(x) for x in (values, cos, sin))
     launch(
         ring_write_heads_kernel,
         (slots.shape[0], keys.shape[1], cdiv(size, at_once)),
@@ -149,12 +149,12 @@ def ring_write_heads(
         p_sin=sin,
         tokens=tokens,
         blocks=cdiv(tokens, size),
-        **_strides("k", "sht", key_store),
-        **_strides("v", "sht", value_store),
-        **_strides("k", "bgn", keys),
-        **_strides("v", "bgn", values),
-        **_strides("c", "bn", cos),
-        **_strides("s", "bn", sin),
+        **strides("stride_k", "sht", key_store),
+        **strides("stride_v", "sht", value_store),
+        **strides("stride_k", "bgn", keys),
+        **strides("stride_v", "bgn", values),
+        **strides("stride_c", "bn", cos),
+        **strides("stride_s", "bn", sin),
         SIZE=size,
         KEY_DIM=key_dim,
         VALUE_DIM=value_dim,
@@ -240,7 +240,7 @@ def ring_write_index(
     width = next_power(hidden)
     at_once = max(1, min(next_power(size), NORMALISED // width))
     kind = {torch.int8: INT8, torch.float8_e4m3fn: E4M3}.get(index.dtype, FLOATS)
-    states = _rows(states)
+    states = in_rows(states)
     tokens = states.shape[1]
     launch(
         ring_write_index_kernel,
@@ -254,22 +254,10 @@ def ring_write_index(
         p_states=states,
         tokens=tokens,
         blocks=cdiv(tokens, size),
-        stride_batch=states.stride(0),
-        stride_token=states.stride(1),
+        **strides("stride_", ("batch", "token"), states),
         SIZE=size,
         HIDDEN=hidden,
         KIND=kind,
         BLOCK_T=at_once,
         BLOCK_H=width,
     )
-
-
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    """The tensor with its last axis contiguous."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _strides(owner: str, letters: str, x: torch.Tensor | None) -> dict[str, int]:
-    """Strides of the leading axes as arguments of the kernel, 0 where there is no tensor."""
-    strides = (0,) * len(letters) if x is None else x.stride()
-    return {f"stride_{owner}{a}": step for a, step in zip(letters, strides, strict=False)}

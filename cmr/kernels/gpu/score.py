@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from cmr.kernels.gpu._launch import cdiv, launch, next_power
+from cmr.kernels.gpu._launch import cdiv, in_rows, launch, next_power, strides
 
 ROW_ELEMENTS = 4096
 """Elements of states that a program holds in registers at once."""
@@ -66,9 +66,7 @@ def state_scores(
 ) -> None:
     """Launches `state_scores_kernel`, one program a block of tokens."""
     batch, tokens, hidden = states.shape
-    if states.stride(-1) != 1:
-        states = states.contiguous()
-    width = next_power(hidden)
+    states, width = in_rows(states), next_power(hidden)
     launch(
         state_scores_kernel,
         (cdiv(tokens, block_size), batch),
@@ -82,8 +80,7 @@ def state_scores(
         p_pooled=pooled,
         tokens=tokens,
         blocks=cdiv(tokens, block_size),
-        stride_batch=states.stride(0),
-        stride_token=states.stride(1),
+        **strides("stride_", ("batch", "token"), states),
         HIDDEN=hidden,
         BLOCK_SIZE=block_size,
         BLOCK_ROWS=max(1, min(next_power(block_size), ROW_ELEMENTS // width)),
@@ -153,9 +150,8 @@ def surprise(
 ) -> None:
     """Launches `surprise_kernel`, one program a token, and the mean where it is asked for."""
     batch, steps, vocabulary = logits.shape
-    logits, token_ids = (x if x.stride(-1) == 1 else x.contiguous() for x in (logits, token_ids))
-    if previous is not None and previous.stride(-1) != 1:
-        previous = previous.contiguous()
+    logits, token_ids = in_rows(logits), in_rows(token_ids)
+    previous = None if previous is None else in_rows(previous)
     launch(
         surprise_kernel,
         (steps, batch),
@@ -167,9 +163,8 @@ def surprise(
         p_losses=losses,
         steps=steps,
         vocabulary=vocabulary,
-        stride_batch=logits.stride(0),
-        stride_step=logits.stride(1),
-        stride_previous=0 if previous is None else previous.stride(0),
+        **strides("stride_", ("batch", "step"), logits),
+        **strides("stride_", ("previous",), previous),
         stride_tokens=token_ids.stride(0),
         BLOCK_V=min(VOCABULARY, max(128, next_power(vocabulary))),
     )

@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 
 from cmr.kernels.gpu._choice import best_passages_kernel, select_choice_kernel
-from cmr.kernels.gpu._launch import cdiv, launch, next_power
+from cmr.kernels.gpu._launch import cdiv, launch, next_power, strides
 from cmr.kernels.gpu._statistics import is_finite, merged, passage_z
+from cmr.kernels.reference.select import Rule, SearchColumns, Selection
 
 QUERIES, BLOCKS = 16, 64
 """Query tokens and blocks of a tile."""
@@ -117,130 +118,140 @@ def select_lines_kernel(
     tl.store(p_line + o_n, b_line, mask=m_n)
 
 
-def maxsim_select(
-    maxima: torch.Tensor,
-    query_mask: torch.Tensor | None,
-    session: torch.Tensor,
-    positions: torch.Tensor,
-    successor: torch.Tensor,
-    predecessor: torch.Tensor,
-    created: torch.Tensor,
-    sessions: torch.Tensor,
-    before: torch.Tensor | None,
-    peak_power: int,
-    clamp: float,
-    threshold: float,
-    null_base: float,
-    null_slope: float,
-    few_blocks: int,
-    few_certainty: float,
-    passage: int,
-    neighbours: int,
-    statistics: torch.Tensor,
-    lines: torch.Tensor,
-    scores: torch.Tensor,
-    starts: torch.Tensor,
-    certainty: torch.Tensor,
-    table: torch.Tensor,
-    stamps: torch.Tensor,
-) -> None:
-    """Launches the statistics over parts of the blocks, the lines over blocks, then the choice."""
+@triton.jit
+def select_values_kernel(
+    p_maxima, p_query_mask, p_successor, p_statistics, p_lines, p_starts, p_values, p_shares,
+    tokens, blocks, splits, k, clamp,
+    stride_batch, stride_token, stride_block,
+    SPLITS: tl.constexpr, POWER: tl.constexpr, PASSAGE: tl.constexpr,
+    BLOCK_Q: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """How well the chosen passages match some query tokens, and the shares of those."""
+    i_batch = tl.program_id(1).to(tl.int64)
+    total = tl.full([], 0.0, tl.float32)
+    for start in range(0, tokens, BLOCK_Q):
+        b_weight = merged(
+            p_statistics, p_query_mask, i_batch, start + tl.arange(0, BLOCK_Q), tokens, splits,
+            clamp, SPLITS, BLOCK_Q, POWER,
+        )[2]  # fmt: skip
+        total += tl.sum(b_weight, 0)
+    o_q = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    m_q = o_q < tokens
+    b_mean, b_deviation, b_weight = merged(
+        p_statistics, p_query_mask, i_batch, o_q, tokens, splits, clamp, SPLITS, BLOCK_Q, POWER
+    )
+    b_share = tl.where(total > 0, b_weight / tl.where(total > 0, total, 1.0), 0.0)
+    tl.store(p_shares + i_batch * tokens + o_q, b_share, mask=m_q)
+    o_k = tl.arange(0, K)
+    m_k = o_k < k
+    o_n = tl.maximum(tl.load(p_starts + i_batch * k + o_k, mask=m_k, other=0), 0)
+    m_n = m_k & (o_n < blocks)
+    b_z = passage_z(
+        p_maxima + i_batch * stride_batch, p_lines + (i_batch * 2 + 1) * blocks, p_successor, o_q,
+        o_n, m_q, m_n, stride_token, stride_block, b_mean, b_deviation, clamp, PASSAGE,
+    )  # fmt: skip
+    p_to = p_values + (i_batch * tokens + o_q[:, None].to(tl.int64)) * k + o_k[None, :]
+    tl.store(p_to, tl.where(m_n[None, :], b_z, 0.0), mask=m_q[:, None] & m_k[None, :])  # [Q, K]
+
+
+def maxsim_select(maxima: torch.Tensor, query_mask: torch.Tensor | None, *rest: Any) -> None:
+    """Launches statistics over parts of the blocks, lines over blocks, the choice, its values."""
+    columns, (sessions, before), rule = SearchColumns(*rest[:5]), rest[5:7], Rule(*rest[7:16])
+    (statistics, lines), out = rest[16:18], Selection(*rest[18:])
     batch, tokens, blocks = maxima.shape
-    splits, k = statistics.shape[1], scores.shape[1]
-    block = positions.shape[1]
-    device = maxima.device
-    strides: dict[str, Any] = {
-        "stride_batch": maxima.stride(0),
-        "stride_token": maxima.stride(1),
-        "stride_block": maxima.stride(2),
-    }
+    splits, k = statistics.shape[1], out.scores.shape[1]
+    block = columns.positions.shape[1]
     # Triton loads bools as bytes.
     asked = None if query_mask is None else query_mask.contiguous().view(torch.uint8)
-    sizes: dict[str, Any] = {"tokens": tokens, "blocks": blocks, "splits": splits}
+    given: dict[str, Any] = {
+        "device": maxima.device,
+        "warps": 4,
+        "p_maxima": maxima,
+        "p_statistics": statistics,
+        "p_lines": lines,
+        "tokens": tokens,
+        "blocks": blocks,
+        "splits": splits,
+        **strides("stride_", ("batch", "token", "block"), maxima),
+    }
+    merging: dict[str, Any] = {
+        "p_query_mask": asked,
+        "p_successor": columns.successor,
+        "clamp": rule.clamp,
+        "SPLITS": next_power(splits),
+        "POWER": rule.peak_power,
+        "PASSAGE": rule.passage,
+        "BLOCK_Q": QUERIES,
+    }
     launch(
         select_statistics_kernel,
         (splits, batch, max(1, cdiv(tokens, QUERIES))),
-        device=device,
-        warps=4,
-        p_maxima=maxima,
-        p_session=session,
-        p_positions=positions.contiguous(),
+        p_session=columns.session,
+        p_positions=columns.positions.contiguous(),
         p_sessions=sessions,
         p_before=before,
-        p_statistics=statistics,
-        p_lines=lines,
         block=block,
         per_split=cdiv(cdiv(blocks, splits), BLOCKS) * BLOCKS,
         BLOCK_Q=QUERIES,
         BLOCK_N=BLOCKS,
         BLOCK_P=min(32, next_power(block)),
-        **sizes,
-        **strides,
+        **given,
     )
     launch(
         select_lines_kernel,
         (cdiv(blocks, BLOCKS), batch),
-        device=device,
-        warps=4,
-        p_maxima=maxima,
-        p_query_mask=asked,
-        p_successor=successor,
-        p_statistics=statistics,
-        p_lines=lines,
-        clamp=clamp,
-        SPLITS=next_power(splits),
-        POWER=peak_power,
-        PASSAGE=passage,
-        BLOCK_Q=QUERIES,
         BLOCK_N=BLOCKS,
-        **sizes,
-        **strides,
+        **merging,
+        **given,
     )
     launch(
         select_choice_kernel,
         (batch,),
-        device=device,
+        device=maxima.device,
         warps=8 if k > 16 else 4,
-        p_successor=successor,
-        p_predecessor=predecessor,
-        p_created=created,
+        p_successor=columns.successor,
+        p_predecessor=columns.predecessor,
+        p_created=columns.created,
         p_statistics=statistics,
         p_lines=lines,
-        p_scores=scores,
-        p_starts=starts,
-        p_certainty=certainty,
-        p_table=table,
-        p_stamps=stamps,
+        p_scores=out.scores,
+        p_starts=out.starts,
+        p_certainty=out.certainty,
+        p_table=out.table,
+        p_stamps=out.stamps,
+        tokens=tokens,
+        blocks=blocks,
+        splits=splits,
         k=k,
-        threshold=threshold,
-        null_base=null_base,
-        null_slope=null_slope,
-        few_blocks=few_blocks,
-        few_certainty=few_certainty,
-        PASSAGE=passage,
-        NEIGHBOURS=neighbours,
+        threshold=rule.threshold,
+        null_base=rule.null_base,
+        null_slope=rule.null_slope,
+        few_blocks=rule.few_blocks,
+        few_certainty=rule.few_certainty,
+        PASSAGE=rule.passage,
+        NEIGHBOURS=rule.neighbours,
         K=next_power(k),
-        RUN=next_power(passage + 2 * neighbours),
+        RUN=next_power(rule.passage + 2 * rule.neighbours),
         BLOCK_N=LOOKED_AT,
-        **sizes,
+    )
+    launch(
+        select_values_kernel,
+        (cdiv(tokens, QUERIES), batch),
+        p_starts=out.starts,
+        p_values=out.values,
+        p_shares=out.shares,
+        k=k,
+        K=next_power(k),
+        **merging,
+        **given,
     )
 
 
 def best_passages(
-    line: torch.Tensor,
-    base: torch.Tensor | None,
-    seen: torch.Tensor,
-    certainty: torch.Tensor,
-    session: torch.Tensor,
-    positions: torch.Tensor,
-    successor: torch.Tensor,
-    predecessor: torch.Tensor,
-    created: torch.Tensor,
-    threshold: float,
-    scores: torch.Tensor,
-    starts: torch.Tensor,
+    line: torch.Tensor, base: torch.Tensor | None, seen: torch.Tensor, *rest: Any
 ) -> None:
     """Launches `best_passages_kernel`, one program a row."""
+    certainty, columns, (threshold, scores, starts) = rest[0], SearchColumns(*rest[1:6]), rest[6:]
     batch, blocks = line.shape
     k = scores.shape[1]
     launch(
@@ -252,8 +263,8 @@ def best_passages(
         p_base=None if base is None else base.contiguous(),
         p_seen=seen.contiguous().view(torch.uint8),
         p_certainty=certainty.contiguous(),
-        p_successor=successor,
-        p_predecessor=predecessor,
+        p_successor=columns.successor,
+        p_predecessor=columns.predecessor,
         p_scores=scores,
         p_starts=starts,
         blocks=blocks,

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from cmr.kernels.gpu._launch import launch, next_power
+from cmr.kernels.gpu._launch import launch, next_power, strides
 from cmr.kernels.gpu._statistics import passage_z, spread
 
 BLOCKS = 1024
@@ -62,9 +62,7 @@ def standardise(
         tokens=tokens,
         blocks=blocks,
         clamp=clamp,
-        stride_batch=maxima.stride(0),
-        stride_token=maxima.stride(1),
-        stride_block=maxima.stride(2),
+        **strides("stride_", ("batch", "token", "block"), maxima),
         stride_visible=visible.stride(0),
         PASSAGE=1 if successor is None else 2,
         BLOCK_N=min(BLOCKS, max(16, next_power(blocks))),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -131,42 +133,33 @@ def word_scores_kernel(
     tl.store(p_scores + (i_batch * parts + i_part) * blocks + o_n, b_score, mask=m_n)
 
 
-def words(
-    query: torch.Tensor,
-    of: torch.Tensor,
-    token_ids: torch.Tensor,
-    positions: torch.Tensor,
-    successor: torch.Tensor,
-    seen: torch.Tensor,
-    classes: torch.Tensor,
-    kinds: int,
-    counts: torch.Tensor,
-    weights: torch.Tensor,
-    rarity: torch.Tensor,
-    scores: torch.Tensor,
-) -> None:
+def words(*given: Any) -> None:
     """Launches the counts, then what each word weighs, then the scores of each part."""
+    query, of, token_ids, positions, successor, seen, classes = given[:7]
+    counts, weights, rarity, scores = given[8:]
     batch, tokens = query.shape
     blocks, block = token_ids.shape
     parts = scores.shape[1]
-    device = query.device
+    shared: dict[str, Any] = {
+        "device": query.device,
+        "warps": 4,
+        "p_counts": counts,
+        "tokens": tokens,
+        "blocks": blocks,
+    }
     query, of = query.contiguous(), of.contiguous()
     seen = seen.contiguous().view(torch.uint8)
     last = len(classes) - 1
     launch(
         word_counts_kernel,
         (cdiv(blocks, BLOCKS), batch, cdiv(tokens, TOKENS)),
-        device=device,
-        warps=4,
+        **shared,
         p_query=query,
         p_token_ids=token_ids,
         p_positions=positions,
         p_successor=successor,
         p_seen=seen,
         p_classes=classes,
-        p_counts=counts,
-        tokens=tokens,
-        blocks=blocks,
         block=block,
         last=last,
         NONE=NO_WORD,
@@ -176,17 +169,13 @@ def words(
     launch(
         word_weights_kernel,
         (tokens, batch),
-        device=device,
-        warps=4,
+        **shared,
         p_query=query,
         p_of=of,
         p_seen=seen,
         p_classes=classes,
-        p_counts=counts,
         p_weights=weights,
         p_rarity=rarity,
-        tokens=tokens,
-        blocks=blocks,
         last=last,
         NONE=NO_WORD,
         BLOCK_N=min(BLOCKS_OF_A_ROW, max(16, next_power(blocks))),
@@ -195,14 +184,10 @@ def words(
     launch(
         word_scores_kernel,
         (cdiv(blocks, BLOCKS), parts, batch),
-        device=device,
-        warps=4,
+        **shared,
         p_of=of,
-        p_counts=counts,
         p_weights=weights,
         p_scores=scores,
-        tokens=tokens,
-        blocks=blocks,
         parts=parts,
         saturation=SATURATION,
         BLOCK_N=BLOCKS,

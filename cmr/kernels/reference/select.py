@@ -31,6 +31,9 @@ class Selection(NamedTuple):
             where an earlier passage has the slot already.
         stamps: [B, k, run] int64, `created` of those slots, -1 where there is none: a slot whose
             `created` differs later was overwritten meanwhile.
+        values: [B, Q, k] float32, how well each passage matches each query token, in deviations
+            from what is usual; of no passage they mean nothing.
+        shares: [B, Q] float32, of each query token in a similarity; 0 in a row that asks nothing.
     """
 
     scores: torch.Tensor
@@ -38,6 +41,8 @@ class Selection(NamedTuple):
     certainty: torch.Tensor
     table: torch.Tensor
     stamps: torch.Tensor
+    values: torch.Tensor
+    shares: torch.Tensor
 
 
 class SearchColumns(NamedTuple):
@@ -95,14 +100,19 @@ def choose(
 ) -> Selection:
     """The specification of `cmr.kernels.maxsim_select`, of arguments that were checked already."""
     visible = may_see(columns, sessions, before)
-    line = similarity_line(maxima, query_mask, columns.successor, visible, rule)[0]
+    line, shares, z = similarity_line(maxima, query_mask, columns.successor, visible, rule)
     scores, starts = topk_lowest_slot(at_peaks(line, line, columns), k)
     certainty = certainty_of(line, visible.sum(-1), rule)
     # A passage that matches less than the usual one does says nothing: its score is below 0.
     keep = (scores >= 0) & (certainty >= rule.threshold)[:, None] & (starts >= 0)
     starts = torch.where(keep, starts, -1)
     scores = torch.where(keep, scores, NEG_INF)
-    return Selection(scores, starts, certainty, *stamped_table(starts, columns, rule))
+    if z.shape[2]:
+        values = z.gather(2, starts.clamp(min=0)[:, None].expand(-1, z.shape[1], -1))
+    else:
+        values, shares = z.new_zeros(*shares.shape, k), torch.zeros_like(shares)
+    table = stamped_table(starts, columns, rule)
+    return Selection(scores, starts, certainty, *table, values, shares)
 
 
 def may_see(
@@ -110,7 +120,7 @@ def may_see(
 ) -> torch.Tensor:
     """The blocks `[B, N]` bool that each row may find: its own session's, in front of `before`."""
     # A row without a session has the number that empty slots have: it may see nothing.
-    visible = (columns.session == sessions[:, None]) & (sessions >= 0)[:, None]
+    visible = columns.session == F.threshold(sessions, -1, -2)[:, None]
     if before is not None:
         visible &= columns.positions.amax(-1) < before[:, None]
     return visible

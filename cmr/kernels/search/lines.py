@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from cmr.kernels.arguments import CONTIGUOUS, expect
@@ -62,18 +64,9 @@ def within_lines(
     return out
 
 
-def within_lines_plain(
-    starts: torch.Tensor,
-    successor: torch.Tensor,
-    predecessor: torch.Tensor,
-    positions: torch.Tensor,
-    token_ids: torch.Tensor,
-    breaks: torch.Tensor,
-    passage: int,
-    neighbours: int,
-    out: torch.Tensor,
-) -> None:
-    """The specification of `within_lines`, of arguments that were checked already."""
+def within_lines_plain(starts: torch.Tensor, *rest: Any) -> None:
+    """The specification of `within_lines`, of the operation's arguments, checked before."""
+    successor, predecessor, positions, token_ids, breaks, passage, neighbours, out = rest
     runs = block_runs(starts, successor, predecessor, length=passage, neighbours=neighbours)
     slots, size = runs.clamp(min=0), token_ids.shape[1]
     places = positions[slots].masked_fill((runs < 0)[..., None], -1).flatten(2)

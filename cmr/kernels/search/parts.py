@@ -148,65 +148,38 @@ def part_scores(
     return out
 
 
-def part_scores_plain(
-    z: torch.Tensor,
-    seen: torch.Tensor,
-    of: torch.Tensor,
-    marked: torch.Tensor,
-    rarity: torch.Tensor,
-    words: torch.Tensor,
-    inside: torch.Tensor,
-    holders: torch.Tensor,
-    lined: torch.Tensor,
-    within: torch.Tensor,
-    peak_power: int,
-    clamp: float,
-    words_weight: float,
-    lined_words: float,
-    context: float,
-    mark: float,
-    null_base: float,
-    null_blocks: float,
-    null_parts: float,
-    few_blocks: int,
-    few_certainty: float,
-    weights: torch.Tensor,
-    totals: torch.Tensor,
-    lines: torch.Tensor,
-    line: torch.Tensor,
-    winner: torch.Tensor,
-    shares: torch.Tensor,
-    certainty: torch.Tensor,
-) -> None:
-    """The specification of `part_scores`, of arguments that were checked already."""
+def part_scores_plain(*given: Any) -> None:
+    """The specification of `part_scores`, of the operation's arguments, checked before."""
+    (z, seen, of, marked), (rarity, words), windows = given[:4], given[4:6], Windows(*given[6:10])
+    n, out = Numbers(*given[10:21]), PartScores(*given[24:])
     numbers = torch.arange(marked.shape[1], device=z.device)
     own = of[:, None] == numbers[:, None]
     count = seen.sum(-1)
     peaks = z.amax(-1)
     # Of a single block, or several that are the same, none stands out: they fit equally well.
-    peaks = torch.where(peaks == 0, 1.0, peaks.clamp(min=0) ** peak_power)
+    peaks = torch.where(peaks == 0, 1.0, peaks.clamp(min=0) ** n.peak_power)
     weighed = own * (peaks * (1.0 + rarity))[:, None]
     total = weighed.sum(-1, keepdim=True)
-    torch.div(weighed, total.clamp(min=torch.finfo(total.dtype).tiny), out=shares)
-    said = standardised(words, seen, None, clamp)
-    weight = torch.where(within, lined_words, words_weight)
-    near = standardised(torch.bmm(shares, z), seen, None, torch.inf) + weight * said
-    windows = Windows(inside, holders, lined, within)
-    wide = fits_around(windows, near, z, shares, words, seen, clamp, lined_words)
+    torch.div(weighed, total.clamp(min=torch.finfo(total.dtype).tiny), out=out.shares)
+    said = standardised(words, seen, None, n.clamp)
+    weight = torch.where(windows.within, n.lined_words, n.words)
+    near = standardised(torch.bmm(out.shares, z), seen, None, torch.inf) + weight * said
+    wide = fits_around(windows, near, z, out.shares, words, seen, n.clamp, n.lined_words)
     asks = (total > 0) & seen[:, None]
-    both = standardised(near + context * wide, seen, None, torch.inf)
+    both = standardised(near + n.context * wide, seen, None, torch.inf)
     scores = both.masked_fill(~asks, NEG_INF)
-    favour = torch.where(marked, mark, 1.0)[..., None]
-    torch.max(scores * favour, 1, out=(line, winner))
+    favour = torch.where(marked, n.marked, 1.0)[..., None]
+    torch.max(scores * favour, 1, out=(out.line, out.winner))
     # How well the best one fits by itself: what lies around it is not certain to answer.
     alone = standardised(near, seen, None, torch.inf).masked_fill(~asks, NEG_INF)
-    best = alone.gather(1, winner[:, None])[:, 0].gather(1, line.argmax(1, keepdim=True))[:, 0]
+    best = alone.gather(1, out.winner[:, None])[:, 0]
+    best = best.gather(1, out.line.argmax(1, keepdim=True))[:, 0]
     # Among few blocks some block always stands out, which says nothing of how well it fits.
-    many = count.clamp(min=few_blocks).log()
+    many = count.clamp(min=n.few_blocks).log()
     asking = (total > 0).sum((1, 2)).clamp(min=1).log()
-    null = null_base + null_blocks * many + null_parts * asking
-    sure = torch.where(count < few_blocks, few_certainty, best / null)
-    certainty.copy_(torch.where(best > NEG_INF, sure, 0.0))
+    null = n.null_base + n.null_blocks * many + n.null_parts * asking
+    sure = torch.where(count < n.few_blocks, n.few_certainty, best / null)
+    out.certainty.copy_(torch.where(best > NEG_INF, sure, 0.0))
 
 
 def fits_around(

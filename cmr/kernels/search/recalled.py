@@ -111,46 +111,31 @@ def recalled(
     return out
 
 
-def recalled_plain(
-    table: torch.Tensor,
-    within: torch.Tensor | None,
-    positions: torch.Tensor,
-    token_ids: torch.Tensor,
-    index: torch.Tensor | None,
-    access_count: torch.Tensor,
-    last_access: torch.Tensor,
-    clock: int,
-    certainty: torch.Tensor,
-    low: float,
-    high: float,
-    most: float,
-    mask: torch.Tensor,
-    read: torch.Tensor,
-    ids: torch.Tensor,
-    places: torch.Tensor,
-    bias: torch.Tensor,
-) -> None:
-    """The specification of `recalled`, of arguments that were checked already."""
+def recalled_plain(*given: Any) -> None:
+    """The specification of `recalled`, of the operation's arguments, checked before."""
+    table, within, positions, token_ids, index = given[:5]
+    used, sure, out = Used(*given[5:8]), Sure(*given[8:12]), Recalled(*given[12:])
     at = table.clamp(min=0)
     # Entries below 0 add nothing, at slot 0: to leave them out would ask the device.
     times = (table >= 0).to(torch.int64).flatten()
-    access_count.index_add_(0, at.flatten(), times)
-    last_access.scatter_reduce_(0, at.flatten(), times * clock, "amax")
+    used.access_count.index_add_(0, at.flatten(), times)
+    used.last_access.scatter_reduce_(0, at.flatten(), times * used.clock, "amax")
     if table.shape[1]:
-        bias.copy_(most * ((certainty - low) / (high - low)).clamp(0.0, 1.0))
+        share = (sure.certainty - sure.low) / (sure.high - sure.low)
+        out.bias.copy_(sure.most * share.clamp(0.0, 1.0))
     stored = positions[at]
     # Slots of nobody are cut off by the table, empty places of a block by their position.
     wanted = (stored >= 0) & (table >= 0)[..., None]
     if within is not None:
         first, last = within[:, None, None].unbind(-1)
         wanted &= ((stored[..., None] >= first) & (stored[..., None] <= last)).any(-1)
-    mask.copy_(wanted.flatten(1))
+    out.mask.copy_(wanted.flatten(1))
     # Where the table names no block, slot 0 was looked up: nothing of it may stay.
-    ids.copy_(token_ids[at].flatten(1).masked_fill_(~mask, 0))
-    places.copy_(stored.flatten(1).masked_fill_(~mask, -1))
+    out.token_ids.copy_(token_ids[at].flatten(1).masked_fill_(~out.mask, 0))
+    out.positions.copy_(stored.flatten(1).masked_fill_(~out.mask, -1))
     if index is not None:
         wanted &= (index[at.flatten()] != 0).any(-1).view(wanted.shape)
-    read.copy_(wanted.flatten(1))
+    out.read.copy_(wanted.flatten(1))
 
 
 recalled_ = register(

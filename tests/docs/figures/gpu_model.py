@@ -10,7 +10,7 @@ from tests.emulated.test_counts import BARS, BARS_OF_WORDS, READING
 DOCUMENT = "docs/gpu-model.md"
 FORWARDS = {
     "step": "46 (instead of",
-    "search": "7 more, with a tokenizer",
+    "search": "6 more, with a tokenizer",
     "leaving": "3 more",
     "prompt": "as a search",
 }

@@ -16,6 +16,8 @@ from cmr.integration.calibration import sampled
 from cmr.integration.calibration.sampled import ROWS, Metric, sample
 from cmr.integration.decoder import adapter as decoder
 from cmr.integration.decoder.adapter import ModelAdapter
+from cmr.kernels.search import query
+from cmr.kernels.search.query import weigh
 from tests.integration.tiny import text
 
 SETTINGS: dict[str, Any] = {"window": 64, "left_context": 16, "budget": 2048, "threshold": 0.0}
@@ -46,7 +48,7 @@ def test_weighing_what_asks_ranks_as_whitening_both_does() -> None:
     asks, stored = cone(3, seed=1), F.normalize(cone(50, seed=2), dim=-1)
     white = (F.normalize(asks, dim=-1) - metric.mean) @ metric.projection
     want = white @ ((stored - metric.mean) @ metric.projection).t()
-    found = metric.weigh(asks) @ stored.t()
+    found = weigh(asks, metric) @ stored.t()
 
     def standard(scores: torch.Tensor) -> torch.Tensor:
         return (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True)
@@ -82,9 +84,9 @@ def test_zeros_stay_zeros_and_the_dtype_stays() -> None:
     assert metric is not None
     asks = cone(6).view(2, 3, 32)
     asks[0, 1] = 0
-    found = metric.weigh(asks)
+    found = weigh(asks, metric)
     assert not found[0, 1].any() and torch.allclose(found[1].norm(dim=-1), torch.ones(3))
-    assert metric.weigh(asks.bfloat16()).dtype == torch.bfloat16
+    assert weigh(asks.bfloat16(), metric).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1.0])
@@ -160,13 +162,13 @@ def test_a_text_that_goes_on_is_weighed_too(
 ) -> None:
     """Also what the answer so far asks: each token once, new ones beside those of before."""
     weighed: list[int] = []
-    weigh = Metric.weigh
+    specified = query.weighed
 
-    def noted(self: Metric, states: torch.Tensor) -> torch.Tensor:
+    def noted(states: torch.Tensor, *metric: torch.Tensor) -> torch.Tensor:
         weighed.append(states.shape[-2])
-        return weigh(self, states)
+        return specified(states, *metric)
 
-    monkeypatch.setattr(Metric, "weigh", noted)
+    monkeypatch.setattr(query, "weighed", noted)
     with cmr.attach(llama, **SETTINGS, refresh=4, query_tokens=8) as memory:
         memory.read(text(1, 300))
         llama.generate(text(1, 12), max_new_tokens=13, do_sample=False, pad_token_id=0)

@@ -257,9 +257,8 @@ def test_a_search_while_decoding_waits_for_nothing(llama, monkeypatch, blocks) -
         found = core.search_again(record.search.query)
     assert operations.waiting == []
     assert found.table.data_ptr() == before.table.data_ptr()
-    # A second passage is chosen behind the first ones: on a GPU `standardise` sees to its values.
     further = {"cover"} if blocks > 1 else set()
-    assert set(operations.ours) == {"ring_write_index", "block_maxima", "maxsim_select", *further}
+    assert set(operations.ours) == {"write_query", "block_maxima", "maxsim_select", *further}
     if blocks == 1:
         assert operations.allocating == []
         assert all("fill_" in name or "copy_" in name for name in operations.computing)

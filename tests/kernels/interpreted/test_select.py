@@ -21,6 +21,9 @@ def both(
     assert_close("certainty", have.certainty, want.certainty, 2e-5, 2e-5)
     for name in ("starts", "table", "stamps"):
         assert torch.equal(getattr(have, name), getattr(want, name)), name
+    found = (want.starts >= 0)[:, None]
+    assert_close("values", have.values * found, want.values * found, 2e-5, 2e-5)
+    assert_close("shares", have.shares, want.shares, 2e-5, 2e-5)
     return have
 
 

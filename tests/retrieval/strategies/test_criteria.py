@@ -233,9 +233,8 @@ def choose(store, query, sessions, weights, k=3):
         select.at_peaks(found.line, found.passages, columns), k, found.profiles, found.diversity
     )
     certainty = select.certainty_of(found.line, visible(ask, store).sum(-1), TUNED)
-    return select.Selection(
-        scores, starts, certainty, *select.stamped_table(starts, columns, TUNED)
-    )
+    table = select.stamped_table(starts, columns, TUNED)
+    return select.Selection(scores, starts, certainty, *table, scores, scores)
 
 
 def test_similarity_alone_chooses_what_the_default_search_does() -> None:

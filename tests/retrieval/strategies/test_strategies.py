@@ -139,10 +139,8 @@ def test_hierarchical_knows_what_its_passages_explain() -> None:
     starts = torch.tensor([[3, 24, -1], [39, 26, -1], [-1, -1, -1]])
     assert found.explained is not None
     have, shares = found.explained(starts)
-    successor, rule = store.successor[:40], rule_for(ask.located, MODEL)
-    want, want_shares = values_of(
-        ask.maxima(store), ask.mask, successor, visible(ask, store), rule, starts
-    )
+    rule = rule_for(ask.located, MODEL)
+    want, want_shares = values_of(ask, store, columns_of(store, 40), rule, starts)
     assert_close("values", have[:2, :, :2], want[:2, :, :2], 1e-4, 1e-4)
     assert_close("shares", shares, want_shares, 1e-4, 1e-4)
 

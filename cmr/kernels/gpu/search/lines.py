@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -57,18 +59,9 @@ def within_lines_kernel(
     tl.store(p_out + 2 * i_at + 1, tl.minimum(last, highest))
 
 
-def within_lines(
-    starts: torch.Tensor,
-    successor: torch.Tensor,
-    predecessor: torch.Tensor,
-    positions: torch.Tensor,
-    token_ids: torch.Tensor,
-    breaks: torch.Tensor,
-    passage: int,
-    neighbours: int,
-    out: torch.Tensor,
-) -> None:
+def within_lines(starts: torch.Tensor, *rest: Any) -> None:
     """Launches `within_lines_kernel`, one program a passage."""
+    successor, predecessor, positions, token_ids, breaks, passage, neighbours, out = rest
     size = token_ids.shape[1]
     launch(
         within_lines_kernel,

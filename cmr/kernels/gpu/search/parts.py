@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
 from cmr.kernels.gpu._launch import cdiv, launch, next_power
 from cmr.kernels.gpu._statistics import spread
+from cmr.kernels.search.parts import Numbers, PartScores, Windows
 
 BLOCKS, TOKENS = 64, 16
 """Blocks and query tokens that a program looks at at once."""
@@ -230,132 +233,103 @@ def part_certainty_kernel(
     tl.store(p_certainty + i_batch, tl.where(alone > -float("inf"), sure, 0.0))
 
 
-def part_scores(
-    z: torch.Tensor,
-    seen: torch.Tensor,
-    of: torch.Tensor,
-    marked: torch.Tensor,
-    rarity: torch.Tensor,
-    words: torch.Tensor,
-    inside: torch.Tensor,
-    holders: torch.Tensor,
-    lined: torch.Tensor,
-    within: torch.Tensor,
-    peak_power: int,
-    clamp: float,
-    words_weight: float,
-    lined_words: float,
-    context: float,
-    mark: float,
-    null_base: float,
-    null_blocks: float,
-    null_parts: float,
-    few_blocks: int,
-    few_certainty: float,
-    weights: torch.Tensor,
-    totals: torch.Tensor,
-    lines: torch.Tensor,
-    line: torch.Tensor,
-    winner: torch.Tensor,
-    shares: torch.Tensor,
-    certainty: torch.Tensor,
-) -> None:
+def part_scores(*given: Any) -> None:
     """Launches the tokens' weights, the parts' means, fits and scores, and what comes of them."""
+    (z, seen, of, marked), (rarity, words), windows = given[:4], given[4:6], Windows(*given[6:10])
+    numbers, (weights, totals, lines) = Numbers(*given[10:21]), given[21:24]
+    out = PartScores(*given[24:])
     batch, tokens, blocks = z.shape
-    parts, device = marked.shape[1], z.device
+    parts = marked.shape[1]
+    shared: dict[str, Any] = {"device": z.device, "blocks": blocks}
     z, words = z.contiguous(), words.contiguous()
     seen, marked, lined, within = (
-        flags.contiguous().view(torch.uint8) for flags in (seen, marked, lined, within)
+        flags.contiguous().view(torch.uint8)
+        for flags in (seen, marked, windows.lined, windows.within)
     )
     wide = min(BLOCKS_OF_A_ROW, max(16, next_power(blocks)))
     launch(
         token_weights_kernel,
         (tokens, batch),
-        device=device,
+        **shared,
         warps=4,
         p_z=z,
         p_rarity=rarity.contiguous(),
         p_weights=weights,
         tokens=tokens,
-        blocks=blocks,
-        POWER=peak_power,
+        POWER=numbers.peak_power,
         BLOCK_N=wide,
     )
     launch(
         part_lines_kernel,
         (cdiv(blocks, BLOCKS), parts, batch),
-        device=device,
+        **shared,
         warps=4,
         p_z=z,
         p_of=of.contiguous(),
         p_weights=weights,
         p_words=words,
-        p_inside=inside,
+        p_inside=windows.inside,
         p_totals=totals,
-        p_shares=shares,
+        p_shares=out.shares,
         p_lines=lines,
         tokens=tokens,
-        blocks=blocks,
         parts=parts,
         tiny=TINY,
-        STEPS=inside.shape[1],
+        STEPS=windows.inside.shape[1],
         BLOCK_N=BLOCKS,
         BLOCK_Q=TOKENS,
     )
     launch(
         part_scores_kernel,
         (parts, batch),
-        device=device,
+        **shared,
         warps=4,
         p_seen=seen,
         p_words=words,
-        p_holders=holders,
+        p_holders=windows.holders,
         p_lined=lined,
         p_within=within,
         p_totals=totals,
         p_lines=lines,
-        blocks=blocks,
         parts=parts,
-        clamp=clamp,
-        words_weight=words_weight,
-        lined_words=lined_words,
-        context=context,
+        clamp=numbers.clamp,
+        words_weight=numbers.words,
+        lined_words=numbers.lined_words,
+        context=numbers.context,
         unlimited=float("inf"),
-        HOLDERS=holders.shape[1],
+        HOLDERS=windows.holders.shape[1],
         BLOCK_N=wide,
     )
     launch(
         best_part_kernel,
         (cdiv(blocks, BLOCKS), batch),
-        device=device,
+        **shared,
         warps=2,
         p_marked=marked,
         p_lines=lines,
-        p_line=line,
-        p_winner=winner,
-        blocks=blocks,
+        p_line=out.line,
+        p_winner=out.winner,
         parts=parts,
-        mark=mark,
+        mark=numbers.marked,
         BLOCK_N=BLOCKS,
     )
     launch(
         part_certainty_kernel,
         (batch,),
-        device=device,
+        **shared,
         warps=4,
         p_seen=seen,
         p_totals=totals,
         p_lines=lines,
-        p_line=line,
-        p_winner=winner,
-        p_certainty=certainty,
-        blocks=blocks,
+        p_line=out.line,
+        p_winner=out.winner,
+        p_certainty=out.certainty,
         parts=parts,
-        null_base=null_base,
-        null_blocks=null_blocks,
-        null_parts=null_parts,
-        few_blocks=float(few_blocks),
-        few_certainty=few_certainty,
+        null_base=numbers.null_base,
+        null_blocks=numbers.null_blocks,
+        null_parts=numbers.null_parts,
+        few_blocks=float(numbers.few_blocks),
+        few_certainty=numbers.few_certainty,
         BLOCK_N=wide,
         BLOCK_P=16,
     )

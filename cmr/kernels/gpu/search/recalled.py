@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
-from cmr.kernels.gpu._launch import launch, next_power
+from cmr.kernels.gpu._launch import launch, next_power, strides
+from cmr.kernels.search.recalled import Recalled, Sure, Used
 
 FEATURES = 64
 """Features of an index vector that a program looks at at once."""
@@ -88,28 +91,11 @@ def without_unread_kernel(
     tl.store(p_out + o_slot, b_place, mask=o_at < size)
 
 
-def recalled(
-    table: torch.Tensor,
-    within: torch.Tensor | None,
-    positions: torch.Tensor,
-    token_ids: torch.Tensor,
-    index: torch.Tensor | None,
-    access_count: torch.Tensor,
-    last_access: torch.Tensor,
-    clock: int,
-    certainty: torch.Tensor,
-    low: float,
-    high: float,
-    most: float,
-    mask: torch.Tensor,
-    read: torch.Tensor,
-    ids: torch.Tensor,
-    places: torch.Tensor,
-    bias: torch.Tensor,
-) -> None:
+def recalled(*given: Any) -> None:
     """Launches `recalled_kernel`, one program a block of the table."""
+    table, within, positions, token_ids, index = given[:5]
+    used, sure, out = Used(*given[5:8]), Sure(*given[8:12]), Recalled(*given[12:])
     size = positions.shape[1]
-    strides = (0, 0, 0) if index is None else index.stride()
     launch(
         recalled_kernel,
         (table.numel(),),
@@ -120,25 +106,23 @@ def recalled(
         p_positions=positions,
         p_token_ids=token_ids,
         p_index=index,
-        p_count=access_count,
-        p_last=last_access,
-        p_certainty=certainty.contiguous(),
-        p_mask=mask.view(torch.uint8),
-        p_read=read.view(torch.uint8),
-        p_ids=ids,
-        p_places=places,
-        p_bias=bias,
-        clock=clock,
-        low=low,
-        width=high - low,
-        most=most,
+        p_count=used.access_count,
+        p_last=used.last_access,
+        p_certainty=sure.certainty.contiguous(),
+        p_mask=out.mask.view(torch.uint8),
+        p_read=out.read.view(torch.uint8),
+        p_ids=out.token_ids,
+        p_places=out.positions,
+        p_bias=out.bias,
+        clock=used.clock,
+        low=sure.low,
+        width=sure.high - sure.low,
+        most=sure.most,
         entries=table.shape[1],
         passages=0 if within is None else within.shape[1],
         size=size,
         hidden=0 if index is None else index.shape[2],
-        stride_slot=strides[0],
-        stride_token=strides[1],
-        stride_feature=strides[2],
+        **strides("stride_", ("slot", "token", "feature"), index),
         BLOCK=next_power(size),
         BLOCK_H=FEATURES,
     )
