@@ -123,25 +123,26 @@ def run(serving: Serving) -> None:
     """Load the model and its memory, serve until told to end, and save."""
     import uvicorn
 
-    with application(serving) as app:
+    from cmr.cli.listening import Server, bound
+
+    with bound(serving.host, serving.port) as port, application(serving) as app:
         # Its own lines of requests would name sessions; what is noted is `cmr.audit`.
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
         logging.getLogger("cmr").setLevel(logging.INFO)
         config = uvicorn.Config(
             app,
-            host=serving.host,
-            port=serving.port,
             access_log=False,
             log_config=None,
             server_header=False,
             limit_concurrency=CONNECTIONS,
-            timeout_graceful_shutdown=max(1, round(serving.limits.drain)),
         )
         folder = serving.folder
         kept = f", kept in {folder}" if folder is not None else ", kept nowhere: see --folder"
         out = console()
-        out.print(f"{serving.name} on http://{serving.host}:{serving.port}/v1{escape(kept)}")
-        uvicorn.Server(config).run()
+        # In one line however narrow the log is: it is looked for.
+        where = f"http://{serving.host}:{serving.port}/v1"
+        out.print(f"{serving.name} on {where}{escape(kept)}", soft_wrap=True)
+        Server(config, serving.limits.drain, out.print).run([port])
 
 
 REPLICAS = 2

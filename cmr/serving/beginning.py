@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 
 from cmr.serving.answer import Answer
 from cmr.serving.bodies import SESSION, Message, Remembered
-from cmr.serving.engines.job import Ended, Event, Job, Piece, Said
+from cmr.serving.engines.job import Ended, Job, Piece, Said
 from cmr.serving.keys import Caller
 from cmr.serving.refusals import Refusal
 from cmr.serving.replies import told
@@ -63,10 +63,11 @@ async def begin(
         service.encoding, prompt, length, body.memory == "off"
     )
     job = _job(asked, body, session, ids, length, said)
-    answer = Answer(service.engine, job, service.settings.deadline, request.is_disconnected)
+    deadline, gone = service.settings.deadline, request.is_disconnected
+    answer = Answer(service.engine, job, deadline, gone, service.watch.answer)
     # Also where the client leaves before the first event is asked for.
     asked.after.callback(answer.cancel)
-    return Begun(session, job, told(_watched(service, answer.events()), bool(said.tools)))
+    return Begun(session, job, told(answer.events(), bool(said.tools)))
 
 
 def said_in(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Said:
@@ -83,13 +84,6 @@ def streamed(events: AsyncIterator[str]) -> StreamingResponse:
     # Proxies that gather a reply before they pass it on would make a stream of none.
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-
-
-async def _watched(service: Service, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
-    async for event in events:
-        if isinstance(event, Ended):
-            service.watch.answer(event)
-        yield event
 
 
 def require_model(service: Service, name: str | None) -> None:
