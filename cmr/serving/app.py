@@ -91,50 +91,27 @@ def create_app(
             keeping = homes = Homes(memory, folder, key, settings.save_every)
             turns = homes.turns = Turns(settings.queue, homes.here)
         else:
-            keeping, turns = (
-                Keeping(memory, folder, key, settings.save_every),
-                Turns(settings.queue),
-            )
+            keeping = Keeping(memory, folder, key, settings.save_every)
+            turns = Turns(settings.queue)
         making = Making(memory, settings.sessions, keeping)
         positions = None if upstream else getattr(model.config, "max_position_embeddings", None)
         prompts = Prompts(tokenizer, settings.max_prompt, positions, tools=upstream is None)
         engine: Engine
         if upstream is None:
             engine = BatchEngine(
-                model,
-                memory,
-                storing,
-                making,
-                tokenizer,
-                rows=settings.rows,
-                tokens=settings.batch_tokens,
-                turns=turns,
-                lanes=settings.lanes,
-                changed=keeping.changed,
-            )
+                model, memory, storing, making, tokenizer, turns=turns, changed=keeping.changed,
+                rows=settings.rows, tokens=settings.batch_tokens, lanes=settings.lanes,
+            )  # fmt: skip
         else:
             engine = UpstreamEngine(
-                upstream,
-                memory,
-                making,
-                prompts,
+                upstream, memory, making, prompts, turns=turns, changed=keeping.changed,
                 at_once=settings.rows * settings.lanes,
-                turns=turns,
-                changed=keeping.changed,
-            )
+            )  # fmt: skip
         service = app.state.service = Service(
-            name=name,
-            began=int(time.time()),
-            memory=memory,
-            engine=engine,
-            making=making,
-            prompts=prompts,
-            keys=known,
-            limits=Limits(settings.rate, settings.at_once),
-            settings=settings,
-            watch=Watch(model, engine, keeping),
-            keeping=keeping,
-        )
+            name=name, began=int(time.time()), memory=memory, engine=engine, making=making,
+            prompts=prompts, keys=known, limits=Limits(settings.rate, settings.at_once),
+            settings=settings, watch=Watch(model, engine, keeping), keeping=keeping,
+        )  # fmt: skip
         keeping.start()
         try:
             yield

@@ -31,10 +31,7 @@ class Asker:
     """Searches for the forwards of one model; forwards inside `alone` are the model's own."""
 
     def __init__(
-        self,
-        core: Core,
-        config: RetrievalConfig,
-        alone: Callable[[], AbstractContextManager[None]],
+        self, core: Core, config: RetrievalConfig, alone: Callable[[], AbstractContextManager[None]]
     ) -> None:
         self._core, self._alone = core, alone
         self._query_tokens, self._refresh = config.query_tokens, config.refresh
@@ -202,11 +199,7 @@ class Asker:
         device = core.ring.device
         with self._alone():
             asking = core.asking(states.to(device), retriever)
-        query.add(
-            asking,
-            None if mask is None else mask.to(device),
-            ids.to(device),
-        )
+        query.add(asking, None if mask is None else mask.to(device), ids.to(device))
 
     def _asking(self, step: Step) -> tuple[torch.Tensor, bool]:
         """`[batch, tokens]` bool: the new tokens that a search asks with.
