@@ -91,8 +91,8 @@ def ask(
     question: Annotated[
         list[str] | None,
         typer.Option(
-            help="Question; may be given several times. With --save none is needed; without both, "
-            "what comes through a pipe is the question."
+            help="Question; may be given several times, each asked by itself. With --save none is "
+            "needed; without both, what comes through a pipe is the question."
         ),
     ] = None,
     url: Annotated[

@@ -13,7 +13,7 @@ from fastapi import Depends, Header, Request
 from starlette.responses import StreamingResponse
 
 from cmr.serving.answer import Answer
-from cmr.serving.bodies import SESSION, Message, Remembered
+from cmr.serving.bodies import SESSION, SESSION_SAID, Message, Remembered
 from cmr.serving.engines.job import Ended, Job, Piece, Said
 from cmr.serving.keys import Caller
 from cmr.serving.refusals import Refusal
@@ -89,7 +89,8 @@ def streamed(events: AsyncIterator[str]) -> StreamingResponse:
 def require_model(service: Service, name: str | None) -> None:
     """Raises `Refusal` for another model than the one that there is; None: that one."""
     if name not in (None, service.name):
-        raise Refusal(404, "model_not_found", f"this server has the model {service.name!r} alone")
+        raise Refusal(404, "model_not_found", f"model: {service.name!r} expected, as this server "
+                                              f"has no other, got {name[:200]!r}")  # fmt: skip
 
 
 def _length(service: Service, wanted: int | None) -> int:
@@ -102,8 +103,7 @@ def _length(service: Service, wanted: int | None) -> int:
 def _session(body: Remembered, header: str | None) -> str | None:
     """The id of the session that is meant; raises `Refusal` where that is not said, or twice."""
     if header is not None and not re.fullmatch(SESSION, header):
-        raise Refusal(400, "session", "X-Session-Id: 1 to 128 letters, digits and ._@+:- expected, "
-                                      "no dot or colon first")  # fmt: skip
+        raise Refusal(400, "session", f"X-Session-Id: {SESSION_SAID}")
     if None not in (header, body.user) and header != body.user:
         raise Refusal(400, "session", "X-Session-Id and user name two sessions")
     found = header or body.user
