@@ -72,6 +72,18 @@ def test_it_is_saved_while_it_runs_and_only_where_something_changed(
         assert server.http.get("/ready").status_code == 200
 
 
+def test_what_a_batch_stored_is_one_change(
+    tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer's end is one, and the end of its batch none besides: it would be saved twice."""
+    with served(*tiny, folder=tmp_path / "kept") as server:
+        told = list[str]()
+        monkeypatch.setattr(server.service.engine, "_changed", lambda *names: told.extend(names))
+        server.say(TEXT)
+        server.idle()
+        assert told == ["local/anna"]
+
+
 def saved(keeping: Keeping) -> int:
     """How many saves were done when nothing is left to be saved."""
     until(lambda: keeping._due == math.inf)
