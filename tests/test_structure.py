@@ -46,6 +46,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # The command line starts a server and knows it; the server knows nothing of the command line.
     ("cmr.serving",),
     ("cmr.cli",),
+    ("cmr.__main__",),
 )
 """From the ground up: a module imports from its own floor's part and from the floors below."""
 

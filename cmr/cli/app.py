@@ -91,8 +91,8 @@ def ask(
     question: Annotated[
         list[str] | None,
         typer.Option(
-            help="Question; may be given several times. With --save none is needed; without both, "
-            "what comes through a pipe is the question."
+            help="Question; may be given several times, each asked by itself. With --save none is "
+            "needed; without both, what comes through a pipe is the question."
         ),
     ] = None,
     url: Annotated[
@@ -216,7 +216,7 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Show all since it began, and end.")] = False,
     every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
 ) -> None:
-    """Watch a running `cmr serve`; a key of scope metrics, if needed, in CMR_SERVE_KEY."""
+    """Watch a running `cmr serve`; a key of scope metrics, if needed, in CMR_SERVER_KEY."""
     from cmr.cli.watch.top import run
 
     run(url, once, every)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from cmr.cli.common import Speaker
 from cmr.cli.display import answered, conditions, console, size
@@ -38,7 +40,8 @@ def run(settings: Settings, documents: list[Path], questions: list[str]) -> None
 
 def _ask(out: Console, speaker: Speaker, question: str) -> bool:
     """Answer a question and show it; whether Ctrl-C stopped the answer."""
-    with stoppable() as stop:
+    asking = f"asking: {escape(question)}"
+    with out.status(asking) if out.is_terminal else nullcontext(), stoppable() as stop:
         found = speaker.answer(speaker.encode(question), stop=stop)
     count, more = len(found.token_ids), ", stopped" if found.stopped else ""
     answered(out, question, found.text, found.recalled, count, found.seconds, more)

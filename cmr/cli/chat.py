@@ -21,8 +21,8 @@ from cmr.cli.talk.figures import as_json, as_table
 from cmr.cli.talk.interrupts import stoppable
 
 HELP = (
-    "/quit ends, /stats shows the memory, /recalled what the last answer read; "
-    "Ctrl-C stops an answer"
+    "/quit ends (with --save it is saved then), /stats shows the memory, /recalled what the last "
+    "answer read, /help this; Ctrl-C stops an answer"
 )
 
 
@@ -142,8 +142,11 @@ def talk(out: Console, conversation: Conversation, memory: Any) -> None:
             out.print("[dim]Ctrl-C once more, Ctrl-D or /quit ends the chat[/dim]")
             continue
         interrupted = False
-        if line == "/quit":
+        if line in ("/quit", "/exit"):
             return
+        if line == "/help":
+            out.print(f"[dim]{HELP}[/dim]")
+            continue
         if line in ("/stats", "/stats --json"):
             stats = memory.stats()
             if line == "/stats":

@@ -13,6 +13,7 @@ import torch
 
 from cmr.cli.errors import UsageError
 from cmr.cli.input.gguf import folder_of
+from cmr.cli.input.hub import only_here
 from cmr.cli.talk.interrupts import Stop
 from cmr.demo import load_smollm2, smollm2
 from cmr.demo.conversion import quick_dtype, quiet
@@ -54,7 +55,9 @@ def load_model(name: str | None) -> tuple[Any, Any]:
         # Its bar for the weights would stand on standard error, also in a pipe.
         with quiet():
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=quick_dtype() if converted else "auto"
+                folder,
+                dtype=quick_dtype() if converted else "auto",
+                local_files_only=only_here(folder),
             )
     except (OSError, ValueError) as error:
         raise UsageError(
@@ -68,10 +71,12 @@ def load_model(name: str | None) -> tuple[Any, Any]:
 
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of a model: a folder or a name that transformers knows."""
+    # In front of transformers, which takes seconds to load.
+    offline = only_here(name)
     import transformers
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(name)
+        return transformers.AutoTokenizer.from_pretrained(name, local_files_only=offline)
     except (OSError, ValueError) as error:
         reason = whole(error)
         raise UsageError(f"--model {name}: its tokenizer cannot be loaded: {reason}") from error

@@ -42,12 +42,15 @@ def progress_bar(out: Console, doing: str) -> Iterator[Callable[[int, int], None
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens"),
+        TextColumn("{task.fields[done]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=out, transient=True) as bar:
-        task = bar.add_task(doing, total=1)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        # Of how many is not known before the first window is read.
+        task = bar.add_task(doing, total=None, done="")
+        yield lambda done, total: bar.update(
+            task, completed=done, total=total, done=f"{done:,} of {total:,} tokens"
+        )
 
 
 def mark(out: Console, right: bool) -> str:

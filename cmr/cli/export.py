@@ -19,13 +19,7 @@ from cmr.memory.inspection import StoredBlock
 
 
 def run(
-    path: Path,
-    target: Path,
-    *,
-    sessions: list[str],
-    force: bool,
-    model: str | None,
-    key: Key,
+    path: Path, target: Path, *, sessions: list[str], force: bool, model: str | None, key: Key
 ) -> None:
     """Write the blocks of some sessions, or of all, to a file, whose ending says the form."""
     plain = target.suffix.lower() == ".txt"
@@ -53,7 +47,7 @@ def run(
     count = len({block.session for block in blocks})
     console().print(
         f"wrote {counted(len(blocks), 'block')} of {counted(count, 'session')} to "
-        f"{escape(str(target))}: {size(written)}, not encrypted, readable by you alone",
+        f"{escape(str(target))}: {size(written)}, not encrypted, readable by you alone"
     )
 
 

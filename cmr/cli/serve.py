@@ -33,6 +33,8 @@ CONNECTIONS = 1024
 UPSTREAM_KEY = "CMR_UPSTREAM_KEY"
 """Of the environment: the key of the other server. Command lines are seen by others."""
 UPSTREAM_SILENCE = 60.0
+ROOM = ("window", "budget", "working_budget", "long_term_budget")
+"""Options that are settings of the memory as they are."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,9 @@ class Serving:
         shared: bool,
         key_file: Path | None,
         batch: int,
-        window: int | None,
-        budget: str | None,
-        working_budget: str | None,
-        long_term_budget: str | None,
         memory_weight: str | None,
         upstream: str | None,
-        upstream_model: str | None,
-        upstream_timeout: float | None,
-        upstream_extra_body: str | None,
-        **limits: Any,
+        **more: Any,
     ) -> Serving:
         """Check what the option parser cannot; nothing is loaded yet."""
         _require_packages()
@@ -96,25 +91,19 @@ class Serving:
             raise UsageError(f"--keys {keys}: no such file; `cmr serve-key --keys {keys} --tenant "
                              "NAME` makes it")  # fmt: skip
         Keys(keys)
-        other = _another_server(upstream, upstream_model, upstream_timeout, upstream_extra_body)
+        asked = (more.pop(f"upstream_{name}") for name in ("model", "timeout", "extra_body"))
+        other = _another_server(upstream, *asked)
         if other is not None and memory_weight is not None:
             raise UsageError("--memory-weight: the model of --upstream reads memory as text, which "
                              "has no weight")  # fmt: skip
         given = Settings.parse(
             model=model,
-            session=None,
-            max_new_tokens=1,
             load=None if shared else folder,
-            save=None,
-            force=False,
             key_file=key_file,
             memory_weight=memory_weight,
-            window=window,
-            budget=budget,
-            working_budget=working_budget,
-            long_term_budget=long_term_budget,
+            **{name: more.pop(name) for name in ROOM},
         )
-        settings = ServerSettings(rows=batch, **limits)
+        settings = ServerSettings(rows=batch, **more)
         overrides = {**given.overrides, "remember": "all", "unnamed": "refuse"}
         return cls(model, host, port, keys, folder, shared, given.key, overrides, settings, other)
 
@@ -123,25 +112,21 @@ def run(serving: Serving) -> None:
     """Load the model and its memory, serve until told to end, and save."""
     import uvicorn
 
-    with application(serving) as app:
+    from cmr.cli.talk.listening import Server, bound
+
+    with bound(serving.host, serving.port) as port, application(serving) as app:
         # Its own lines of requests would name sessions; what is noted is `cmr.audit`.
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
         logging.getLogger("cmr").setLevel(logging.INFO)
-        config = uvicorn.Config(
-            app,
-            host=serving.host,
-            port=serving.port,
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            limit_concurrency=CONNECTIONS,
-            timeout_graceful_shutdown=max(1, round(serving.limits.drain)),
-        )
+        config = uvicorn.Config(app, access_log=False, log_config=None, server_header=False,
+                                limit_concurrency=CONNECTIONS)  # fmt: skip
         folder = serving.folder
         kept = f", kept in {folder}" if folder is not None else ", kept nowhere: see --folder"
         out = console()
-        out.print(f"{serving.name} on http://{serving.host}:{serving.port}/v1{escape(kept)}")
-        uvicorn.Server(config).run()
+        # In one line however narrow the log is: it is looked for.
+        where = f"http://{serving.host}:{serving.port}/v1"
+        out.print(f"{serving.name} on {where}{escape(kept)}", soft_wrap=True)
+        Server(config, serving.limits.drain, out.print).run([port])
 
 
 REPLICAS = 2
@@ -165,13 +150,8 @@ def run_replicas(options: dict[str, Any], ray: bool, count: int | None) -> None:
 
     out, count = console(), count or REPLICAS
     with working(out, f"starting {count} replicas"):
-        running = Replicas(
-            partial(_replica, options),
-            count,
-            host=serving.host,
-            port=serving.port,
-            drain=serving.limits.drain,
-        )
+        running = Replicas(partial(_replica, options), count, host=serving.host,
+                           port=serving.port, drain=serving.limits.drain)  # fmt: skip
     ends = threading.Event()
     try:
         # Behind Ray's start, which has its own way with signals.
@@ -222,18 +202,10 @@ def application(serving: Serving) -> Iterator[Any]:
             with naming(f"--folder {folder}"):
                 memory.save(at_once, key=key)
         yield create_app(
-            model,
-            memory,
-            storing,
-            tokenizer,
-            name=serving.name,
-            settings=serving.limits,
-            keys=serving.keys,
-            folder=folder,
-            key=key,
-            upstream=serving.upstream,
+            model, memory, storing, tokenizer, name=serving.name, settings=serving.limits,
+            keys=serving.keys, folder=folder, key=key, upstream=serving.upstream,
             shared=serving.shared,
-        )
+        )  # fmt: skip
 
 
 def new_key(file: Path, tenant: str, scopes: list[str]) -> None:

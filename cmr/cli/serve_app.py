@@ -80,7 +80,8 @@ def serve(
     ] = None,
     upstream_timeout: Annotated[
         float | None,
-        typer.Option(min=0.1, help="Seconds of silence after which it is given up.  [default: 60]"),
+        typer.Option(min=0.1, show_default="60",
+                     help="Seconds of silence after which it is given up."),
     ] = None,
     upstream_extra_body: Annotated[
         str | None,

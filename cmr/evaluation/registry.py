@@ -8,15 +8,7 @@ from functools import partial
 from cmr.errors import EvaluationError
 from cmr.evaluation.peers.pressed import Pressed
 from cmr.evaluation.peers.presses import PRESSES
-from cmr.evaluation.systems import (
-    Asked,
-    Bm25,
-    FullContext,
-    Memory,
-    PassagesAsText,
-    System,
-    Window,
-)
+from cmr.evaluation.systems import Asked, Bm25, FullContext, Memory, PassagesAsText, System, Window
 
 SYSTEMS = ("memory", "window", "full-context", "bm25", "passages-as-text")
 """Names of the systems, in the order in which they are shown.

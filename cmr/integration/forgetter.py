@@ -12,7 +12,7 @@ import torch
 from cmr.errors import CMRError
 from cmr.integration.core import Core
 from cmr.integration.hooks.stepper import Stepper
-from cmr.memory.spans import holding
+from cmr.memory.spans import flat, holding
 
 # Blocks that are zeroed before others have their turn.
 PIECE = 1024
@@ -99,7 +99,7 @@ class Forgetter:
                     "text: token ids expected where no tokenizer is known; "
                     "give one with attach(..., tokenizer=...)"
                 )
-            if not len(text):
+            if not (flat(text) if isinstance(text, str) else len(text)):
                 raise ValueError("text: a span to forget expected, got an empty one")
             if not isinstance(text, str):
                 text = [int(token) for token in text]

@@ -11,13 +11,7 @@ from cmr._warning import warn
 from cmr.config import checks as check
 from cmr.errors import AttachError
 from cmr.integration.ahead import run_ahead
-from cmr.integration.consolidation import (
-    Between,
-    ConsolidationReport,
-    consolidate,
-    lift,
-    no_wait,
-)
+from cmr.integration.consolidation import Between, ConsolidationReport, consolidate, lift, no_wait
 from cmr.integration.files.demand import Demand
 from cmr.integration.first_use import first_use
 from cmr.integration.forgetter import ForgetReport, Forgetter
@@ -105,8 +99,8 @@ class MemoryUpkeep(MemoryView):
         Args:
             session: name of a session; None: of all.
             ids: numbers of blocks, as `inspect` shows them.
-            text: a span of text (a tokenizer must be known) or of token ids: every block that holds
-                a part of one of its occurrences.
+            text: a span of text (a tokenizer must be known), in any case and line breaks, or of
+                token ids: every block that holds a part of one of its occurrences.
             older_than: seconds; blocks stored longer ago.
             files: also forget it in the memories that were saved or loaded here, where they still
                 are, blocks that were evicted here included. They are written anew; what was there

@@ -324,10 +324,7 @@ class BlockStore(TierTensors):
         self._tell(slots)
         # A neighbour's link must not lead to a slot that somebody else's block comes into.
         at = slots.to(self.device)
-        for ahead, back in (
-            (self.successor, self.predecessor),
-            (self.predecessor, self.successor),
-        ):
+        for ahead, back in ((self.successor, self.predecessor), (self.predecessor, self.successor)):
             beside = ahead[at]
             beside = beside[beside >= 0]
             self.journal.rows(back, beside)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cmr.memory.slot_ledger import TIERS
+from cmr.memory.spans import flat
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -158,7 +159,7 @@ class Question:
     Attributes:
         session: name of the session; None: all.
         tier: name of the tier; None: all.
-        text: what their text must contain, whatever the case; None: anything.
+        text: what their text must contain, in any case and line breaks; None: anything.
         min_relevance: least relevance in [0, 1].
         start: only blocks with a token at this position of the session's text or behind it.
         end: only blocks with a token in front of this position; None: to the end.
@@ -214,5 +215,5 @@ class Question:
             and block.relevance >= self.min_relevance
             and block.end > self.start
             and (self.end is None or block.start < self.end)
-            and (self.text is None or self.text.lower() in (block.text or "").lower())
+            and (self.text is None or flat(self.text) in flat(block.text or ""))
         )

@@ -56,10 +56,7 @@ class Keeper:
     """
 
     def __init__(
-        self,
-        blocks: BlockStore,
-        policy: Policy | None = None,
-        sessions: SessionTable | None = None,
+        self, blocks: BlockStore, policy: Policy | None = None, sessions: SessionTable | None = None
     ) -> None:
         self.blocks, self._ledger, self.journal = blocks, blocks.ledger, blocks.journal
         self.policy, self._sessions = policy or Policy(), sessions

@@ -65,10 +65,7 @@ class SessionTable:
     """
 
     def __init__(
-        self,
-        limit: int | None = None,
-        ttl: float | None = None,
-        journal: Journal | None = None,
+        self, limit: int | None = None, ttl: float | None = None, journal: Journal | None = None
     ) -> None:
         self.journal = journal or Journal()
         self._limit, self._ttl = limit, ttl

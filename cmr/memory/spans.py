@@ -1,7 +1,12 @@
-"""Which blocks hold a span of text, in a store or in a saved memory."""
+"""Which blocks hold a span of text, in a store or in a saved memory.
+
+Letters in any case, in whichever form Unicode writes them, and however long white space is: whoever
+wants something forgotten has mostly read it somewhere else, and a doubt is resolved by forgetting.
+"""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +23,7 @@ GAP = 8
 def holding(
     blocks: BlockStore, session: int | None, span: str | Sequence[int], tokenizer: Any
 ) -> torch.Tensor:
-    """Slots `[n]` of the blocks of a session (None: of any) that a span lies in, as it stands."""
+    """Slots `[n]` of the blocks of a session (None: of any) that a span lies in."""
     slots = blocks.ledger.slots_of(session)
     ledger = blocks.ledger
     columns = {**blocks.about(slots), "session": ledger.owner[slots]}
@@ -32,17 +37,12 @@ def standing(
     span: str | Sequence[int],
     tokenizer: Any,
 ) -> torch.Tensor:
-    """Positions `[k]` of the blocks that a span lies in, as it stands; of `n` blocks and numbers.
+    """Positions `[k]` of the blocks that a span lies in; of `n` blocks and numbers.
 
     CorruptMemoryError where `before` puts them in no order, as it may in a file.
     """
     if isinstance(span, str):
-        # A token is a byte of the span at least, so no occurrence is longer than that.
-        longest = len(span.encode())
-
-        def holds(ids: list[int]) -> bool:
-            return span in tokenizer.decode(ids)
-
+        holds, longest = _of_text(span, tokenizer.decode)
     else:
         wanted, longest = list(span), len(span)
 
@@ -57,23 +57,30 @@ def holding_saved(
     saved: Saved, wanted: torch.Tensor, span: str, decode: Callable[[list[int]], str]
 ) -> torch.Tensor:
     """Which blocks of a saved memory, of those `wanted`, a span of text lies in, `[n]` bool."""
-    # Case and the length of white space do not matter: whoever has only seen the text in a table
-    # cannot know them.
-    flat = _flat(span)
-    longest = len(flat.encode()) + GAP * flat.count(" ")
     chosen = wanted.nonzero()[:, 0]
     columns = {name: column[chosen] for name, column in saved.columns.items()}
     columns["session"] = saved.session[chosen]
     numbers = saved.numbers[chosen]
     runs = _all_runs(numbers, _before(columns, numbers))
-    at = _found(columns, runs, lambda ids: flat in _flat(decode(ids)), longest)
+    at = _found(columns, runs, *_of_text(span, decode))
     found = torch.zeros(len(saved), dtype=torch.bool)
     found[chosen[torch.tensor(at, dtype=torch.int64)]] = True
     return found
 
 
-def _flat(text: str) -> str:
-    return " ".join(text.casefold().split())
+def flat(text: str) -> str:
+    """A text as spans are compared."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _of_text(
+    span: str, decode: Callable[[list[int]], str]
+) -> tuple[Callable[[list[int]], bool], int]:
+    """Says of token ids whether they hold a span; and the tokens that one may have at most."""
+    wanted = flat(span)
+    # A token is a byte at least, of a text in either form.
+    longest = max(len(text.encode()) for text in (wanted, span)) + GAP * wanted.count(" ")
+    return lambda ids: wanted in flat(decode(ids)), longest
 
 
 def _before(columns: Mapping[str, torch.Tensor], numbers: torch.Tensor) -> torch.Tensor:

@@ -30,10 +30,7 @@ its share there before shares are scaled to sum 1."""
 
 
 def match(
-    query: torch.Tensor,
-    query_mask: torch.Tensor | None,
-    memory: torch.Tensor,
-    mask: torch.Tensor,
+    query: torch.Tensor, query_mask: torch.Tensor | None, memory: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
     """How far each memory token stands out to the tokens that ask.
 
@@ -64,11 +61,7 @@ def match(
 
 
 def plan_rows(
-    method: str,
-    matches: torch.Tensor,
-    passages: torch.Tensor,
-    mask: torch.Tensor,
-    limits: Limits,
+    method: str, matches: torch.Tensor, passages: torch.Tensor, mask: torch.Tensor, limits: Limits
 ) -> ReadPlan:
     """What is read of what was recalled, row by row; a row within its limits reads all as it is.
 

@@ -207,9 +207,7 @@ def forget(asked: Admin, id: Id, body: ForgetBody) -> dict[str, Any]:
 
 
 @router.get(
-    "/{id}/export",
-    response_class=StreamingResponse,
-    responses=replies(kind="application/jsonl"),
+    "/{id}/export", response_class=StreamingResponse, responses=replies(kind="application/jsonl")
 )
 def export(asked: Admin, id: Id) -> StreamingResponse:
     """All that is stored, one block a line of JSON."""

@@ -24,16 +24,22 @@ class Answer:
         job: what is wanted.
         seconds: in which the answer must be complete.
         gone: whether the client has left.
+        ended: is told of the end of an answer, also where its client has left.
 
     Raises:
         Refusal: the engine does not take it.
     """
 
     def __init__(
-        self, engine: Engine, job: Job, seconds: float, gone: Callable[[], Awaitable[bool]]
+        self,
+        engine: Engine,
+        job: Job,
+        seconds: float,
+        gone: Callable[[], Awaitable[bool]],
+        ended: Callable[[Ended], object] = lambda _: None,
     ) -> None:
         self._loop, self._told = asyncio.get_running_loop(), asyncio.Queue[Event]()
-        self._seconds, self._gone = seconds, gone
+        self._seconds, self._gone, self._ended = seconds, gone, ended
         self._deadline = self._loop.time() + seconds
         self._submitted = engine.submit(job, self._tell)
 
@@ -42,6 +48,8 @@ class Answer:
         self._submitted.cancel()
 
     def _tell(self, event: Event) -> None:
+        if isinstance(event, Ended):
+            self._ended(event)
         self._loop.call_soon_threadsafe(self._told.put_nowait, event)
 
     async def events(self) -> AsyncIterator[Event]:

@@ -17,6 +17,7 @@ import cmr
 from cmr.errors import CMRError
 from cmr.integration.memory import Memory
 from cmr.serving import administration, completions, health, page
+from cmr.serving.bodies import SESSION, SESSION_SAID
 from cmr.serving.described import describe
 from cmr.serving.engines.batch_engine import BatchEngine
 from cmr.serving.engines.engine import Engine
@@ -36,6 +37,9 @@ from cmr.serving.responses import endpoint
 from cmr.serving.service import Service
 from cmr.serving.settings import ServerSettings
 from cmr.serving.watching import Watch
+
+SAID = {"extra_forbidden": "there is no such field here", "json_invalid": "JSON expected"}
+"""Of kinds of mistakes what is said in place of the words of the package that finds them."""
 
 
 def create_app(
@@ -91,50 +95,27 @@ def create_app(
             keeping = homes = Homes(memory, folder, key, settings.save_every)
             turns = homes.turns = Turns(settings.queue, homes.here)
         else:
-            keeping, turns = (
-                Keeping(memory, folder, key, settings.save_every),
-                Turns(settings.queue),
-            )
+            keeping = Keeping(memory, folder, key, settings.save_every)
+            turns = Turns(settings.queue)
         making = Making(memory, settings.sessions, keeping)
         positions = None if upstream else getattr(model.config, "max_position_embeddings", None)
         prompts = Prompts(tokenizer, settings.max_prompt, positions, tools=upstream is None)
         engine: Engine
         if upstream is None:
             engine = BatchEngine(
-                model,
-                memory,
-                storing,
-                making,
-                tokenizer,
-                rows=settings.rows,
-                tokens=settings.batch_tokens,
-                turns=turns,
-                lanes=settings.lanes,
-                changed=keeping.changed,
-            )
+                model, memory, storing, making, tokenizer, turns=turns, changed=keeping.changed,
+                rows=settings.rows, tokens=settings.batch_tokens, lanes=settings.lanes,
+            )  # fmt: skip
         else:
             engine = UpstreamEngine(
-                upstream,
-                memory,
-                making,
-                prompts,
+                upstream, memory, making, prompts, turns=turns, changed=keeping.changed,
                 at_once=settings.rows * settings.lanes,
-                turns=turns,
-                changed=keeping.changed,
-            )
+            )  # fmt: skip
         service = app.state.service = Service(
-            name=name,
-            began=int(time.time()),
-            memory=memory,
-            engine=engine,
-            making=making,
-            prompts=prompts,
-            keys=known,
-            limits=Limits(settings.rate, settings.at_once),
-            settings=settings,
-            watch=Watch(model, engine, keeping),
-            keeping=keeping,
-        )
+            name=name, began=int(time.time()), memory=memory, engine=engine, making=making,
+            prompts=prompts, keys=known, limits=Limits(settings.rate, settings.at_once),
+            settings=settings, watch=Watch(model, engine, keeping), keeping=keeping,
+        )  # fmt: skip
         keeping.start()
         try:
             yield
@@ -168,7 +149,12 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
     # The one that is told furthest inside: of a text or a list, the text is always wrong, too.
     told = max(error.errors(), key=lambda one: len(one["loc"]))
     where = ".".join(str(part) for part in told["loc"])[:200]
-    return reply_of(Refusal(400, "invalid", f"{where}: {told['msg']}"))
+    said = SAID.get(told["type"], told["msg"])
+    if told.get("ctx", {}).get("pattern") == SESSION:
+        said = SESSION_SAID
+    elif told["type"] == "json_invalid":
+        where = "body"
+    return reply_of(Refusal(400, "invalid", f"{where}: {said}"))
 
 
 async def _unknown(_: Request, error: Exception) -> JSONResponse:

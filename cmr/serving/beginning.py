@@ -13,8 +13,8 @@ from fastapi import Depends, Header, Request
 from starlette.responses import StreamingResponse
 
 from cmr.serving.answer import Answer
-from cmr.serving.bodies import SESSION, Message, Remembered
-from cmr.serving.engines.job import Ended, Event, Job, Piece, Said
+from cmr.serving.bodies import SESSION, SESSION_SAID, Message, Remembered
+from cmr.serving.engines.job import Ended, Job, Piece, Said
 from cmr.serving.keys import Caller
 from cmr.serving.refusals import Refusal
 from cmr.serving.replies import told
@@ -63,10 +63,11 @@ async def begin(
         service.encoding, prompt, length, body.memory == "off"
     )
     job = _job(asked, body, session, ids, length, said)
-    answer = Answer(service.engine, job, service.settings.deadline, request.is_disconnected)
+    deadline, gone = service.settings.deadline, request.is_disconnected
+    answer = Answer(service.engine, job, deadline, gone, service.watch.answer)
     # Also where the client leaves before the first event is asked for.
     asked.after.callback(answer.cancel)
-    return Begun(session, job, told(_watched(service, answer.events()), bool(said.tools)))
+    return Begun(session, job, told(answer.events(), bool(said.tools)))
 
 
 def said_in(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Said:
@@ -85,17 +86,11 @@ def streamed(events: AsyncIterator[str]) -> StreamingResponse:
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
-async def _watched(service: Service, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
-    async for event in events:
-        if isinstance(event, Ended):
-            service.watch.answer(event)
-        yield event
-
-
 def require_model(service: Service, name: str | None) -> None:
     """Raises `Refusal` for another model than the one that there is; None: that one."""
     if name not in (None, service.name):
-        raise Refusal(404, "model_not_found", f"this server has the model {service.name!r} alone")
+        raise Refusal(404, "model_not_found", f"model: {service.name!r} expected, as this server "
+                                              f"has no other, got {name[:200]!r}")  # fmt: skip
 
 
 def _length(service: Service, wanted: int | None) -> int:
@@ -108,8 +103,7 @@ def _length(service: Service, wanted: int | None) -> int:
 def _session(body: Remembered, header: str | None) -> str | None:
     """The id of the session that is meant; raises `Refusal` where that is not said, or twice."""
     if header is not None and not re.fullmatch(SESSION, header):
-        raise Refusal(400, "session", "X-Session-Id: 1 to 128 letters, digits and ._@+:- expected, "
-                                      "no dot or colon first")  # fmt: skip
+        raise Refusal(400, "session", f"X-Session-Id: {SESSION_SAID}")
     if None not in (header, body.user) and header != body.user:
         raise Refusal(400, "session", "X-Session-Id and user name two sessions")
     found = header or body.user

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 SESSION = r"^[A-Za-z0-9_@+-][A-Za-z0-9._@+:-]{0,127}$"
-"""Ids of sessions: 1 to 128 letters, digits and `._@+:-`, no dot or colon first."""
+SESSION_SAID = "1 to 128 letters, digits and ._@+:- expected, no dot or colon first"
+"""Ids of sessions, and what is said of others."""
 TOOL_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 MOST_BLOCKS = 32
 DEEP = 32

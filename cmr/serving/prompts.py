@@ -91,10 +91,7 @@ class Prompts:
         try:
             with self._lock:
                 text: str = self._tokenizer.apply_chat_template(
-                    list(messages),
-                    tools=tools,
-                    tokenize=False,
-                    add_generation_prompt=begins_answer,
+                    list(messages), tools=tools, tokenize=False, add_generation_prompt=begins_answer
                 )
         except Exception:
             # Templates raise whatever they like, and their messages may quote what was said.

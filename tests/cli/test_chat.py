@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 
+import pytest
 from rich.console import Console
 
 import cmr
@@ -53,6 +54,13 @@ def test_commands_are_not_sent_to_the_model(runner, fake):
     assert "read nothing" in result.stdout
     assert "unknown command /nonsense" in result.stdout
     assert "a passage that was read" in result.stdout
+
+
+@pytest.mark.parametrize("end", ["/quit", "/exit"])
+def test_help_is_a_command_and_so_are_both_words_for_the_end(runner, fake, end):
+    said = " ".join(chat(runner, ["/help", end, "hi"]).stdout.split())
+    assert said.count("/recalled what the last answer read") == 2 and "unknown" not in said
+    assert not fake.model.calls
 
 
 def test_stats_are_words_for_people_and_json_for_scripts(runner, fake):

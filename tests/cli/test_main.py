@@ -10,6 +10,13 @@ from cmr.cli.app import app
 from cmr.kernels import OPERATIONS
 
 
+def test_the_package_is_the_command():
+    said = subprocess.run(
+        [sys.executable, "-m", "cmr", "--version"], capture_output=True, text=True
+    )
+    assert said.returncode == 0 and said.stdout.startswith("cmr ")
+
+
 def test_info_names_versions_devices_and_kernels(runner):
     import torch
 

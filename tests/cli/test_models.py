@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import time
+import urllib.error
 
 import pytest
 
 from cmr.cli.common import load_model, load_vocabulary, whole
 from cmr.cli.errors import UsageError
 from cmr.cli.input.gguf import folder_of
+from cmr.cli.input.hub import only_here
 from cmr.demo import conversion, smollm2
 from cmr.errors import CMRError
 from tests.cli.test_ask import ask, failed
@@ -29,6 +32,40 @@ def test_other_names_are_left_as_they_are(tmp_path):
 def test_a_path_that_leads_nowhere_asks_no_hub(name):
     with pytest.raises(UsageError, match="no such folder"):
         load_model(name)
+
+
+@pytest.fixture
+def unreached(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    only_here.cache_clear()
+    yield
+    only_here.cache_clear()
+
+
+def test_a_name_of_a_hub_that_cannot_be_reached_is_told_at_once(unreached):
+    began = time.monotonic()
+    for load in (load_model, load_vocabulary):
+        with pytest.raises(UsageError, match=r"--model anna/tyni: .*:9 cannot be reached .*folder"):
+            load("anna/tyni")
+    assert time.monotonic() - began < 5
+
+
+def test_a_model_that_is_here_is_taken_without_its_hub(unreached, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(tmp_path))
+    assert only_here("anna/tiny")
+
+
+def test_a_hub_that_answers_is_asked(unreached, monkeypatch):
+    def answers(*_, **__):
+        raise urllib.error.HTTPError("", 404, "Not Found", {}, None)
+
+    monkeypatch.setattr("urllib.request.urlopen", answers)
+    assert not only_here("anna/tyni")
 
 
 def test_a_file_of_weights_is_no_folder(tmp_path):

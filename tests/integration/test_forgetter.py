@@ -13,6 +13,8 @@ from torch import nn
 
 import cmr
 from cmr.errors import UnknownSessionError
+from cmr.memory.spans import holding_saved
+from cmr.memory.store import Saved
 from tests.integration.canaries import Traces, canary
 from tests.integration.tiny import text
 from tests.kernels.conftest import poisoned_buffers
@@ -128,6 +130,35 @@ def test_a_span_of_text_is_forgotten_wherever_it_stands(span: str, llama: nn.Mod
         memory.read(ids)
         with pytest.raises(ValueError, match="token ids expected where no tokenizer is known"):
             memory.forget(text="x")
+
+
+class Written(Letters):
+    """A tokenizer of one letter of Latin-1 a token."""
+
+    @staticmethod
+    def decode(ids: Any) -> str:
+        return bytes(map(int, ids)).decode("latin-1")
+
+
+@pytest.mark.parametrize("span", ["gate code", "GATE CODE", "Gate \n\n CODE", "ｇate　ｃode"])
+def test_a_span_is_the_same_in_any_case_here_and_in_files(
+    span: str, llama: nn.Module, tmp_path: Path
+) -> None:
+    said = "." * 60 + "My gate\nCode" + "." * 130 + "Gate  code" + "." * 60
+    ids = torch.tensor(list(said.encode("latin-1")))
+    with cmr.attach(llama, **SETTINGS, tokenizer=Written()) as memory:
+        memory.read(ids)
+        memory.save(tmp_path / "m")
+        saved = Saved.open(tmp_path / "m")
+        there = holding_saved(saved, torch.ones(len(saved), dtype=torch.bool), span, Written.decode)
+        assert len(memory.inspect(text=span)) == 1  # the other one lies in two blocks
+        report = memory.forget(text=span)
+        assert report.blocks == int(there.sum()) == 3
+        for blank in ("", " \n"):
+            with pytest.raises(ValueError, match="an empty one"):
+                memory.forget(text=blank)
+    with cmr.load(tmp_path / "m", llama, tokenizer=Written()) as memory:
+        assert len(memory.inspect(text=span)) == 0 and memory.forget(text=span).blocks == 0
 
 
 def test_what_is_old_is_forgotten(llama: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -64,6 +65,12 @@ def until(true: Any, seconds: float = 20.0) -> None:
     while not true():
         assert time.monotonic() < ends, "it did not come to be"
         time.sleep(0.01)
+
+
+def broken_off(server: Served) -> float:
+    """Answers that were counted as broken off."""
+    page = server.http.get("/metrics").text
+    return sum(float(n) for n in re.findall(r'cmr_answers_total{reason="cancelled"} (\S+)', page))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import httpx2
 import openai
 import pytest
 
-from tests.serving.served import Served, until
+from tests.serving.served import Served, broken_off, until
 
 TOLD = "The gate code of {} is {}. "
 
@@ -199,6 +199,7 @@ def test_whoever_leaves_is_not_worked_for(
     # An answer that goes on for long, if somebody wants it.
     whole = server.http.post("/v1/chat/completions", json=body).json()
     assert whole["usage"]["completion_tokens"] == 64
+    before = broken_off(server)
     steps, begun = 0, threading.Event()
 
     def slow(*_: Any) -> None:
@@ -222,6 +223,7 @@ def test_whoever_leaves_is_not_worked_for(
     finally:
         handle.remove()
     assert steps < 40
+    assert broken_off(server) == before + 1
 
 
 def test_what_it_takes_is_described(server: Served) -> None:

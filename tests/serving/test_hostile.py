@@ -260,3 +260,19 @@ def test_one_rows_failure_is_its_own(told: Served, monkeypatch: pytest.MonkeyPat
     with ThreadPoolExecutor(4) as pool:
         replies = list(pool.map(lambda name: told.say("Hi", name), ("anna", "ben", "carl", "dora")))
     assert [reply.status_code for reply in replies] == [200, 500, 200, 200]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"usr": "anna"}, "body.usr: there is no such field here"),
+        ({"user": "anna and ben"}, "body.user: 1 to 128 letters, digits and ._@+:- expected"),
+        ({"user": "anna", "model": "tyni"}, "model: 'tiny' expected, as this server has no other"),
+    ],
+)
+def test_a_mistake_is_told_in_words_of_ours(told: Served, more: dict[str, Any], said: str) -> None:
+    reply = told.http.post(CHAT, json={"messages": HELLO, **more})
+    assert reply.json()["error"]["message"].startswith(said)
+    headers = {"content-type": "application/json"}
+    reply = told.http.post(CHAT, content=b"{", headers=headers)
+    assert reply.json()["error"]["message"] == "body: JSON expected"

@@ -46,7 +46,7 @@ def test_once_shows_what_a_server_did(server: Served, monkeypatch: pytest.Monkey
     stored = int(server.memory.tokens)
     assert stored and f"stored {stored:,} of 4,096 tokens, 1 sessions" in said
     assert "search: ZeroDivisionError 1 times" in said
-    figures = fetch(url_of(server), None)
+    figures = fetch(url_of(server))
     calls = figures.get("cmr_stage_seconds_count", stage="call")
     assert calls >= 2 and f"call {calls:.0f} " in said
     assert "anna" not in said and "7315" not in said
@@ -87,10 +87,10 @@ def test_a_key_is_needed_where_one_is(tiny: tuple[Any, Any], tmp_path: Path) -> 
     model = copy.deepcopy(tiny[0])  # the shared one is served already
     with served(model, tiny[1], keys=keys) as server:
         url = url_of(server)
-        assert shown(url, "--once", CMR_SERVE_KEY=metrics).exit_code == 0
+        assert shown(url, "--once", CMR_SERVER_KEY=metrics).exit_code == 0
         for key in ("", use):
-            result = shown(url, "--once", CMR_SERVE_KEY=key)
-            assert result.exit_code == 2 and "scope metrics" in result.output
+            result = shown(url, "--once", CMR_SERVER_KEY=key)
+            assert result.exit_code == 2 and "CMR_SERVER_KEY" in result.output
 
 
 @contextmanager
@@ -127,10 +127,11 @@ def test_what_is_no_page_of_ours_is_one_line(body: bytes) -> None:
     assert result.exit_code == 2 and result.output.startswith("error: ")
 
 
-def test_a_key_goes_to_nobody_else() -> None:
+def test_a_key_goes_to_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMR_SERVER_KEY", "secret")
     with answering(200, b"") as (other, seen), answering(302, b"", Location=other) as (url, sent):
         with pytest.raises(UsageError, match="302"):
-            fetch(url, "secret")
+            fetch(url)
         assert sent == [("/metrics", "Bearer secret")] and not seen
 
 

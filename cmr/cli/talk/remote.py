@@ -117,11 +117,5 @@ def _ask(out: Console, server: Server, session: str, question: str, max_new_toke
             f"--session {session}: the server has none of that name; --document makes one"
         ) from None
     recalled = [SimpleNamespace(**passage) for passage in reply["memory"]["recalled"]]
-    answered(
-        out,
-        question,
-        reply["choices"][0]["message"]["content"],
-        recalled,
-        reply["usage"]["completion_tokens"],
-        time.perf_counter() - began,
-    )
+    said, tokens = reply["choices"][0]["message"]["content"], reply["usage"]["completion_tokens"]
+    answered(out, question, said, recalled, tokens, time.perf_counter() - began)

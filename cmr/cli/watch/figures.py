@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import math
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from typing import Any
-from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from cmr.cli.errors import UsageError
+from cmr.cli.talk.server import Server
 
 Labels = tuple[tuple[str, str], ...]
 LIMIT = 1 << 22
 """Bytes of a page at most: a server of ours sends a few thousand."""
-
-
-class _Stays(urllib.request.HTTPRedirectHandler):
-    """A key is shown to the server that was named, and to no other."""
-
-    def redirect_request(self, *_: Any) -> None:
-        """Nowhere."""
-        return None
 
 
 class Figures:
@@ -85,31 +74,9 @@ class Figures:
         return next((bound for bound, value in buckets if value >= share * count), math.inf)
 
 
-def fetch(url: str, key: str | None, timeout: float = 10.0) -> Figures:
-    """The figures of a server.
+def fetch(url: str) -> Figures:
+    """The figures of a server, by the key of the environment where one is needed.
 
-    Args:
-        url: of the server, without `/metrics`.
-        key: with the scope `metrics`; None: none is needed.
-        timeout: seconds.
-
-    Raises:
-        UsageError: nobody answers there, or it is none of ours, or the key is not taken.
+    Raises `UsageError` where nobody answers, or it is none of ours, or the key is not taken.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise UsageError(f"URL: http://... or https://... expected, got {url!r}")
-    asked = urllib.request.Request(url.rstrip("/") + "/metrics")
-    if key:
-        asked.add_header("Authorization", f"Bearer {key}")
-    try:
-        with urllib.request.build_opener(_Stays).open(asked, timeout=timeout) as reply:
-            page = reply.read(LIMIT + 1)
-    except urllib.error.HTTPError as error:
-        hint = ": a key with the scope metrics expected" if error.code in (401, 403) else ""
-        raise UsageError(f"{url}: the server replied {error.code}{hint}") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise UsageError(f"{url}: no server answers ({reason})") from None
-    if len(page) > LIMIT:
-        raise UsageError(f"{url}: at most {LIMIT:,} bytes of figures expected, got more")
-    return Figures.parse(page.decode("utf-8", "replace"))
+    return Figures.parse(Server(url, "").page("/metrics", LIMIT, 10.0).decode("utf-8", "replace"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 
 from rich.console import Group
@@ -15,15 +14,12 @@ from cmr.cli.display import console, size
 from cmr.cli.errors import UsageError
 from cmr.cli.watch.figures import Figures, fetch
 
-KEY = "CMR_SERVE_KEY"
-"""Variable of the environment with the key: an option would be seen by all of the machine."""
 STAGES = ("call", "prompt", "token", "search", "read", "reweave", "store")
 
 
 def run(url: str, once: bool, every: float) -> None:
     """Show the figures: since the server began with `once`, else of each `every` seconds."""
-    key, out = os.environ.get(KEY), console()
-    now, at = fetch(url, key), time.monotonic()
+    out, now, at = console(), fetch(url), time.monotonic()
     if once:
         out.print(view(now, now, None))
         return
@@ -31,7 +27,7 @@ def run(url: str, once: bool, every: float) -> None:
         while True:
             time.sleep(every)
             try:
-                later, then = fetch(url, key), time.monotonic()
+                later, then = fetch(url), time.monotonic()
             except UsageError as error:  # it may come back
                 on.update(Text(f"{error}; trying again"), refresh=True)
                 continue

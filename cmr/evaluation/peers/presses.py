@@ -38,8 +38,8 @@ def python() -> Path:
     how = (
         "kvpress wants other versions of packages than cmr. Make it an environment of its own: "
         f"`python3 -m venv {cache_root() / 'kvpress'} && "
-        f"{cache_root() / 'kvpress' / 'bin' / 'pip'} install kvpress==0.5.5`; elsewhere, name its "
-        f"interpreter in ${PYTHON}"
+        f"{cache_root() / 'kvpress' / 'bin' / 'pip'} install kvpress==0.5.5 torch==2.13.0`; "
+        f"elsewhere, name its interpreter in ${PYTHON}"
     )
     if not place.is_file():
         raise EvaluationError(f"systems: no interpreter with kvpress at {place}. {how}")

@@ -19,14 +19,7 @@ from cmr.integration.calibration.measures import (
     spectrum,
     whitening,
 )
-from cmr.integration.calibration.states import (
-    LayerStates,
-    Planted,
-    Prompt,
-    question,
-    read,
-    running,
-)
+from cmr.integration.calibration.states import LayerStates, Planted, Prompt, question, read, running
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.retrieval.calibration import Calibration
 

@@ -51,11 +51,7 @@ A layout that is not here is a function and a line."""
 
 
 def project(
-    family: Family,
-    block: Any,
-    states: torch.Tensor,
-    heads: tuple[int, int],
-    parts: Sequence[int],
+    family: Family, block: Any, states: torch.Tensor, heads: tuple[int, int], parts: Sequence[int]
 ) -> list[torch.Tensor]:
     """Un-rotated queries, keys or values of states `[batch, tokens, hidden]` that enter a block.
 

@@ -169,11 +169,7 @@ class Files:
                 self._known[where] = saving
 
     def load(
-        self,
-        path: str | os.PathLike[str],
-        sessions: Sequence[str] | None,
-        key: Key,
-        tokenizer: Any,
+        self, path: str | os.PathLike[str], sessions: Sequence[str] | None, key: Key, tokenizer: Any
     ) -> int:
         """See `Memory.load`: everything is checked, checksums included, before anything is kept."""
         with self.still():

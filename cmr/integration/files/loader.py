@@ -8,12 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cmr.errors import (
-    ConfigError,
-    CorruptMemoryError,
-    SessionNameError,
-    UnknownSessionError,
-)
+from cmr.errors import ConfigError, CorruptMemoryError, SessionNameError, UnknownSessionError
 from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.core import Core
 from cmr.integration.decoder import fingerprint

@@ -36,10 +36,7 @@ class Asker:
     """
 
     def __init__(
-        self,
-        core: Core,
-        config: RetrievalConfig,
-        alone: Callable[[], AbstractContextManager[None]],
+        self, core: Core, config: RetrievalConfig, alone: Callable[[], AbstractContextManager[None]]
     ) -> None:
         self._core, self._alone = core, alone
         layout = core.layout

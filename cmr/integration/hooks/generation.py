@@ -19,13 +19,7 @@ from cmr.integration.decoder.wrapped import Wrapped
 from cmr.integration.hooks.leaving import leave_rest
 from cmr.integration.hooks.prompts import Prompt, follow, setting_of
 from cmr.integration.hooks.stepper import Stepper
-from cmr.integration.requests.request import (
-    LastForward,
-    Request,
-    current,
-    under_way,
-    within,
-)
+from cmr.integration.requests.request import LastForward, Request, current, under_way, within
 from cmr.integration.window.window_layer import is_windowed
 
 _NOBODY: AbstractContextManager[None] = nullcontext()

@@ -281,10 +281,7 @@ class Turns:
         self._guard: Wrapped | None = None
 
     def attach(
-        self,
-        decoder: Any,
-        interrupted: Callable[[], None],
-        again: Callable[[Exception], bool],
+        self, decoder: Any, interrupted: Callable[[], None], again: Callable[[Exception], bool]
     ) -> None:
         """Wrap the decoder's `forward`; `interrupted` is called in place of the hooks behind it.
 

@@ -197,10 +197,7 @@ def parse(raw: bytes, where: object) -> Any:
 
     try:
         return json.loads(
-            raw.decode("utf-8"),
-            object_pairs_hook=pairs,
-            parse_constant=constant,
-            parse_float=real,
+            raw.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant, parse_float=real
         )
     except UnicodeDecodeError as error:
         corrupt(where, f"UTF-8 text expected, got byte {raw[error.start]:#04x} at {error.start}")

@@ -92,7 +92,7 @@ class BatchEngine(Queued):
 
     def close(self, seconds: float) -> None:
         """Take no job any more, answer those there for so many seconds, and cancel the rest."""
-        self._refuse_rest(seconds)
+        self.refuse(seconds)
         for lane in self._lanes:
             lane.join()
 
@@ -128,8 +128,10 @@ class BatchEngine(Queued):
                 except Exception as error:
                     _told(ticket, error)
             self._run(batch)
-            if batch and batch[0].job.mode == "read_write":
-                self._changed(*(name for ticket in batch for name in ticket.sessions))
+            # Of the others all was stored before their clients were told, and saved since maybe.
+            left = [ticket for ticket in batch if not ticket.stored]
+            if left and left[0].job.mode == "read_write":
+                self._changed(*(name for ticket in left for name in ticket.sessions))
 
     def _run(self, batch: list[Ticket]) -> None:
         if not batch:
@@ -158,7 +160,7 @@ class BatchEngine(Queued):
         names = [job.session for job in jobs if job.session is not None]
         handle = None if first.mode == "off" else self._memory.session(*names)
         recalled = None if handle is None else lambda: handle.recalled
-        finish = self._storing_by(handle) if first.mode == "read_write" else None
+        finish = self._storing_by(handle, batch) if first.mode == "read_write" else None
         now = time.perf_counter()
         for ticket in batch:
             ticket.started = ticket.started or now
@@ -184,13 +186,15 @@ class BatchEngine(Queued):
                 ),
             )
 
-    def _storing_by(self, handle: Any) -> Finish:
+    def _storing_by(self, handle: Any, batch: Sequence[Ticket]) -> Finish:
         """What stores rows of a batch whose answers are complete."""
 
         def finish(rows: Sequence[int]) -> None:
             handle.finish(rows)
             # Before their clients are told: the next save is to have it.
             self._changed(*(handle.names[row] for row in rows))
+            for row in rows:
+                batch[row].stored = True
 
         return finish
 

@@ -39,5 +39,8 @@ class Engine(Protocol):
         Raises `Refusal` where the turn does not come within so many seconds.
         """
 
+    def refuse(self, seconds: float) -> None:
+        """Take no job any more, and refuse those that are not answered within so many seconds."""
+
     def close(self, seconds: float) -> None:
         """Take no job any more, answer those there for so many seconds, and cancel the rest."""

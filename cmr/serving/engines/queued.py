@@ -27,7 +27,7 @@ class Queued:
         """In turn with the jobs of these sessions; see `Engine.alone`."""
         return self._turns.alone(*sessions, seconds=seconds)
 
-    def _refuse_rest(self, seconds: float) -> None:
+    def refuse(self, seconds: float) -> None:
         """Take no job any more, wait for those there so many seconds, and cancel the rest."""
         for ticket in self._turns.close(seconds):
             ticket.cancel()

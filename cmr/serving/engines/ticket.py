@@ -19,6 +19,7 @@ class Ticket:
         cancelled: whether nobody waits for it any more.
         begun: whether its client was told of a piece.
         over: whether its client was told of the end.
+        stored: whether all of it was stored before that.
         came, started, spoke: times by `time.perf_counter`: when it came, when the model was first
             run for it, and when it said its first token; 0 where that has not happened.
     """
@@ -31,7 +32,7 @@ class Ticket:
         answered: Callable[[Ticket], None] = lambda _: None,
     ) -> None:
         self.job, self._tell, self._drop, self._answered = job, tell, drop, answered
-        self.cancelled = self.begun = self.over = False
+        self.cancelled = self.begun = self.over = self.stored = False
         self.came, self.started, self.spoke = time.perf_counter(), 0.0, 0.0
 
     @property

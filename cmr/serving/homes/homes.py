@@ -55,11 +55,8 @@ class Homes(Keeping):
         # In the order in which they changed: who waits longest is saved first.
         self._changed, self._used = dict[str, None](), dict[str, float]()
         self._lock = threading.Lock()
-        self._away, self._failed, self._called = (
-            set[str](),
-            dict[str, Exception](),
-            threading.Event(),
-        )
+        self._away, self._failed = set[str](), dict[str, Exception]()
+        self._called = threading.Event()
         self._threads = [
             threading.Thread(target=work, name="cmr-homes", daemon=True)
             for work in (self._fetch, self._let_go)

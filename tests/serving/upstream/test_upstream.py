@@ -23,7 +23,7 @@ from cmr.serving.engines.upstream.engine import UpstreamEngine
 from cmr.serving.keeping import Keeping
 from cmr.serving.prompts import Prompts
 from cmr.serving.refusals import refusal_of
-from tests.serving.served import ATTACHED, Served, served, until
+from tests.serving.served import ATTACHED, Served, broken_off, served, until
 from tests.serving.upstream.fake import Fake, delta, faking, goes_on, says, sends
 
 KEY = "sk-of-the-other-server"
@@ -301,7 +301,7 @@ def test_no_server_at_all(tiny: tuple[Any, Any]) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_whoever_leaves_is_not_asked_for_any_more(server: Served, fake: Fake, stream: bool) -> None:
-    fake.plan = goes_on
+    fake.plan, before = goes_on, broken_off(server)
     body = {"messages": [{"role": "user", "content": "Go on"}], "user": "anna", "stream": stream}
     if stream:
         with server.http.stream("POST", "/v1/chat/completions", json=body) as reply:
@@ -314,6 +314,7 @@ def test_whoever_leaves_is_not_asked_for_any_more(server: Served, fake: Fake, st
     # It notices at its next word that nobody listens.
     assert fake.left.wait(5) and time.monotonic() - began < 5
     assert server.stored().startswith("Go on 0 1") and " 99" not in server.stored()
+    assert broken_off(server) == before + 1
 
 
 def test_each_session_in_turn_and_others_at_once(server: Served, fake: Fake) -> None:

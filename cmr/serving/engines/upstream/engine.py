@@ -86,7 +86,7 @@ class UpstreamEngine(Queued):
 
     def close(self, seconds: float) -> None:
         """Take no job any more, answer those there for so many seconds, and cancel the rest."""
-        self._refuse_rest(seconds)
+        self.refuse(seconds)
         running, taking = self._threads
         taking.join()
         asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result()
