@@ -40,10 +40,10 @@ class Words:
         return ["".join(self.words[n] for n in row) for row in rows]
 
 
-def llama() -> nn.Module:
+def llama(layers: int = LAYERS) -> nn.Module:
     """A small Llama with random weights, always the same ones, in bfloat16."""
     config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=LAYERS,
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=layers,
         num_attention_heads=8, num_key_value_heads=4, head_dim=8, max_position_embeddings=8192,
         bos_token_id=1, eos_token_id=None, pad_token_id=0, initializer_range=0.1,
     )  # fmt: skip
@@ -118,15 +118,15 @@ def counts_of(device: Device, model: nn.Module, **settings: Any) -> dict[str, Co
     return found
 
 
-def count_of_reading(device: Device, model: nn.Module) -> Count:
+def count_of_reading(device: Device, model: nn.Module, **settings: Any) -> Count:
     """Count of reading a long text, the first one of a memory."""
-    with cmr.attach(model, **SETTINGS, window=512) as memory:
+    with cmr.attach(model, **{**SETTINGS, "window": 512, **settings}) as memory:
         with device.counting() as count:
             memory.read(some_text(STORED, seed=2))
         assert memory.tokens == STORED
     return count
 
 
-def on_emulated(device: Device) -> nn.Module:
+def on_emulated(device: Device, layers: int = LAYERS) -> nn.Module:
     """The model of `llama` on the emulated GPU."""
-    return moved(llama())
+    return moved(llama(layers))

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.docs.ledger import Figure, newest, told
-from tests.emulated.test_counts import BARS, BARS_OF_WORDS, READING
+from tests.docs.ledger import Figure, newest
+from tests.emulated.test_documented import BEYOND, OF_THE_MODEL, READING
 
 DOCUMENT = "docs/gpu-model.md"
 FORWARDS = {
-    "step": "46 (instead of",
-    "search": "6 more, with a tokenizer",
-    "leaving": "3 more",
-    "prompt": "as a search",
+    "step": "| a step that reads memory",
+    "search": "| and searches, every 16th",
+    "leaving": "| and lets blocks leave, every 32nd",
+    "prompt": "| a prompt of 40 tokens",
 }
-"""What stands behind the waits of a kind of forward."""
+"""What stands in front of the counts of a kind of forward."""
 
 
 def held() -> Iterator[str]:
+    yield f"beyond those of the model alone ({Figure(OF_THE_MODEL):,} in a step)"
     for kind, words in FORWARDS.items():
-        told(BARS[kind][1] == BARS_OF_WORDS[kind][1], "as many waits with a tokenizer")
-        yield f"| {Figure(BARS[kind][1])} | {words}"
-    yield f"| {Figure(READING[1])} | 33 | A test holds such counts"
+        bare, worded, waits = map(Figure, BEYOND[kind])
+        yield f"{words} | {bare} | {worded} | {waits} |"
+    read, waits = map(Figure, READING)
+    yield f"| reading 4,000 tokens, all in all | {read:,} | {read:,} | {waits} |"
     new, old = (newest("host.jsonl", triton=version).us_a_layer for version in ("3.7.*", "3.9.*"))
     yield (
         f"{new.known:.0f} µs a layer in a window that has taken its shape, {new.grows:.0f} while "
