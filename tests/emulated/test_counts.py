@@ -26,10 +26,10 @@ BARS = {
     "step": (16, 0),
     "search": (22, 0),
     "leaving": (57, 1),
-    "prompt": (51, 1),
+    "prompt": (89, 1),
 }
 # With a tokenizer what is asked is taken in parts, and words count.
-BARS_OF_WORDS = {**BARS, "search": (28, 0), "prompt": (59, 1)}
+BARS_OF_WORDS = {**BARS, "search": (28, 0), "prompt": (97, 1)}
 READING = (2610, 8)
 """Of 4,000 tokens: most operations in all, the model's own among them, and most waits."""
 

@@ -16,7 +16,12 @@ from tests.emulated.device import Device
 DEPTH = 32
 OF_THE_MODEL = 1302
 """Operations of a step of the model alone."""
-BEYOND = {"step": (33, 33, 0), "search": (41, 47, 0), "leaving": (76, 76, 1), "prompt": (88, 96, 1)}
+BEYOND = {
+    "step": (33, 33, 0),
+    "search": (41, 47, 0),
+    "leaving": (76, 76, 1),
+    "prompt": (240, 248, 1),
+}
 """By the kind of forward: operations beyond these, the same with a tokenizer, and waits."""
 READING = (13_095, 8)
 

@@ -80,7 +80,6 @@ LAYERS = tuple(range(SHAPE["num_hidden_layers"]))
 
 READS_ALL: dict[str, Any] = {
     "target_layers": LAYERS,
-    "index_layer": 0,
     "memory_weight": 0.5,
     "threshold": 0.0,
     "gain": 0.0,

@@ -40,9 +40,7 @@ class Asker:
     ) -> None:
         self._core, self._alone = core, alone
         layout = core.layout
-        # What is blended into states reaches every layer behind.
-        blended = layout.read_layers if layout.residual else ()
-        self.first = FirstLayers(core.adapter, min([layout.index_layer, *blended]))
+        self.first = FirstLayers(core.adapter, min(layout.read_layers, default=layout.index_layer))
         self._query_tokens, self._refresh = config.query_tokens, config.refresh
         # Of caches that have no record, such as static ones: they read memory and write none.
         self._unrecorded: WeakKeyDictionary[Any, TextSearch] = WeakKeyDictionary()
@@ -135,7 +133,6 @@ class Asker:
         # A question asks as a whole, however long; of a text nobody knows where one begins.
         last = slice(None) if located else slice(-self._query_tokens, None)
         states, heads = self._look_ahead(step.new, decoder, kwargs, request.retriever)
-        step.ahead = True
         ask = Ask(
             states=states[:, last],
             mask=mask[:, last],

@@ -64,10 +64,6 @@ class Reading:
         """What block `layer` reads of a recall; None: nothing. `timed` where somebody watches."""
         if layer not in self._layout.read_layers or self._layout.residual:
             return None
-        # A prompt's first layers have run, for the search. Measured, it answers as often when they
-        # do not run again to read what it found: see docs/how-it-works.md.
-        if step.ahead and layer < self._layout.index_layer:
-            return None
         held, seen, timing = recall.layers.get(layer), step.query_mask, self._core.timing
         if held is None:
             with timing.of("read"):

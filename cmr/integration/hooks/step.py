@@ -34,7 +34,6 @@ class Step:
         new: `[batch, tokens]` bool, which tokens are no padding; None where all are.
         seen: tokens that the cache has seen before.
         goes_on: whether the new tokens go on with a text, and ask nothing new.
-        ahead: whether layers ran ahead of its search: those read nothing in it.
         unrecorded: the search of its text where that has no record.
         told: takes note of it for a handle, see `LastForward`.
         ready: what each layer reads, put together ahead of the forward; None where layers put
@@ -64,7 +63,6 @@ class Step:
     new: torch.Tensor | None = None
     seen: int = 0
     goes_on: bool = False
-    ahead: bool = False
     unrecorded: TextSearch | None = None
     told: LastForward | None = None
     ready: dict[int, LayerMemory] | None = None

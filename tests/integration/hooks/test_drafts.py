@@ -33,7 +33,7 @@ def answers(
     The first releases of transformers 5 let a draft go on behind the last token that was wanted.
     """
     # By states as they are: with what that recalls the answers repeat themselves, as drafts need.
-    settings = {"refresh": refresh, "calibration": "none", "index_layer": 0}
+    settings = {"refresh": refresh, "calibration": "none"}
     with remembering(model, **settings) as memory, memory.session("anna"):
         passes = [0]
         decoder = model.get_decoder()

@@ -67,35 +67,9 @@ def untouched(model: nn.Module) -> bool:
 def test_a_prompt_runs_them_once(llama: nn.Module, memory: cmr.Memory) -> None:
     with runs(llama) as counts:
         asked(memory, text(2, 20, seed=2))
-    assert counts == dict.fromkeys(range(6), 1)
-    assert untouched(llama)
-
-
-def test_they_read_while_decoding_alone(llama: nn.Module, memory: cmr.Memory) -> None:
-    """Layer 2 stands in front of the index layer: in a prompt it has run when memory is found."""
-    read: list[set[int]] = []
-
-    def look(*_: object) -> None:
-        read.append(set(memory._stepper.step.gates))
-
-    handle = llama.model.layers[5].register_forward_hook(look)
-    try:
-        with memory.session("anna", "ben"):
-            llama.generate(text(2, 20, seed=2), max_new_tokens=3, do_sample=False)
-    finally:
-        handle.remove()
-    assert read == [{3}, {2, 3}, {2, 3}]
-
-
-def test_blended_states_are_blended_in_a_prompt_by_every_layer(llama: nn.Module) -> None:
-    """What a layer in front of the index layer adds reaches all behind it: those run again."""
-    settings = {**SETTINGS, "integration_method": "weighted_sum"}
-    with cmr.attach(llama, **settings) as memory:
-        memory.read(text(2, 200, seed=1), sessions=["anna", "ben"])
-        asked(memory, text(2, 20, seed=9))
-        with runs(llama) as counts:
-            asked(memory, text(2, 20, seed=2))
+    # The third one reads memory and runs ahead, too, as the index layer stands behind it.
     assert counts == {0: 1, 1: 1, 2: 2, 3: 1, 4: 1, 5: 1}
+    assert untouched(llama)
 
 
 @pytest.mark.parametrize(

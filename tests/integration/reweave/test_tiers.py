@@ -69,11 +69,8 @@ def test_what_is_run_through_the_model_again_reads_as_with_tokens_only(model: nn
 def test_what_is_far_away_is_gathered_ahead(llama: nn.Module) -> None:
     """In a thread that ends with the memory; what is raised there is raised where it is read."""
     _, _, memory = ask(llama, **TIERS["long_term_kv"])
-    layout = memory._core.layout
-    # A prompt's layers in front of the index layer read nothing.
-    assert memory._core.prefetcher.gathered == len(
-        [n for n in layout.targets if n >= layout.index_layer]
-    )
+    layers = memory.stats()["target_layers"]
+    assert memory._core.prefetcher.gathered == len(layers)
     assert not [t for t in threading.enumerate() if t.name.startswith("cmr-prefetch")]
     assert ask(llama, **TIERS["working"])[2]._core.prefetcher.gathered == 0
     with cmr.attach(llama, **SETTINGS, **TIERS["long_term_kv"], strict=True) as memory:
