@@ -9,6 +9,7 @@ import typer
 
 from cmr.cli.errors import friendly
 from cmr.cli.evaluating.command import Several, evaluate
+from cmr.cli.input.documents import require_there
 from cmr.cli.keys import find_key
 from cmr.cli.options import (
     BudgetOption,
@@ -125,6 +126,7 @@ def ask(
 
         remote.run(str(url), options, documents, questions)
         return
+    require_there(documents)
     from cmr.cli.ask import run
     from cmr.cli.settings import Settings
 
@@ -155,6 +157,7 @@ def chat(
     # As in `ask`.
     options = dict(locals())
     documents = options.pop("document") or []
+    require_there(documents)
     from cmr.cli.chat import run
     from cmr.cli.settings import Settings
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,8 +133,27 @@ def test_who_types_a_document_is_told_how_it_ends(monkeypatch, capsys):
 
 def test_where_to_save_is_checked_before_a_document_is_read(runner, fake, tmp_path):
     (tmp_path / "file").write_text("x")
-    words = ["--document", tmp_path / "no.txt", "--question", "Q", "--save", tmp_path / "file"]
+    (tmp_path / "empty.txt").touch()
+    words = ["--document", tmp_path / "empty.txt", "--question", "Q", "--save", tmp_path / "file"]
     assert "--save" in failed(ask(runner, *words))
+
+
+@pytest.mark.parametrize("command", ["ask", "chat"])
+def test_a_file_that_is_not_there_is_told_before_anything_is_loaded(command, tmp_path):
+    code = f"""
+import sys
+sys.argv = ["cmr", {command!r}, "--document", "no.txt"]
+from cmr.cli import main
+try:
+    main()
+except SystemExit as end:
+    print(end.code, "torch" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert done.stdout.split() == ["2", "False"]
+    assert f"no.txt: no such file in {tmp_path}" in done.stderr
 
 
 # -- PDF -----------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cmr.cli.errors import UsageError
@@ -36,8 +38,28 @@ def read_document(path: Path, option: str = "--document") -> str:
         UsageError: there is no text to be had; the message begins with `option` and the path.
     """
     said = f"{option} {path}"
-    try:
+    with _told(path, option):
         raw = pipe.read_bytes() if path == pipe.PIPE else path.read_bytes()
+    text = _text(raw, said)
+    if not text.strip():
+        raise UsageError(f"{said}: the document is empty; give one with text in it")
+    return text
+
+
+def require_there(paths: Iterable[Path], option: str = "--document") -> None:
+    """Raises as `read_document` does where a file cannot be opened, before anything is loaded."""
+    for path in paths:
+        with _told(path, option):
+            if path != pipe.PIPE:
+                path.open("rb").close()
+
+
+@contextmanager
+def _told(path: Path, option: str) -> Iterator[None]:
+    """Turn what the system says against a file into what to do about it."""
+    said = f"{option} {path}"
+    try:
+        yield
     except FileNotFoundError:
         raise UsageError(f"{said}: no such file in {_folder_of(path)}") from None
     except IsADirectoryError:
@@ -46,10 +68,6 @@ def read_document(path: Path, option: str = "--document") -> str:
         raise UsageError(f"{said}: you may not read it; `chmod u+r` allows the owner to") from None
     except OSError as error:
         raise UsageError(f"{said}: cannot be read: {error.strerror or error}") from None
-    text = _text(raw, said)
-    if not text.strip():
-        raise UsageError(f"{said}: the document is empty; give one with text in it")
-    return text
 
 
 def _text(raw: bytes, said: str) -> str:
