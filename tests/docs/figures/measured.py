@@ -190,6 +190,7 @@ def conversations() -> Iterator[str]:
     )
     left, theirs = (talk(system, "wrapped").of_bare.share for system in ("memory", "bm25"))
     yield f"everyday talk {left:.2f} of that are left, of BM25's {theirs:.2f} ([retrieval"
+    yield f"With Qwen it finds {talk('memory', 'bare', model=QWEN).found:.1%} % asked plainly"
 
 
 def talk(system: str, form: str, **which: Any) -> Row:
