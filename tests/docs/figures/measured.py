@@ -217,18 +217,20 @@ def readings() -> Iterator[str]:
 
 def costs() -> Iterator[str]:
     reading = newest("cost.jsonl", part="reading")
-    yield f"reading runs at {reading.ratio.p50:.3f} of the tokens a second of a plain forward"
+    yield f"reading runs at {reading.ratio.p50:.2f} of the tokens a second of a plain forward"
     yield f"and at {reading.ratio_all_logits.p50:.2f} of one that computes them all"
-    steps = [row.ratio.p50 for row in rows("cost.jsonl", part="decode")]
-    told(len(steps) == 4, "four runs of decoding steps")
-    inside = sorted(steps)
-    yield f"takes {inside[0]:.2f} to {inside[-1]:.2f} times as long"
-    yield f"{inside[0]:.2f}, {inside[1]:.2f}, {inside[2]:.2f}, {inside[3]:.2f}; the last two with"
+    step = newest("cost.jsonl", part="decode")
+    yield f"{step.stored:,} tokens stored, takes {step.ratio.p50:.2f} times as long"
     peak = newest("cost.jsonl", part="peak")
     few, many = peak.peaks[0]
     yield (
         f"a budget of {peak.budget:,} tokens, reading {many.tokens:,} tokens peaks at "
         f"{peak.ratio.p50:.3f} times the memory of reading {few.tokens:,}"
+    )
+    one, many = (newest("throughput.jsonl", batch=size, dtype="bfloat16") for size in (1, 16))
+    yield (
+        f"Stock `generate` of {one.new} tokens, its prompt and the search in it included, keeps "
+        f"{one.ratio.p50:.2f} of its tokens a second for one row and {many.ratio.p50:.2f} for"
     )
     harm = newest("perplexity.jsonl", scored_tokens=8176)
     low, high = harm.interval
@@ -242,7 +244,7 @@ def costs() -> Iterator[str]:
             for row in rows("search_users.jsonl", commit=commit)
             for part in ASKED
         ]
-        for commit in ("039bc48", "f95ed76")
+        for commit in ("ab9a368", "f95ed76")
     )
     asked = newest("search_users.jsonl")
     yield (
