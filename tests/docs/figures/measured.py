@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.recall.report import difference
-from tests.docs.ledger import Figure, Row, between, newest, of_json, rows, told
+from tests.docs.ledger import Figure, Row, between, newest, of_json, rows
 
 DOCUMENT = "docs/measured.md"
 SMOLLM2, QWEN = "smollm2-135m*", "qwen2.5-coder-0.5b*"
@@ -46,11 +46,23 @@ def held() -> Iterator[str]:
     yield from left_inside_talk()
     yield from forms()
     yield from beside_kvpress()
+    yield from over_kinds()
     yield from other_answers()
     yield from found()
     yield from conversations()
     yield from readings()
     yield from costs()
+
+
+KINDS = {
+    "memory": "**memory**",
+    "dense": "dense retriever (MiniLM), as text",
+    "bm25": "BM25, as text",
+    "full-context": "the whole text in the prompt",
+    "window": "the last tokens alone",
+    "snapkv": "SnapKV",
+    "expected-attention": "ExpectedAttention",
+}
 
 
 def answers(intervals: bool) -> Iterator[str]:
@@ -146,6 +158,22 @@ def beside_kvpress() -> Iterator[str]:
             f"{row.next_answer_seconds:.2f} |"
         )
     yield f"| right, of {row.n} [95 %, in %] | first answer, s | next one, s |"
+
+
+def over_kinds() -> Iterator[str]:
+    """The table of kinds of tasks at 8,000 tokens."""
+    found = {system: newest("kinds.jsonl", system=system, tokens=8000) for system in KINDS}
+    lines = ["| answered, mean over kinds | % [95 %] | first answer, s |", "|---|---|---|"]
+    for system, name in KINDS.items():
+        mean, interval = found[system].mean, found[system].mean_interval
+        lines.append(
+            f"| {name} | {mean:%} {between(interval)} | {found[system].first_answer_seconds:.1f} |"
+        )
+    yield "\n".join(lines)
+    yield (
+        f"presses keep {found['snapkv'].shown_tokens:.0f} tokens, the retrievers show as many as "
+        f"memory reads, {found['memory'].shown_tokens:.0f}"
+    )
 
 
 def followed(row: Row, long: bool) -> Figure:
