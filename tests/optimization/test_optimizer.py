@@ -237,8 +237,7 @@ def test_background_upkeep_and_forwards_take_turns(tiny) -> None:
     model = model_of(tiny)
     on = {"enable_background_optimization": True}
     with CMRPerformanceOptimizer(model, on, upkeep_seconds=0.002, quiet_seconds=0) as optimizer:
-        end, forwards = time.monotonic() + 30, 0
-        gone = 0
+        end, forwards, gone = time.monotonic() + 30, 0, 0
         while (optimizer.background.runs < 3 or gone < 3) and time.monotonic() < end:
             optimizer.optimize_forward(text(1, 32, seed=1))
             forwards += 1

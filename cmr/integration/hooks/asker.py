@@ -207,7 +207,8 @@ class Asker:
         with self._alone():
             metric = core.weighing(retriever)
         states, mask = states.to(device), None if mask is None else mask.to(device)
-        query.add(states if metric else core.indexed(states), mask, ids.to(device), metric)
+        states = core.indexed(states) if metric is None else states
+        query.add(states, mask, ids.to(device), metric)
 
     def _asking(self, step: Step) -> tuple[torch.Tensor, bool]:
         """`[batch, tokens]` bool: the new tokens that a search asks with.
