@@ -42,9 +42,11 @@ def remember(core: Core, reader: Reader, session: int, ids: torch.Tensor) -> Rem
     with core.lock:
         core.keeper.expire()
         seen = recognised(core.table.texts(session), ids.int(), core.ring.block_size)
-    said = torch.ones(len(ids), dtype=torch.bool)
+    said, told = torch.ones(len(ids), dtype=torch.bool), None
     if core.speech is not None:
         said = core.speech.said(ids, begins=True)
+        if core.speech.has_turns(ids):
+            told = core.speech.told(ids, said, core.vocabulary)
     known = torch.zeros_like(said)
     known[: seen.tokens] = seen.mask
     new = said & ~known
@@ -52,7 +54,7 @@ def remember(core: Core, reader: Reader, session: int, ids: torch.Tensor) -> Rem
     if bool(new.any()):
         base = None if seen.key is None else (seen.key, seen.tokens)
         none = torch.zeros(0, dtype=torch.int64)
-        text = RowText(~new, none, next(core.table.text_keys), base)
+        text = RowText(~new, none, next(core.table.text_keys), base, told=told)
         blocks = _read(core, reader, session, ids, new, text)
     counts = int(new.sum()), int((said & known).sum())
     return RememberReport(*counts, blocks, time.perf_counter() - started)

@@ -24,6 +24,7 @@ from cmr.integration.capture.block_writer import Captured
 from cmr.integration.capture.piece_scores import Piece
 from cmr.integration.capture.row_text import RowText
 from cmr.integration.capture.rows import Rows
+from cmr.integration.capture.turns import stored_only
 from cmr.integration.core import Core
 from cmr.integration.decoder.finite import Parts, all_finite, not_finite, parts_of, stored_of
 from cmr.integration.decoder.partial_pass import graph_from, states_entering
@@ -112,6 +113,13 @@ class _Text:
         before = 0 if self.known is None else self.known.context
         ends = [max(0, min(n, stop) - self.start) for n in self.rows.lengths]
         return [(min(end, max(0, before - self.start)), end) for end in ends]
+
+    def kinds(self, stop: int) -> torch.Tensor | None:
+        """Whose words are in the window that ends in front of `stop`; None: nobody knows."""
+        if self.known is None or self.known.text.told is None:
+            return None
+        kinds = self.known.text.kinds(self.known.place + self.start, stop - self.start)
+        return stored_only(kinds[None], self.valid(stop))
 
 
 class _Window(NamedTuple):
@@ -282,6 +290,7 @@ class Reader:
             layers=layers,
             rope=positions,
             keep=keep,
+            kinds=text.kinds(stop),
         )
         if text.gradient:
             # The next window must not hold on to the graph of this one.

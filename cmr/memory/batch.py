@@ -29,6 +29,22 @@ class LayerSource(NamedTuple):
     turned: Angles | None = None
 
 
+class BlockTurns(NamedTuple):
+    """What is known of the turns of a conversation that `n` blocks are of.
+
+    Attributes:
+        begins: of each whether a turn begins with it: no passage goes over its edge.
+        weights: of each, in a search: length of its index vectors.
+    """
+
+    begins: Sequence[bool]
+    weights: Sequence[float]
+
+    def part(self, which: slice) -> BlockTurns:
+        """Those of some of the blocks."""
+        return BlockTurns(self.begins[which], self.weights[which])
+
+
 @dataclass
 class BlockBatch:
     """`n` blocks to store, in the order of their text within each session.
@@ -45,6 +61,8 @@ class BlockBatch:
         relevance: `[batch, ceil(tokens / block_size)]` float32 or None.
         pick: `[n]` int64: row * ceil(tokens / block_size) + block; behind a row's end is padding.
             None: all blocks, row by row.
+        turns: where turns begin and what they weigh; None: the blocks of a session go on with each
+            other.
     """
 
     sessions: Sequence[int]
@@ -54,6 +72,7 @@ class BlockBatch:
     layers: Mapping[int, LayerSource]
     relevance: torch.Tensor | None = None
     pick: torch.Tensor | None = None
+    turns: BlockTurns | None = None
 
 
 def check_layers(

@@ -123,10 +123,13 @@ class BlockStore(TierTensors):
         numbers = torch.arange(self.clock + 1, self.clock + n + 1)
         # Blocks of one session in one batch follow each other, the first of them its newest one.
         before: dict[int, int] = {}
-        chain = []
+        chain, turns = [], batch.turns
         for slot, session in zip(slots.tolist(), batch.sessions, strict=True):
             chain.append(before.get(session, ledger.newest(session)))
             before[session] = slot
+        if turns is not None:
+            pairs = zip(chain, turns.begins, strict=True)
+            chain = [NO_SLOT if begins else slot for slot, begins in pairs]
         self.count_on(n)
         followed = torch.tensor([slot for slot in chain if slot >= 0], dtype=torch.int64)
         self.journal.rows(self.successor, uploaded(followed, device))
@@ -135,6 +138,9 @@ class BlockStore(TierTensors):
         reserved = Reserved(*there)
         write_layers(self.together, reserved.slots, pick, batch.layers)
         ring_write_index(self.index, None, reserved.slots, pick, batch.index.to(device))
+        if turns is not None and min(turns.weights) < 1.0:
+            weights = uploaded(torch.tensor(turns.weights, dtype=self.index.dtype), device)
+            self.index[reserved.slots] *= weights[:, None, None]
         ring_link(
             self.columns,
             reserved,

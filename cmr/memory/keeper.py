@@ -89,7 +89,8 @@ class Keeper:
         while done < n:
             room = self._make_room(batch.sessions[done:])
             part = slice(done, done + room)
-            piece = replace(batch, sessions=batch.sessions[part], pick=pick[part])
+            turns = None if batch.turns is None else batch.turns.part(part)
+            piece = replace(batch, sessions=batch.sessions[part], pick=pick[part], turns=turns)
             written.append(self.blocks.add(piece, [self.lifetime(s) for s in piece.sessions]))
             done += room
         return torch.cat(written)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from cmr.integration.capture.turns import Layout
 from cmr.integration.decoder.adapter import ModelAdapter
 from cmr.kernels.upload import uploaded
 from cmr.memory.batch import Angles, BlockBatch, LayerSource
@@ -35,6 +36,8 @@ class Captured:
         relevance: `[batch, blocks]` float32 in [0, 1], one for each block of the text; or None.
         keep: `[batch, tokens]` bool, False for tokens that must not be stored, see
             `BlockWriter.kept`; None: all may.
+        kinds: `[batch, 1 + tokens]` int8 on the CPU, whose words they are, see `turns`, beginning
+            with the token in front of them; None: nobody knows.
     """
 
     sessions: Sequence[int]
@@ -46,6 +49,7 @@ class Captured:
     reach: torch.Tensor | None = None
     relevance: torch.Tensor | None = None
     keep: torch.Tensor | None = None
+    kinds: torch.Tensor | None = None
 
     def kept_only(self) -> Captured:
         """The same with zeros for whatever must not be stored."""
@@ -65,6 +69,28 @@ class Captured:
                 number: (without(keys), None if values is None else without(values))
                 for number, (keys, values) in self.layers.items()
             },
+        )
+
+    def laid_out(self, layout: Layout, size: int) -> Captured:
+        """The same where each turn begins a block of `size` tokens."""
+        relevance = self.relevance
+        if relevance is not None:
+            # A block is as relevant as the one that its first token was in.
+            first = layout.places[:, ::size].clamp(min=0) // size
+            relevance = relevance.gather(1, first.to(relevance.device))
+        return replace(
+            self,
+            token_ids=layout.moved(self.token_ids),
+            valid=[(0, layout.places.shape[1])] * len(self.valid),
+            index=layout.moved(self.index),
+            layers={
+                n: (layout.moved(keys, 2), None if values is None else layout.moved(values, 2))
+                for n, (keys, values) in self.layers.items()
+            },
+            rope=layout.moved(self.rope),
+            reach=None if self.reach is None else layout.moved(self.reach),
+            relevance=relevance,
+            keep=None if self.keep is None else layout.moved(self.keep),
         )
 
 
@@ -97,17 +123,21 @@ class BlockWriter:
         # Nothing of a token that is not to be kept is stored, and no block without any other.
         store, text = self._keeper.blocks, captured.kept_only()
         size = store.block_size
-        tokens = text.token_ids.shape[1]
-        blocks = -(-tokens // size)
         # Positions go on over tokens that are not kept: what is stored says where it stood.
         positions = self._positions(text)
         if text.keep is not None:
             positions = positions.masked_fill(~text.keep.cpu(), -1)
+        layout = None
+        if text.kinds is not None:
+            layout = Layout(text.kinds, size)
+            text, positions = text.laid_out(layout, size), layout.moved(positions, padding=-1)
+        tokens = text.token_ids.shape[1]
+        blocks = -(-tokens // size)
         chosen = [
             (row, block)
             for row, (start, stop) in enumerate(text.valid)
             for block in range(start // size, -(-stop // size) if stop > start else 0)
-            if text.keep is None
+            if (text.keep is None and layout is None)
             or bool((positions[row, block * size : (block + 1) * size] >= 0).any())
         ]
         if not chosen:
@@ -128,6 +158,7 @@ class BlockWriter:
             },
             relevance=text.relevance,
             pick=torch.tensor([row * blocks + block for row, block in chosen]),
+            turns=None if layout is None else layout.turns(chosen),
         )
         self._keeper.write(batch)
         return written

@@ -11,6 +11,7 @@ from cmr.integration.capture.block_scorer import BlockScorer
 from cmr.integration.capture.columns import of_rows
 from cmr.integration.capture.piece_scores import Piece
 from cmr.integration.capture.row_text import RowText
+from cmr.integration.capture.turns import stored_only
 from cmr.integration.capture.window_record import WindowRecord
 from cmr.memory.sessions import SessionTable
 
@@ -34,6 +35,7 @@ class LeavingText:
         keep: `[rows, tokens]` bool, False for tokens that must never be stored; None: all may.
         finished: whether the text ends here, so that scores may look at all of it.
         texts: of each row its text, for its session to know it again; None: of none.
+        kinds: `[rows, 1 + tokens]` int8 on the CPU, see `Captured`; None: nobody knows.
         lead: how many columns in front of these left with them and become memory in no row.
     """
 
@@ -45,6 +47,7 @@ class LeavingText:
     keep: torch.Tensor | None
     finished: bool
     texts: list[RowText] | None = None
+    kinds: torch.Tensor | None = None
     lead: int = 0
 
     @classmethod
@@ -82,7 +85,8 @@ class LeavingText:
         texts = None if record.texts is None else [record.texts[row] for row in writers]
         wanted = _wanted(texts, columns["token_ids"], first, finished)
         keep = kept(columns["token_ids"], wanted)
-        return cls(sessions, columns, valid, starts, first, keep, finished, texts, lead)
+        kinds = _kinds(texts, valid, first, tokens)
+        return cls(sessions, columns, valid, starts, first, keep, finished, texts, kinds, lead)
 
     @property
     def mask(self) -> torch.Tensor:
@@ -141,3 +145,13 @@ def _wanted(
     wanted = torch.stack([text.kept(ids, -at, finished) for text, ids, at in rows])
     # Where it is all of them, nothing has to be left out of the blocks.
     return None if bool(wanted.all()) else wanted.to(token_ids.device)
+
+
+def _kinds(
+    texts: list[RowText] | None, valid: list[tuple[int, int]], first: list[int], tokens: int
+) -> torch.Tensor | None:
+    """Kinds `[rows, 1 + tokens]` of tokens, see `turns`; None: nobody knows them."""
+    if texts is None or any(text.told is None for text in texts):
+        return None
+    kinds = torch.stack([t.kinds(-at, tokens) for t, at in zip(texts, first, strict=True)])
+    return stored_only(kinds, valid)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from cmr.integration.capture.turns import OTHER, TOLD, UNSAID
 from cmr.memory.seen import MAX_TOKENS, Run, SeenText, grown, stretches
 from cmr.memory.sessions import SessionTable
 
@@ -20,6 +21,8 @@ class RowText:
         ends: ids that end an answer. What was generated from the first one on is filler.
         key: by which the session knows it again; None: it does not.
         base: key of the text that it goes on with and how many tokens of that one; None: none.
+        told: `[prompt]` bool on the CPU, what of the prompt its user told, rather than asked; the
+            rest was said, too, or is not to be stored. None: nobody knows whose words they are.
         sure: whether the answer is the one that was given: of several answers to one input nobody
             knows which was.
     """
@@ -29,6 +32,7 @@ class RowText:
     key: int | None = None
     base: tuple[int, int] | None = None
     sure: bool = True
+    told: torch.Tensor | None = None
 
     def known(self, sinks: int) -> int:
         """Tokens at the beginning of which none is to be stored.
@@ -55,19 +59,41 @@ class RowText:
             return ~over
         return ~over & ~(within & self.skipped[places.clamp(0, prompt - 1)])
 
-    def going_on(self, skipped: torch.Tensor, before: torch.Tensor, sure: bool) -> RowText:
+    def kinds(self, first: int, tokens: int) -> torch.Tensor:
+        """Kinds `[1 + tokens]` int8, see `turns`, from the place in front of `first` on.
+
+        What was stored before is not told from what nobody said.
+        """
+        assert self.told is not None
+        places, prompt = torch.arange(first - 1, first + tokens), len(self.skipped)
+        kinds = torch.full_like(places, OTHER, dtype=torch.int8)
+        kinds[places < 0] = UNSAID
+        inside = (places >= 0) & (places < prompt)
+        at = places[inside]
+        told = torch.where(self.told[at], TOLD, OTHER)
+        kinds[inside] = told.masked_fill(self.skipped[at], UNSAID).to(torch.int8)
+        return kinds
+
+    def going_on(
+        self,
+        skipped: torch.Tensor,
+        before: torch.Tensor,
+        sure: bool,
+        told: torch.Tensor | None = None,
+    ) -> RowText:
         """The same text where another prompt goes on with it.
 
         `skipped` `[tokens]` bool: what of the whole prompt nobody said; `before`: ids of what was
-        there already.
+        there already; `told`: of the whole prompt.
         """
         skipped = skipped.clone()
         skipped[: len(before)] |= ~self.kept(before, 0, finished=False)[: len(skipped)]
-        return replace(self, skipped=skipped, sure=sure)
+        return replace(self, skipped=skipped, sure=sure, told=told)
 
     def cropped(self, tokens: int) -> RowText:
         """The same where nothing is left behind its first tokens."""
-        return replace(self, skipped=self.skipped[:tokens])
+        told = None if self.told is None else self.told[:tokens]
+        return replace(self, skipped=self.skipped[:tokens], told=told)
 
     def note(
         self,

@@ -140,6 +140,7 @@ def _store(core: Core, record: WindowRecord, layers: LeftLayers, finished: bool)
         reach=columns.get("reach"),
         relevance=text.relevance(core.scorer, core.ring.block_size),
         keep=text.keep,
+        kinds=text.kinds,
     )
     blocks = core.writer.write(captured)
     text.note(core.table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -80,16 +80,20 @@ def follow(core: Core, request: Request, record: WindowRecord) -> None:
             texts.append(texts[-1])  # of the same input
             continue
         ids, whole = prompt.row(row // group, padding)
-        unsaid = torch.zeros(len(ids), dtype=torch.bool)
+        unsaid, told = torch.zeros(len(ids), dtype=torch.bool), None
         if core.config.remember == "all" and core.speech is not None:
-            unsaid = ~core.speech.said(ids, begins=True)
+            said = core.speech.said(ids, begins=True)
+            unsaid = ~said
+            if core.speech.has_turns(ids):
+                told = core.speech.told(ids, said, core.vocabulary)
         if before is not None:
             assert held is not None
             there = ids[: record.seen - padding].clone()
             there[max(0, len(there) - held.shape[1]) :] = held[row, -len(there) :]
-            texts.append(before[row].going_on(unsaid, there, sure=group == 1))
+            texts.append(before[row].going_on(unsaid, there, group == 1, told))
             continue
-        text = RowText(unsaid, prompt.ends, sure=group == 1 or request.caches is not None)
+        sure = group == 1 or request.caches is not None
+        text = RowText(unsaid, prompt.ends, sure=sure, told=told)
         # Whoever wants the whole text of a cache has it stored whatever was before.
         if whole and request.caches is None:
             text = _known(core, record.sessions[row], ids, text)
@@ -103,7 +107,7 @@ def _known(core: Core, session: int, ids: torch.Tensor, text: RowText) -> RowTex
     skipped = text.skipped.clone()
     skipped[: known.tokens] |= known.mask
     base = None if known.key is None else (known.key, known.tokens)
-    return RowText(skipped, text.ends, next(core.table.text_keys), base, text.sure)
+    return replace(text, skipped=skipped, key=next(core.table.text_keys), base=base)
 
 
 def own_texts(core: Core, record: WindowRecord) -> list[RowText]:
@@ -115,10 +119,13 @@ def own_texts(core: Core, record: WindowRecord) -> list[RowText]:
     texts = []
     for row, padding in enumerate(record.padding):
         begins = max(record.start, padding)
-        unsaid = filler[row, begins - record.start :].clone()
+        unsaid, told = filler[row, begins - record.start :].clone(), None
+        gone = torch.zeros(begins - padding, dtype=torch.bool)
         if core.speech is not None:
             held = ids[row, begins - record.start :]
             unsaid |= ~core.speech.said(held, begins=begins == padding)
-        gone = torch.zeros(begins - padding, dtype=torch.bool)
-        texts.append(RowText(torch.cat([gone, unsaid]), none))
+            # Where no turn begins it is not known to be a conversation.
+            if core.speech.has_turns(held):
+                told = torch.cat([gone, core.speech.told(held, ~unsaid, core.vocabulary)])
+        texts.append(RowText(torch.cat([gone, unsaid]), none, told=told))
     return texts

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from cmr.integration.requests.chat_template import Template, _common_end, _starts
+from cmr.retrieval.vocabulary import Vocabulary
 
 _MARKS = ("\u241f0\u241f", "\u241f1\u241f", "\u241f2\u241f")
 _TALK = ("user", "assistant", "user")
@@ -85,6 +86,30 @@ class Speech:
         last = (places + 1).where(turns != 0, 0).cummax(0).values
         silent = (last > 0) & (turns[(last - 1).clamp(min=0)] < 0)
         return said & ~silent[:-1]
+
+    def has_turns(self, ids: torch.Tensor) -> bool:
+        """Whether a turn of somebody begins in ids `[tokens]` on the CPU."""
+        return any(len(self._behind(ids, run)) for run in self._openings)
+
+    def told(
+        self, ids: torch.Tensor, said: torch.Tensor, vocabulary: Vocabulary | None
+    ) -> torch.Tensor:
+        """Which of what was `said` `[tokens]` bool users told: neither answers nor questions.
+
+        A question is a sentence with a question mark of any script.
+        """
+        whose = torch.zeros(len(ids) + 1, dtype=torch.int64)
+        for number, run in enumerate(self._openings, start=1):
+            whose[self._behind(ids, run)] = number
+        places = torch.arange(len(whose))
+        last = (places + 1).where(whose != 0, 0).cummax(0).values[:-1]
+        # In front of the first turn that begins here, nobody knows whose words they are.
+        told = said & (last > 0) & (whose[(last - 1).clamp(min=0)] == 1)
+        if vocabulary is None or not bool(told.any()):
+            return told
+        device = vocabulary.tables.classes.device
+        of, asks = vocabulary.parts(ids[None].to(device), told[None].to(device))
+        return told & ~asks[0][of[0].clamp(min=0)].cpu()
 
     @staticmethod
     def _behind(ids: torch.Tensor, run: torch.Tensor) -> torch.Tensor:
