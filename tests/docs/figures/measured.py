@@ -71,9 +71,6 @@ def answers(intervals: bool) -> Iterator[str]:
         cells = []
         for model in (SMOLLM2, QWEN):
             for form in ("", ", wrapped"):
-                if model == QWEN and system in ("window", "full"):
-                    cells.append("–")
-                    continue
                 row = newest("recall.jsonl", system=system + form, model=model, **ANSWERS)
                 right = f"**{row.right}**" if system == "memory" else f"{row.right}"
                 cells.append(f"{right} {between(row.wilson)}" if intervals else right)
