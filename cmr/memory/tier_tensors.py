@@ -47,7 +47,8 @@ class TierTensors:
         keys: layer number to `[slots, heads, block_size, key_dim]`, of the first tier.
         values: the same of values; no entry where hidden states are stored.
         together: the same, as they are written.
-        index: `[recent + working, block_size, hidden]` unit states at the index layer.
+        index: `[recent + working, block_size, hidden]` states at the index layer, of length
+            1, or of what they weigh in a search where that is less (`BlockTurns`).
         codes: `[long_term, block_size, hidden]` int8 of the same, None without such a tier.
         scale: `[long_term, block_size]` float32, what to multiply the codes with.
         parts: for each tier its tensors by name, `[slots of the tier, ...]`, without the shared

@@ -149,7 +149,7 @@ class Searched(Protocol):
     Attributes:
         block_size: tokens in a block.
         device: of the columns and of what `maxima` gives.
-        index: unit vectors of the upper tiers; its dtype is that of queries.
+        index: vectors of the upper tiers, no longer than 1; its dtype is that of queries.
         ledger: the host's account, see `SlotLedger`.
         session, positions, token_ids, successor, predecessor, relevance, created, cursor: see
             `Columns` of `cmr.kernels.ring_link`. `created` and `cursor` count the blocks of all

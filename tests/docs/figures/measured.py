@@ -47,6 +47,7 @@ def held() -> Iterator[str]:
     yield from forms()
     yield from beside_kvpress()
     yield from over_kinds()
+    yield from asked_again()
     yield from other_answers()
     yield from found()
     yield from conversations()
@@ -176,6 +177,17 @@ def over_kinds() -> Iterator[str]:
 def followed(row: Row, long: bool) -> Figure:
     """How many requests were followed; those at length are kinds of their own in a row."""
     return Figure(sum(n for name, n in row.by_form.items() if ("at length" in name) == long))
+
+
+def asked_again() -> Iterator[str]:
+    times = {"plainly": 1, "again": 2, "*Tell me again: …*": 3, "*Sorry, I forgot. …*": 4}
+    for name, at in (times | {"plainly, the fifth time": 5}).items():
+        which = {"system": f"time {at}", "seed": 1}
+        small, qwen = (newest("again.jsonl", model=m, **which) for m in (SMOLLM2, QWEN))
+        cells = (f"{row.right} {between(row.wilson)} | {row.found}" for row in (small, qwen))
+        yield f"| {name} | {' | '.join(cells)} |"
+    small, qwen = (newest("again.jsonl", model=m, system="time 1") for m in (SMOLLM2, QWEN))
+    yield f"| SmolLM2: right, of {small.n} [95 %] | found | Qwen: right, of {qwen.n} | found |"
 
 
 def other_answers() -> Iterator[str]:
