@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from cmr.integration.requests.chat_template import Template, _common_end, _starts
-from cmr.retrieval.vocabulary import Vocabulary
+from cmr.retrieval.vocabulary import FEWEST_WORDS, MOST_PARTS, Vocabulary
 
 _MARKS = ("\u241f0\u241f", "\u241f1\u241f", "\u241f2\u241f")
+_PIECE = MOST_PARTS * FEWEST_WORDS
 _TALK = ("user", "assistant", "user")
 
 
@@ -107,9 +109,17 @@ class Speech:
         told = said & (last > 0) & (whose[(last - 1).clamp(min=0)] == 1)
         if vocabulary is None or not bool(told.any()):
             return told
+        # Turn by turn: the last words of one are no part of the next one's question. In pieces that
+        # have no more sentences than are told apart.
+        at = told.nonzero()[:, 0]
+        turns = torch.unique_consecutive(last[at], return_counts=True)[1].tolist()
+        pieces = [piece for turn in at.split(turns) for piece in turn.split(_PIECE)]
         device = vocabulary.tables.classes.device
-        of, asks = vocabulary.parts(ids[None].to(device), told[None].to(device))
-        return told & ~asks[0][of[0].clamp(min=0)].cpu()
+        rows = pad_sequence([ids[piece] for piece in pieces], batch_first=True)
+        there = pad_sequence([torch.ones_like(p).bool() for p in pieces], batch_first=True)
+        of, asks = vocabulary.parts(rows.to(device), there.to(device))
+        told[at] = ~asks.gather(1, of.clamp(min=0)).cpu()[there]
+        return told
 
     @staticmethod
     def _behind(ids: torch.Tensor, run: torch.Tensor) -> torch.Tensor:

@@ -111,3 +111,21 @@ def test_without_turns_nobody_is_known_to_have_told(tokenizer: Any) -> None:
     ids = torch.tensor(tokenizer("Once upon a time.", add_special_tokens=False)["input_ids"])
     assert not speech.has_turns(ids)
     assert not bool(speech.told(ids, torch.ones_like(ids).bool(), None).any())
+
+
+def test_a_question_is_a_sentence_of_its_own_turn(tokenizer: Any) -> None:
+    speech = Speech.of(tokenizer, Template.of(tokenizer))
+    vocabulary = Vocabulary.of(tokenizer, torch.device("cpu"))
+    assert speech is not None
+    long = " ".join(f"Shelf {number} holds the maps." for number in range(300))
+    turns = [
+        {"role": "user", "content": "my sister lives in Ghent"},  # no mark at its end
+        {"role": "assistant", "content": "I see."},
+        {"role": "user", "content": "Where does she live?"},
+        {"role": "assistant", "content": "In Ghent."},
+        {"role": "user", "content": f"{long} Which shelf holds them?"},
+    ]
+    ids = torch.tensor(rendered(tokenizer, turns, begun=True))
+    told = tokenizer.decode(ids[speech.told(ids, speech.said(ids, True), vocabulary)])
+    assert told.startswith("my sister lives in GhentShelf 0 holds the maps.")
+    assert told.endswith("Shelf 299 holds the maps.") and "?" not in told
