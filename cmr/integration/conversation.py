@@ -45,8 +45,7 @@ def remember(core: Core, reader: Reader, session: int, ids: torch.Tensor) -> Rem
     said, told = torch.ones(len(ids), dtype=torch.bool), None
     if core.speech is not None:
         said = core.speech.said(ids, begins=True)
-        if core.speech.has_turns(ids):
-            told = core.speech.told(ids, said, core.vocabulary)
+        told = core.speech.told(ids, said, core.vocabulary)
     known = torch.zeros_like(said)
     known[: seen.tokens] = seen.mask
     new = said & ~known

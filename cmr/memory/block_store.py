@@ -128,8 +128,7 @@ class BlockStore(TierTensors):
             chain.append(before.get(session, ledger.newest(session)))
             before[session] = slot
         if turns is not None:
-            pairs = zip(chain, turns.begins, strict=True)
-            chain = [NO_SLOT if begins else slot for slot, begins in pairs]
+            chain = [NO_SLOT if new else at for at, new in zip(chain, turns.begins, strict=True)]
         self.count_on(n)
         followed = torch.tensor([slot for slot in chain if slot >= 0], dtype=torch.int64)
         self.journal.rows(self.successor, uploaded(followed, device))

@@ -83,9 +83,7 @@ def follow(core: Core, request: Request, record: WindowRecord) -> None:
         unsaid, told = torch.zeros(len(ids), dtype=torch.bool), None
         if core.config.remember == "all" and core.speech is not None:
             said = core.speech.said(ids, begins=True)
-            unsaid = ~said
-            if core.speech.has_turns(ids):
-                told = core.speech.told(ids, said, core.vocabulary)
+            unsaid, told = ~said, core.speech.told(ids, said, core.vocabulary)
         if before is not None:
             assert held is not None
             there = ids[: record.seen - padding].clone()
@@ -124,8 +122,7 @@ def own_texts(core: Core, record: WindowRecord) -> list[RowText]:
         if core.speech is not None:
             held = ids[row, begins - record.start :]
             unsaid |= ~core.speech.said(held, begins=begins == padding)
-            # Where no turn begins it is not known to be a conversation.
-            if core.speech.has_turns(held):
-                told = torch.cat([gone, core.speech.told(held, ~unsaid, core.vocabulary)])
+            told = core.speech.told(held, ~unsaid, core.vocabulary)
+            told = None if told is None else torch.cat([gone, told])
         texts.append(RowText(torch.cat([gone, unsaid]), none, told=told))
     return texts

@@ -83,28 +83,24 @@ class Speech:
         if begins:
             turns[0] = turns[0].where(turns[0] > 0, -1)
         turns[system] = -1
-        # What holds at a token is the last turn that began in front of it.
-        places = torch.arange(len(turns))
-        last = (places + 1).where(turns != 0, 0).cummax(0).values
+        last = _last(turns)
         silent = (last > 0) & (turns[(last - 1).clamp(min=0)] < 0)
-        return said & ~silent[:-1]
-
-    def has_turns(self, ids: torch.Tensor) -> bool:
-        """Whether a turn of somebody begins in ids `[tokens]` on the CPU."""
-        return any(len(self._behind(ids, run)) for run in self._openings)
+        return said & ~silent
 
     def told(
         self, ids: torch.Tensor, said: torch.Tensor, vocabulary: Vocabulary | None
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | None:
         """Which of what was `said` `[tokens]` bool users told: neither answers nor questions.
 
-        A question is a sentence with a question mark of any script.
+        A question is a sentence with a question mark of any script. None where no turn begins: it
+        is not known to be a conversation.
         """
         whose = torch.zeros(len(ids) + 1, dtype=torch.int64)
         for number, run in enumerate(self._openings, start=1):
             whose[self._behind(ids, run)] = number
-        places = torch.arange(len(whose))
-        last = (places + 1).where(whose != 0, 0).cummax(0).values[:-1]
+        if not bool(whose.any()):
+            return None
+        last = _last(whose)
         # In front of the first turn that begins here, nobody knows whose words they are.
         told = said & (last > 0) & (whose[(last - 1).clamp(min=0)] == 1)
         if vocabulary is None or not bool(told.any()):
@@ -127,3 +123,12 @@ class Speech:
         starts = _starts(ids[None], run)
         found = torch.zeros(0, dtype=torch.int64) if starts is None else starts[0].nonzero()[:, 0]
         return found + len(run)
+
+
+def _last(turns: torch.Tensor) -> torch.Tensor:
+    """For each token `[tokens]` 1 + the place of the last turn that began in front of it, else 0.
+
+    `turns` `[1 + tokens]` int64 is not 0 at the places where turns begin.
+    """
+    places = torch.arange(len(turns))
+    return (places + 1).where(turns != 0, 0).cummax(0).values[:-1]

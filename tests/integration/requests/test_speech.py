@@ -87,6 +87,14 @@ def test_a_template_that_refuses_a_system_prompt(tokenizer: Any) -> None:
     assert text == "Who repaired the clock?Anna did.And when?"
 
 
+def told_in(
+    speech: Speech, ids: torch.Tensor, said: torch.Tensor, vocabulary: Vocabulary | None
+) -> torch.Tensor:
+    told = speech.told(ids, said, vocabulary)
+    assert told is not None
+    return told
+
+
 @pytest.mark.parametrize("begun", [True, False])
 def test_what_users_told_is_neither_an_answer_nor_a_question(tokenizer: Any, begun: bool) -> None:
     speech = Speech.of(tokenizer, Template.of(tokenizer))
@@ -99,9 +107,9 @@ def test_what_users_told_is_neither_an_answer_nor_a_question(tokenizer: Any, beg
     ]
     ids = torch.tensor(rendered(tokenizer, [SYSTEM, *turns], begun))
     said = speech.said(ids, begins=True)
-    told = tokenizer.decode(ids[speech.told(ids, said, vocabulary)])
+    told = tokenizer.decode(ids[told_in(speech, ids, said, vocabulary)])
     assert told == "I moved to Oslo. It is cold today.The clock was repaired."
-    both = tokenizer.decode(ids[speech.told(ids, said, None)])
+    both = tokenizer.decode(ids[told_in(speech, ids, said, None)])
     assert both == turns[0]["content"] + turns[2]["content"]
 
 
@@ -109,8 +117,7 @@ def test_without_turns_nobody_is_known_to_have_told(tokenizer: Any) -> None:
     speech = Speech.of(tokenizer, Template.of(tokenizer))
     assert speech is not None
     ids = torch.tensor(tokenizer("Once upon a time.", add_special_tokens=False)["input_ids"])
-    assert not speech.has_turns(ids)
-    assert not bool(speech.told(ids, torch.ones_like(ids).bool(), None).any())
+    assert speech.told(ids, torch.ones_like(ids).bool(), None) is None
 
 
 def test_a_question_is_a_sentence_of_its_own_turn(tokenizer: Any) -> None:
@@ -126,6 +133,6 @@ def test_a_question_is_a_sentence_of_its_own_turn(tokenizer: Any) -> None:
         {"role": "user", "content": f"{long} Which shelf holds them?"},
     ]
     ids = torch.tensor(rendered(tokenizer, turns, begun=True))
-    told = tokenizer.decode(ids[speech.told(ids, speech.said(ids, True), vocabulary)])
+    told = tokenizer.decode(ids[told_in(speech, ids, speech.said(ids, True), vocabulary)])
     assert told.startswith("my sister lives in GhentShelf 0 holds the maps.")
     assert told.endswith("Shelf 299 holds the maps.") and "?" not in told
